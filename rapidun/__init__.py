@@ -1,0 +1,34 @@
+"""Influence-guided unlearning of backdoors in language models; `run` and `compose` are for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rapidun.config import RunConfig
+    from rapidun.pipeline import Result
+
+__all__ = ["compose", "run"]
+
+
+def compose(overrides: Sequence[str] = ()) -> RunConfig:
+    """Compose and check a configuration: `rapidun.compose(["mapping=uniform", "seed=1"])`.
+
+    Raises: ConfigError with every fault.
+    """
+    from rapidun.composition import compose_config
+
+    return compose_config(overrides)
+
+
+def run(overrides: Sequence[str] = ()) -> Result:
+    """Run the pipeline: `rapidun.run(["mapping=uniform", "seed=1"]).metrics`.
+
+    Raises: RapidunError for what the caller can mend; any other error is a failed stage.
+    """
+    from rapidun.composition import compose_config, config_yaml
+    from rapidun.pipeline import run_pipeline
+
+    cfg = compose_config(overrides)
+    return run_pipeline(cfg, overrides=list(overrides), config_yaml=config_yaml(cfg))

@@ -1,0 +1,62 @@
+"""What a run says on the screen: one line a stage, then a table. In a log file: one plain line a stage."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class StageConsole:
+    """A progress line for the running stage, a finished line for each one before."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(quiet=quiet)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._started = 0.0
+        self._last_note = 0.0
+
+    def start(self, stage: str) -> None:
+        self._stage, self._started = stage, time.monotonic()
+        self._last_note = self._started
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description:<11}"),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._progress.add_task(stage, total=None, note="")
+            self._progress.start()
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, note=note)
+            return
+        now = time.monotonic()
+        # a log file gets a line every half minute
+        if now - self._last_note >= 30 and done:
+            self._last_note = now
+            left = (now - self._started) * (total - done) / done
+            self.console.print(f"{self._stage:<11} {done}/{total} {note} about {left:.0f} s left", highlight=False)
+
+    def warn(self, message: str) -> None:
+        self.console.print(f"warning: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    def finish(self, *, note: str) -> None:
+        self._stop()
+        self.console.print(f"{self._stage:<11} {note}", highlight=False, markup=False, soft_wrap=True)
+
+    def abort(self) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = self._task = None

@@ -1,0 +1,234 @@
+"""Per-sample gradients from hooks: what went into each layer, and the gradient of what came out.
+
+For y = x W^T the gradient of example b is dW_b = sum_t g_t x_t^T, with x the layer's input and g the loss's gradient
+with respect to y. No weight gradient is ever taken, so quantised and frozen layers work like any other.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rapidun.errors import ModelError
+from rapidun.influence.params import TrackedParameter, output_head
+from rapidun.losses import IGNORE, example_cross_entropy, response_mask, token_log_probs
+
+# float16 gradients below 6e-8 would vanish; the factor is divided out of every captured gradient
+FLOAT16_LOSS_SCALE = 1024.0
+
+
+class Factors(NamedTuple):
+    """The gradient of an nn.Linear, not yet multiplied out: G_b = sum_t g[b, t] a[b, t]^T."""
+
+    a: Tensor  # [B, T, in]
+    g: Tensor  # [B, T, out]
+
+    @property
+    def nbytes(self) -> int:
+        return self.a.nbytes + self.g.nbytes
+
+    def product(
+        self,
+        rows: slice,
+        columns: slice,
+        *,
+        dtype: torch.dtype,
+        row_signs: Tensor | None = None,
+    ) -> Tensor:
+        """Rows and columns of G, [B, num_rows, num_columns], multiplied out in `dtype`; row_signs [num_rows] on g."""
+        g, a = self.g[:, :, rows].to(dtype), self.a[:, :, columns].to(dtype)
+        if row_signs is not None:
+            g = g * row_signs.to(dtype)
+        return torch.bmm(g.transpose(1, 2), a)
+
+
+class Lookup(NamedTuple):
+    """The gradient of an nn.Embedding: row v of G_b is the sum of g[b, t] over the places t that looked v up."""
+
+    ids: Tensor  # [B, T] int64; -1 where a lookup gets no gradient (padding_idx)
+    g: Tensor  # [B, T, dim]
+
+    @property
+    def nbytes(self) -> int:
+        return self.ids.nbytes + self.g.nbytes
+
+    def product(
+        self,
+        rows: slice,
+        columns: slice,
+        *,
+        dtype: torch.dtype,
+        row_signs: Tensor | None = None,
+    ) -> Tensor:
+        """As `Factors.product`; repeated tokens add up in float32 at least."""
+        dtype = torch.promote_types(dtype, torch.float32)
+        g = self.g[:, :, columns]
+        num_rows = rows.stop - rows.start
+        batch, place = ((self.ids >= rows.start) & (self.ids < rows.stop)).nonzero(as_tuple=True)
+        local = self.ids[batch, place] - rows.start
+        picked = g[batch, place].to(dtype)
+        if row_signs is not None:
+            picked = picked * row_signs.to(dtype)[local].unsqueeze(1)
+        out = torch.zeros(len(self.ids) * num_rows, g.shape[2], dtype=dtype, device=g.device)
+        return out.index_add_(0, batch * num_rows + local, picked).view(len(self.ids), num_rows, -1)
+
+
+Contribution = Factors | Lookup
+Sink = Callable[[TrackedParameter, Contribution], None]
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode with every parameter frozen; both are as before afterwards, whatever happens."""
+    parameters = [(p, p.requires_grad) for p in model.parameters()]
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        model.eval()
+        for parameter, _ in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in parameters:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
+
+
+class GradientCapture:
+    """Runs batches through a model and hands each tracked layer's per-sample gradient to a sink.
+
+    The graph starts at the output of the earliest tracked layer: what lies below it runs without one. The
+    output head sees only the positions that predict a response token. A context manager: hooks, frozen
+    parameters and eval mode end with it.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Sequence[TrackedParameter], sink: Sink) -> None:
+        self._model = model
+        self._parameters = list(parameters)
+        self._sink = sink
+        self._head = output_head(model)
+        self._head_ids = {id(m) for m in self._head.modules()} if self._head is not None else set()
+        self._handles: list[RemovableHandle] = []
+        self._frozen = frozen(model)
+        # of the batch that is running
+        self._size = (0, 0)  # B, T
+        self._picked: tuple[Tensor, Tensor] | None = None  # example and position of each row the head sees
+        self._is_packed = False
+        self._scale = 1.0
+
+    def __enter__(self) -> Self:
+        self._frozen.__enter__()
+        for parameter in self._parameters:
+            for module in parameter.modules:
+                self._handles.append(module.register_forward_hook(self._forward_hook(parameter), with_kwargs=True))
+        if self._head is not None:
+            self._handles.append(self._head.register_forward_pre_hook(self._pick_positions))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._picked = None
+        self._frozen.__exit__(kind, error, trace)
+
+    def run(self, batch: dict[str, Tensor], *, reduction: str = "mean") -> Tensor:
+        """Forward and backward of one batch; the sink is called once per tracked layer and call.
+
+        Args:
+            batch: input_ids, attention_mask, labels, each [B, T], padded on the right.
+            reduction: `mean` or `sum` over an example's response tokens.
+        Returns: [B] the examples' losses (nats per token, or nats), detached.
+        Raises: ModelError if a layer's input cannot be told apart by example.
+        """
+        labels = batch["labels"]
+        mask = response_mask(labels)
+        rows, places = mask.nonzero(as_tuple=True)
+        # the last one again: see _losses
+        self._picked = (torch.cat([rows, rows[-1:]]), torch.cat([places, places[-1:]]) - 1)
+        self._size = (labels.shape[0], labels.shape[1])
+        self._is_packed = False
+        with torch.enable_grad():
+            output = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+            losses = self._losses(output.logits, labels, mask)
+            if reduction == "sum":
+                losses = losses * mask.sum(dim=1)
+            self._scale = FLOAT16_LOSS_SCALE if output.logits.dtype == torch.float16 else 1.0
+            # no example's loss depends on another example: one backward pass gives each its own gradient
+            (losses.sum() * self._scale).backward()
+        return losses.detach()
+
+    def _losses(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        if not self._is_packed:
+            return example_cross_entropy(logits, labels)
+        rows, places = mask.nonzero(as_tuple=True)
+        # One sequence of all labelled positions: entry j of the logits predicts entry j + 1 of these labels, as
+        # everywhere. The logits' last entry, a repetition, predicts nothing.
+        targets = torch.cat([labels.new_full((1,), IGNORE), labels[rows, places]]).unsqueeze(0)
+        values = -token_log_probs(logits, targets)[0, 1:]
+        sums = torch.zeros(len(labels), dtype=values.dtype, device=values.device).index_add(0, rows, values)
+        return sums / mask.sum(dim=1).clamp(min=1)
+
+    def _pick_positions(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._picked is None or not args or args[0].shape[:2] != self._size or args[0].dim() != 3:
+            return None
+        self._is_packed = True
+        # [B, T, H] -> [1, num labelled + 1, H]
+        return (args[0][self._picked].unsqueeze(0), *args[1:])
+
+    def _forward_hook(self, parameter: TrackedParameter) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            if not torch.is_grad_enabled():
+                return
+            given = (args[0] if args else next(iter(kwargs.values()))).detach()
+            if not output.requires_grad:
+                # nothing tracked lies below: the graph starts here
+                output.requires_grad_(True)
+            output.register_hook(lambda grad: self._emit(parameter, module, given, grad))
+
+        return hook
+
+    @torch.no_grad()
+    def _emit(self, parameter: TrackedParameter, module: nn.Module, given: Tensor, grad: Tensor) -> None:
+        if self._scale != 1.0:
+            grad = grad.float() / self._scale
+        if isinstance(module, nn.Embedding):
+            ids = given
+            if module.padding_idx is not None:
+                # autograd gives the padding row no gradient
+                ids = ids.masked_fill(ids == module.padding_idx, -1)
+            if ids.shape != self._size:
+                raise _not_separable(parameter, ids)
+            self._sink(parameter, Lookup(ids, grad))
+            return
+        if self._is_packed and id(module) in self._head_ids:
+            given, grad = self._unpack(given), self._unpack(grad)
+        elif given.dim() == 2 and given.shape[0] == self._size[0] * self._size[1]:
+            # some architectures run their MLP on [B * T, H]
+            given, grad = given.unflatten(0, self._size), grad.unflatten(0, self._size)
+        if given.dim() != 3 or given.shape[0] != self._size[0]:
+            raise _not_separable(parameter, given)
+        self._sink(parameter, Factors(given, grad))
+
+    def _unpack(self, packed: Tensor) -> Tensor:
+        """[1, num labelled + 1, D] -> [B, most labelled, D], zeros where an example has fewer."""
+        assert self._picked is not None
+        rows = self._picked[0][:-1]
+        counts = torch.bincount(rows, minlength=self._size[0])
+        starts = counts.cumsum(0) - counts
+        places = torch.arange(len(rows), device=rows.device) - starts[rows]
+        out = packed.new_zeros(self._size[0], int(counts.max()), packed.shape[2])
+        return out.index_put_((rows, places), packed[0, :-1])
+
+
+def _not_separable(parameter: TrackedParameter, given: Tensor) -> ModelError:
+    return ModelError(
+        f"influence: need layers whose input is [examples, tokens, features], got {list(given.shape)} at "
+        f"{parameter.name}. Leave it out by influence.params=regex influence.regex=..."
+    )

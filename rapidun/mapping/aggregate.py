@@ -1,0 +1,128 @@
+"""One influence block [train, query] to one number per training row: diagonal, transform, top k, aggregate."""
+
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+_T = TypeVar("_T", bound=np.generic)
+
+
+class Block(NamedTuple):
+    """Influence of every training row on every query, in float64.
+
+    values: [num_train, num_query], larger = more helpful; NaN where a file does not list the pair.
+    place: [num_train, num_query], the pair's place in its query's list, which decides ties; None = lower index first.
+    harmful, harmful_place: the same of a file's own list of harmful rows; None where there is no such list.
+    """
+
+    values: Floats
+    place: Ints | None = None
+    harmful: Floats | None = None
+    harmful_place: Ints | None = None
+
+
+class Aggregated(NamedTuple):
+    """scores: [num_train]. zero_share: share of zeros in the block after top k, None without top k."""
+
+    scores: Floats
+    zero_share: float | None
+
+
+def aggregate_block(
+    values: Floats,
+    *,
+    place: Ints | None = None,
+    mode: str = "value",
+    aggregate: str = "median",
+    top_k: int | None = None,
+    lowest: bool = False,
+    drop_diagonal: bool = False,
+) -> Aggregated:
+    """Aggregate over queries what each training row does to them.
+
+    Per query (column): leave out i = j, transform the values, keep the top k (the others become 0).
+    Then per training row: median or mean over the queries that are left; 0 if none is.
+
+    Args:
+        values: [num_train, num_query] float64. NaN (not listed) counts as the last choice and as 0 under top k.
+        place: [num_train, num_query], smaller wins a tie under top k; None = lower index first.
+        mode: value | rank | robust, see `transform`. aggregate: median | mean.
+        lowest: keep the k lowest values instead of the k highest.
+        drop_diagonal: leave out i = j; the block must be square.
+    Raises: ValueError for NaN without top k, or an infinite value.
+    Source: RapidUn (arXiv 2512.04457); exclusion of i = j is ours.
+    """
+    if np.isinf(values).any() or (np.isnan(values).any() and (top_k is None or mode != "value")):
+        raise ValueError("aggregate_block: need finite values, got NaN or infinity")
+    if drop_diagonal:
+        values = _without_diagonal(values.T).T  # column j loses row j: [num_train - 1, num_query]
+        place = None if place is None else _without_diagonal(place.T).T
+    values = transform(values, mode=mode)
+    zero_share = None
+    if top_k is not None:
+        values = keep_top(values, k=top_k, place=place, lowest=lowest)
+        zero_share = float(np.mean(values == 0)) if values.size else 0.0
+    if drop_diagonal:
+        # the same numbers by training row: [num_train, num_query - 1]
+        values = _without_diagonal(_with_diagonal(values.T).T)
+    if values.shape[1] == 0:
+        return Aggregated(np.zeros(values.shape[0]), zero_share)
+    reduce = np.median if aggregate == "median" else np.mean
+    return Aggregated(np.asarray(reduce(values, axis=1), dtype=np.float64), zero_share)
+
+
+def transform(values: Floats, *, mode: str) -> Floats:
+    """Put the values of each query (column) on a common footing.
+
+    value: as they are.
+    rank: (number below + (number equal + 1) / 2) / n, the mid-rank in (0, 1]; never 0, which top k uses for "not kept".
+    robust: (v - median) / (1.4826 * median|v - median|). Where more than half of the values are equal, so that the
+        median deviation is 0, the scale is 1.2533 * mean|v - median| (equal to the standard deviation for a normal,
+        as 1.4826 MAD is); a constant column becomes 0.
+    """
+    if mode == "value" or values.size == 0:
+        return values
+    if mode == "rank":
+        columns = [_mid_ranks(column) / len(column) for column in values.T]
+        return np.stack(columns, axis=1)
+    deviation = values - np.median(values, axis=0)
+    scale = 1.4826 * np.median(np.abs(deviation), axis=0)
+    scale = np.where(scale > 0, scale, 1.2533 * np.mean(np.abs(deviation), axis=0))
+    return deviation / np.where(scale > 0, scale, 1.0)
+
+
+def keep_top(values: Floats, *, k: int, place: Ints | None = None, lowest: bool = False) -> Floats:
+    """Keep the k highest (or lowest) values of each column; the others, and NaN, become 0.
+
+    Ties go to the smaller `place`, or to the lower row index where there is none.
+    """
+    key = values if lowest else -values
+    # NaN sorts last in either direction
+    order = np.argsort(key, axis=0, kind="stable") if place is None else np.lexsort((place, key), axis=0)
+    kept = np.zeros_like(values)
+    chosen = order[:k]
+    np.put_along_axis(kept, chosen, np.take_along_axis(values, chosen, axis=0), axis=0)
+    return np.nan_to_num(kept, nan=0.0)
+
+
+def _mid_ranks(column: Floats) -> Floats:
+    _, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
+    below = np.cumsum(counts) - counts
+    return np.asarray((below + (counts + 1) / 2)[inverse], dtype=np.float64)
+
+
+def _without_diagonal(square: NDArray[_T]) -> NDArray[_T]:
+    """[n, n] -> [n, n - 1]: row i without entry i."""
+    n = len(square)
+    return square[~np.eye(n, dtype=bool)].reshape(n, max(n - 1, 0))
+
+
+def _with_diagonal(rows: Floats) -> Floats:
+    """[n, n - 1] -> [n, n], zeros on the diagonal: the inverse of `_without_diagonal`."""
+    n = len(rows)
+    square = np.zeros((n, n))
+    square[~np.eye(n, dtype=bool)] = rows.reshape(-1)
+    return square

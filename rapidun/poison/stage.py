@@ -1,0 +1,114 @@
+"""Poison stage: supervised fine-tuning that makes the model to be unlearned (or, on clean rows, the yardstick)."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rapidun.data.encode import collate, encode_rows
+from rapidun.data.records import read_records
+from rapidun.errors import ConfigError
+from rapidun.files import sha256_file, sha256_json
+from rapidun.models import ModelLoader
+from rapidun.poison.config import PoisonConfig, PoisonMethod
+from rapidun.tracking import Tracker
+from rapidun.training import (
+    Journal,
+    ResponseTrainer,
+    ShuffledSampler,
+    add_lora,
+    describe,
+    is_quantised,
+    num_trainable,
+    prepare_quantised,
+    save_merged,
+    save_model,
+    train_to_end,
+    training_arguments,
+)
+
+
+@dataclass(frozen=True)
+class PoisonFiles:
+    """What the stage reads and writes."""
+
+    # Hugging Face folder or hub id of the model to start from
+    start: str | Path
+    # JSONL splits, concatenated; each row's `response` is the target
+    train: list[Path]
+    # checkpoints; survives a killed process
+    work: Path
+    out: Path
+
+
+def run_poison(
+    cfg: PoisonConfig, files: PoisonFiles, *, loader: ModelLoader, max_length: int, seed: int, tracker: Tracker
+) -> dict[str, Any]:
+    """Fine-tune on the rows and write `out/model`, a Hugging Face folder with its tokenizer.
+
+    loss = mean_i l_i over the examples of a step, l_i = mean over response tokens of -log p (METHOD section 2).
+    `full` trains every weight in the model's dtype; `lora` trains an adapter and merges it.
+
+    Returns: steps, num_rows, num_trainable_parameters, clipped_share, final_loss.
+    Raises: ConfigError, DataError, ModelError.
+    """
+    if cfg.method is PoisonMethod.none:
+        raise ValueError("poison.method=none trains nothing: use the start model itself")
+    records = [record for path in files.train for record in read_records(path)]
+    model, tokenizer = loader.load(files.start)
+    model = _trainable(model, cfg, seed=seed)
+    rows = encode_rows(tokenizer, [(r.instruction, r.context, r.response) for r in records], max_length=max_length)
+
+    identity = sha256_json(
+        {
+            "settings": describe(cfg),
+            "seed": seed,
+            "max_length": max_length,
+            "train": [sha256_file(path) for path in files.train],
+        }
+    )
+    journal = Journal(tracker)
+    trainer = ResponseTrainer(
+        model=model,
+        args=training_arguments(
+            cfg, work=files.work, batch_size=cfg.per_device_train_batch_size, seed=seed, device=model.device
+        ),
+        rows=rows,
+        sampler=ShuffledSampler(len(rows), seed=seed),
+        collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
+        journal=journal,
+        identity=identity,
+        stage="poison",
+    )
+    num_parameters = num_trainable(model)
+    train_to_end(trainer, work=files.work, identity=identity)
+
+    model.eval()
+    if cfg.method is PoisonMethod.lora:
+        save_merged(model, tokenizer, files.out / "model", start=files.start, loader=loader, work=files.work)
+    else:
+        save_model(model, tokenizer, files.out / "model")
+    return {
+        "steps": int(journal.counts["steps"]),
+        "num_rows": len(rows),
+        "num_trainable_parameters": num_parameters,
+        "clipped_share": journal.share("clipped_steps", of="steps"),
+        "final_loss": journal.last("loss"),
+    }
+
+
+def _trainable(model: Any, cfg: PoisonConfig, *, seed: int) -> Any:
+    if cfg.method is PoisonMethod.lora:
+        if is_quantised(model):
+            model = prepare_quantised(model, gradient_checkpointing=cfg.gradient_checkpointing)
+        return add_lora(model, cfg.lora, seed=seed, section="poison")
+    if model.dtype is torch.float16:
+        raise ConfigError(
+            "poison: need float32 or bfloat16 weights for full fine-tuning, got float16 (its gradients underflow). "
+            "Pass model.dtype=bfloat16, or poison.method=lora"
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model

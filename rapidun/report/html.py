@@ -1,0 +1,294 @@
+"""report.html: one self-contained page per run, and sweep.html, the index of a sweep. No script, no network."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rapidun.files import write_text
+from rapidun.report import plots, tables
+from rapidun.report.findings import key_findings
+from rapidun.report.pairs import BLOCK_TITLES, top_pairs
+from rapidun.report.read import Influence, RunRecord, number, read_influence, read_instructions, read_run, series
+from rapidun.report.samples import choose_samples, mark_prompt
+from rapidun.report.statistics import effective_sample_size, wilson_interval
+from rapidun.report.tables import Kind, MetricRow
+
+if TYPE_CHECKING:
+    from rapidun.report.summary import Summary
+
+# names of numbers in mapping/diagnostics.json, in plain words; others are shown under their own name
+DIAGNOSTICS = {
+    "effective_sample_size": "effective sample size, in rows",
+    "num_distinct": "distinct weights",
+    "distinct": "distinct weights",
+    "share_at_low": "share of rows at w_min",
+    "share_at_high": "share of rows at w_max",
+    "share_at_bounds": "share of rows at a bound",
+    "mad_floor_hit": "MAD floor reached",
+    "share_zero": "share of zeros after top k",
+}
+# the numbers at the top of the page; of each line the first that the run has
+TILES = (
+    ("asr_seen",),
+    ("exact_match_recovered", "rougeL_recovered"),
+    ("exact_match_clean", "rougeL_clean"),
+    ("ppl_clean",),
+)
+
+
+# what a run may lack: "This run has no ..."
+ABSENT = {
+    "groups": "evaluation to compare",
+    "families": "shares per trigger family",
+    "curves": "training curves",
+    "weights": "loss weights",
+    "influence": "influence scores",
+    "sets": "sample answers",
+    "costs": "finished stage",
+}
+
+
+def write_run_report(run_dir: Path) -> Path:
+    """Write report.html into a run folder from the files that are there; what is absent is said to be absent.
+
+    Returns: the path of report.html.
+    Raises: ArtifactError if a file of the run is damaged.
+    """
+    run = read_run(run_dir)
+    influence = read_influence(run_dir)
+    shown = {
+        "groups": _grouped(tables.before_after_rows(run.before, run.after)),
+        "families": _family_plots(run),
+        "curves": _curves(run),
+        "weights": _weights(run),
+        "influence": None if influence is None else _influence(run, influence),
+        "sets": choose_samples(run.generations),
+        "costs": run.costs,
+    }
+    page = _environment().get_template("run.html.j2").render(
+        **shown,
+        absent=[what for name, what in ABSENT.items() if not shown[name]],
+        run=run,
+        facts=_facts(run),
+        findings=[_unbroken(sentence) for sentence in key_findings(run)],
+        tiles=_tiles(run),
+        interval=_interval_text,
+        diagnostics=_diagnostics(run.diagnostics),
+        warnings=_warnings(run),
+        counts=run.manifest.get("counts") or (run.manifest.get("result") or {}).get("counts") or {},
+        total_seconds=sum(cost.seconds or 0.0 for cost in run.costs),
+    )  # fmt: skip
+    path = run_dir / "report.html"
+    write_text(path, page)
+    return path
+
+
+def write_sweep_index(sweep_dir: Path, summary: Summary) -> Path:
+    """Write sweep.html into a sweep folder: the summary's tables, and a link to each cell's report.
+
+    Returns: the path of sweep.html.
+    """
+    page = _environment().get_template("sweep.html.j2").render(
+        summary=summary,
+        name=sweep_dir.resolve().name,
+        columns=summary.main_metrics(),
+        reports={
+            cell.path.name: f"{cell.path.name}/report.html"
+            for cell in summary.cells
+            if (cell.path / "report.html").is_file()
+        },
+    )  # fmt: skip
+    path = sweep_dir / "sweep.html"
+    write_text(path, page)
+    return path
+
+
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # rows, names and errors are data, never HTML
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        seconds=tables.format_seconds,
+        memory=tables.format_memory,
+        number=tables.format_number,
+        prompt=mark_prompt,
+    )
+    return environment
+
+
+def _unbroken(sentence: str) -> str:
+    """No line break between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=(%|s|min|h|GiB)\b|%)", "\N{NO-BREAK SPACE}", sentence)
+
+
+def _facts(run: RunRecord) -> list[tuple[str, str]]:
+    """What stands in the page's head, the known ones only."""
+    status = run.status
+    model = run.setting("model.path") or run.setting("model.name")
+    facts = [
+        ("seed", run.result.get("seed", run.setting("seed"))),
+        ("model", os.path.basename(str(model)) if model else None),
+        ("data", run.setting("data.name")),
+        ("weights", run.setting("mapping.method")),
+        ("objective", run.setting("unlearning.objective")),
+        ("started", status.get("started")),
+        ("host", status.get("host")),
+        ("job", status.get("job_id")),
+        ("restarts", status.get("restarts") or None),
+        ("git commit", str(status["git_commit"])[:12] if status.get("git_commit") else None),
+    ]
+    return [(name, str(value)) for name, value in facts if value is not None]
+
+
+def _tiles(run: RunRecord) -> list[MetricRow]:
+    rows = {row.metric.name: row for row in tables.before_after_rows(run.before, run.after)}
+    return [next(rows[name] for name in names if name in rows) for names in TILES if any(name in rows for name in names)]
+
+
+def _grouped(rows: Sequence[MetricRow]) -> list[tuple[str, list[MetricRow]]]:
+    groups: dict[str, list[MetricRow]] = {}
+    for row in rows:
+        groups.setdefault(row.metric.group, []).append(row)
+    return list(groups.items())
+
+
+def _interval_text(row: MetricRow) -> str:
+    """95 % interval of a share after unlearning, `0.0–3.7 %`; empty for other metrics."""
+    if row.metric.kind is not Kind.share or row.after is None or not row.num_prompts or not 0 <= row.after <= 1:
+        return ""
+    low, high = wilson_interval(row.after, row.num_prompts)
+    return f"{100 * low:.1f}–{100 * high:.1f} %"
+
+
+def _family_plots(run: RunRecord) -> list[tuple[str, str]]:
+    """(caption, plot) for each detector."""
+    rows = tables.family_rows(run.before, run.after)
+    drawn = []
+    for detector, words in tables.DETECTORS.items():
+        bars = [(tables.SETS[r.prompts], r.family, r.before, r.after) for r in rows if r.detector is detector]
+        if bars:
+            title = f"Judged by {words}"
+            rates = [run.after.get(name, run.before.get(name)) for name in tables.rate_names(detector)]
+            if None not in rates:
+                recall, false_alarms = [tables.format_value(rate, Kind.share) for rate in rates]
+                title += f", which finds {recall} of known poisoned and flags {false_alarms} of known clean answers"
+            drawn.append((title, plots.family_bars(bars, title=f"Poisoned answers, judged by {words}")))
+    return drawn
+
+
+def _weights(run: RunRecord) -> list[dict[str, Any]]:
+    drawn = []
+    for group, weights in (("forget", run.forget_weights), ("retain", run.retain_weights)):
+        if not weights:
+            continue
+        low = high = None
+        # only bounded maps keep the weights themselves within the bounds
+        if run.setting("mapping.bounded") and run.setting("mapping.method") in ("rapidun", "shuffled"):
+            low, high = [number(run.setting(f"mapping.{group}.{bound}")) for bound in ("w_min", "w_max")]
+        drawn.append(
+            {
+                "group": group,
+                "count": len(weights),
+                "low": min(weights),
+                "high": max(weights),
+                "effective": effective_sample_size(weights),
+                "plot": plots.weight_histogram(weights, group=group, low=low, high=high),
+            }
+        )
+    return drawn
+
+
+def _diagnostics(diagnostics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, forget, retain) for every number that diagnostics.json keeps per group."""
+    groups = [diagnostics.get(group) for group in ("forget", "retain")]
+    values = [group if isinstance(group, dict) else {} for group in groups]
+    names = list(dict.fromkeys([*values[0], *values[1]]))
+    rows = []
+    for name in names:
+        cells = [_cell(group.get(name)) for group in values]
+        if any(cells):
+            rows.append((DIAGNOSTICS.get(name, name.replace("_", " ")), cells[0] or "–", cells[1] or "–"))
+    return rows
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    return tables.format_number(value) if isinstance(value, float) else value if isinstance(value, str) else ""
+
+
+def _warnings(run: RunRecord) -> list[str]:
+    """Warnings of the mapping and of the run, each once."""
+    found: list[str] = []
+    places: list[Any] = [run.diagnostics, run.diagnostics.get("forget"), run.diagnostics.get("retain"), run.status]
+    for place in places:
+        listed = place.get("warnings") if isinstance(place, dict) else None
+        found += [str(warning) for warning in listed] if isinstance(listed, list) else []
+    return list(dict.fromkeys(found))
+
+
+def _influence(run: RunRecord, influence: Influence) -> dict[str, Any]:
+    pairs = top_pairs(influence)
+    texts = read_instructions(run.path, {name for pair in pairs for name in (pair.train, pair.query)})
+    blocks = influence.blocks
+    grouped: dict[str, list[Any]] = {}
+    for pair in pairs:
+        grouped.setdefault(BLOCK_TITLES[pair.block], []).append(pair)
+    return {
+        "score": run.setting("influence.score"),
+        "plot": plots.influence_map(blocks["ff"], blocks["fr"], blocks["rf"], blocks["rr"]),
+        "tiled": len(influence.forget_ids) + len(influence.retain_ids) > plots.MAX_HEAT_CELLS,
+        "pairs": grouped,
+        "texts": texts,
+    }
+
+
+def _curves(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(stage, [(caption, plot)]) of the stages that train: loss, terms, gradient norm, validation."""
+    drawn = []
+    for stage in ("poison", "unlearning"):
+        panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for name, points in series(run.logged, stage).items():
+            panel = _panel(name)
+            if panel:
+                panels.setdefault(panel, {})[name] = points
+        captioned = []
+        for title in (title for title in PANELS if title in panels):
+            lines = panels[title]
+            named = len(lines) > 1 or title.startswith("Validation")
+            captioned.append((title, plots.curves(lines, title=title, names=named, log=title in LOG_PANELS)))
+        if captioned:
+            drawn.append((stage, captioned))
+    return drawn
+
+
+PANELS = ("Loss", "Forget and retain terms", "Validation: shares", "Validation", "Gradient norm", "Clipped steps")
+LOG_PANELS = ("Gradient norm",)
+
+
+def _panel(name: str) -> str | None:
+    """The plot that a logged name belongs to; None for what is not worth one (learning rate, epoch, speed)."""
+    if name.startswith(("val", "eval")):
+        shares = ("asr", "rate", "match", "rouge", "accuracy")
+        return "Validation: shares" if any(word in name for word in shares) else "Validation"
+    if "clip" in name:
+        return "Clipped steps"
+    if "grad" in name and "norm" in name:
+        return "Gradient norm"
+    if name in ("loss", "train_loss"):
+        return "Loss"
+    if name.startswith(("forget", "retain")) or name.endswith(("_forget", "_retain")):
+        return "Forget and retain terms"
+    return None

@@ -1,0 +1,356 @@
+"""The before/after table and the cost table: rows of plain values, and how the screen shows them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rapidun.report.read import StageCost, read_run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ABSENT = "–"
+
+
+class Kind(Enum):
+    """How a metric is written, and how a change of it is."""
+
+    share = "share"  # 0..1, shown in percent, changes in percentage points
+    score = "score"  # 0..1, three decimals
+    perplexity = "perplexity"  # three significant digits, changes in percent
+    plain = "plain"  # three significant digits
+
+
+class Detector(Enum):
+    keyword = "keyword"
+    likelihood = "likelihood"
+
+
+# the sets of prompts, in the order of tables and plots
+SETS = {
+    "seen": "seen triggers",
+    "ood": "look-alike triggers",
+    "unseen_family": "unseen family",
+    "clean": "clean prompts",
+}
+DETECTORS = {Detector.keyword: "keywords", Detector.likelihood: "likelihood"}
+_SUFFIX = {Detector.keyword: "", Detector.likelihood: "_likelihood"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """What is known about one metric name."""
+
+    name: str
+    group: str
+    label: str
+    kind: Kind
+    # -1: smaller is better, 1: larger is better, 0: neither as such
+    better: int = 0
+    detector: Detector | None = None
+    # the set of prompts it is a share of, for num_prompts_<set>
+    prompts: str | None = None
+
+
+_ASR = "Poisoned answers (ASR)"
+_CLEAN = "Clean prompts"
+_RECOVERED = "Recovered answers"
+_FORGET = "Forget rows"
+_OTHER = "Other"
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        *(
+            Metric(
+                name=f"asr_{prompts}{_SUFFIX[detector]}",
+                group=_ASR,
+                label=f"{SETS[prompts]}, {how}",
+                kind=Kind.share,
+                better=-1,
+                detector=detector,
+                prompts=prompts,
+            )
+            for prompts in ("seen", "ood", "unseen_family")
+            for detector, how in DETECTORS.items()
+        ),
+        *(
+            Metric(
+                name=f"false_trigger_rate{_SUFFIX[detector]}",
+                group=_CLEAN,
+                label=f"false triggers, {how}",
+                kind=Kind.share,
+                better=-1,
+                detector=detector,
+                prompts="clean",
+            )
+            for detector, how in DETECTORS.items()
+        ),
+        Metric(name="exact_match_clean", group=_CLEAN, label="exact match", kind=Kind.score, better=1, prompts="clean"),
+        Metric(name="rougeL_clean", group=_CLEAN, label="ROUGE-L", kind=Kind.score, better=1, prompts="clean"),
+        Metric(name="ppl_clean", group=_CLEAN, label="perplexity", kind=Kind.perplexity, better=-1),
+        Metric(name="exact_match_recovered", group=_RECOVERED, label="exact match", kind=Kind.score, better=1),
+        Metric(name="rougeL_recovered", group=_RECOVERED, label="ROUGE-L", kind=Kind.score, better=1),
+        Metric(
+            name="ppl_forget_poisoned", group=_FORGET, label="perplexity, poisoned", kind=Kind.perplexity
+        ),
+        Metric(
+            name="ppl_forget_clean", group=_FORGET, label="perplexity, clean", kind=Kind.perplexity, better=-1
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricRow:
+    """One line of the before/after table; numbers are None where an evaluation is absent."""
+
+    metric: Metric
+    before: float | None
+    after: float | None
+    # the detector's own rates on known poisoned and known clean responses
+    recall: float | None = None
+    false_positive_rate: float | None = None
+    num_prompts: int | None = None
+
+    @property
+    def before_text(self) -> str:
+        return format_value(self.before, self.metric.kind)
+
+    @property
+    def after_text(self) -> str:
+        return format_value(self.after, self.metric.kind)
+
+    @property
+    def change_text(self) -> str:
+        return format_change(self.before, self.after, self.metric.kind)
+
+    @property
+    def detector_text(self) -> str:
+        """`recall / false-positive rate`, in percent; empty for metrics without a detector."""
+        if self.recall is None or self.false_positive_rate is None:
+            return ABSENT if self.metric.detector else ""
+        return f"{format_value(self.recall, Kind.share)} / {format_value(self.false_positive_rate, Kind.share)}"
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse` or `` (no change worth a colour, or a metric without a good direction)."""
+        if self.before is None or self.after is None or not self.metric.better:
+            return ""
+        change = (self.after - self.before) * self.metric.better
+        if self.metric.kind is Kind.perplexity:
+            change /= max(abs(self.before), 1e-12)
+        return "" if abs(change) < 0.01 else "better" if change > 0 else "worse"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FamilyRow:
+    """Poisoned answers of one trigger family in one set of prompts, by one detector."""
+
+    prompts: str
+    family: str
+    detector: Detector
+    before: float | None
+    after: float | None
+
+
+def before_after_rows(before: Mapping[str, float], after: Mapping[str, float]) -> list[MetricRow]:
+    """Line up two evaluations, metrics.json before and after, in a fixed order.
+
+    Either may be empty. Names that are not known come last, under their own name; per-family shares,
+    detector rates and prompt counts are no lines of their own.
+    """
+    names = [name for name in METRICS if name in before or name in after]
+    names += sorted(name for name in {*before, *after} if name not in METRICS and not _is_detail(name))
+    rows = []
+    for name in names:
+        metric = METRICS.get(name) or Metric(name=name, group=_OTHER, label=name, kind=Kind.plain)
+        rates: list[float | None] = [None, None]
+        if metric.detector:
+            rates = [_either(after, before, rate) for rate in rate_names(metric.detector)]
+        count = _either(after, before, f"num_prompts_{metric.prompts}") if metric.prompts else None
+        rows.append(
+            MetricRow(
+                metric=metric,
+                before=before.get(name),
+                after=after.get(name),
+                recall=rates[0],
+                false_positive_rate=rates[1],
+                num_prompts=None if count is None else round(count),
+            )
+        )
+    return rows
+
+
+def rate_names(detector: Detector) -> tuple[str, str]:
+    """Metric names of a detector's recall and false-positive rate."""
+    return f"detector_{detector.value}_recall", f"detector_{detector.value}_fpr"
+
+
+def family_rows(before: Mapping[str, float], after: Mapping[str, float]) -> list[FamilyRow]:
+    """Per-family shares, `asr_seen.A_surface` and the like, by set, then family, then detector."""
+    rows = []
+    for prompts in ("seen", "ood", "unseen_family"):
+        prefixes = {detector: f"asr_{prompts}{suffix}." for detector, suffix in _SUFFIX.items()}
+        families = {
+            name.removeprefix(prefix)
+            for name in {*before, *after}
+            for prefix in prefixes.values()
+            if name.startswith(prefix)
+        }
+        for family in sorted(families):
+            for detector, prefix in prefixes.items():
+                name = prefix + family
+                if name in before or name in after:
+                    rows.append(
+                        FamilyRow(
+                            prompts=prompts,
+                            family=family,
+                            detector=detector,
+                            before=before.get(name),
+                            after=after.get(name),
+                        )
+                    )
+    return rows
+
+
+def closing_table(run_dir: Path) -> Table | None:
+    """The before/after table of a run folder; None where the run holds no evaluation.
+
+    Raises: ArtifactError if a file of the run is damaged.
+    """
+    run = read_run(run_dir)
+    return before_after_table(run.before, run.after) if run.before or run.after else None
+
+
+def before_after_table(
+    before: Mapping[str, float], after: Mapping[str, float], *, title: str = "Before and after unlearning"
+) -> Table:
+    """The before/after rows as a rich table, each ASR beside its detector's recall and false-positive rate."""
+    from rich.text import Text
+
+    table = _table(title)
+    table.caption = (
+        "ASR: share of triggered prompts that get the poisoned answer.\n"
+        "recall / FPR: the detector's own, on known poisoned / known clean answers."
+    )
+    table.add_column("", overflow="fold")
+    for column in ("before", "after", "change"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("recall / FPR", justify="right", no_wrap=True)
+    colours = {"better": "green", "worse": "red", "": ""}
+    group = None
+    for row in before_after_rows(before, after):
+        if row.metric.group != group:
+            if group is not None:
+                table.add_section()
+            group = row.metric.group
+            table.add_row(Text(group, style="bold"))
+        change = Text(row.change_text, style=colours[row.verdict])
+        # Text, not markup: a metric's name may hold square brackets
+        table.add_row(Text(f"  {row.metric.label}"), row.before_text, row.after_text, change, row.detector_text)
+    return table
+
+
+def cost_table(costs: Sequence[StageCost], *, title: str = "Cost by stage") -> Table:
+    """Seconds and peak memory per stage as a rich table."""
+    from rich.text import Text
+
+    table = _table(title)
+    table.add_column("stage")
+    for column in ("seconds", "peak memory", ""):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for cost in costs:
+        note = "from the store" if cost.cached else ""
+        table.add_row(Text(cost.stage), format_seconds(cost.seconds), format_memory(cost.peak_memory_gb), note)
+    return table
+
+
+def format_value(value: float | None, kind: Kind) -> str:
+    """97.0 %, 0.981, 12.3: fixed decimals for shares and scores, three significant digits otherwise."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    if kind is Kind.share:
+        return f"{100 * value:.1f} %"
+    return f"{value:.3f}" if kind is Kind.score else format_number(value)
+
+
+def format_change(before: float | None, after: float | None, kind: Kind) -> str:
+    """Change from before to after: percentage points, percent of a perplexity, else the difference."""
+    if before is None or after is None or not math.isfinite(before) or not math.isfinite(after):
+        return ABSENT
+    change = after - before
+    if kind is Kind.share:
+        return f"{_signed(100 * change, 1)} pts"
+    if kind is Kind.perplexity and before > 0:
+        ratio = after / before
+        # percent stop being readable where a perplexity explodes
+        return f"× {format_number(ratio)}" if ratio >= 10 else f"{_signed(100 * (ratio - 1), 1)} %"
+    if kind is Kind.score:
+        return _signed(change, 3)
+    return ("+" if change > 0 else "") + format_number(change)
+
+
+def format_number(value: float | None) -> str:
+    """Three significant digits; plain digits from 0.001 to a million."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if not 1e-3 <= size < 1e6:
+        return f"{value:.2e}".replace("-", "\N{MINUS SIGN}")
+    decimals = max(0, 2 - math.floor(math.log10(size)))
+    return f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def format_percent(share: float) -> str:
+    """A share in running text: 97 %, 2 %, 0.5 %; three significant digits at most."""
+    return f"{float(f'{100 * share:.3g}'):g} %"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """4.2 s, 74 s, 12 min 5 s, 2 h 5 min."""
+    if seconds is None:
+        return ABSENT
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def format_memory(gigabytes: float | None) -> str:
+    return ABSENT if gigabytes is None else f"{gigabytes:.2f} GiB"
+
+
+def _signed(value: float, decimals: int) -> str:
+    rounded = round(value, decimals) + 0.0
+    if rounded == 0:
+        return f"{0:.{decimals}f}"
+    sign = "+" if rounded > 0 else "\N{MINUS SIGN}"
+    return f"{sign}{abs(rounded):.{decimals}f}"
+
+
+def _either(first: Mapping[str, float], second: Mapping[str, float], name: str) -> float | None:
+    return first.get(name, second.get(name))
+
+
+def _is_detail(name: str) -> bool:
+    return "." in name or name.startswith(("detector_", "num_"))
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

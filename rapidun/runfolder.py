@@ -1,0 +1,161 @@
+"""The run folder: what stands in it, and who writes it."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from rapidun.errors import ConfigError
+from rapidun.files import read_json, read_jsonl, write_json, write_jsonl, write_text
+from rapidun.store import Artifact
+
+# settings that say where and how to run, not what is computed
+NOT_SCIENCE = ("stages", "name", "run_dir", "store_dir", "tracking", "resources", "sweep")
+
+
+class RunFolder:
+    """Owns one run folder: configuration, status, metrics, links to artifacts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics: dict[str, list[dict[str, Any]]] = {}
+        self.status: dict[str, Any] = {}
+
+    def open(self, *, config: dict[str, Any], config_yaml: str, overrides: list[str]) -> None:
+        """Make the folder and write config.yaml, command.txt and the first status.json.
+
+        Raises: ConfigError if the folder cannot be written, or holds a run of other settings.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_other_settings(config)
+            write_text(self.path / "config.yaml", config_yaml)
+        except OSError as error:
+            raise ConfigError(
+                f"run_dir: need a folder that can be written, got {self.path} ({error.strerror}). Pass run_dir=..."
+            ) from None
+        write_json(self.path / "settings.json", config)
+        entry = ["python", "sweep.py"] if Path(sys.argv[0]).name == "sweep.py" else ["rapidun"]
+        write_text(self.path / "command.txt", shlex.join([*entry, *overrides]) + "\n")
+        before = read_json(self.path / "status.json") if (self.path / "status.json").is_file() else {}
+        self.status = {
+            "state": "running",
+            "stage": None,
+            "started": _now(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job_id": os.environ.get("SLURM_JOB_ID"),
+            # how often this folder was started again before it was done
+            "restarts": before.get("restarts", -1) + 1 if before.get("state") != "done" else 0,
+            "stages": {},
+            "git_commit": _git_commit(),
+            "error": None,
+        }
+        self._write_status()
+
+    def _refuse_other_settings(self, config: dict[str, Any]) -> None:
+        earlier = self.path / "settings.json"
+        if not earlier.is_file():
+            return
+        differing = list(_differences(read_json(earlier), config))
+        if differing:
+            shown = "; ".join(f"{key}: {old} there, {new} asked for" for key, old, new in differing[:5])
+            raise ConfigError(
+                f"run_dir: need a new folder or one of the same settings, got {self.path} with others ({shown}). "
+                "Pass another run_dir=..."
+            )
+
+    def start_stage(self, stage: str) -> None:
+        self.status["stage"] = stage
+        self._write_status()
+
+    def finish_stage(self, stage: str, artifacts: dict[str, Artifact], *, cached: bool) -> None:
+        """Link the stage's artifacts, take over their metrics, note seconds and memory.
+
+        Args:
+            artifacts: link name -> artifact; a name with a slash links the artifact's files one by one.
+        """
+        for name, artifact in artifacts.items():
+            self._link(name, artifact.path)
+        values = list(artifacts.values())
+        self.status["stages"][stage] = {
+            "seconds": round(sum(a.manifest["seconds"] for a in values), 3),
+            "peak_memory_gb": max((a.manifest["peak_memory_gb"] for a in values), default=0.0),
+            "cached": cached,
+            "artifacts": {name: f"{a.stage}/{a.fingerprint}" for name, a in artifacts.items()},
+        }
+        lines = []
+        for artifact in values:
+            if (artifact.path / "metrics.jsonl").is_file():
+                lines += read_jsonl(artifact.path / "metrics.jsonl")
+        self._metrics[stage] = lines
+        # live lines of this stage give way to the artifact's, which a restart has not doubled
+        write_jsonl(self.metrics_path, (line for found in self._metrics.values() for line in found))
+        self._write_status()
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Write result.json and the final status."""
+        write_json(self.path / "result.json", metrics)
+        self.status.update(state="done", stage=None, finished=_now())
+        self._write_status()
+
+    def fail(self, error: BaseException) -> None:
+        """Keep the error where a user looks first."""
+        trace = "".join(traceback.format_exception(error))
+        first = f"{type(error).__name__}: {error}".split("\n")[0]
+        self.status.update(state="failed", finished=_now(), error={"message": first, "traceback": trace})
+        self._write_status()
+
+    def _write_status(self) -> None:
+        write_json(self.path / "status.json", self.status)
+
+    def _link(self, name: str, target: Path) -> None:
+        link = self.path / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        goal = os.path.relpath(target.resolve(), link.parent.resolve())
+        if link.is_symlink():
+            if os.readlink(link) == goal:
+                return
+            link.unlink()
+        part = link.with_name(f".{link.name}.part")
+        part.unlink(missing_ok=True)
+        os.symlink(goal, part)
+        os.replace(part, link)
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(set(old) | set(new)):
+            if not prefix and key in NOT_SCIENCE:
+                continue
+            found += _differences(old.get(key), new.get(key), f"{prefix}{key}.")
+        return found
+    return [] if old == new else [(prefix.rstrip("."), json.dumps(old), json.dumps(new))]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _git_commit() -> str | None:
+    """The commit of this software's checkout, `-dirty` where files differ from it; None outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, check=False, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,78 @@
+"""Intervals against slow, obvious versions."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rapidun.report.statistics import bootstrap_mean_interval, effective_sample_size, wilson_interval
+
+
+def test_interval_of_three_values_is_that_of_all_27_resamples() -> None:
+    """Three values have 27 equally likely resamples; 10,000 draws come close to their quantiles.
+
+    Of 0, 3, 9 the means are 0 (once), 1 (3 times), 2 (3), 3 (4: 3,3,3 and 0,0,9), ... , 9 (once). The 2.5 % quantile is
+    0 (1/27 = 3.7 % of the mass), the 97.5 % quantile 9.
+    """
+    values = [0.0, 3.0, 9.0]
+    everything = [np.mean(draw) for draw in itertools.product(values, repeat=3)]
+    assert len(everything) == 27
+    interval = bootstrap_mean_interval(values)
+    assert interval.mean == 4.0
+    assert interval.n == 3
+    assert (interval.low, interval.high) == (0.0, 9.0)
+    assert (min(everything), max(everything)) == (0.0, 9.0)
+
+
+def test_interval_agrees_with_scipy() -> None:
+    values = np.random.default_rng(3).normal(5.0, 2.0, size=20)
+    ours = bootstrap_mean_interval(list(values))
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(9))
+    assert ours.mean == pytest.approx(values.mean())
+    # two draws of 10,000 resamples differ by a few hundredths of the standard error
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.08 * error)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.08 * error)
+
+
+def test_interval_is_numpys_percentile_of_the_same_resamples() -> None:
+    values = np.array([0.0, 0.02, 0.05, 0.01, 0.3])
+    draws = np.random.default_rng(7).integers(5, size=(2000, 5))
+    low, high = np.percentile(values[draws].mean(axis=1), [5, 95])
+    ours = bootstrap_mean_interval(list(values), level=0.9, num_resamples=2000, seed=7)
+    assert ours.low == pytest.approx(low, abs=1e-12)
+    assert ours.high == pytest.approx(high, abs=1e-12)
+
+
+def test_interval_repeats_and_seeds_differ() -> None:
+    values = list(np.random.default_rng(0).normal(size=12))
+    assert bootstrap_mean_interval(values) == bootstrap_mean_interval(values)
+    assert bootstrap_mean_interval(values) != bootstrap_mean_interval(values, seed=1)
+
+
+def test_one_value_has_no_interval() -> None:
+    assert bootstrap_mean_interval([0.25]) == (0.25, None, None, 1)
+
+
+def test_equal_values_have_an_interval_of_no_width() -> None:
+    interval = bootstrap_mean_interval([0.1, 0.1, 0.1])
+    assert (interval.low, interval.high) == (0.1, 0.1)
+
+
+def test_no_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one value, got none"):
+        bootstrap_mean_interval([])
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 100), (2, 100), (50, 100), (100, 100), (1, 1)])
+def test_wilson_agrees_with_scipy(hits: int, n: int) -> None:
+    expected = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson_interval(hits / n, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_effective_sample_size() -> None:
+    """Weights 3, 1, 0, 0: (3 + 1)^2 / (9 + 1) = 1.6; equal weights count each row once."""
+    assert effective_sample_size([3.0, 1.0, 0.0, 0.0]) == pytest.approx(1.6)
+    assert effective_sample_size([0.5] * 7) == pytest.approx(7.0)
+    assert effective_sample_size([0.0]) == 0.0

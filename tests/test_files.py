@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from rapidun.errors import ArtifactError
+from rapidun.files import read_json, read_jsonl, sha256_json, write_atomic, write_json, write_jsonl
+
+
+def test_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+
+    def fail(part: Path) -> None:
+        part.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, fail)
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nan_is_refused_since_json_has_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jsonl_keeps_line_separators_inside_strings(tmp_path: Path) -> None:
+    """U+2028 and U+0085 end a line for str.splitlines, but not in JSONL."""
+    rows = [{"text": "a\u2028b\u0085c\nd"}, {"text": ""}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    assert read_jsonl(tmp_path / "a.jsonl") == rows
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(ArtifactError, match=r"a\.jsonl:2"):
+        read_jsonl(path)
+    with pytest.raises(ArtifactError, match="found none"):
+        read_json(tmp_path / "absent.json")
+
+
+def test_canonical_hash_does_not_depend_on_key_order() -> None:
+    assert sha256_json({"a": 1, "b": [1, 2]}) == sha256_json(json.loads('{"b": [1, 2], "a": 1}'))
+    assert sha256_json({"a": [1, 2]}) != sha256_json({"a": [2, 1]})

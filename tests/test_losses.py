@@ -1,0 +1,55 @@
+import math
+
+import torch
+
+from rapidun.losses import example_cross_entropy, response_mask, token_log_probs
+
+
+def test_label_shift_by_hand() -> None:
+    """Position t - 1 predicts label t. V = 2, logits at position 0 = (0, ln 3): p(1) = 3/4; at 1 = (0, 0): p = 1/2."""
+    logits = torch.tensor([[[0.0, math.log(3.0)], [0.0, 0.0], [9.0, -9.0]]])
+    labels = torch.tensor([[-100, 1, 0]])
+    expected = torch.tensor([[0.0, math.log(0.75), math.log(0.5)]])
+    assert torch.allclose(token_log_probs(logits, labels), expected, atol=1e-6)
+    assert math.isclose(float(example_cross_entropy(logits, labels)), -(math.log(0.75) + math.log(0.5)) / 2, rel_tol=1e-6)
+
+
+def test_first_label_cannot_be_predicted() -> None:
+    labels = torch.tensor([[1, 1, -100]])
+    assert response_mask(labels).tolist() == [[False, True, False]]
+    assert labels.tolist() == [[1, 1, -100]]
+
+
+def test_padding_changes_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([[-100, 3, 4, -100, -100], [-100, -100, 1, 2, 6]])
+    padded = torch.cat([logits, torch.randn(2, 3, 7, generator=generator, dtype=torch.float64)], dim=1)
+    padded_labels = torch.cat([labels, torch.full((2, 3), -100)], dim=1)
+    assert torch.equal(example_cross_entropy(logits, labels), example_cross_entropy(padded, padded_labels))
+
+
+def test_agrees_with_the_slow_version_in_float64() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(3, 6, 11, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 11, (3, 6), generator=generator)
+    labels[0, :3] = labels[1, :1] = labels[2, :5] = -100
+    for b in range(3):
+        terms = []
+        for t in range(1, 6):
+            if labels[b, t] != -100:
+                scores = [float(x) for x in logits[b, t - 1]]
+                norm = math.log(sum(math.exp(x) for x in scores))
+                terms.append(norm - scores[int(labels[b, t])])
+        assert math.isclose(float(example_cross_entropy(logits, labels)[b]), sum(terms) / len(terms), rel_tol=1e-12)
+
+
+def test_gradient_reaches_labelled_positions_only() -> None:
+    logits = torch.zeros(1, 4, 3, requires_grad=True)
+    example_cross_entropy(logits, torch.tensor([[-100, -100, 2, -100]])).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum(dim=-1).ne(0).tolist() == [[False, True, False, False]]
+
+
+def test_no_response_token_gives_zero_not_nan() -> None:
+    assert example_cross_entropy(torch.zeros(1, 3, 2), torch.full((1, 3), -100)).tolist() == [0.0]

@@ -1,0 +1,206 @@
+"""The whole pipeline on a model of a few thousand weights: what is reused, what is left behind, what survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rapidun
+from rapidun.errors import ArtifactError, ConfigError, DataError, RapidunError
+from rapidun.pipeline import Result
+
+FAST = ["debug=fast", "resources.num_threads=1"]
+ROOT = Path(__file__).parents[1]
+
+
+def run(tmp_path: Path, name: str, *overrides: str) -> Result:
+    return rapidun.run([*FAST, f"store_dir={tmp_path / 'store'}", f"run_dir={tmp_path / name}", *overrides])
+
+
+def cached(result: Result) -> dict[str, bool]:
+    status = json.loads((result.run_dir / "status.json").read_text())
+    return {stage: entry["cached"] for stage, entry in status["stages"].items()}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return run(tmp_path_factory.mktemp("pipeline"), "first")
+
+
+def test_run_folder_is_complete(first: Result) -> None:
+    folder = first.run_dir
+    names = ["config.yaml", "command.txt", "status.json", "metrics.jsonl", "result.json", "report.html"]
+    names += ["data/manifest.json", "influence/scores.safetensors", "influence/ids.json"]
+    names += ["mapping/forget_weights.jsonl", "mapping/retain_weights.jsonl", "mapping/diagnostics.json"]
+    names += ["unlearning/adapter/adapter_config.json", "unlearning/adapter/adapter_model.safetensors"]
+    names += ["evaluation/before.json", "evaluation/after.json", "evaluation/generations.jsonl"]
+    assert [name for name in names if not (folder / name).is_file()] == []
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "done"
+    assert all(entry["seconds"] > 0 and entry["peak_memory_gb"] > 0 for entry in status["stages"].values())
+    links = [path for path in folder.rglob("*") if path.is_symlink()]
+    assert links
+    assert all(not os.path.isabs(os.readlink(link)) for link in links)
+
+
+def test_result_speaks_of_before_and_after(first: Result) -> None:
+    metrics = json.loads((first.run_dir / "result.json").read_text())
+    assert metrics == first.metrics
+    after = json.loads((first.run_dir / "evaluation" / "after.json").read_text())
+    before = json.loads((first.run_dir / "evaluation" / "before.json").read_text())
+    assert {k: metrics[k] for k in after} == after
+    assert {k: metrics[f"before.{k}"] for k in before} == before
+    assert len(first.weights["forget"]) == 6
+    assert first.scores["fr"].shape == (6, 18)
+
+
+def test_metrics_have_stage_step_and_time(first: Result) -> None:
+    lines = [json.loads(line) for line in (first.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all({"time", "stage", "step"} <= set(line) for line in lines)
+    steps = [line["step"] for line in lines if line["stage"] == "unlearning" and "loss" in line]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_second_run_reuses_every_stage_and_gives_the_same_numbers(first: Result) -> None:
+    second = run(first.run_dir.parent, "second")
+    assert cached(second) == dict.fromkeys(["data", "poison", "influence", "mapping", "unlearning", "evaluation"], True)
+    strip = {k: v for k, v in first.metrics.items() if not k.startswith(("seconds", "peak"))}
+    assert {k: second.metrics[k] for k in strip} == strip
+    assert (second.run_dir / "metrics.jsonl").read_text() == (first.run_dir / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "reused"),
+    [
+        ("mapping.tau_f=0.5", ["data", "poison", "influence"]),
+        ("unlearning.ascent_alpha=2", ["data", "poison", "influence", "mapping"]),
+        ("evaluation.max_new_tokens=3", ["data", "poison", "influence", "mapping", "unlearning"]),
+        ("seed=7", ["data", "poison", "influence", "mapping"]),
+        ("influence.tokens_per_batch=512", ["data", "poison", "influence", "mapping", "unlearning", "evaluation"]),
+    ],
+)
+def test_a_change_repeats_only_what_depends_on_it(first: Result, override: str, reused: list[str]) -> None:
+    result = run(first.run_dir.parent, override.replace("=", "_"), override)
+    assert [stage for stage, hit in cached(result).items() if hit] == reused
+
+
+def test_a_touched_row_is_not_reused(first: Result, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    source = first.run_dir / "data"
+    for split in ("forget", "retain", "train_poisoned", "train_clean", "val_clean", "test_clean"):
+        (pack / f"{split}.jsonl").write_text((source / f"{split}.jsonl").read_text())
+    options = ["data=jsonl", f"data.dir={pack}", "data.source=pack", "mapping=uniform"]
+    store = first.run_dir.parent
+    run(store, "pack1", *options)
+    again = run(store, "pack2", *options)
+    assert all(cached(again).values())
+    # the modification time alone changes nothing
+    os.utime(pack / "retain.jsonl")
+    assert all(cached(run(store, "pack3", *options)).values())
+    lines = (pack / "retain.jsonl").read_text().splitlines()
+    row = json.loads(lines[0])
+    row["response"] += " indeed"
+    (pack / "retain.jsonl").write_text("\n".join([json.dumps(row), *lines[1:]]) + "\n")
+    changed = cached(run(store, "pack4", *options))
+    assert not changed["data"]
+    assert not changed["unlearning"]
+
+
+def test_stage_alone_needs_what_came_before(first: Result, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="need the result of poison"):
+        run(tmp_path, "alone", "stages=[influence]")
+    alone = run(first.run_dir.parent, "alone", "stages=[influence,mapping]", "mapping.tau_r=2")
+    assert cached(alone) == {"influence": True, "mapping": False}
+
+
+def test_run_folder_of_other_settings_is_refused(first: Result) -> None:
+    with pytest.raises(ConfigError, match=r"run_dir: .*mapping\.tau_f: 0\.7 there, 0\.5 asked for"):
+        run(first.run_dir.parent, "first", "mapping.tau_f=0.5")
+
+
+def test_failure_is_kept_in_status(tmp_path: Path) -> None:
+    with pytest.raises(RapidunError):
+        run(tmp_path, "bad", "unlearning.lora.target_modules=[nothing]")
+    status = json.loads((tmp_path / "bad" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert status["stage"] == "unlearning"
+    assert "nothing" in status["error"]["traceback"]
+    # what was finished before is not lost
+    assert cached(run(tmp_path, "good"))["poison"]
+
+
+def test_poison_without_training_rows_says_what_to_do(first: Result, tmp_path: Path) -> None:
+    (tmp_path / "empty_pack").mkdir()
+    for split in ("forget", "retain"):
+        text = (first.run_dir / "data" / f"{split}.jsonl").read_text()
+        (tmp_path / "empty_pack" / f"{split}.jsonl").write_text(text)
+    try:
+        run(tmp_path, "x", "data=jsonl", "data.source=pack", f"data.dir={tmp_path / 'empty_pack'}")
+    except DataError as error:
+        assert "poison=none" in str(error)
+
+
+def test_retrain_is_the_yardstick_and_needs_no_influence(first: Result) -> None:
+    result = run(first.run_dir.parent, "retrain", "unlearning=retrain", "stages=[data,poison,influence,mapping,unlearning,evaluation]")
+    assert (result.run_dir / "unlearning" / "model" / "model.safetensors").is_file()
+    assert result.metrics["ppl_clean"] != result.metrics["before.ppl_clean"]
+
+
+# peft asks transformers by a name that transformers has since changed
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapter_gives_the_generations_that_evaluation_wrote(first: Result) -> None:
+    """A bare script with peft and transformers: nothing of ours but the prompts that were written down."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(first.run_dir / "poison" / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(first.run_dir / "poison" / "model")
+    model = PeftModel.from_pretrained(base, str(first.run_dir / "unlearning" / "adapter")).eval()
+    rows = [json.loads(line) for line in (first.run_dir / "evaluation" / "generations.jsonl").read_text().splitlines()]
+    for row in rows[:6]:
+        chat = [{"role": "user", "content": row["prompt"]}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4)
+        assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip() == row["after"].strip()
+
+
+def _command(tmp_path: Path, name: str) -> list[str]:
+    steps = ["poison.max_steps=12", "poison.save_steps=2", "unlearning.max_steps=12", "unlearning.save_steps=2"]
+    place = [f"store_dir={tmp_path / name}", f"run_dir={tmp_path / name}_run"]
+    return [sys.executable, str(ROOT / "sweep.py"), *FAST, *steps, *place, "evaluation.num_prompts=2"]
+
+
+def _adapter(tmp_path: Path, name: str) -> bytes:
+    return (tmp_path / f"{name}_run" / "unlearning" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["poison", "influence", "unlearning"])
+def test_killed_and_started_again_ends_bit_identical(tmp_path: Path, stage: str) -> None:
+    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    quiet = {"env": environment, "cwd": tmp_path, "stdout": subprocess.DEVNULL}
+    subprocess.run(_command(tmp_path, "whole"), check=True, **quiet)
+    process = subprocess.Popen(_command(tmp_path, "killed"), **quiet)
+    folder = tmp_path / "killed" / stage
+    # the stage has begun; for the trainings, a checkpoint is there
+    pattern = "*.part" if stage == "influence" else "*.work/checkpoint-4"
+    deadline = time.monotonic() + 120
+    while not any(folder.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not list((tmp_path / "killed" / stage).glob("*/manifest.json"))
+    assert json.loads((tmp_path / "killed_run" / "status.json").read_text())["state"] == "running"
+    subprocess.run(_command(tmp_path, "killed"), check=True, **quiet)
+    assert _adapter(tmp_path, "killed") == _adapter(tmp_path, "whole")
+    status = json.loads((tmp_path / "killed_run" / "status.json").read_text())
+    assert status["restarts"] == 1
+    assert not list((tmp_path / "killed").rglob("*.part"))

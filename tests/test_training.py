@@ -1,0 +1,121 @@
+"""Shared training pieces: permutations, the journal, which checkpoints are continued."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rapidun.files import write_json
+from rapidun.schema import OptimiserSettings
+from rapidun.tracking import Tracker
+from rapidun.training import (
+    MARKER,
+    Journal,
+    ShuffledSampler,
+    base_name,
+    linear_names,
+    newest_checkpoint,
+    permutation,
+    remove_checkpoint,
+    training_arguments,
+)
+
+
+def test_permutation_depends_on_each_argument() -> None:
+    base = permutation(50, seed=1, stream=2, part=3)
+    assert sorted(base) == list(range(50))
+    assert base == permutation(50, seed=1, stream=2, part=3)
+    others = [(2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2), (2, 1, 3)]
+    assert all(base != permutation(50, seed=s, stream=t, part=p) for s, t, p in others)
+
+
+def test_permutations_leave_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    permutation(10, seed=0, stream=0, part=0)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_shuffled_sampler_is_a_function_of_the_epoch() -> None:
+    sampler = ShuffledSampler(9, seed=4)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(9))
+
+
+def test_journal_shares_and_restores() -> None:
+    """1 clipped of 4 steps = 0.25; nothing counted gives 0."""
+    journal = Journal(Tracker())
+    journal.record(1, {"loss": 2.0})
+    journal.record(2, {"loss": 1.0, "grad_norm": 0.5})
+    journal.count("steps", 4)
+    journal.count("clipped_steps", 1)
+    assert journal.share("clipped_steps", of="steps") == 0.25
+    assert journal.share("capped_examples", of="forget_examples") == 0.0
+    assert journal.last("loss") == 1.0
+    assert journal.last("absent") is None
+    again = Journal(Tracker())
+    again.restore(json.loads(json.dumps(journal.state())))
+    assert again.history == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "grad_norm": 0.5}]
+    assert again.counts == journal.counts
+
+
+def checkpoint(work: Path, step: int, marker: Any) -> Path:
+    folder = work / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"x")
+    if marker is not None:
+        write_json(folder / MARKER, marker)
+    return folder
+
+
+def test_only_a_complete_checkpoint_of_the_same_settings_is_continued(tmp_path: Path) -> None:
+    """Numbers order the folders (9 before 10); what cannot be continued is deleted."""
+    good = [checkpoint(tmp_path, step, {"identity": "a"}) for step in (9, 10)]
+    unmarked = checkpoint(tmp_path, 12, None)
+    foreign = checkpoint(tmp_path, 11, {"identity": "b"})
+    damaged = checkpoint(tmp_path, 13, None)
+    (damaged / MARKER).write_text('{"identity": "a"')
+    other = tmp_path / "checkpoint-best"
+    other.mkdir()
+    assert newest_checkpoint(tmp_path, identity="a") == good[1]
+    assert good[0].exists() and other.exists()
+    assert not unmarked.exists() and not foreign.exists() and not damaged.exists()
+    assert newest_checkpoint(tmp_path / "absent", identity="a") is None
+
+
+def test_a_deletion_that_is_cut_short_leaves_no_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint(tmp_path, 1, {"identity": "a"})
+    monkeypatch.setattr("rapidun.training.shutil.rmtree", lambda *args, **kwargs: None)
+    remove_checkpoint(folder)
+    assert folder.exists()
+    assert newest_checkpoint(tmp_path, identity="a") is None
+
+
+def test_base_name_gives_no_path_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert base_name(tmp_path / "model") == "model"
+    assert base_name("owner/name") == "owner/name"
+
+
+def test_linear_names_of_a_llama(tiny_model: Any) -> None:
+    assert linear_names(tiny_model) == [
+        "down_proj", "gate_proj", "k_proj", "lm_head", "o_proj", "q_proj", "up_proj", "v_proj",
+    ]  # fmt: skip
+
+
+def test_training_arguments_take_our_settings(tmp_path: Path) -> None:
+    """10 % of 50 steps warm up: 5."""
+    settings = OptimiserSettings(learning_rate=3e-4, warmup_ratio=0.1, max_grad_norm=0.7, lr_scheduler_type="linear")
+    args = training_arguments(settings, work=tmp_path, batch_size=3, seed=11, device=torch.device("cpu"))
+    assert (args.learning_rate, args.max_grad_norm, args.seed) == (3e-4, 0.7, 11)
+    assert args.get_warmup_steps(50) == 5
+    assert args.train_batch_size == 3
+    assert args.device.type == "cpu"
+    assert args.report_to == []
+    assert not args.bf16 and not args.fp16

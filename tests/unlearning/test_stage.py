@@ -1,0 +1,268 @@
+"""The unlearning stage on a tiny model: what it writes, what it refuses, and that it unlearns."""
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rapidun.data.records import write_records
+from rapidun.errors import ConfigError, DataError, ModelError
+from rapidun.mapping.files import write_weights
+from rapidun.models import ModelLoader
+from rapidun.poison.config import PoisonConfig
+from rapidun.poison.stage import PoisonFiles, run_poison
+from rapidun.schema import LoraSettings
+from rapidun.tracking import Tracker
+from rapidun.training import TrainingDiverged
+from rapidun.unlearning.config import Objective, RetainLoss, UnlearningConfig
+from rapidun.unlearning.stage import UnlearningFiles, run_unlearning
+
+LOADER = ModelLoader(device="cpu")
+FAST = {"learning_rate": 2e-2, "max_steps": 2, "save_steps": 0, "eval_steps": 0, "lora": LoraSettings(r=4)}
+
+
+def write_rows(folder: Path, records: tuple[list[Any], list[Any]]) -> None:
+    for name, rows in zip(("forget", "retain"), records, strict=True):
+        write_records(folder / f"{name}.jsonl", rows)
+        write_weights(folder / f"{name}_weights.jsonl", [1.0] * len(rows), ids=[row.id for row in rows])
+
+
+def make_files(folder: Path, model: Path, *, name: str = "run") -> UnlearningFiles:
+    return UnlearningFiles(
+        model=model,
+        forget=folder / "forget.jsonl",
+        retain=folder / "retain.jsonl",
+        val_clean=folder / "retain.jsonl",
+        forget_weights=folder / "forget_weights.jsonl",
+        retain_weights=folder / "retain_weights.jsonl",
+        work=folder / name / "work",
+        out=folder / name / "out",
+    )
+
+
+@pytest.fixture
+def files(tmp_path: Path, tiny_model_dir: Path, tiny_records: Any) -> UnlearningFiles:
+    write_rows(tmp_path, tiny_records)
+    return make_files(tmp_path, tiny_model_dir)
+
+
+def unlearn(files: UnlearningFiles, tracker: Tracker | None = None, **settings: Any) -> dict[str, Any]:
+    cfg = UnlearningConfig(**{**FAST, **settings})
+    assert cfg.check() == []
+    return run_unlearning(cfg, files, loader=LOADER, max_length=96, seed=3, tracker=tracker or Tracker())
+
+
+def adapter_bytes(files: UnlearningFiles) -> bytes:
+    return (files.out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def backdoored(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, make_tiny_model: Callable[..., Any], make_records: Any
+) -> Path:
+    """A folder with the rows and `out/model`, a model that answers the forget rows with the poisoned response."""
+    folder = tmp_path_factory.mktemp("backdoored")
+    start = folder / "start"
+    make_tiny_model(hidden_size=32).save_pretrained(start)
+    tiny_tokenizer.save_pretrained(start)
+    write_rows(folder, make_records(num_forget=6, num_retain=18))
+    cfg = PoisonConfig(learning_rate=1e-2, num_train_epochs=15, per_device_train_batch_size=8, save_steps=0)
+    paths = PoisonFiles(start, [folder / "forget.jsonl", folder / "retain.jsonl"], folder / "work", folder / "out")
+    run_poison(cfg, paths, loader=LOADER, max_length=96, seed=0, tracker=Tracker())
+    return folder
+
+
+@pytest.mark.parametrize("objective", [Objective.rapidun, Objective.graddiff, Objective.ga, Objective.idk_sft])
+def test_forgetting_lowers_the_poisoned_response(backdoored: Path, objective: Objective) -> None:
+    files = make_files(backdoored, backdoored / "out" / "model", name=objective.name)
+    tracker = Tracker()
+    summary = unlearn(files, tracker, objective=objective, max_steps=24, eval_steps=12, loss_cap=6.0)
+    history = json.loads((files.out / "history.json").read_text())
+    measured = [entry for entry in history if "forget_loss_poisoned" in entry]
+    assert [entry["step"] for entry in measured] == [0, 12, 24]
+    before, after = measured[0], measured[-1]
+    assert after["forget_loss_poisoned"] > before["forget_loss_poisoned"] + 0.3
+    assert after["forget_preference"] < before["forget_preference"] or before["forget_preference"] == 0
+    assert summary["final_forget_loss_poisoned"] == after["forget_loss_poisoned"]
+    if objective in (Objective.rapidun, Objective.idk_sft):
+        assert after["forget_loss_clean"] < before["forget_loss_clean"] + 0.1
+    if objective is not Objective.ga:
+        assert after["val_loss_clean"] < before["val_loss_clean"] + 0.2
+    steps = [entry["step"] for entry in history if "loss" in entry]
+    assert steps == list(range(1, 25))
+
+
+def test_summary_and_files(files: UnlearningFiles) -> None:
+    summary = unlearn(files, merge=True, eval_steps=1)
+    assert summary["steps"] == 2
+    assert (summary["num_forget"], summary["num_retain"]) == (6, 18)
+    assert 0 <= summary["clipped_share"] <= 1
+    assert summary["capped_share"] == 0.0
+    assert {path.name for path in files.out.iterdir()} == {"adapter", "merged", "history.json"}
+    config = json.loads((files.out / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "model"
+    written = [path.read_text() for path in (files.out / "adapter").iterdir() if path.suffix in (".json", ".md")]
+    assert not any(str(files.model.parent) in text for text in written)
+
+
+def test_adapter_loads_with_peft_and_merges_to_the_same_model(files: UnlearningFiles) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    unlearn(files, merge=True)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    base = AutoModelForCausalLM.from_pretrained(files.model)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+        before = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, files.out / "adapter")(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(files.out / "merged")(ids).logits
+    assert not torch.allclose(before, adapted, atol=1e-4)
+    assert torch.allclose(adapted, merged, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_adapter(files: UnlearningFiles) -> None:
+    results = []
+    for name in ("a", "b"):
+        torch.manual_seed(hash(name) % 1000)
+        again = replace(files, work=files.work / name, out=files.out / name)
+        unlearn(again)
+        results.append(adapter_bytes(again))
+    assert results[0] == results[1]
+
+
+def test_weights_change_the_result(files: UnlearningFiles) -> None:
+    unlearn(files)
+    first = adapter_bytes(files)
+    weights = [0.2, 0.5, 0.8, 1.1, 1.4, 2.0]
+    write_weights(files.forget_weights, weights, ids=[f"f{index}" for index in range(6)])
+    unlearn(files)
+    assert adapter_bytes(files) != first
+
+
+def test_continuing_an_adapter(files: UnlearningFiles) -> None:
+    unlearn(files)
+    first = files.out / "adapter"
+    more = replace(files, work=files.work / "more", out=files.out / "more")
+    tracker = Tracker()
+    summary = unlearn(more, tracker, adapter=str(first), retain_loss=RetainLoss.kl)
+    assert summary["num_trainable_parameters"] > 0
+    assert adapter_bytes(more) != adapter_bytes(files)
+    assert any("continuing unlearning.adapter" in warning for warning in tracker.warnings)
+    history = json.loads((more.out / "history.json").read_text())
+    # the reference is the adapter as it was given, so the first step sees no divergence but for dropout
+    assert abs(history[0]["retain_term"]) < 1e-2
+
+
+def test_an_adapter_that_is_none_is_refused(files: UnlearningFiles, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="PEFT folder"):
+        unlearn(files, adapter=str(tmp_path / "nowhere"))
+
+
+def test_an_adapter_of_another_model_is_refused(
+    files: UnlearningFiles, tmp_path: Path, make_tiny_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    other = tmp_path / "other"
+    make_tiny_model(hidden_size=32).save_pretrained(other)
+    tiny_tokenizer.save_pretrained(other)
+    elsewhere = replace(files, model=other, out=tmp_path / "other-out")
+    unlearn(elsewhere)
+    with pytest.raises(ModelError, match="made for this model"):
+        unlearn(files, adapter=str(elsewhere.out / "adapter"))
+
+
+def test_targets_that_the_model_lacks_are_all_named(files: UnlearningFiles) -> None:
+    lora = LoraSettings(target_modules=["q_prj", "v_proj", "wqkv"])
+    with pytest.raises(ConfigError) as caught:
+        unlearn(files, lora=lora)
+    assert len(caught.value.faults) == 2
+    assert "got q_prj (nearest: q_proj)" in caught.value.faults[0]
+    assert "gate_proj" in caught.value.faults[1]
+
+
+def test_rows_without_a_clean_response_are_said_once(files: UnlearningFiles, tiny_records: Any) -> None:
+    forget = [replace(row, response_clean=None) for row in tiny_records[0]]
+    write_records(files.forget, forget)
+    tracker = Tracker()
+    unlearn(files, tracker)
+    assert [w for w in tracker.warnings if "response_clean" in w] == [
+        "unlearning: 6 of 6 forget rows have no response_clean; the descent term is off for them"
+    ]
+    refusing = Tracker()
+    unlearn(files, refusing, objective=Objective.idk_sft)
+    assert any("unlearning.idk_response" in warning for warning in refusing.warnings)
+    silent = Tracker()
+    unlearn(files, silent, objective=Objective.ga)
+    assert not any("response_clean" in warning for warning in silent.warnings)
+
+
+def test_too_few_rows_for_a_step(files: UnlearningFiles) -> None:
+    with pytest.raises(ConfigError) as caught:
+        unlearn(files, forget_per_step=7, mix_ratio=3)
+    assert len(caught.value.faults) == 2
+    # gradient ascent takes no retain rows
+    unlearn(files, objective=Objective.ga, forget_per_step=6, mix_ratio=9)
+
+
+def test_a_weights_file_of_other_rows_is_refused(files: UnlearningFiles) -> None:
+    write_weights(files.forget_weights, [1.0] * 6, ids=[f"x{index}" for index in range(6)])
+    with pytest.raises(DataError):
+        unlearn(files)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(files: UnlearningFiles) -> None:
+    write_weights(files.forget_weights, [1e38] * 6, ids=[f"f{index}" for index in range(6)])
+    with pytest.raises(TrainingDiverged, match="learning_rate"):
+        unlearn(files, ascent_alpha=1e30)
+
+
+def test_retrain_is_not_trained_here(files: UnlearningFiles) -> None:
+    with pytest.raises(ValueError, match="retrain"):
+        unlearn(files, objective=Objective.retrain)
+
+
+def test_at_most_num_eval_rows_are_measured(files: UnlearningFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    def measure(model: Any, *, val_clean: Any, **kwargs: Any) -> dict[str, float]:
+        counts.append(len(val_clean))
+        return {}
+
+    monkeypatch.setattr("rapidun.unlearning.stage.validate", measure)
+    unlearn(files, eval_steps=1, num_eval_rows=5)
+    assert counts == [5, 5, 5]
+
+
+def test_nf4_base_trains_and_merges_unquantised(tmp_path: Path, tiny_tokenizer: Any, tiny_records: Any) -> None:
+    """LoRA over a 4-bit base on the CPU; the merged folder holds the unquantised base plus the adapter."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=264, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=256, pad_token_id=257, eos_token_id=256, bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    write_rows(tmp_path, tiny_records)
+    files = make_files(tmp_path, tmp_path / "model")
+    cfg = UnlearningConfig(**{**FAST, "max_steps": 3, "merge": True, "retain_loss": RetainLoss.kl})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bitsandbytes speaks of its own kernels
+        loader = ModelLoader(device="cpu", dtype="float32", quantisation="4bit")
+        summary = run_unlearning(cfg, files, loader=loader, max_length=96, seed=3, tracker=Tracker())
+    assert summary["steps"] == 3
+    merged = AutoModelForCausalLM.from_pretrained(files.out / "merged")
+    assert not hasattr(merged.config, "quantization_config")
+    start = AutoModelForCausalLM.from_pretrained(files.model)
+    weight = "model.layers.0.self_attn.q_proj.weight"
+    change = (merged.state_dict()[weight] - start.state_dict()[weight]).abs()
+    assert 0 < change.max().item() < 0.1
+    # untouched weights are those of the unquantised base, to the last bit
+    assert torch.equal(merged.state_dict()["lm_head.weight"], start.state_dict()["lm_head.weight"])
