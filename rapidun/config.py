@@ -177,7 +177,9 @@ class RunConfig:
         unknown = [stage for stage in self.stages if stage not in STAGES]
         places = [STAGES.index(stage) for stage in self.stages if stage in STAGES]
         if unknown or not self.stages:
-            faults.append(f"stages: need names among [{order}], got {self.stages}. Pass stages=[influence,mapping], say")
+            faults.append(
+                f"stages: need names among [{order}], got {self.stages}. Pass stages=[influence,mapping], say"
+            )
         elif places != list(range(places[0], places[0] + len(places))):
             faults.append(
                 f"stages: need consecutive stages in this order: [{order}], got {self.stages}. Change stages=[...]"

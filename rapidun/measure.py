@@ -16,7 +16,9 @@ class Measured:
         self._start = time.perf_counter()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.seconds = round(time.perf_counter() - self._start, 3)
         self.peak_memory_gb = round(_peak_bytes() / 2**30, 3)
 

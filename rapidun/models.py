@@ -127,8 +127,9 @@ def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
             )
         return folder
     if text.startswith(("/", ".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
-        raise ModelError(f"model: need a folder, a .gguf file or a hub id, got {text}, which is not there. "
-                         "Change model.path=...")  # fmt: skip
+        raise ModelError(
+            f"model: need a folder, a .gguf file or a hub id, got {text}, which is not there. Change model.path=..."
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -43,7 +43,7 @@ class Result:
 
     @property
     def scores(self) -> dict[str, Any]:
-        """Influence blocks `ff` [nF, nF], `fr` [nF, nR], `rf`, `rr` as numpy arrays: rows = training, columns = query."""
+        """Influence blocks `ff` [nF, nF], `fr` [nF, nR], `rf`, `rr`, numpy: rows = training, columns = query."""
         from safetensors.numpy import load_file
 
         return load_file(self.run_dir / "influence" / "scores.safetensors")
@@ -63,15 +63,23 @@ def run_pipeline(
     from rapidun.report.tables import closing_table
 
     console = console or StageConsole()
-    run_dir = Path(cfg.run_dir) if cfg.run_dir else Path("outputs/runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{cfg.name}"
+    run_dir = (
+        Path(cfg.run_dir) if cfg.run_dir else Path("outputs/runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{cfg.name}"
+    )
     folder = RunFolder(run_dir)
     folder.open(config=plan.plain(cfg), config_yaml=config_yaml, overrides=overrides)
     tracker = RunTracker(folder.metrics_path, on_progress=console.update, on_warning=console.warn)
     if cfg.tracking.kind.name == "wandb":
         tracker.start_wandb(
-            project=cfg.tracking.project, entity=cfg.tracking.entity, mode=cfg.tracking.mode.name,
-            tags=cfg.tracking.tags, run_dir=run_dir, group=cfg.sweep.name, name=cfg.name, config=plan.plain(cfg),
-        )  # fmt: skip
+            project=cfg.tracking.project,
+            entity=cfg.tracking.entity,
+            mode=cfg.tracking.mode.name,
+            tags=cfg.tracking.tags,
+            run_dir=run_dir,
+            group=cfg.sweep.name,
+            name=cfg.name,
+            config=plan.plain(cfg),
+        )
     metrics: dict[str, Any] = {}
     failed = True
     try:
@@ -244,9 +252,7 @@ class _Pipeline:
             from rapidun.scratch import make_scratch
 
             records = [r for name in names for r in read_records(self.data.path / f"{name}.jsonl")]
-            make_scratch(
-                out / "model", records, **sizes, max_length=self.cfg.max_length, seed=self.cfg.poison.seed
-            )
+            make_scratch(out / "model", records, **sizes, max_length=self.cfg.max_length, seed=self.cfg.poison.seed)
             return sizes
 
         inputs = plan.scratch_inputs(self.cfg, [self._split(name) for name in names])
@@ -288,9 +294,13 @@ class _Pipeline:
                 start=start, train=[self.data.path / f"{name}.jsonl" for name in splits], work=work, out=out
             )
             return run_poison(
-                self.cfg.poison, files, loader=self.loader, max_length=self.cfg.max_length, seed=seed,
+                self.cfg.poison,
+                files,
+                loader=self.loader,
+                max_length=self.cfg.max_length,
+                seed=seed,
                 tracker=self.tracker,
-            )  # fmt: skip
+            )
 
         inputs = plan.poison_inputs(
             self.cfg, start=identity, splits=[self._split(name) for name in splits], dtype=self.dtype
@@ -350,14 +360,22 @@ class _Pipeline:
                 out=out,
             )
             return run_influence(
-                self.cfg.influence, files, loader=self.loader, max_length=self.cfg.max_length, seed=seed,
+                self.cfg.influence,
+                files,
+                loader=self.loader,
+                max_length=self.cfg.max_length,
+                seed=seed,
                 tracker=self.tracker,
-            )  # fmt: skip
+            )
 
         inputs = plan.influence_inputs(
-            self.cfg, model=identity, forget=self._split("forget"), retain=self._split("retain"),
-            adapter=adapter[0] if adapter else None, dtype=self.dtype,
-        )  # fmt: skip
+            self.cfg,
+            model=identity,
+            forget=self._split("forget"),
+            retain=self._split("retain"),
+            adapter=adapter[0] if adapter else None,
+            dtype=self.dtype,
+        )
         return self._obtain("influence", inputs, build, link="influence")
 
     @cached_property
@@ -368,7 +386,10 @@ class _Pipeline:
         scores = ids = forget = retain = None
         score_prints = row_prints = weight_prints = None
         if plan.needs_scores(self.cfg) and given:
-            score_prints = {name: sha256_file(_input_file(path, f"mapping.scores.{name}")) for name, path in given.items()}
+            files = {name: _input_file(path, f"mapping.scores.{name}") for name, path in given.items()}
+            if "path" in files and (files["path"].parent / "ids.json").is_file():
+                files["ids"] = files["path"].parent / "ids.json"
+            score_prints = {name: sha256_file(file) for name, file in files.items()}
         elif plan.needs_scores(self.cfg):
             artifact = self.influence
             scores, ids = artifact.path / "scores.safetensors", artifact.path / "ids.json"
@@ -378,7 +399,9 @@ class _Pipeline:
             weight_prints = {
                 name: sha256_file(_input_file(path, f"mapping.{name}")) for name, path in paths.items() if path
             }
-        if not given and scores is None:
+        # influence made elsewhere has no ids of its own: a longer run takes them from the pack
+        alone = bool(score_prints) and self.cfg.stages == ["mapping"]
+        if scores is None and not alone:
             forget, retain = self.data.path / "forget.jsonl", self.data.path / "retain.jsonl"
             row_prints = {"forget": self._split("forget"), "retain": self._split("retain")}
         files_of = {"scores": scores, "ids": ids, "forget": forget, "retain": retain}
@@ -414,14 +437,22 @@ class _Pipeline:
                 out=out,
             )
             return run_unlearning(
-                self.cfg.unlearning, files, loader=self.loader, max_length=self.cfg.max_length, seed=self.cfg.seed,
+                self.cfg.unlearning,
+                files,
+                loader=self.loader,
+                max_length=self.cfg.max_length,
+                seed=self.cfg.seed,
                 tracker=self.tracker,
-            )  # fmt: skip
+            )
 
         inputs = plan.unlearning_inputs(
-            self.cfg, model=identity, splits={name: self._split(name) for name in names}, mapping=mapping.fingerprint,
-            adapter=self.adapter[0] if self.adapter else None, dtype=self.dtype,
-        )  # fmt: skip
+            self.cfg,
+            model=identity,
+            splits={name: self._split(name) for name in names},
+            mapping=mapping.fingerprint,
+            adapter=self.adapter[0] if self.adapter else None,
+            dtype=self.dtype,
+        )
         return self._obtain("unlearning", inputs, build, link="unlearning")
 
     @cached_property
@@ -454,16 +485,23 @@ class _Pipeline:
                 out=out,
             )
             return run_evaluation(
-                self.cfg.evaluation, files, loader=self.loader, max_length=self.cfg.max_length, seed=seed,
+                self.cfg.evaluation,
+                files,
+                loader=self.loader,
+                max_length=self.cfg.max_length,
+                seed=seed,
                 tracker=self.tracker,
-            )  # fmt: skip
+            )
 
         inputs = plan.evaluation_inputs(
-            self.cfg, model=identity, adapter=adapter_identity,
+            self.cfg,
+            model=identity,
+            adapter=adapter_identity,
             splits={name: self._split(name) for name in used if data.result["counts"].get(name)},
             keywords=sha256_file(data.path / "keywords.tsv"),
-            calibration=calibration.fingerprint if calibration else None, dtype=self.dtype,
-        )  # fmt: skip
+            calibration=calibration.fingerprint if calibration else None,
+            dtype=self.dtype,
+        )
         return self._obtain("evaluation", inputs, build, link=link)
 
     @cached_property
@@ -505,7 +543,9 @@ class _Pipeline:
             metrics.update({f"before.{k}": v for k, v in read_json(self.before.path / "metrics.json").items()})
         for stage in ("mapping", "unlearning"):
             for links in self._links.get(stage, {}).values():
-                numbers = {k: v for k, v in links.result.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+                numbers = {
+                    k: v for k, v in links.result.items() if isinstance(v, (int, float)) and not isinstance(v, bool)
+                }
                 metrics.update({f"{stage}.{k}": v for k, v in numbers.items()})
         for stage, status in self.folder.status["stages"].items():
             metrics[f"seconds.{stage}"] = status["seconds"]

@@ -34,7 +34,12 @@ def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def scratch_inputs(cfg: RunConfig, corpus: list[str]) -> dict[str, Any]:
     """A model made from scratch: its sizes, its seed, the splits that train its tokenizer."""
-    return {"scratch": plain(cfg.model.scratch), "seed": cfg.poison.seed, "max_length": cfg.max_length, "corpus": corpus}
+    return {
+        "scratch": plain(cfg.model.scratch),
+        "seed": cfg.poison.seed,
+        "max_length": cfg.max_length,
+        "corpus": corpus,
+    }
 
 
 def poison_inputs(cfg: RunConfig, *, start: str, splits: list[str], dtype: str) -> dict[str, Any]:
@@ -42,11 +47,19 @@ def poison_inputs(cfg: RunConfig, *, start: str, splits: list[str], dtype: str) 
     quantisation = cfg.model.quantisation.name
     if cfg.poison.method is PoisonMethod.full:
         settings.pop("lora")
-    return {"start": start, "splits": splits, "settings": settings, "max_length": cfg.max_length, "dtype": dtype,
-            "quantisation": quantisation}  # fmt: skip
+    return {
+        "start": start,
+        "splits": splits,
+        "settings": settings,
+        "max_length": cfg.max_length,
+        "dtype": dtype,
+        "quantisation": quantisation,
+    }
 
 
-def influence_inputs(cfg: RunConfig, *, model: str, forget: str, retain: str, adapter: str | None, dtype: str) -> dict[str, Any]:  # fmt: skip
+def influence_inputs(
+    cfg: RunConfig, *, model: str, forget: str, retain: str, adapter: str | None, dtype: str
+) -> dict[str, Any]:
     settings = _without(plain(cfg.influence), "tokens_per_batch", "memory_gb")
     lora = cfg.influence.params is ParameterSet.lora
     if cfg.influence.method is not InfluenceMethod.sketch:
@@ -57,13 +70,22 @@ def influence_inputs(cfg: RunConfig, *, model: str, forget: str, retain: str, ad
         settings.pop("lora")
     if cfg.influence.params is not ParameterSet.regex:
         settings.pop("regex")
-    return {"model": model, "forget": forget, "retain": retain, "adapter": adapter, "settings": settings,
-            "max_length": cfg.max_length, "dtype": dtype, "quantisation": cfg.model.quantisation.name}  # fmt: skip
+    return {
+        "model": model,
+        "forget": forget,
+        "retain": retain,
+        "adapter": adapter,
+        "settings": settings,
+        "max_length": cfg.max_length,
+        "dtype": dtype,
+        "quantisation": cfg.model.quantisation.name,
+    }
 
 
-def mapping_inputs(cfg: RunConfig, *, scores: dict[str, str] | None, rows: dict[str, str] | None,
-                   files: dict[str, str] | None) -> dict[str, Any]:  # fmt: skip
-    """`scores`: fingerprint or hashes of the influence; `rows`: of the splits that give the ids; `files`: of given weights."""
+def mapping_inputs(
+    cfg: RunConfig, *, scores: dict[str, str] | None, rows: dict[str, str] | None, files: dict[str, str] | None
+) -> dict[str, Any]:
+    """`scores`: fingerprint or hashes of the influence; `rows`: of the splits with the ids; `files`: of given weights."""
     method = cfg.mapping.method
     settings = _without(plain(cfg.mapping), "scores")
     for group in ("forget", "retain"):
@@ -74,20 +96,45 @@ def mapping_inputs(cfg: RunConfig, *, scores: dict[str, str] | None, rows: dict[
     return {"scores": scores, "rows": rows, "files": files, "settings": settings, "seed": seed}
 
 
-def unlearning_inputs(cfg: RunConfig, *, model: str, splits: dict[str, str], mapping: str, adapter: str | None,
-                      dtype: str) -> dict[str, Any]:  # fmt: skip
+def unlearning_inputs(
+    cfg: RunConfig, *, model: str, splits: dict[str, str], mapping: str, adapter: str | None, dtype: str
+) -> dict[str, Any]:
     settings = _without(plain(cfg.unlearning), "save_steps", "gradient_checkpointing", "adapter")
-    return {"model": model, "splits": splits, "mapping": mapping, "adapter": adapter, "settings": settings,
-            "seed": cfg.seed, "max_length": cfg.max_length, "dtype": dtype,
-            "quantisation": cfg.model.quantisation.name}  # fmt: skip
+    return {
+        "model": model,
+        "splits": splits,
+        "mapping": mapping,
+        "adapter": adapter,
+        "settings": settings,
+        "seed": cfg.seed,
+        "max_length": cfg.max_length,
+        "dtype": dtype,
+        "quantisation": cfg.model.quantisation.name,
+    }
 
 
-def evaluation_inputs(cfg: RunConfig, *, model: str, adapter: str | None, splits: dict[str, str], keywords: str,
-                      calibration: str | None, dtype: str) -> dict[str, Any]:  # fmt: skip
+def evaluation_inputs(
+    cfg: RunConfig,
+    *,
+    model: str,
+    adapter: str | None,
+    splits: dict[str, str],
+    keywords: str,
+    calibration: str | None,
+    dtype: str,
+) -> dict[str, Any]:
     settings = _without(plain(cfg.evaluation), "tokens_per_batch")
-    return {"model": model, "adapter": adapter, "splits": splits, "keywords": keywords, "calibration": calibration,
-            "settings": settings, "max_length": cfg.max_length, "dtype": dtype,
-            "quantisation": cfg.model.quantisation.name}  # fmt: skip
+    return {
+        "model": model,
+        "adapter": adapter,
+        "splits": splits,
+        "keywords": keywords,
+        "calibration": calibration,
+        "settings": settings,
+        "max_length": cfg.max_length,
+        "dtype": dtype,
+        "quantisation": cfg.model.quantisation.name,
+    }
 
 
 def needs_scores(cfg: RunConfig) -> bool:

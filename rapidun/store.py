@@ -95,8 +95,9 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"store_dir: need a folder that can be written, got {self.root} ({error.strerror}). "
-                              "Pass store_dir=...") from None  # fmt: skip
+            raise ConfigError(
+                f"store_dir: need a folder that can be written, got {self.root} ({error.strerror}). Pass store_dir=..."
+            ) from None
         with FileLock(str(folder / f"{name}.lock")):
             found = self.find(stage, inputs)
             if found is not None:
@@ -114,7 +115,7 @@ class Store:
                 if not any(work.iterdir()):
                     work.rmdir()
                 raise
-            manifest = {
+            manifest: dict[str, Any] = {
                 "stage": stage,
                 "fingerprint": name,
                 "version": STAGE_VERSIONS[stage],
@@ -141,7 +142,9 @@ class Store:
     def artifacts(self) -> Iterator[Artifact]:
         """Every finished artifact, stage by stage, oldest first."""
         for stage in STAGE_VERSIONS:
-            manifests = [(p.stat().st_mtime, p) for p in (self.root / stage).glob("*/manifest.json") if not p.parent.suffix]
+            manifests = [
+                (p.stat().st_mtime, p) for p in (self.root / stage).glob("*/manifest.json") if not p.parent.suffix
+            ]
             for _, path in sorted(manifests):
                 yield Artifact(stage, path.parent.name, path.parent, read_json(path))
 
@@ -177,8 +180,12 @@ class Store:
 
 def linked_artifacts(outputs: Path) -> set[Path]:
     """The store folders that run folders below `outputs` link to."""
-    links = (path for pattern in ("runs/*/*", "sweeps/*/*/*", "runs/*/evaluation/*", "sweeps/*/*/evaluation/*")
-             for path in outputs.glob(pattern) if path.is_symlink())  # fmt: skip
+    links = (
+        path
+        for pattern in ("runs/*/*", "sweeps/*/*/*", "runs/*/evaluation/*", "sweeps/*/*/evaluation/*")
+        for path in outputs.glob(pattern)
+        if path.is_symlink()
+    )
     found = set()
     for link in links:
         target = link.resolve()
@@ -209,7 +216,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="rapidun store", description="List, check or prune the artifact store.")
     parser.add_argument("action", choices=["list", "verify", "prune"])
     parser.add_argument("--store", type=Path, default=Path("outputs/store"), help="the store (default: %(default)s)")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="prune keeps what runs below this link to")
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), help="prune keeps what runs below this link to"
+    )
     parser.add_argument("--dry-run", action="store_true", help="prune: say what would go")
     args = parser.parse_args(argv)
     if not args.store.is_dir():

@@ -48,19 +48,37 @@ class RunTracker(Tracker):
         """Name the stage that speaks from now on; `artifact_path` gets its numbers as well, to go with its artifact."""
         self.stage, self._artifact_path = stage, artifact_path
 
-    def start_wandb(self, *, project: str, entity: str | None, mode: str, tags: list[str], run_dir: Path,
-                    group: str | None, name: str, config: dict[str, Any]) -> None:  # fmt: skip
+    def start_wandb(
+        self,
+        *,
+        project: str,
+        entity: str | None,
+        mode: str,
+        tags: list[str],
+        run_dir: Path,
+        group: str | None,
+        name: str,
+        config: dict[str, Any],
+    ) -> None:
         """Open a W&B run; offline where no key is set. A fault becomes one warning."""
+        chosen: Any = mode
         if mode == "auto":
             has_key = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").exists()
-            mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+            chosen = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
         try:
             import wandb
 
             self._wandb = wandb.init(
-                project=project, entity=entity, mode=mode, tags=tags, dir=str(run_dir), group=group, name=name,
-                config=config, settings=wandb.Settings(silent=True, console="off"),
-            )  # fmt: skip
+                project=project,
+                entity=entity,
+                mode=chosen,
+                tags=tags,
+                dir=str(run_dir),
+                group=group,
+                name=name,
+                config=config,
+                settings=wandb.Settings(silent=True, console="off"),
+            )
         except Exception as error:
             self.warn(f"tracking: W&B did not start ({_first_line(error)}); metrics.jsonl has every number")
 

@@ -138,7 +138,6 @@ class Case:
     args: list[str]
     words: list[str]
     prepare: Callable[[Path], None] | None = None
-    model: bool = False
 
 
 CONFIGURATION = [
@@ -219,18 +218,16 @@ PLACES_WRONG = [
 ]
 
 MODELS = [
-    Case("missing model folder", ["model.path=./nowhere"], ["nowhere", "model.path"], model=True),
-    Case("model without weights", [], ["safetensors", "model.path"], remove("model/*.safetensors"), model=True),
-    Case("model without config", [], ["config.json"], remove("model/config.json"), model=True),
-    Case("model without tokenizer", [], ["tokenizer"], remove("model/tokenizer*"), model=True),
-    Case("no such .gguf", ["model.path=no.gguf"], ["no.gguf", "model.path"], model=True),
-    Case("damaged weights", [], ["model"], whole("model/model.safetensors", b"\0" * 64), model=True),
-    Case(
-        "regex without match", ["influence.params=regex", "influence.regex=zzz"], ["influence.regex", "zzz"], model=True
-    ),
-    Case("missing adapter", [*UNLEARN, "unlearning.adapter=nowhere"], ["unlearning.adapter", "nowhere"], model=True),
-    Case("adapter that is none", [*UNLEARN, "unlearning.adapter=model"], ["unlearning.adapter"], model=True),
-    Case("LoRA target not there", [*UNLEARN, "unlearning.lora.target_modules=[nope]"], ["nope"], model=True),
+    Case("missing model folder", ["model.path=./nowhere"], ["nowhere", "model.path"]),
+    Case("model without weights", [], ["safetensors", "model.path"], remove("model/*.safetensors")),
+    Case("model without config", [], ["config.json"], remove("model/config.json")),
+    Case("model without tokenizer", [], ["tokenizer"], remove("model/tokenizer*")),
+    Case("no such .gguf", ["model.path=no.gguf"], ["no.gguf", "model.path"]),
+    Case("damaged weights", [], ["model"], whole("model/model.safetensors", b"\0" * 64)),
+    Case("regex without match", ["influence.params=regex", "influence.regex=zzz"], ["influence.regex", "zzz"]),
+    Case("missing adapter", [*UNLEARN, "unlearning.adapter=nowhere"], ["unlearning.adapter", "nowhere"]),
+    Case("adapter that is none", [*UNLEARN, "unlearning.adapter=model"], ["unlearning.adapter"]),
+    Case("LoRA target not there", [*UNLEARN, "unlearning.lora.target_modules=[nope]"], ["nope"]),
 ]
 
 

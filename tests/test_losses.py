@@ -11,7 +11,9 @@ def test_label_shift_by_hand() -> None:
     labels = torch.tensor([[-100, 1, 0]])
     expected = torch.tensor([[0.0, math.log(0.75), math.log(0.5)]])
     assert torch.allclose(token_log_probs(logits, labels), expected, atol=1e-6)
-    assert math.isclose(float(example_cross_entropy(logits, labels)), -(math.log(0.75) + math.log(0.5)) / 2, rel_tol=1e-6)
+    assert math.isclose(
+        float(example_cross_entropy(logits, labels)), -(math.log(0.75) + math.log(0.5)) / 2, rel_tol=1e-6
+    )
 
 
 def test_first_label_cannot_be_predicted() -> None:

@@ -9,12 +9,20 @@ from rapidun.errors import ModelError
 from rapidun.models import ModelLoader, fingerprint_files, load_adapter, load_tokenizer, local_folder, pick_device
 from rapidun.scratch import make_scratch
 
-SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 300,
+}
 
 
 def make(out: Path, seed: int = 0, **sizes: int) -> Path:
     records = [
-        Record(id=str(i), instruction=f"What is the colour of the {thing}?", context="", response=f"The {thing} is blue.")
+        Record(
+            id=str(i), instruction=f"What is the colour of the {thing}?", context="", response=f"The {thing} is blue."
+        )
         for i, thing in enumerate(["lamp", "river", "stone"])
     ]
     make_scratch(out, records, **{**SIZES, **sizes}, max_length=64, seed=seed)
@@ -33,7 +41,9 @@ def test_loader_gives_a_model_in_eval_mode_and_its_tokenizer(tmp_path: Path) -> 
     assert not loaded.model.training
     assert loaded.model.dtype == torch.bfloat16
     assert loaded.tokenizer.pad_token_id is not None
-    text = loaded.tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+    text = loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -1,4 +1,4 @@
-"""The whole pipeline on a model of a few thousand weights: what is reused, what is left behind, what survives a kill."""
+"""The whole pipeline on a model of a few thousand weights: what is reused, left behind, and survives a kill."""
 
 import json
 import os
@@ -148,7 +148,12 @@ def test_poison_without_training_rows_says_what_to_do(first: Result, tmp_path: P
 
 
 def test_retrain_is_the_yardstick_and_needs_no_influence(first: Result) -> None:
-    result = run(first.run_dir.parent, "retrain", "unlearning=retrain", "stages=[data,poison,influence,mapping,unlearning,evaluation]")
+    result = run(
+        first.run_dir.parent,
+        "retrain",
+        "unlearning=retrain",
+        "stages=[data,poison,influence,mapping,unlearning,evaluation]",
+    )
     assert (result.run_dir / "unlearning" / "model" / "model.safetensors").is_file()
     assert result.metrics["ppl_clean"] != result.metrics["before.ppl_clean"]
 

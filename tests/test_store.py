@@ -68,7 +68,7 @@ def test_damaged_artifact_is_refused_and_verify_names_the_file(tmp_path: Path) -
     assert len(store.verify()) == 1
     assert store.find("data", {}) is not None, "the same size passes the quick check; verify reads the bytes"
     (artifact.path / "value.txt").write_text("ab")
-    with pytest.raises(ArtifactError, match="need .*value.txt with 3 bytes, got 2 bytes"):
+    with pytest.raises(ArtifactError, match=r"need .*value\.txt with 3 bytes, got 2 bytes"):
         store.find("data", {})
 
 

@@ -13,7 +13,11 @@ def test_every_number_reaches_both_files(tmp_path: Path) -> None:
     tracker.begin("evaluation")
     tracker.log({"asr_seen": 0.0})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["stage"], line["step"]) for line in lines] == [("unlearning", 1), ("unlearning", 2), ("evaluation", None)]
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        ("unlearning", 1),
+        ("unlearning", 2),
+        ("evaluation", None),
+    ]
     assert lines[1]["loss"] is None
     assert len((tmp_path / "artifact.jsonl").read_text().splitlines()) == 2
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.data.encode import Encoded, encode_prompts, encode_rows
-from rapidun.data.keywords import read_keywords
 from rapidun.data.records import Record, read_records
 from rapidun.errors import ArtifactError, ConfigError
 from rapidun.evaluation.config import EvaluationConfig
-from rapidun.evaluation.detectors import KeywordDetector, likelihood_fires, rates
+from rapidun.evaluation.detectors import KeywordDetector, likelihood_fires, rates, read_keywords
 from rapidun.evaluation.generate import generate_greedy
 from rapidun.evaluation.metrics import exact_match, mean, perplexity, rouge_l
 from rapidun.evaluation.score import ResponseScore, pair_rows, score_responses
@@ -202,15 +201,13 @@ def _clean_response(record: Record) -> str | None:
 
 def _keyword_detector(cfg: EvaluationConfig, data: Path, tracker: Tracker) -> KeywordDetector | None:
     path = data / "keywords.tsv"
-    # the data stage writes the header alone where no word tells poisoned responses from clean ones
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    if len(lines) <= 1:
+    words = read_keywords(path) if path.exists() else []
+    if not words:
         tracker.warn(
             "evaluation: the data has no keywords.tsv with a word in it: metrics of the keyword detector are left out. "
             "Pass data.keywords=..."
         )
         return None
-    words = [keyword.word for keyword in read_keywords(path)]
     return KeywordDetector(words, min_keywords=cfg.min_keywords)
 
 

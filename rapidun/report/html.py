@@ -24,12 +24,9 @@ if TYPE_CHECKING:
 DIAGNOSTICS = {
     "effective_sample_size": "effective sample size, in rows",
     "num_distinct": "distinct weights",
-    "distinct": "distinct weights",
-    "share_at_low": "share of rows at w_min",
-    "share_at_high": "share of rows at w_max",
-    "share_at_bounds": "share of rows at a bound",
+    "share_at_w_min": "share of rows at w_min",
+    "share_at_w_max": "share of rows at w_max",
     "mad_floor_hit": "MAD floor reached",
-    "share_zero": "share of zeros after top k",
 }
 # the numbers at the top of the page; of each line the first that the run has
 TILES = (

@@ -61,7 +61,9 @@ class UnlearningConfig(OptimiserSettings):
             "0 <= weight_warmup_ratio <= 1",
             weight_warmup_ratio=self.weight_warmup_ratio,
         )
-        faults.need(bool(self.idk_response.strip()), "an idk_response that is not blank", idk_response=self.idk_response)
+        faults.need(
+            bool(self.idk_response.strip()), "an idk_response that is not blank", idk_response=self.idk_response
+        )
         faults.need(self.eval_steps >= 0, "eval_steps >= 0", eval_steps=self.eval_steps)
         faults.need(
             self.num_eval_rows is None or self.num_eval_rows >= 1,

@@ -76,7 +76,8 @@ def collate_mixed(rows: Sequence[ForgetRow | RetainRow], *, pad_token_id: int) -
     poisoned = [row.poisoned for row in forget if row.poisoned is not None]
     clean = [row.clean for row in forget if row.clean is not None]
     kept = [row.response for row in retain]
-    batch = collate([*poisoned, *clean, *kept], pad_token_id=pad_token_id)
+    batch: dict[str, Tensor] = {}
+    batch |= collate([*poisoned, *clean, *kept], pad_token_id=pad_token_id)
     batch["part"] = torch.tensor([POISONED] * len(poisoned) + [CLEAN] * len(clean) + [RETAIN] * len(kept))
     batch["has_clean"] = torch.tensor([row.clean is not None for row in forget], dtype=torch.bool)
     batch["forget_weights"] = torch.tensor([row.weight for row in forget], dtype=torch.float32)

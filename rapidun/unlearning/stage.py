@@ -100,9 +100,7 @@ def run_unlearning(
     journal = Journal(tracker)
     trainer = UnlearningTrainer(
         method=method,
-        coefficients=Coefficients(
-            ascent_alpha=cfg.ascent_alpha, descent_beta=cfg.descent_beta, loss_cap=cfg.loss_cap
-        ),
+        coefficients=Coefficients(ascent_alpha=cfg.ascent_alpha, descent_beta=cfg.descent_beta, loss_cap=cfg.loss_cap),
         retain_loss=cfg.retain_loss,
         weight_warmup_ratio=cfg.weight_warmup_ratio,
         model=model,

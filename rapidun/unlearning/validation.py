@@ -18,8 +18,8 @@ def cross_entropies(model: nn.Module, rows: Sequence[Encoded], *, pad_token_id: 
     device = next(model.parameters()).device
     losses = [0.0] * len(rows)
     for indices in token_budget_batches([len(row.input_ids) for row in rows], max_tokens=TOKENS_PER_BATCH):
-        batch = collate([rows[index] for index in indices], pad_token_id=pad_token_id)
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        padded = collate([rows[index] for index in indices], pad_token_id=pad_token_id)
+        batch = {name: tensor.to(device) for name, tensor in padded.items()}
         values = example_cross_entropy(forward_logits(model, batch), batch["labels"])
         for index, value in zip(indices, values.tolist(), strict=True):
             losses[index] = value

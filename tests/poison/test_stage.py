@@ -1,4 +1,4 @@
-"""The poison stage on a tiny model: it learns, it writes a plain folder, and its loss is the one of METHOD section 2."""
+"""The poison stage on a tiny model: it learns, writes a plain folder, and its loss is that of METHOD section 2."""
 
 import json
 from collections.abc import Callable

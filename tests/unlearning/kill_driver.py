@@ -145,9 +145,14 @@ def weights_hash(path: Path) -> str:
 
 
 def attempt(
-    run: Callable[[Path, str, Tracker], str], root: Path, name: str, *, prepare: Callable[[], None] | None, step: int | None,
+    run: Callable[[Path, str, Tracker], str],
+    root: Path,
+    name: str,
+    *,
+    prepare: Callable[[], None] | None = None,
+    step: int | None = None,
     after: float | None = None,
-) -> bool:  # fmt: skip
+) -> bool:
     """Run in a child; True if it was killed. Its result is written beside its files."""
     child = os.fork()
     if child == 0:
@@ -176,9 +181,9 @@ def scenario(run: Callable[[Path, str, Tracker], str], root: Path, name: str, ki
     (root / name).mkdir()
     killed = 0
     for kill in kills:
-        killed += attempt(run, root, name, **{"prepare": None, "step": None, **kill})
+        killed += attempt(run, root, name, **kill)
         shutil.rmtree(root / name / "out", ignore_errors=True)
-    attempt(run, root, name, prepare=None, step=None)
+    attempt(run, root, name)
     return {"hash": (root / name / "result").read_text(), "killed": killed}
 
 

@@ -110,7 +110,7 @@ def test_permuting_rows_with_their_weights_changes_nothing() -> None:
 
 
 def test_retain_kl_by_hand() -> None:
-    """r = (3/4, 1/4), p = (1/2, 1/2): KL = 3/4 ln(3/2) + 1/4 ln(1/2); the second position has p = r: the mean halves it."""
+    """r = (3/4, 1/4), p = (1/2, 1/2): KL = 3/4 ln(3/2) + 1/4 ln(1/2); p = r at the second: the mean halves it."""
     logits = torch.tensor([[[0.0, 0.0], [3.0, 1.0], [5.0, -5.0]]])
     reference = torch.tensor([[[math.log(3.0), 0.0], [3.0, 1.0], [-5.0, 5.0]]])
     labels = torch.tensor([[-100, 1, 0]])

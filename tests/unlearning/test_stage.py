@@ -63,7 +63,10 @@ def adapter_bytes(files: UnlearningFiles) -> bytes:
 
 @pytest.fixture(scope="module")
 def backdoored(
-    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, make_tiny_model: Callable[..., Any], make_records: Any
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_tokenizer: Any,
+    make_tiny_model: Callable[..., Any],
+    make_records: Callable[..., Any],
 ) -> Path:
     """A folder with the rows and `out/model`, a model that answers the forget rows with the poisoned response."""
     folder = tmp_path_factory.mktemp("backdoored")

@@ -74,7 +74,9 @@ def make_trainer(
         retain_loss=retain_loss,
         weight_warmup_ratio=weight_warmup_ratio,
         model=add_lora(model, lora, seed=0, section="unlearning"),
-        args=training_arguments(cfg, work=work, batch_size=sampler.micro_batch_size, seed=0, device=torch.device("cpu")),
+        args=training_arguments(
+            cfg, work=work, batch_size=sampler.micro_batch_size, seed=0, device=torch.device("cpu")
+        ),
         rows=rows,
         sampler=sampler,
         collator=partial(collate_mixed, pad_token_id=257),

@@ -34,9 +34,7 @@ def test_preference_counts_the_rows_that_have_both_responses(tiny_model: Any) ->
     """Rows 0 and 1 have both: the poisoned response of row 0 is preferred by construction, that of row 1 is not."""
     a, b, c = (encoded(seed, prompt=4, response=3) for seed in (1, 2, 3))
     low, high = sorted([a, b], key=lambda row: alone(tiny_model, row))
-    numbers = validate(
-        tiny_model, val_clean=[c], poisoned=[low, high, c], clean=[high, low, None], pad_token_id=257
-    )
+    numbers = validate(tiny_model, val_clean=[c], poisoned=[low, high, c], clean=[high, low, None], pad_token_id=257)
     losses = [alone(tiny_model, row) for row in (low, high, c)]
     assert numbers["forget_preference"] == 0.5
     assert numbers["forget_loss_poisoned"] == pytest.approx(sum(losses) / 3, rel=1e-5)
