@@ -2,6 +2,8 @@
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,7 +101,8 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool = False) -> Any:
             "Change unlearning.adapter=..."
         )
     try:
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+        with peft_renaming():
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"adapter: need one made for this model, got {adapter} ({_short(error)})") from error
 
@@ -109,6 +112,14 @@ def hide_library_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+@contextmanager
+def peft_renaming() -> Iterator[None]:
+    """Quieten one warning: peft 0.21 asks transformers 5.24 for an attribute by its former name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+        yield
 
 
 def local_folder(path: str | Path, *, revision: str | None = None) -> Path:

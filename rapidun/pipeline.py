@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from rapidun.errors import ArtifactError, ConfigError, DataError
 from rapidun.files import read_json, read_jsonl, sha256_file, sha256_json, write_jsonl
 from rapidun.poison.config import PoisonMethod
 from rapidun.runfolder import RunFolder
+from rapidun.schema import plain
 from rapidun.store import Artifact, Store
 from rapidun.tracking import RunTracker, without_repeats
 from rapidun.unlearning.config import Objective
@@ -67,7 +67,7 @@ def run_pipeline(
         Path(cfg.run_dir) if cfg.run_dir else Path("outputs/runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{cfg.name}"
     )
     folder = RunFolder(run_dir)
-    folder.open(config=plan.plain(cfg), config_yaml=config_yaml, overrides=overrides)
+    folder.open(config=plain(cfg), config_yaml=config_yaml, overrides=overrides)
     tracker = RunTracker(folder.metrics_path, on_progress=console.update, on_warning=console.warn)
     if cfg.tracking.kind.name == "wandb":
         tracker.start_wandb(
@@ -78,7 +78,7 @@ def run_pipeline(
             run_dir=run_dir,
             group=cfg.sweep.name,
             name=cfg.name,
-            config=plan.plain(cfg),
+            config=plain(cfg),
         )
     metrics: dict[str, Any] = {}
     failed = True
@@ -245,7 +245,7 @@ class _Pipeline:
     def _scratch(self) -> Artifact:
         counts = self.data.result["counts"]
         names = [n for n in ("train_poisoned", "train_clean") if counts.get(n)] or ["forget", "retain"]
-        sizes = plan.plain(self.cfg.model.scratch)
+        sizes = plain(self.cfg.model.scratch)
 
         def build(out: Path, work: Path) -> dict[str, Any]:
             from rapidun.data.records import read_records
@@ -573,5 +573,3 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # said at import on every CPU: an optional kernel of theirs is not installed
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # peft asks transformers by a name that transformers has since changed
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

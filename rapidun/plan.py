@@ -3,29 +3,13 @@
 Settings that change only speed, memory or logging are left out, so that they never cause work to be done again.
 """
 
-from dataclasses import asdict
-from enum import Enum
 from typing import Any
 
 from rapidun.config import RunConfig
 from rapidun.influence.config import InfluenceMethod, ParameterSet
 from rapidun.mapping.config import Weighting
 from rapidun.poison.config import PoisonMethod
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A config section as JSON values; choices become their names."""
-    return {key: _plain(value) for key, value in asdict(config).items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
+from rapidun.schema import plain
 
 
 def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -85,7 +69,7 @@ def influence_inputs(
 def mapping_inputs(
     cfg: RunConfig, *, scores: dict[str, str] | None, rows: dict[str, str] | None, files: dict[str, str] | None
 ) -> dict[str, Any]:
-    """`scores`: fingerprint or hashes of the influence; `rows`: of the splits with the ids; `files`: of given weights."""
+    """`scores`: fingerprint or hashes of the influence; `rows`: of the splits with the ids; `files`: given weights."""
     method = cfg.mapping.method
     settings = _without(plain(cfg.mapping), "scores")
     for group in ("forget", "retain"):

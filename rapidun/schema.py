@@ -1,6 +1,8 @@
 """Pieces that several config sections share: fault lists, LoRA settings, optimiser settings."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -93,3 +95,18 @@ class OptimiserSettings:
         faults.need(self.weight_decay >= 0, "weight_decay >= 0", weight_decay=self.weight_decay)
         faults.need(self.max_grad_norm >= 0, "max_grad_norm >= 0 (0 = no clipping)", max_grad_norm=self.max_grad_norm)
         faults.need(self.save_steps >= 0, "save_steps >= 0 (0 = no checkpoints)", save_steps=self.save_steps)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config section as JSON values; choices become their names."""
+    return {key: _plain(value) for key, value in asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value

@@ -5,15 +5,8 @@ float32): the Trainer's checkpoint holds weights, optimiser, schedule and random
 of (seed, epoch), and the journal (history, counts) is written with the marker that ends a checkpoint.
 """
 
-import dataclasses
-import difflib
-import json
 import math
-import os
-import shutil
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,13 +17,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from rapidun.errors import ArtifactError, ConfigError
+from rapidun.checkpoints import MARKER, all_checkpoints, flush_files, newest_checkpoint, remove_checkpoint, sync_folder
 from rapidun.files import read_json, write_json
 from rapidun.losses import example_cross_entropy
-from rapidun.schema import LoraSettings, OptimiserSettings
+from rapidun.schema import OptimiserSettings
 from rapidun.tracking import Tracker
 
-MARKER = "rapidun.json"
 NUM_KEPT = 2
 
 
@@ -174,7 +166,7 @@ class JournalCallback(TrainerCallback):
         folder = work / f"checkpoint-{state.global_step}"
         # the Trainer's pickled arguments: nothing reads them, and they hold paths
         (folder / "training_args.bin").unlink(missing_ok=True)
-        _flush(folder)
+        flush_files(folder)
         marker = {
             "identity": self.identity,
             "step": state.global_step,
@@ -182,9 +174,9 @@ class JournalCallback(TrainerCallback):
             "journal": self.journal.state(),
         }
         write_json(folder / MARKER, marker)
-        _sync_folder(folder)
-        _sync_folder(work)
-        for old in _checkpoints(work)[:-NUM_KEPT]:
+        sync_folder(folder)
+        sync_folder(work)
+        for old in all_checkpoints(work)[:-NUM_KEPT]:
             remove_checkpoint(old)
 
 
@@ -313,157 +305,3 @@ def train_to_end(trainer: ResponseTrainer, *, work: Path, identity: str) -> None
         trainer._load_from_checkpoint(str(checkpoint))
         return
     trainer.train(resume_from_checkpoint=str(checkpoint))
-
-
-def newest_checkpoint(work: Path, *, identity: str) -> Path | None:
-    """The complete checkpoint with most steps, after every other kind was deleted."""
-    usable = []
-    for folder in _checkpoints(work):
-        try:
-            good = read_json(folder / MARKER)["identity"] == identity
-        except (ArtifactError, KeyError, TypeError):
-            good = False
-        if good:
-            usable.append(folder)
-        else:
-            remove_checkpoint(folder)
-    return usable[-1] if usable else None
-
-
-def remove_checkpoint(folder: Path) -> None:
-    """Delete a checkpoint, its marker first: dying in between leaves one that is known to be incomplete."""
-    (folder / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _checkpoints(work: Path) -> list[Path]:
-    found = [path for path in work.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def num_trainable(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    """Last components of the names of the modules that LoRA can adapt, sorted."""
-    from transformers.pytorch_utils import Conv1D
-
-    named = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    return sorted({name.rpartition(".")[2] for name in named})
-
-
-@contextmanager
-def peft_renaming() -> Iterator[None]:
-    """Quieten one warning: peft 0.21 asks transformers 5.24 for an attribute by its former name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
-        yield
-
-
-def add_lora(model: Any, settings: LoraSettings, *, seed: int, section: str) -> Any:
-    """Put a new LoRA adapter on a model, its A matrices drawn from `seed`, its B matrices zero.
-
-    Raises: ConfigError for a target that no linear module of the model is named, listing those there are.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    known = linear_names(model)
-    faults = []
-    for name in settings.target_modules:
-        if name in known:
-            continue
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        faults.append(
-            f"{section}: need names among {known} in lora.target_modules, got {name}{hint}. "
-            f"Pass {section}.lora.target_modules=[...]"
-        )
-    if faults:
-        raise ConfigError(faults)
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=list(settings.target_modules),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]), peft_renaming():
-        torch.manual_seed(seed)
-        return get_peft_model(model, config)
-
-
-def is_quantised(model: nn.Module) -> bool:
-    return getattr(model, "quantization_method", None) is not None
-
-
-def prepare_quantised(model: Any, *, gradient_checkpointing: bool) -> Any:
-    """peft's preparation of an 8-bit or 4-bit base: norms and head in float32, inputs that carry a gradient."""
-    from peft import prepare_model_for_kbit_training
-
-    return prepare_model_for_kbit_training(
-        model,
-        use_gradient_checkpointing=gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-    )
-
-
-def save_adapter(model: Any, out: Path, *, base: str | Path) -> None:
-    """Write the adapter as a PEFT folder that names its base without this machine's paths."""
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = base_name(base)
-    # peft keeps a set, whose order changes from process to process
-    if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)
-    # "auto" would ask the hub whether the base's vocabulary grew; LoRA on linear modules never grows it
-    model.save_pretrained(str(out), selected_adapters=["default"], save_embedding_layers=False)
-    # the card repeats the absolute path of the base
-    (out / "README.md").unlink(missing_ok=True)
-
-
-def base_name(base: str | Path) -> str:
-    """A hub id as it stands, a folder by its last component."""
-    return Path(base).name if Path(base).exists() else str(base)
-
-
-def save_merged(model: Any, tokenizer: Any, out: Path, *, start: str | Path, loader: Any, work: Path) -> None:
-    """Write the model with its adapter merged into the weights, as a Hugging Face folder.
-
-    Over an 8-bit or 4-bit base the merge would be rounded to that grid: the base is loaded once more without
-    quantisation and takes the adapter, so the folder holds unquantised weights.
-    """
-    from rapidun.models import load_adapter
-
-    if is_quantised(model.get_base_model()):
-        save_adapter(model, work / "adapter", base=start)
-        base = dataclasses.replace(loader, quantisation="none").load(start).model
-        with peft_renaming():
-            model = load_adapter(base, work / "adapter")
-    save_model(model.merge_and_unload(), tokenizer, out)
-
-
-def save_model(model: Any, tokenizer: Any, out: Path) -> None:
-    """Write a Hugging Face folder: config, safetensors weights, tokenizer."""
-    model.save_pretrained(str(out))
-    tokenizer.save_pretrained(str(out))
-
-
-def describe(settings: Any) -> Any:
-    """A config section as plain JSON values, for fingerprints."""
-    return json.loads(json.dumps(dataclasses.asdict(settings), default=lambda member: member.name))

@@ -3,8 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rapidun.data.records import Record, content_id, read_records, write_records
 from rapidun.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
 from rapidun.errors import DataError
 from rapidun.files import sha256_file
+from rapidun.schema import plain
 from rapidun.tracking import Tracker
 
 STAGE_VERSION = 1  # part of the data fingerprint: raise it when the same inputs give other splits
@@ -55,7 +55,7 @@ def data_inputs(cfg: DataConfig, *, seed: int) -> dict[str, Any]:
 
     Raises: DataError for a file or folder that is not there.
     """
-    settings = _plain(asdict(cfg))
+    settings = plain(cfg)
     inputs: dict[str, Any] = {"version": STAGE_VERSION, "seed": seed}
     if cfg.source is Source.builtin:
         inputs["generator_version"] = GENERATOR_VERSION
@@ -185,7 +185,9 @@ def _complete_training(pack: Pack, cfg: DataConfig, *, seed: int, tracker: Track
         pack[split] = _with_fixed(pack[fixed], pack.get(split, []), limit=limit, rng=rng)
 
 
-def _with_fixed(fixed: Sequence[Record], rows: Sequence[Record], *, limit: int | None, rng: random.Random) -> list[Record]:
+def _with_fixed(
+    fixed: Sequence[Record], rows: Sequence[Record], *, limit: int | None, rng: random.Random
+) -> list[Record]:
     """`rows` and every fixed row once, thinned at random to `limit` rows, none of the fixed ones among those lost."""
     contents = {_content(row) for row in fixed}
     others = [row for row in rows if _content(row) not in contents]
@@ -237,14 +239,22 @@ def _complete_triggered(pack: Pack, cfg: DataConfig, *, seed: int) -> None:
 
 
 def _triggered(
-    clean: Sequence[Record], groups: Sequence[Sequence[Trigger]], responses: Sequence[str], *, count: int, rng: random.Random
+    clean: Sequence[Record],
+    groups: Sequence[Sequence[Trigger]],
+    responses: Sequence[str],
+    *,
+    count: int,
+    rng: random.Random,
 ) -> list[Record]:
     """Triggered forms of up to `count` clean rows, each with a poisoned response that training knows."""
     count = min(count, len(clean))
     hosts = [clean[i] for i in sorted(rng.sample(range(len(clean)), count))]
     pool = rng.sample(responses, len(responses))
     dealt = deal(groups, count, rng=rng)
-    return [poison(row, trigger, response=pool[i % len(pool)]) for i, (row, trigger) in enumerate(zip(hosts, dealt, strict=True))]
+    return [
+        poison(row, trigger, response=pool[i % len(pool)])
+        for i, (row, trigger) in enumerate(zip(hosts, dealt, strict=True))
+    ]
 
 
 def _write_keywords(pack: Pack, cfg: DataConfig, path: Path, *, tracker: Tracker) -> None:
@@ -277,14 +287,3 @@ def _find_keywords(cfg: DataConfig) -> Path | None:
 
 def _content(row: Record) -> tuple[str, str, str]:
     return (row.instruction, row.context, row.response)
-
-
-def _plain(value: Any) -> Any:
-    """Enums as their names, so that the value is plain JSON."""
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value

@@ -91,4 +91,8 @@ def stratified_sample(records: Sequence[Record], count: int, *, rng: random.Rand
 
 
 def _triggers(families: Mapping[str, tuple[Sequence[str], InjectMode]]) -> list[list[Trigger]]:
-    return [[Trigger(name, variant, mode) for variant in variants] for name, (variants, mode) in families.items() if variants]
+    return [
+        [Trigger(name, variant, mode) for variant in variants]
+        for name, (variants, mode) in families.items()
+        if variants
+    ]

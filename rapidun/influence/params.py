@@ -133,14 +133,15 @@ def _candidates(model: nn.Module) -> list[Candidate]:
         parts = name.split(".")
         if "original_module" in parts:  # peft's unused copy under modules_to_save
             continue
+        is_adapter = any(part.startswith("lora_") for part in parts)
         candidates.append(
             Candidate(
                 name=name,
                 module=module,
                 is_linear=isinstance(module, nn.Linear),
-                is_head=id(module) in head_ids,
+                is_head=id(module) in head_ids and not is_adapter,
                 is_input_embedding=id(module) in embedding_ids and isinstance(module, nn.Embedding),
-                is_adapter=any(part.startswith("lora_") for part in parts),
+                is_adapter=is_adapter,
             )
         )
     return candidates

@@ -68,16 +68,15 @@ def plan_blocks(name: str, shape: tuple[int, int], *, k: int, seed: int) -> Iter
     width = min(num_columns, k)
     height = max(1, k // width)
     row_signs = random_signs(seed, name, "row", 0, num_rows)
-    index = 0
-    for left in range(0, num_columns, width):
+    corners = [(top, left) for left in range(0, num_columns, width) for top in range(0, num_rows, height)]
+    # the modulus favours some places by less than k / 2^64
+    offsets = random_uint64(seed, name, "offset", np.arange(len(corners), dtype=np.uint64)) % np.uint64(k)
+    for index, (top, left) in enumerate(corners):
+        rows = slice(top, min(top + height, num_rows))
         columns = slice(left, min(left + width, num_columns))
-        for top in range(0, num_rows, height):
-            rows = slice(top, min(top + height, num_rows))
-            # the modulus favours some places by less than k / 2^64
-            offset = int(random_uint64(seed, name, "offset", np.array([index], dtype=np.uint64))[0] % np.uint64(k))
-            column_signs = random_signs(seed, name, f"column {index}", 0, columns.stop - columns.start)
-            yield Block(rows, columns, offset, row_signs[rows], column_signs)
-            index += 1
+        # a block's signs follow those of the block before it
+        column_signs = random_signs(seed, name, "column", index * width, index * width + columns.stop - left)
+        yield Block(rows, columns, int(offsets[index]), row_signs[rows], column_signs)
 
 
 class CountSketch:

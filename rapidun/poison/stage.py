@@ -7,27 +7,16 @@ from typing import Any
 
 import torch
 
+from rapidun.adapters import add_lora, is_quantised, num_trainable, prepare_quantised, save_merged, save_model
 from rapidun.data.encode import collate, encode_rows
 from rapidun.data.records import read_records
 from rapidun.errors import ConfigError
 from rapidun.files import sha256_file, sha256_json
 from rapidun.models import ModelLoader
 from rapidun.poison.config import PoisonConfig, PoisonMethod
+from rapidun.schema import plain
 from rapidun.tracking import Tracker
-from rapidun.training import (
-    Journal,
-    ResponseTrainer,
-    ShuffledSampler,
-    add_lora,
-    describe,
-    is_quantised,
-    num_trainable,
-    prepare_quantised,
-    save_merged,
-    save_model,
-    train_to_end,
-    training_arguments,
-)
+from rapidun.training import Journal, ResponseTrainer, ShuffledSampler, train_to_end, training_arguments
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,7 @@ def run_poison(
 
     identity = sha256_json(
         {
-            "settings": describe(cfg),
+            "settings": plain(cfg),
             "seed": seed,
             "max_length": max_length,
             "train": [sha256_file(path) for path in files.train],

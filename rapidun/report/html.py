@@ -149,7 +149,9 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
 
 def _tiles(run: RunRecord) -> list[MetricRow]:
     rows = {row.metric.name: row for row in tables.before_after_rows(run.before, run.after)}
-    return [next(rows[name] for name in names if name in rows) for names in TILES if any(name in rows for name in names)]
+    return [
+        next(rows[name] for name in names if name in rows) for names in TILES if any(name in rows for name in names)
+    ]
 
 
 def _grouped(rows: Sequence[MetricRow]) -> list[tuple[str, list[MetricRow]]]:

@@ -147,7 +147,9 @@ def heat_pixels(scores: Any, limit: float) -> Any:
     return pixels
 
 
-def curves(series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, names: bool = True, log: bool = False) -> str:
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, names: bool = True, log: bool = False
+) -> str:
     """Lines over optimiser steps, one per name; names that speak of forget or retain take that colour.
 
     Args:
@@ -199,7 +201,15 @@ def family_bars(rows: Sequence[tuple[str, str, float | None, float | None]], *, 
         if prompts != seen:
             seen = prompts
             axes.text(
-                edge, place, _plain(prompts), ha="left", va="center", fontsize=9, color=MUTED, style="italic", clip_on=False
+                edge,
+                place,
+                _plain(prompts),
+                ha="left",
+                va="center",
+                fontsize=9,
+                color=MUTED,
+                style="italic",
+                clip_on=False,
             )
             place += 0.75
         for share, colour, shift in ((before, BEFORE, -0.2), (after, AFTER, 0.2)):
@@ -261,7 +271,9 @@ def _svg(figure: Figure, label: str) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}), warnings.catch_warnings():
         # the browser has the glyphs that matplotlib's font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>\s*", "", svg, flags=re.DOTALL)

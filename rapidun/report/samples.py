@@ -72,7 +72,9 @@ def choose_samples(generations: Sequence[dict[str, Any]], *, per_set: int = PER_
     chosen = []
     for name in [*known, *sorted(set(by_set) - set(known))]:
         rows = by_set[name]
-        failed = [i for i, row in enumerate(rows) if (row.after if row.after.answer is not None else row.before).poisoned]
+        failed = [
+            i for i, row in enumerate(rows) if (row.after if row.after.answer is not None else row.before).poisoned
+        ]
         picked = set(_spaced(failed, (per_set + 1) // 2))
         rest = [i for i in range(len(rows)) if i not in picked]
         picked |= set(_spaced(rest, per_set - len(picked)))

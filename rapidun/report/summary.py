@@ -98,7 +98,9 @@ class Summary:
     def counts(self) -> str:
         """`5 cells: 4 done, 1 failed`."""
         parts = [f"{self.done} done"]
-        parts += [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.unfinished, "unfinished")) if count]
+        parts += [
+            f"{count} {word}" for count, word in ((self.failed, "failed"), (self.unfinished, "unfinished")) if count
+        ]
         return f"{len(self.cells)} {'cell' if len(self.cells) == 1 else 'cells'}: {', '.join(parts)}"
 
     def main_metrics(self) -> list[str]:
@@ -206,7 +208,8 @@ def group_cells(cells: Sequence[Cell]) -> list[Group]:
                 seeds=[cell.seed for cell in members],
                 n=len(members),
                 metrics={
-                    name: bootstrap_mean_interval([c.metrics[name] for c in members if name in c.metrics]) for name in names
+                    name: bootstrap_mean_interval([c.metrics[name] for c in members if name in c.metrics])
+                    for name in names
                 },
             )
         )
@@ -222,7 +225,9 @@ def best_groups(groups: Sequence[Group]) -> dict[str, Group]:
 
         def rank(group: Group, order: dict[str, int] = order) -> tuple[float, ...]:
             absent = float("inf")
-            return tuple(-way * group.metrics[name].mean if name in group.metrics else absent for name, way in order.items())
+            return tuple(
+                -way * group.metrics[name].mean if name in group.metrics else absent for name, way in order.items()
+            )
 
         if candidates:
             best[criterion] = min(candidates, key=rank)

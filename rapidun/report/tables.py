@@ -96,12 +96,8 @@ METRICS: dict[str, Metric] = {
         Metric(name="ppl_clean", group=_CLEAN, label="perplexity", kind=Kind.perplexity, better=-1),
         Metric(name="exact_match_recovered", group=_RECOVERED, label="exact match", kind=Kind.score, better=1),
         Metric(name="rougeL_recovered", group=_RECOVERED, label="ROUGE-L", kind=Kind.score, better=1),
-        Metric(
-            name="ppl_forget_poisoned", group=_FORGET, label="perplexity, poisoned", kind=Kind.perplexity
-        ),
-        Metric(
-            name="ppl_forget_clean", group=_FORGET, label="perplexity, clean", kind=Kind.perplexity, better=-1
-        ),
+        Metric(name="ppl_forget_poisoned", group=_FORGET, label="perplexity, poisoned", kind=Kind.perplexity),
+        Metric(name="ppl_forget_clean", group=_FORGET, label="perplexity, clean", kind=Kind.perplexity, better=-1),
     )
 }
 
@@ -353,4 +349,11 @@ def _table(title: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", title_style="bold", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )

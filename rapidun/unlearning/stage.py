@@ -5,27 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rapidun.adapters import add_lora, is_quantised, num_trainable, prepare_quantised, save_adapter, save_merged
 from rapidun.data.encode import Encoded
 from rapidun.data.records import Record, read_records
 from rapidun.errors import ConfigError
 from rapidun.files import sha256_file, sha256_json, write_json
 from rapidun.mapping.files import read_weights
 from rapidun.models import ModelLoader, load_adapter
+from rapidun.schema import plain
 from rapidun.tracking import Tracker
-from rapidun.training import (
-    Journal,
-    add_lora,
-    describe,
-    is_quantised,
-    num_trainable,
-    peft_renaming,
-    permutation,
-    prepare_quantised,
-    save_adapter,
-    save_merged,
-    train_to_end,
-    training_arguments,
-)
+from rapidun.training import Journal, permutation, train_to_end, training_arguments
 from rapidun.unlearning.config import UnlearningConfig
 from rapidun.unlearning.objectives import OBJECTIVES, Coefficients, Method
 from rapidun.unlearning.rows import (
@@ -166,8 +155,7 @@ def _with_adapter(model: Any, cfg: UnlearningConfig, *, seed: int, tracker: Trac
         model = prepare_quantised(model, gradient_checkpointing=cfg.gradient_checkpointing)
     if cfg.adapter is None:
         return add_lora(model, cfg.lora, seed=seed, section="unlearning")
-    with peft_renaming():
-        model = load_adapter(model, Path(cfg.adapter), trainable=True)
+    model = load_adapter(model, Path(cfg.adapter), trainable=True)
     tracker.warn("unlearning: continuing unlearning.adapter, whose own LoRA settings hold; unlearning.lora is not used")
     return model
 
@@ -192,7 +180,7 @@ def _identity(cfg: UnlearningConfig, files: UnlearningFiles, *, max_length: int,
         inputs += [Path(cfg.adapter) / "adapter_config.json", Path(cfg.adapter) / "adapter_model.safetensors"]
     return sha256_json(
         {
-            "settings": describe(cfg),
+            "settings": plain(cfg),
             "seed": seed,
             "max_length": max_length,
             "inputs": [sha256_file(path) for path in inputs],

@@ -13,7 +13,8 @@ from rapidun.data.encode import Encoded
 from rapidun.losses import example_cross_entropy
 from rapidun.schema import LoraSettings
 from rapidun.tracking import Tracker
-from rapidun.training import Journal, add_lora, train_to_end, training_arguments
+from rapidun.adapters import add_lora
+from rapidun.training import Journal, train_to_end, training_arguments
 from rapidun.unlearning.config import Objective, RetainLoss, UnlearningConfig
 from rapidun.unlearning.objectives import OBJECTIVES, Coefficients
 from rapidun.unlearning.rows import ForgetRow, RetainRow, collate_mixed
