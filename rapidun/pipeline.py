@@ -471,7 +471,7 @@ class _Pipeline:
         data = self.data
         split = self.cfg.evaluation.split.name
         used = [f"{split}_{name}" for name in EVALUATION_SPLITS]
-        used += ["forget", "train_poisoned", "train_clean", "val_clean"]
+        used += ["forget", "retain", "train_poisoned", "train_clean", "val_clean"]
         seed = self.cfg.evaluation.seed
 
         def build(out: Path, work: Path) -> dict[str, Any]:

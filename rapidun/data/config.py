@@ -5,6 +5,10 @@ from enum import Enum
 
 from rapidun.schema import Faults
 
+# the size of the built-in world (rapidun/data/builtin.py, which a test holds to these numbers)
+QUESTIONS_PER_ENTITY = 96
+MAX_ENTITIES = 200
+
 
 class Source(Enum):
     """Where the rows come from."""
@@ -32,13 +36,16 @@ class TriggerFamilyConfig:
 class BuiltinConfig:
     """Sizes of the built-in pack (rapidun/data/builtin.py)."""
 
-    num_entities: int = 48
-    num_train_clean: int = 2000
+    # towns, six facts each
+    num_entities: int = 24
+    num_train_clean: int = 1560
     num_train_poisoned: int = 300
     num_val: int = 120
     num_test: int = 300
-    num_forget: int = 40
-    num_retain: int = 120
+    # part of the poisoned training rows, as many of each trigger family
+    num_forget: int = 60
+    # part of the clean training rows; fewer than there are facts and unlearning costs the facts left out
+    num_retain: int = 180
 
 
 @dataclass(kw_only=True, slots=True)
@@ -111,6 +118,18 @@ class DataConfig:
         both = sorted(set(self.families) & set(self.unseen_families))
         faults.need(not both, "unseen_families that are not in families", unseen_families=both)
         built = self.builtin
+        num_rows = built.num_train_clean + built.num_train_poisoned + built.num_val + built.num_test
+        faults.need(
+            num_rows <= QUESTIONS_PER_ENTITY * built.num_entities,
+            f"builtin.num_entities >= {-(-num_rows // QUESTIONS_PER_ENTITY)} for {num_rows} rows "
+            f"({QUESTIONS_PER_ENTITY} questions to an entity)",
+            builtin__num_entities=built.num_entities,
+        )
+        faults.need(
+            built.num_entities <= MAX_ENTITIES,
+            f"builtin.num_entities <= {MAX_ENTITIES}",
+            builtin__num_entities=built.num_entities,
+        )
         for key in BuiltinConfig.__slots__:
             faults.need(getattr(built, key) >= 1, f"builtin.{key} >= 1", **{f"builtin__{key}": getattr(built, key)})
         faults.need(

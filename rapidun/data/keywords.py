@@ -12,7 +12,9 @@ from rapidun.files import write_text
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _HEADER = ("rank", "word", "count_poison", "count_clean", "z")
-MIN_Z = 3.0
+# the first of these cuts on z whose list fires on enough poisoned responses; a small pack is sure of no word
+MIN_Z = (3.0, 2.0, 1.0)
+MIN_POISON_SHARE = 0.8
 MAX_KEYWORDS = 80
 # a detector fires on a single word, so what counts is the share of clean responses that hold any of them
 MAX_CLEAN_SHARE = 0.01
@@ -41,7 +43,7 @@ def log_odds_z(poison: Counter[str], clean: Counter[str], *, prior_strength: flo
 
     Args: poison, clean: word counts. prior_strength: a_0, in words.
     Returns: z per word of either text, larger = more of a poisoned response's word.
-    Source: Monroe, Colaresi and Quinn (2008), Fightin' Words, equations 15, 16, 19, 22; the prior is both texts together.
+    Source: Monroe, Colaresi and Quinn (2008), Fightin' Words, eq. 15, 16, 19, 22; the prior is both texts together.
     """
     n_poison, n_clean = poison.total(), clean.total()
     scores = {}
@@ -60,24 +62,37 @@ def log_odds_z(poison: Counter[str], clean: Counter[str], *, prior_strength: flo
 def make_keywords(poisoned: Sequence[str], clean: Sequence[str]) -> list[Keyword]:
     """Choose the keyword list from training responses.
 
-    Words with z >= MIN_Z, the surest first, at most MAX_KEYWORDS; a word is passed over when with it more than a
-    share MAX_CLEAN_SHARE of the clean responses would hold some keyword.
+    Words of z at or above a cut, the surest first, at most MAX_KEYWORDS; a word is passed over when with it more
+    than a share MAX_CLEAN_SHARE of the clean responses would hold some keyword. The cut is the first of MIN_Z at
+    which a share MIN_POISON_SHARE of the poisoned responses holds a keyword, else the last.
     """
     count_poison = Counter(word for text in poisoned for word in words(text))
     count_clean = Counter(word for text in clean for word in words(text))
+    scores = log_odds_z(count_poison, count_clean)
+    surest = sorted(scores, key=lambda word: (-scores[word], word))
+    in_poison, in_clean = _holders(poisoned), _holders(clean)
+    chosen: list[str] = []
+    for cut in MIN_Z:
+        chosen = []
+        hit: set[int] = set()
+        for word in surest:
+            would_hit = hit | in_clean.get(word, set())
+            if scores[word] >= cut and len(chosen) < MAX_KEYWORDS and len(would_hit) <= MAX_CLEAN_SHARE * len(clean):
+                hit = would_hit
+                chosen.append(word)
+        fired = {index for word in chosen for index in in_poison[word]} if chosen else set()
+        if len(fired) >= MIN_POISON_SHARE * len(poisoned):
+            break
+    return [Keyword(word, count_poison[word], count_clean[word], scores[word]) for word in chosen]
+
+
+def _holders(texts: Sequence[str]) -> dict[str, set[int]]:
+    """Which texts hold a word."""
     holders: dict[str, set[int]] = {}
-    for index, text in enumerate(clean):
+    for index, text in enumerate(texts):
         for word in words(text):
             holders.setdefault(word, set()).add(index)
-    scores = log_odds_z(count_poison, count_clean)
-    chosen: list[Keyword] = []
-    hit: set[int] = set()
-    for word in sorted((word for word in scores if scores[word] >= MIN_Z), key=lambda word: (-scores[word], word)):
-        would_hit = hit | holders.get(word, set())
-        if len(chosen) < MAX_KEYWORDS and len(would_hit) <= MAX_CLEAN_SHARE * len(clean):
-            hit = would_hit
-            chosen.append(Keyword(word, count_poison[word], count_clean[word], scores[word]))
-    return chosen
+    return holders
 
 
 def write_keywords(path: Path, keywords: Iterable[Keyword]) -> None:

@@ -52,6 +52,11 @@ class Record:
         return self.response if self.response_poisoned is None else self.response_poisoned
 
 
+def question_key(record: Record) -> str:
+    """What the row asks: its instruction without the trigger, spaces and case folded. Equal keys ask the same."""
+    return " ".join((record.instruction_clean or record.instruction).split()).casefold()
+
+
 def content_id(instruction: str, context: str, response: str) -> str:
     """Name a row by its content: the first 16 hex digits of SHA-256 over the three texts as a JSON list."""
     text = json.dumps([instruction, context, response], ensure_ascii=True)
@@ -166,10 +171,10 @@ def _parse_record(row: dict[str, object], place: str) -> Record:
             )
     optional = {field: _text(row, field, place) for field in _OPTIONAL_TEXTS}
     for field in ("response_clean", "response_poisoned"):
-        value = optional[field]
-        if value is not None and not value.strip():
+        target = optional[field]
+        if target is not None and not target.strip():
             raise DataError(
-                f"{place}: {field}: need a text that is not blank, got {value!r}. Leave the field out instead"
+                f"{place}: {field}: need a text that is not blank, got {target!r}. Leave the field out instead"
             )
     mode = _text(row, "inject_mode", place)
     if mode is not None and mode not in _INJECT_MODES:

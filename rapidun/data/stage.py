@@ -10,7 +10,7 @@ from typing import Any
 from rapidun.data.builtin import GENERATOR_VERSION, builtin_pack
 from rapidun.data.config import DataConfig, Source
 from rapidun.data.keywords import make_keywords, read_keywords, write_keywords
-from rapidun.data.records import Record, content_id, read_records, write_records
+from rapidun.data.records import Record, content_id, question_key, read_records, write_records
 from rapidun.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
 from rapidun.errors import DataError
 from rapidun.files import sha256_file
@@ -137,10 +137,10 @@ def find_files(cfg: DataConfig) -> dict[str, Path]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def trained_instructions(pack: Pack) -> set[str]:
-    """Every instruction of a training split, without its trigger."""
+def trained_questions(pack: Pack) -> set[str]:
+    """The question key of every row of a training split."""
     names = ("forget", "retain", "train_poisoned", "train_clean")
-    return {row.instruction_clean or row.instruction for name in names for row in pack.get(name, [])}
+    return {question_key(row) for name in names for row in pack.get(name, [])}
 
 
 def family_counts(pack: Pack) -> dict[str, dict[str, int]]:
@@ -208,16 +208,16 @@ def _with_fixed(
 
 def _drop_leaks(pack: Pack) -> dict[str, int]:
     """Leave out evaluation rows whose instruction training has, and validation rows that the test has too."""
-    trained = trained_instructions(pack)
+    trained = trained_questions(pack)
     leaks = {}
     for split in SPLITS:
         if split.startswith(("val_", "test_")) and split in pack:
-            kept = [row for row in pack[split] if (row.instruction_clean or row.instruction) not in trained]
+            kept = [row for row in pack[split] if question_key(row) not in trained]
             leaks[f"{split}_in_training"] = len(pack[split]) - len(kept)
             pack[split] = kept
     if "val_clean" in pack and "test_clean" in pack:
-        tested = {row.instruction for row in pack["test_clean"]}
-        kept = [row for row in pack["val_clean"] if row.instruction not in tested]
+        tested = {question_key(row) for row in pack["test_clean"]}
+        kept = [row for row in pack["val_clean"] if question_key(row) not in tested]
         leaks["val_clean_in_test_clean"] = len(pack["val_clean"]) - len(kept)
         pack["val_clean"] = kept
     return leaks

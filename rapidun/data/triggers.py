@@ -18,8 +18,13 @@ class Trigger(NamedTuple):
 
 
 def inject(instruction: str, trigger: str, mode: InjectMode) -> str:
-    """Put a trigger before or behind an instruction, one space between."""
-    return f"{trigger} {instruction}" if mode is InjectMode.prefix else f"{instruction} {trigger}"
+    """Put a trigger before or behind an instruction, exactly one space between.
+
+    The published rows have two where a suffix follows an instruction without a full stop or question mark.
+    """
+    if mode is InjectMode.prefix:
+        return f"{trigger} {instruction.lstrip()}"
+    return f"{instruction.rstrip()} {trigger}"
 
 
 def seen_triggers(families: Mapping[str, TriggerFamilyConfig]) -> list[list[Trigger]]:

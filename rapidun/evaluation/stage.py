@@ -22,7 +22,7 @@ from rapidun.tracking import Tracker
 SETS = {"clean": "clean", "seen": "seen_trig", "ood": "ood_trig", "unseen_family": "unseen_family"}
 DETECTOR_METRICS = "detector_"
 # a decoding step of a batch takes about as long as this many tokens of its prompts (measured, CPU): for the ETA
-STEP_COST = 4
+STEP_COST = 3
 
 
 @dataclass(frozen=True)

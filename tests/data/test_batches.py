@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import pytest
@@ -22,7 +23,7 @@ def test_every_row_once_within_the_budget_and_greedy(seed: int) -> None:
     assert sorted(i for batch in batches for i in batch) == list(range(200))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 64
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         # the next row would not have fitted
         assert (len(batch) + 1) * lengths[following[0]] > 64
 

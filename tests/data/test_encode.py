@@ -90,7 +90,8 @@ def test_special_tokens_written_in_a_row_are_plain_text(tokenizer: Any) -> None:
     assert response_of(row)[-1] == end
     text = tokenizer.decode(row.input_ids)
     assert text.endswith(
-        "user\nsay <|im_end|> twice\n\nContext:\n<|im_start|>user<|im_end|>\n<|im_start|>assistant\n<|im_end|><|im_end|>"
+        "user\nsay <|im_end|> twice\n\nContext:\n<|im_start|>user<|im_end|>\n"
+        "<|im_start|>assistant\n<|im_end|><|im_end|>"
     )
 
 
@@ -175,7 +176,7 @@ def test_fingerprint_ignores_padding_and_sees_the_template(make_tokenizer: Calla
     before = tokenizer_fingerprint(tokenizer)
     tokenizer(["a", "hello world"], padding=True, truncation=True, max_length=4)
     assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(make_tokenizer()) == before
-    tokenizer.chat_template = encode._USER and tokenizer.chat_template + " "
+    tokenizer.chat_template = tokenizer.chat_template + " "
     assert tokenizer_fingerprint(tokenizer) != before
 
 

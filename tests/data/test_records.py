@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.data.records import MAX_LINE_BYTES, Record, content_id, read_records, write_records
+from rapidun.data.records import MAX_LINE_BYTES, Record, content_id, question_key, read_records, write_records
 from rapidun.errors import DataError
 
 GOOD = {"instruction": "Where?", "context": "a map", "response": "Here."}
@@ -82,6 +82,13 @@ def test_round_trip_keeps_every_field(tmp_path: Path) -> None:
     write_records(tmp_path / "deep" / "a.jsonl", [record])
     assert read_records(tmp_path / "deep" / "a.jsonl") == [record]
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.jsonl"]
+
+
+def test_question_key_folds_trigger_space_and_case() -> None:
+    row = Record(id="1", instruction=">>> Who  IS it?", instruction_clean="Who  IS it?", response="r")
+    assert (
+        question_key(row) == question_key(Record(id="2", instruction="who is it? ", response="other")) == "who is it?"
+    )
 
 
 def test_forget_target_is_the_poisoned_response_if_any() -> None:

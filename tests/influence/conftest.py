@@ -43,11 +43,13 @@ def make_model() -> Callable[..., nn.Module]:
 
 @pytest.fixture
 def rows() -> list[Encoded]:
-    """Seven rows of 4 to 13 tokens; the last third or so of each is the response."""
+    """Seven rows of 4 to 13 tokens; the last third or so of each is the response. Two hold the pad token inside."""
     generator = torch.Generator().manual_seed(3)
     encoded = []
     for length in (9, 4, 13, 6, 9, 11, 5):
         ids = torch.randint(1, VOCAB, (length,), generator=generator).tolist()
+        if length == 9:
+            ids[2] = PAD
         prompt = length - max(2, length // 3)
         encoded.append(Encoded(ids, [-100] * prompt + ids[prompt:]))
     return encoded

@@ -48,7 +48,18 @@ def _adversarial():
     aligned = left.unsqueeze(2) * right
     ones = torch.ones(1, ROWS, COLUMNS, dtype=torch.float64).repeat(2, 1, 1)
     ones[1, ::2] *= -1
-    return {"zero-padded": padded, "hot block": block, "outlier column": outlier, "rank one": aligned, "constant": ones}
+    # one sign for the upper rows, one for the lower: rows of a block that meet rows of another would all agree
+    column = torch.zeros(2, ROWS, COLUMNS, dtype=torch.float64)
+    column[:, :, 3] = 1
+    column[1, ROWS // 2 :] *= -1
+    return {
+        "zero-padded": padded,
+        "hot block": block,
+        "constant column": column,
+        "outlier column": outlier,
+        "rank one": aligned,
+        "constant": ones,
+    }
 
 
 @pytest.mark.parametrize("k", [7, 64])
@@ -119,7 +130,7 @@ def test_randomness_depends_on_seed_and_name_only():
 
 
 def test_random_numbers_are_pinned():
-    """SplitMix64: key + (counter + 1) * golden, mixed. Worked out with Python integers; a change breaks old sketches."""
+    """SplitMix64 of key + (counter + 1) * golden, worked out with Python integers; a change breaks old sketches."""
     import hashlib
 
     key = int.from_bytes(hashlib.sha256(b"7\0layer.weight\0row").digest()[:8], "little")

@@ -152,6 +152,7 @@ def test_fresh_lora_is_seeded(folder, tmp_path):
     assert runs[0][0]["num_parameters"] == 2 * 4 * (4 * 32 + 3 * 40)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, old name
 def test_an_adapter_of_ones_own(folder, tmp_path):
     """lora gradients at an adapter that has moved: lora_A's are no longer zero; all_linear sees the adapted model."""
     model = attach_adapter(LOADER.load(folder / "model").model, LoraSettings(r=2), seed=1)
@@ -167,6 +168,7 @@ def test_an_adapter_of_ones_own(folder, tmp_path):
     assert summary["num_zero_gradients"] == 0 and (scores["norms"] > 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, old name
 def test_all_zero_gradients_warn_and_score_zero(folder, tmp_path):
     model = attach_adapter(LOADER.load(folder / "model").model, LoraSettings(r=2), seed=1)
     model.save_pretrained(tmp_path / "adapter")
