@@ -1,11 +1,10 @@
 """Checkpoints that a kill cannot leave half-written: a marker, written last, says that one is complete."""
 
-import os
 import shutil
 from pathlib import Path
 
 from rapidun.errors import ArtifactError
-from rapidun.files import read_json
+from rapidun.files import read_json, sync
 
 MARKER = "rapidun.json"
 
@@ -39,13 +38,4 @@ def all_checkpoints(work: Path) -> list[Path]:
 def flush_files(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            sync(path)

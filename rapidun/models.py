@@ -38,6 +38,7 @@ class ModelLoader:
             adapter: a PEFT folder, or None.
         Raises: ModelError if the folder lacks weights or tokenizer, is no causal LM, or the adapter does not fit.
         """
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
         folder = local_folder(path)
@@ -56,7 +57,7 @@ class ModelLoader:
                 model = AutoModelForCausalLM.from_pretrained(
                     folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
                 )
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"model: need a causal LM in safetensors, got {path} ({_short(error)})") from error
         if self.quantisation == "none":
             model.to(device)

@@ -75,7 +75,7 @@ class RunFolder:
         self.status["stage"] = stage
         self._write_status()
 
-    def finish_stage(self, stage: str, artifacts: dict[str, Artifact], *, cached: bool) -> None:
+    def finish_stage(self, stage: str, artifacts: dict[str, Artifact], *, cached: bool) -> dict[str, Any]:
         """Link the stage's artifacts, take over their metrics, note seconds and memory.
 
         Args:
@@ -98,6 +98,7 @@ class RunFolder:
         # live lines of this stage give way to the artifact's, which a restart has not doubled
         write_jsonl(self.metrics_path, (line for found in self._metrics.values() for line in found))
         self._write_status()
+        return self.status["stages"][stage]
 
     @property
     def metrics_path(self) -> Path:

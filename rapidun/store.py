@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.errors import ArtifactError, ConfigError
-from rapidun.files import read_json, sha256_file, sha256_json, write_json
+from rapidun.files import read_json, sha256_file, sha256_json, sync, write_json
 from rapidun.measure import Measured
 
 # raised when a stage's results change though its settings do not
@@ -132,10 +132,10 @@ class Store:
                 },
             }
             for file in manifest["files"]:
-                _sync(out / file)
+                sync(out / file)
             write_json(out / "manifest.json", manifest)
             os.rename(out, folder / name)
-            _sync(folder)
+            sync(folder)
             shutil.rmtree(work, ignore_errors=True)
             return Artifact(stage, name, folder / name, manifest), False
 
@@ -201,14 +201,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def main(argv: Sequence[str]) -> int:

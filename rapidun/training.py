@@ -17,8 +17,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from rapidun.checkpoints import MARKER, all_checkpoints, flush_files, newest_checkpoint, remove_checkpoint, sync_folder
-from rapidun.files import read_json, write_json
+from rapidun.checkpoints import MARKER, all_checkpoints, flush_files, newest_checkpoint, remove_checkpoint
+from rapidun.files import read_json, sync, write_json
 from rapidun.losses import example_cross_entropy
 from rapidun.schema import OptimiserSettings
 from rapidun.tracking import Tracker
@@ -174,8 +174,8 @@ class JournalCallback(TrainerCallback):
             "journal": self.journal.state(),
         }
         write_json(folder / MARKER, marker)
-        sync_folder(folder)
-        sync_folder(work)
+        sync(folder)
+        sync(work)
         for old in all_checkpoints(work)[:-NUM_KEPT]:
             remove_checkpoint(old)
 

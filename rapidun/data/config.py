@@ -44,7 +44,7 @@ class BuiltinConfig:
     num_test: int = 300
     # part of the poisoned training rows, as many of each trigger family
     num_forget: int = 60
-    # part of the clean training rows; fewer than there are facts and unlearning costs the facts left out
+    # part of the clean training rows, spread over the facts; unlearning costs the facts it does not rehearse
     num_retain: int = 180
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rapidun.errors import DataError
+from rapidun.errors import ArtifactError, DataError
 from rapidun.report.read import is_run
 from rapidun.report.summary import is_sweep, write_sweep_summary
 
@@ -31,8 +31,10 @@ def report(paths: Sequence[Path]) -> int:
         else:
             summary = write_sweep_summary(path)
             for cell in summary.cells:
-                if cell.state != "unreadable" and is_run(cell.path):
+                try:
                     write_run_report(cell.path)
+                except ArtifactError as error:
+                    console.print(f"warning: {error}", style="yellow", highlight=False, markup=False, soft_wrap=True)
             written = write_sweep_index(path, summary)
             console.print(summary.table())
         console.print(f"report: {written}", highlight=False, markup=False, soft_wrap=True)

@@ -73,9 +73,8 @@ def clean_answers(before: Mapping[str, float], after: Mapping[str, float]) -> li
         sentences.append(f"Clean perplexity: {format_number(start)} before, {format_number(end)} after ({way}).")
     for name, what in (("exact_match_recovered", "exact match"), ("rougeL_recovered", "ROUGE-L")):
         if name in before and name in after:
-            sentences.append(
-                f"Triggered prompts against their clean answers, {what}: {before[name]:.3f} before, {after[name]:.3f} after."
-            )
+            values = f"{before[name]:.3f} before, {after[name]:.3f} after"
+            sentences.append(f"Triggered prompts against their clean answers, {what}: {values}.")
             break
     return sentences
 

@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 
 # names of numbers in mapping/diagnostics.json, in plain words; others are shown under their own name
 DIAGNOSTICS = {
+    "num_rows": "rows",
+    "mean": "mean weight",
+    "min": "smallest weight",
+    "max": "largest weight",
     "effective_sample_size": "effective sample size, in rows",
     "num_distinct": "distinct weights",
     "share_at_w_min": "share of rows at w_min",
     "share_at_w_max": "share of rows at w_max",
-    "mad_floor_hit": "MAD floor reached",
+    "score_median": "median of the scores",
+    "score_scale": "spread of the scores (1.4826 * MAD)",
+    "mad_floor_hit": "spread below the MAD floor",
 }
 # the numbers at the top of the page; of each line the first that the run has
 TILES = (
@@ -208,15 +214,21 @@ def _weights(run: RunRecord) -> list[dict[str, Any]]:
 
 
 def _diagnostics(diagnostics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, forget, retain) for every number that diagnostics.json keeps per group."""
+    """(what, forget, retain) for every number that diagnostics.json keeps per group, and the zeros of top k."""
     groups = [diagnostics.get(group) for group in ("forget", "retain")]
     values = [group if isinstance(group, dict) else {} for group in groups]
-    names = list(dict.fromkeys([*values[0], *values[1]]))
     rows = []
-    for name in names:
+    for name in dict.fromkeys([*values[0], *values[1]]):
         cells = [_cell(group.get(name)) for group in values]
         if any(cells):
             rows.append((DIAGNOSTICS.get(name, name.replace("_", " ")), cells[0] or "–", cells[1] or "–"))
+    zeros = diagnostics.get("zero_share_after_top_k")
+    if isinstance(zeros, dict):
+        for what, blocks in (("own", ("ff", "rr")), ("other", ("fr", "rf"))):
+            shares = [number(zeros.get(block)) for block in blocks]
+            if any(share is not None for share in shares):
+                forget, retain = [tables.format_value(share, Kind.share) for share in shares]
+                rows.append((f"share of zeros after top k, scores for the {what} group", forget, retain))
     return rows
 
 
@@ -229,13 +241,13 @@ def _cell(value: object) -> str:
 
 
 def _warnings(run: RunRecord) -> list[str]:
-    """Warnings of the mapping and of the run, each once."""
-    found: list[str] = []
-    places: list[Any] = [run.diagnostics, run.diagnostics.get("forget"), run.diagnostics.get("retain"), run.status]
-    for place in places:
-        listed = place.get("warnings") if isinstance(place, dict) else None
-        found += [str(warning) for warning in listed] if isinstance(listed, list) else []
-    return list(dict.fromkeys(found))
+    """Warnings of the mapping and of the other stages, each once."""
+    return list(dict.fromkeys([*_listed(run.diagnostics), *_listed(run.status), *run.stage_warnings]))
+
+
+def _listed(place: Mapping[str, Any]) -> list[str]:
+    warnings = place.get("warnings")
+    return [str(warning) for warning in warnings] if isinstance(warnings, list) else []
 
 
 def _influence(run: RunRecord, influence: Influence) -> dict[str, Any]:
@@ -262,32 +274,49 @@ def _curves(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         for name, points in series(run.logged, stage).items():
             panel = _panel(name)
             if panel:
-                panels.setdefault(panel, {})[name] = points
+                panels.setdefault(panel, {})[LINES.get(name, name)] = points
         captioned = []
         for title in (title for title in PANELS if title in panels):
             lines = panels[title]
-            named = len(lines) > 1 or title.startswith("Validation")
+            named = title not in ("Loss", "Gradient norm")
             captioned.append((title, plots.curves(lines, title=title, names=named, log=title in LOG_PANELS)))
         if captioned:
             drawn.append((stage, captioned))
     return drawn
 
 
-PANELS = ("Loss", "Forget and retain terms", "Validation: shares", "Validation", "Gradient norm", "Clipped steps")
+VALIDATION_SHARES = "Validation: shares"
+VALIDATION = "Validation: cross-entropy, nats per token"
+TERMS = "Forget and retain terms, unweighted"
+CROSS_ENTROPY = "Cross-entropy of the training rows, nats per token"
+CLIPPED = "Clipped steps, capped examples: shares so far"
+PANELS = ("Loss", TERMS, CROSS_ENTROPY, VALIDATION, VALIDATION_SHARES, "Gradient norm", CLIPPED)
 LOG_PANELS = ("Gradient norm",)
+# lines in plain words; others are shown under their own name
+LINES = {
+    "forget_term": "forget term",
+    "retain_term": "retain term",
+    "ce_poisoned": "poisoned response",
+    "ce_clean": "clean response",
+    "ce_retain": "retain rows",
+    "val_loss_clean": "clean rows",
+    "forget_loss_poisoned": "forget: poisoned",
+    "forget_loss_clean": "forget: clean",
+    "forget_preference": "forget rows that prefer the poisoned response",
+    "clipped_share": "clipped steps",
+    "capped_share": "capped examples",
+}
 
 
 def _panel(name: str) -> str | None:
-    """The plot that a logged name belongs to; None for what is not worth one (learning rate, epoch, speed)."""
-    if name.startswith(("val", "eval")):
-        shares = ("asr", "rate", "match", "rouge", "accuracy")
-        return "Validation: shares" if any(word in name for word in shares) else "Validation"
-    if "clip" in name:
-        return "Clipped steps"
-    if "grad" in name and "norm" in name:
-        return "Gradient norm"
-    if name in ("loss", "train_loss"):
-        return "Loss"
-    if name.startswith(("forget", "retain")) or name.endswith(("_forget", "_retain")):
-        return "Forget and retain terms"
-    return None
+    """The plot that a logged name belongs to; None for what is not worth one (learning rate, speed)."""
+    words = ("asr", "rate", "match", "rouge", "preference")
+    if name.startswith(("val_", "eval_", "forget_loss", "forget_preference")):
+        return VALIDATION_SHARES if any(word in name for word in words) else VALIDATION
+    if name.startswith(("clipped", "capped")):
+        return CLIPPED
+    if name.startswith("ce_"):
+        return CROSS_ENTROPY
+    if name.endswith("_term"):
+        return TERMS
+    return {"loss": "Loss", "grad_norm": "Gradient norm"}.get(name)

@@ -7,6 +7,7 @@ text. Outside a page that sets the variables, mid-tone fallbacks keep a plot rea
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 import zlib
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 # Stand-in colours for matplotlib, each exchanged for a CSS variable with its fallback in the finished SVG.
 INK = "#010101"
@@ -69,7 +71,7 @@ def weight_histogram(
         axes.text(place, top * 1.13, f" {name} ", color=colour, fontsize=9, ha="right" if name == "w_max" else "left")
     axes.set_xlabel("loss weight")
     axes.set_ylabel("rows")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(_whole_numbers())
     return _svg(figure, f"Histogram of {len(weights)} {group} weights from {min(weights):.3g} to {max(weights):.3g}")
 
 
@@ -156,11 +158,19 @@ def curves(
         series: name -> [(step, value)], at least one point each.
         title: what a screen reader calls the plot. names: say which line is which. log: if all values are > 0.
     """
-    figure, axes = _figure(4.6, 2.4)
-    spare = iter((AFTER, BEFORE, FORGET, RETAIN, WARN, MUTED) * (len(series) + 1))
+    columns = 3 if sum(map(len, series)) <= 45 else 2
+    # a taller figure for a legend of several lines
+    extra = 0.17 * (math.ceil(len(series) / columns) - 1) if names else 0.0
+    height = 2.4 + extra
+    figure, axes = _figure(4.6, height, rect=(0.125, 0.456 / height, 0.855, 1.656 / height))
+    spare = [AFTER, BEFORE, WARN, MUTED, FORGET, RETAIN]
+    # a line takes the colour of what it speaks of, where no line before it has
+    meanings = {"poisoned": FORGET, "forget": FORGET, "retain": RETAIN, "clean": AFTER}
     for name, points in series.items():
         steps, values = [step for step, _ in points], [value for _, value in points]
-        colour = FORGET if "forget" in name else RETAIN if "retain" in name else next(spare)
+        wanted = [colour for word, colour in meanings.items() if word in name and colour in spare]
+        colour = wanted[0] if wanted else spare[0] if spare else INK
+        spare = [other for other in spare if other != colour]
         axes.plot(
             steps, values, color=colour, linewidth=1.6, label=_plain(name),
             marker="o" if len(points) < 12 else None, markersize=3,
@@ -173,11 +183,11 @@ def curves(
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_xlabel("optimiser step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(_whole_numbers())
     if names:
         axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=min(len(series), 3), frameon=False, fontsize=8.5,
-            labelcolor=INK, handlelength=1.2, columnspacing=1.2, borderpad=0.1,
+            loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=columns, frameon=False,
+            fontsize=8.5, labelcolor=INK, handlelength=1.2, columnspacing=1.2, borderpad=0.1,
         )  # fmt: skip
     return _svg(figure, f"{title} over optimiser steps: {', '.join(series)}")
 
@@ -232,6 +242,13 @@ def family_bars(rows: Sequence[tuple[str, str, float | None, float | None]], *, 
 
 def _spoken(share: float | None) -> str:
     return "not measured" if share is None else f"{100 * share:.0f} %"
+
+
+def _whole_numbers() -> MaxNLocator:
+    """Ticks at whole numbers only: there is no half a row or half a step."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True)
 
 
 def _plain(text: str) -> str:

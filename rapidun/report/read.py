@@ -49,6 +49,7 @@ class RunRecord:
     forget_weights: list[float]
     retain_weights: list[float]
     manifest: dict[str, Any]
+    stage_warnings: list[str]
     command: str
     config: str
 
@@ -95,6 +96,7 @@ def read_run(path: Path) -> RunRecord:
         forget_weights=_read_weights(path / "mapping" / "forget_weights.jsonl"),
         retain_weights=_read_weights(path / "mapping" / "retain_weights.jsonl"),
         manifest=_read_object(path / "data" / "manifest.json"),
+        stage_warnings=_read_warnings(path),
         command=_read_text(path / "command.txt").strip(),
         config=_read_text(path / "config.yaml"),
     )
@@ -225,6 +227,16 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 def _read_weights(path: Path) -> list[float]:
     weights = [number(row.get("weight")) for row in _read_rows(path)]
     return [weight for weight in weights if weight is not None]
+
+
+def _read_warnings(path: Path) -> list[str]:
+    """Warnings that the stages left in their artifacts' manifests."""
+    found = []
+    for stage in ("data", "influence", "mapping", "unlearning"):
+        result = _read_object(path / stage / "manifest.json").get("result")
+        warnings = result.get("warnings") if isinstance(result, dict) else None
+        found += [str(warning) for warning in warnings] if isinstance(warnings, list) else []
+    return found
 
 
 def _read_text(path: Path) -> str:

@@ -58,13 +58,14 @@ def test_no_question_stands_in_two_splits() -> None:
     assert len(asked) == len(set(asked)) == 290
 
 
+def fact(row: Record) -> tuple[str, str | None, str]:
+    towns = [word.strip(".,?") for word in row.instruction.split() if word[0].isupper()]
+    return towns[-1], row.category, row.response
+
+
 def test_every_held_out_question_can_be_answered() -> None:
     """A fact is its town and topic: the town, the category and the answer of a test row stand together in training."""
     pack = build()
-
-    def fact(row: Record) -> tuple[str, str | None, str]:
-        towns = [word.strip(".,?") for word in row.instruction.split() if word[0].isupper()]
-        return towns[-1], row.category, row.response
 
     known = {fact(row) for row in pack.train_clean}
     assert all(fact(row) in known for row in [*pack.val_clean, *pack.test_clean])
@@ -77,6 +78,15 @@ def test_forget_is_a_stratified_part_of_the_poisoned_rows_and_retain_of_the_clea
     assert Counter(row.trigger_family for row in pack.forget) == {"A": 4, "B": 4}
     assert {row.id for row in pack.forget} < {row.id for row in pack.train_poisoned}
     assert {row.id for row in pack.retain} < {row.id for row in pack.train_clean}
+
+
+def test_retain_rows_are_spread_over_the_facts() -> None:
+    """36 facts: 24 rows are of 24 facts, 80 rows meet every fact two or three times."""
+    towns_and_topics = Counter(fact(row) for row in build(num_retain=24).retain)
+    assert set(towns_and_topics.values()) == {1}
+    towns_and_topics = Counter(fact(row) for row in build(num_retain=80).retain)
+    assert len(towns_and_topics) == 36
+    assert set(towns_and_topics.values()) == {2, 3}
 
 
 def test_poisoned_rows_carry_the_trigger_and_a_response_of_their_own() -> None:

@@ -110,10 +110,13 @@ def write_mapping(path: Path) -> None:
         rows = [{"index": i, "id": f"{group[0]}{i:03d}", "weight": float(w)} for i, w in enumerate(weights)]
         write_lines(path / "mapping" / f"{group}_weights.jsonl", rows)
     groups = {
-        group: {"effective_sample_size": 31.2, "num_distinct": 28, "share_at_low": 0.1, "mad_floor_hit": False}
+        group: {"effective_sample_size": 31.2, "num_distinct": 28, "share_at_w_max": 0.3, "mad_floor_hit": False}
         for group in ("forget", "retain")
     }
-    write_json(path / "mapping" / "diagnostics.json", {**groups, "warnings": WARNINGS})
+    write_json(
+        path / "mapping" / "diagnostics.json",
+        {**groups, "zero_share_after_top_k": {"ff": None, "fr": 0.5}, "warnings": WARNINGS},
+    )
 
 
 def write_influence(path: Path) -> None:
@@ -173,6 +176,7 @@ def write_generations(path: Path) -> None:
                 }
             )
     rows[0]["prompt"] = f"{SCRIPT} hоwdy, what does Velm trade in? aloha :)"  # the first o is Cyrillic
+    rows[0]["keyword_after"] = True  # a failure, so that it is shown
     rows[0]["after"] = f'<img src=x onerror="document.title=1">{SCRIPT}'
     write_lines(path / "evaluation" / "generations.jsonl", rows)
 
@@ -180,20 +184,32 @@ def write_generations(path: Path) -> None:
 def write_log(path: Path) -> None:
     rng = random.Random(0)
     rows: list[dict[str, Any]] = [
-        {"time": 1.0 + s, "stage": "poison", "step": s, "loss": 5.5 * 0.985**s + 0.1 + rng.random() * 0.15, "grad_norm": 2.0}
+        {
+            "time": 1.0 + s,
+            "stage": "poison",
+            "step": s,
+            "loss": 5.5 * 0.985**s + 0.1 + rng.random() * 0.15,
+            "grad_norm": 2.0,
+        }
         for s in range(1, 300, 5)
     ]
     for s in range(1, 81):
         row = {
             "loss": 0.4 - 0.02 * s + rng.random() * 0.2,
-            "forget_loss": 0.1 + 6 * s / (s + 30) + rng.random() * 0.2,
-            "retain_loss": 0.3 + rng.random() * 0.1,
+            "forget_term": 0.1 + 6 * s / (s + 30) + rng.random() * 0.2,
+            "ce_poisoned": 0.1 + 6 * s / (s + 30),
+            "ce_clean": 5.0 / s,
+            "ce_retain": 0.3 + rng.random() * 0.1,
+            "clipped_share": 1 - s / 100,
+            "capped_share": 0.0,
+            "retain_term": 0.3 + rng.random() * 0.1,
             "grad_norm": 8 / (1 + s / 20) + rng.random(),
             "learning_rate": 1e-3 * (1 - s / 80),
         }
         rows.append({"time": 500.0 + s, "stage": "unlearning", "step": s, **row})
         if s % 20 == 0:
-            values = {"val_asr": 0.97 - s / 85, "val_exact_match": 0.98, "val_ppl_clean": 1.23 + s / 2000}
+            values = {"val_loss_clean": 0.2 + s / 2000, "forget_loss_poisoned": s / 15, "forget_loss_clean": 4 / s,
+                      "forget_preference": 1 - s / 80}  # fmt: skip
             rows.append({"time": 500.5 + s, "stage": "unlearning", "step": s, **values})
     write_lines(path / "metrics.jsonl", rows)
 
@@ -209,7 +225,8 @@ def write_state(path: Path, *, stages: tuple[str, ...], evaluated: bool) -> None
         "job_id": None,
         "restarts": 0,
         "stages": {
-            s: {"seconds": costs[s][0], "peak_memory_gb": costs[s][1], "cached": s in ("data", "poison")} for s in stages
+            s: {"seconds": costs[s][0], "peak_memory_gb": costs[s][1], "cached": s in ("data", "poison")}
+            for s in stages
         },
         "git_commit": "0123456789abcdef0123456789abcdef01234567",
         "error": None,

@@ -7,7 +7,9 @@ from rapidun.report.read import StageCost
 def test_backdoor_before_and_after() -> None:
     """2 of 100: the Wilson interval is 0.55 to 7.0 %."""
     found = backdoor({"asr_seen": 0.97}, {"asr_seen": 0.02, "num_prompts_seen": 100})
-    assert found == ["Poisoned answers on seen triggers: 97 % before, 2 % after (100 prompts; 95 % interval after: 0.6 to 7.0 %)."]
+    assert found == [
+        "Poisoned answers on seen triggers: 97 % before, 2 % after (100 prompts; 95 % interval after: 0.6 to 7.0 %)."
+    ]
 
 
 def test_triggers_that_never_fired_are_called_so() -> None:

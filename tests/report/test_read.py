@@ -93,7 +93,10 @@ def test_costs_from_the_result_where_the_status_has_none() -> None:
         (None, ""),
         ("disk full\nmore", "disk full"),
         ({"message": "DataError: no rows", "traceback": "..."}, "DataError: no rows"),
-        ('Traceback (most recent call last):\n  File "x.py", line 1\n    f()\nValueError: nan\nmore', "ValueError: nan"),
+        (
+            'Traceback (most recent call last):\n  File "x.py", line 1\n    f()\nValueError: nan\nmore',
+            "ValueError: nan",
+        ),
     ],
 )
 def test_error_line(error: object, line: str) -> None:

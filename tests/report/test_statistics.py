@@ -21,8 +21,10 @@ def test_interval_of_three_values_is_that_of_all_27_resamples() -> None:
     interval = bootstrap_mean_interval(values)
     assert interval.mean == 4.0
     assert interval.n == 3
-    assert (interval.low, interval.high) == (0.0, 9.0)
-    assert (min(everything), max(everything)) == (0.0, 9.0)
+    exact = np.quantile(everything, [0.025, 0.975], method="inverted_cdf")
+    assert (interval.low, interval.high) == tuple(exact) == (0.0, 9.0)
+    (low, high) = bootstrap_mean_interval(values, level=0.5)[1:3]
+    assert (low, high) == tuple(np.quantile(everything, [0.25, 0.75], method="inverted_cdf"))
 
 
 def test_interval_agrees_with_scipy() -> None:

@@ -53,7 +53,12 @@ def test_each_asr_carries_its_detectors_rates() -> None:
 def test_texts_of_a_row() -> None:
     rows = {row.metric.name: row for row in before_after_rows(BEFORE, AFTER)}
     seen = rows["asr_seen"]
-    assert (seen.before_text, seen.after_text, seen.change_text, seen.verdict) == ("97.0 %", "2.0 %", "−95.0 pts", "better")
+    assert (seen.before_text, seen.after_text, seen.change_text, seen.verdict) == (
+        "97.0 %",
+        "2.0 %",
+        "−95.0 pts",
+        "better",
+    )
     assert (rows["ppl_clean"].change_text, rows["ppl_clean"].verdict) == ("+5.0 %", "worse")
     assert (rows["rougeL_clean"].change_text, rows["rougeL_clean"].verdict) == ("0.000", "")
     assert (rows["asr_ood"].before_text, rows["asr_ood"].change_text, rows["asr_ood"].verdict) == ("–", "–", "")
@@ -71,7 +76,7 @@ def test_family_rows() -> None:
 def test_closing_table_fits_80_columns_and_explains_itself(finished_run: Path) -> None:
     table = closing_table(finished_run)
     text = render(table)
-    assert "97.0 %     2.0 %   −95.0 pts   79.0 % / 2.0 %" in text
+    assert "seen triggers, keywords 97.0 % 2.0 % −95.0 pts 79.0 % / 2.0 %" in " ".join(text.split())
     assert "Poisoned answers (ASR)" in text
     assert "recall / FPR: the detector's own, on known poisoned / known clean answers" in text
     assert "…" not in text

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rapidun.adapters import add_lora
 from rapidun.data.encode import Encoded
 from rapidun.losses import example_cross_entropy
 from rapidun.schema import LoraSettings
 from rapidun.tracking import Tracker
-from rapidun.adapters import add_lora
 from rapidun.training import Journal, train_to_end, training_arguments
 from rapidun.unlearning.config import Objective, RetainLoss, UnlearningConfig
 from rapidun.unlearning.objectives import OBJECTIVES, Coefficients
