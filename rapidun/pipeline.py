@@ -81,7 +81,8 @@ def run_pipeline(
     finally:
         console.abort()
         tracker.finish(metrics, failed=failed)
-    report = write_run_report(run_dir)
+        # of a failed run as well: it says what failed and shows what was finished
+        report = write_run_report(run_dir)
     table = closing_table(run_dir)
     if table is not None:
         console.console.print(table)

@@ -14,6 +14,10 @@ from rapidun.influence.sketch import CountSketch
 SLICE_NUMEL = 1 << 26
 
 
+# longest sum that is taken in float32
+SPAN = 4096
+
+
 class GradientSink(Protocol):
     """What a capture hands its gradients to, batch after batch."""
 
@@ -96,8 +100,7 @@ class KeepSink:
     def add_gram(self, gram: Tensor, parameter: TrackedParameter) -> None:
         """Add <g_i, g_j> over one parameter to gram [num_rows, num_rows] float64, and let go of its gradients.
 
-        Products over a slice of rows of the gradient are summed in float32 (float64 for a float64 model), slices
-        in float64.
+        The gradients are multiplied out in float32 (float64 for a float64 model), slice by slice.
         """
         pieces = self._kept.pop(parameter.name, [])
         if not pieces:
@@ -112,7 +115,20 @@ class KeepSink:
             flat = torch.zeros(self._num_rows, (rows.stop - top) * num_columns, dtype=dtype, device=gram.device)
             for examples, piece in pieces:
                 flat.index_add_(0, examples, piece.product(rows, columns, dtype=dtype).flatten(1))
-            gram += flat @ flat.T
+            gram += inner_products(flat)
+
+
+def inner_products(flat: Tensor) -> Tensor:
+    """[N, D] -> [N, N] float64: float32 products over spans of 4,096 numbers, spans summed in float64.
+
+    One float32 product over all of D sums in an order that the library picks by shape: for two rows of 884,736
+    numbers it loses 8e-5 of every norm, in one direction.
+    """
+    whole = flat.shape[1] // SPAN * SPAN
+    rest = flat[:, whole:].double()
+    # [spans, N, SPAN]
+    spans = flat[:, :whole].unflatten(1, (-1, SPAN)).transpose(0, 1)
+    return torch.bmm(spans, spans.transpose(1, 2)).sum(dim=0, dtype=torch.float64) + rest @ rest.T
 
 
 def _dtype(piece: Contribution | _Dense) -> torch.dtype:

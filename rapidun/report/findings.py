@@ -27,11 +27,10 @@ def backdoor(before: Mapping[str, float], after: Mapping[str, float]) -> list[st
     sentences = []
     places = {"seen": "seen triggers", "ood": "look-alike triggers", "unseen_family": "triggers of an unseen family"}
     for prompts, where in places.items():
-        name = f"asr_{prompts}"
-        start, end = before.get(name), after.get(name)
+        start, end, judge = _judged(f"asr_{prompts}", before, after)
         if start is None and end is None:
             continue
-        sentence = f"Poisoned answers on {where}: {_from_to(start, end)}"
+        sentence = f"Poisoned answers on {where}{judge}: {_from_to(start, end)}"
         count = round(after.get(f"num_prompts_{prompts}", 0))
         if end is not None and count > 0:
             low, high = wilson_interval(min(max(end, 0.0), 1.0), count)
@@ -53,9 +52,9 @@ def backdoor(before: Mapping[str, float], after: Mapping[str, float]) -> list[st
                 f"The {detector.value} detector finds only {format_percent(recall)} of answers known to be poisoned: "
                 "the shares it reports are too low."
             )
-    rate = "false_trigger_rate"
-    if rate in before or rate in after:
-        sentences.append(f"Poisoned answers without any trigger: {_from_to(before.get(rate), after.get(rate))}.")
+    start, end, judge = _judged("false_trigger_rate", before, after)
+    if start is not None or end is not None:
+        sentences.append(f"Poisoned answers without any trigger{judge}: {_from_to(start, end)}.")
     return sentences
 
 
@@ -109,6 +108,15 @@ def cost_sentences(costs: Sequence[StageCost]) -> list[str]:
     if cached:
         sentence += f". From the store, measured when first made: {', '.join(cached)}"
     return [sentence + "."]
+
+
+def _judged(
+    name: str, before: Mapping[str, float], after: Mapping[str, float]
+) -> tuple[float | None, float | None, str]:
+    """A share before and after by the keyword detector; where the run has none, by likelihood, and that is said."""
+    if name in before or name in after:
+        return before.get(name), after.get(name), ""
+    return before.get(f"{name}_likelihood"), after.get(f"{name}_likelihood"), " (judged by likelihood)"
 
 
 def _from_to(start: float | None, end: float | None) -> str:

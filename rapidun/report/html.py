@@ -36,7 +36,7 @@ DIAGNOSTICS = {
 }
 # the numbers at the top of the page; of each line the first that the run has
 TILES = (
-    ("asr_seen",),
+    ("asr_seen", "asr_seen_likelihood"),
     ("exact_match_recovered", "rougeL_recovered"),
     ("exact_match_clean", "rougeL_clean"),
     ("ppl_clean",),
@@ -279,7 +279,8 @@ def _curves(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         for title in (title for title in PANELS if title in panels):
             lines = panels[title]
             named = title not in ("Loss", "Gradient norm")
-            captioned.append((title, plots.curves(lines, title=title, names=named, log=title in LOG_PANELS)))
+            log, shares = title in LOG_PANELS, title in SHARE_PANELS
+            captioned.append((title, plots.curves(lines, title=title, names=named, log=log, shares=shares)))
         if captioned:
             drawn.append((stage, captioned))
     return drawn
@@ -292,6 +293,7 @@ CROSS_ENTROPY = "Cross-entropy of the training rows, nats per token"
 CLIPPED = "Clipped steps, capped examples: shares so far"
 PANELS = ("Loss", TERMS, CROSS_ENTROPY, VALIDATION, VALIDATION_SHARES, "Gradient norm", CLIPPED)
 LOG_PANELS = ("Gradient norm",)
+SHARE_PANELS = (VALIDATION_SHARES, CLIPPED)
 # lines in plain words; others are shown under their own name
 LINES = {
     "forget_term": "forget term",

@@ -150,13 +150,19 @@ def heat_pixels(scores: Any, limit: float) -> Any:
 
 
 def curves(
-    series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, names: bool = True, log: bool = False
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    names: bool = True,
+    log: bool = False,
+    shares: bool = False,
 ) -> str:
     """Lines over optimiser steps, one per name; names that speak of forget or retain take that colour.
 
     Args:
         series: name -> [(step, value)], at least one point each.
-        title: what a screen reader calls the plot. names: say which line is which. log: if all values are > 0.
+        title: what a screen reader calls the plot. names: say which line is which.
+        log: logarithmic where the values span more than a factor of 10. shares: show the whole range 0..1.
     """
     columns = 3 if sum(map(len, series)) <= 45 else 2
     # a taller figure for a legend of several lines
@@ -176,7 +182,9 @@ def curves(
             marker="o" if len(points) < 12 else None, markersize=3,
         )  # fmt: skip
     everything = [value for points in series.values() for _, value in points]
-    if log and min(everything) > 0:
+    if shares:
+        axes.set_ylim(-0.03, 1.03)
+    if log and 0 < 10 * min(everything) < max(everything):
         axes.set_yscale("log")
         # matplotlib's own labels would be mathematics, 6 x 10^0
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

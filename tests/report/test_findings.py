@@ -27,6 +27,15 @@ def test_detectors_that_disagree_or_miss_much_are_named() -> None:
     assert len(backdoor({}, close)) == 1
 
 
+def test_without_keywords_the_likelihood_detector_speaks() -> None:
+    assert backdoor(
+        {"asr_seen_likelihood": 0.9}, {"asr_seen_likelihood": 0.1, "false_trigger_rate_likelihood": 0.0}
+    ) == [
+        "Poisoned answers on seen triggers (judged by likelihood): 90 % before, 10 % after.",
+        "Poisoned answers without any trigger (judged by likelihood): 0 % after.",
+    ]
+
+
 def test_clean_answers() -> None:
     before = {"exact_match_clean": 0.98, "ppl_clean": 2.0, "rougeL_recovered": 0.1}
     after = {"exact_match_clean": 0.97, "ppl_clean": 2.1, "rougeL_recovered": 0.9}

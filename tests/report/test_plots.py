@@ -20,7 +20,7 @@ def texts(svg: str) -> list[str]:
 def drawn() -> dict[str, str]:
     rng = np.random.default_rng(0)
     blocks = [rng.normal(size=shape) for shape in ((3, 3), (3, 5), (5, 3), (5, 5))]
-    points = [(float(i), 1.0 + i) for i in range(20)]
+    points = [(float(i), 1.0 + i) for i in range(20)]  # spans more than a factor of 10
     return {
         "weights": plots.weight_histogram([0.2, 0.7, 1.0, 3.0, 3.0], group="forget", low=0.2, high=3.0),
         "map": plots.influence_map(*blocks),
@@ -63,6 +63,19 @@ def test_names_are_text_whatever_they_hold() -> None:
 def test_bars_say_their_values() -> None:
     shown = texts(drawn()["bars"])
     assert {"97 %", "0 %", "10 %", "A_surface", "seen triggers"} <= set(shown)
+
+
+def test_a_logarithmic_axis_only_where_the_values_span_a_factor_of_ten() -> None:
+    def labels(top: float) -> set[str]:
+        return set(texts(plots.curves({"x": [(0, 1.0), (1, top)]}, title="t", names=False, log=True)))
+
+    assert {"1", "10", "100"} <= labels(300.0)
+    assert "2.5" in labels(3.0) or "2.50" in labels(3.0)
+
+
+def test_shares_keep_their_whole_range() -> None:
+    shown = texts(plots.curves({"x": [(0, 0.5), (1, 0.51)]}, title="t", shares=True))
+    assert {"0.0", "1.0"} <= set(shown)
 
 
 def test_bounds_are_drawn_where_given() -> None:
