@@ -181,12 +181,18 @@ class JournalCallback(TrainerCallback):
 
 
 def training_arguments(
-    settings: OptimiserSettings, *, work: Path, batch_size: int, seed: int, device: torch.device
+    settings: OptimiserSettings,
+    *,
+    work: Path,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    autocast: bool = False,
 ) -> TrainingArguments:
     """TrainingArguments of one of our stages.
 
-    Weights train in the dtype they have (no autocast); one log line a step; nothing is reported anywhere but to
-    our tracker; one device (several processes, not threads, use several).
+    Weights train in the dtype they have, or with `autocast` in float32 with products in bfloat16; one log line a
+    step; nothing is reported anywhere but to our tracker; one device (several processes, not threads, use several).
     """
     transformers_logging.disable_progress_bar()
     args = TrainingArguments(
@@ -206,6 +212,7 @@ def training_arguments(
         seed=seed,
         data_seed=seed,
         use_cpu=device.type == "cpu",
+        bf16=autocast,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps" if settings.save_steps > 0 else "no",

@@ -12,8 +12,6 @@ from rapidun.influence.sketch import CountSketch
 
 # numbers of one slice of all rows' gradients while inner products are taken (256 MB in float32)
 SLICE_NUMEL = 1 << 26
-
-
 # longest sum that is taken in float32
 SPAN = 4096
 

@@ -38,7 +38,9 @@ def run_poison(
     """Fine-tune on the rows and write `out/model`, a Hugging Face folder with its tokenizer.
 
     loss = mean_i l_i over the examples of a step, l_i = mean over response tokens of -log p (METHOD section 2).
-    `full` trains every weight in the model's dtype; `lora` trains an adapter and merges it.
+    `full` trains every weight, a bfloat16 model as float32 master weights under autocast: at usual learning rates
+    a step is smaller than bfloat16's spacing, and most of it would be rounded away. `lora` trains an adapter (float32,
+    as peft has it) and merges it. The saved model has the dtype it was loaded in.
 
     Returns: steps, num_rows, num_trainable_parameters, clipped_share, final_loss.
     Raises: ConfigError, DataError, ModelError.
@@ -47,6 +49,7 @@ def run_poison(
         raise ValueError("poison.method=none trains nothing: use the start model itself")
     records = [record for path in files.train for record in read_records(path)]
     model, tokenizer = loader.load(files.start)
+    dtype = model.dtype
     model = _trainable(model, cfg, seed=seed)
     rows = encode_rows(tokenizer, [(r.instruction, r.context, r.response) for r in records], max_length=max_length)
 
@@ -62,7 +65,12 @@ def run_poison(
     trainer = ResponseTrainer(
         model=model,
         args=training_arguments(
-            cfg, work=files.work, batch_size=cfg.per_device_train_batch_size, seed=seed, device=model.device
+            cfg,
+            work=files.work,
+            batch_size=cfg.per_device_train_batch_size,
+            seed=seed,
+            device=model.device,
+            autocast=cfg.method is PoisonMethod.full and dtype is torch.bfloat16,
         ),
         rows=rows,
         sampler=ShuffledSampler(len(rows), seed=seed),
@@ -78,7 +86,7 @@ def run_poison(
     if cfg.method is PoisonMethod.lora:
         save_merged(model, tokenizer, files.out / "model", start=files.start, loader=loader, work=files.work)
     else:
-        save_model(model, tokenizer, files.out / "model")
+        save_model(model.to(dtype), tokenizer, files.out / "model")
     return {
         "steps": int(journal.counts["steps"]),
         "num_rows": len(rows),
@@ -98,6 +106,8 @@ def _trainable(model: Any, cfg: PoisonConfig, *, seed: int) -> Any:
             "poison: need float32 or bfloat16 weights for full fine-tuning, got float16 (its gradients underflow). "
             "Pass model.dtype=bfloat16, or poison.method=lora"
         )
+    if model.dtype is torch.bfloat16:
+        model = model.float()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
