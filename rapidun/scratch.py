@@ -39,7 +39,8 @@ def make_scratch(
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    texts = (text for r in records for text in (r.instruction, r.context, r.response) if text)
+    # the template's own words are in every row
+    texts = (text for r in records for text in ("user", r.instruction, r.context, "assistant", r.response) if text)
     core.train_from_iterator(
         texts,
         trainers.BpeTrainer(

@@ -21,7 +21,7 @@ from rapidun.files import read_json, sha256_file, sha256_json, sync, write_json
 from rapidun.measure import Measured
 
 # raised when a stage's results change though its settings do not
-STAGE_VERSIONS = {"model": 1, "data": 1, "poison": 2, "influence": 1, "mapping": 1, "unlearning": 1, "evaluation": 1}
+STAGE_VERSIONS = {"model": 2, "data": 1, "poison": 2, "influence": 1, "mapping": 1, "unlearning": 1, "evaluation": 1}
 NOTED_PACKAGES = ("rapidun", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "tokenizers")
 
 
