@@ -15,7 +15,9 @@ def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
 
 def test_unreachable_index_is_one_line_without_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, 1, "", "WARNING: x\nERROR: no answer from https://me:secret@host/simple\n")
+        return subprocess.CompletedProcess(
+            command, 1, "", "WARNING: x\nERROR: no answer from https://me:secret@host/simple\n"
+        )
 
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(ModelError, match=r"got: ERROR: no answer from <address>$"):

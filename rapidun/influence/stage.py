@@ -1,13 +1,13 @@
 """The influence stage: one gradient pass over forget and retain rows, four blocks of scores."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rapidun.adapters import add_lora
 from rapidun.data.batches import token_budget_batches
 from rapidun.data.encode import Encoded, collate, encode_rows
 from rapidun.data.records import Record, read_records
@@ -19,7 +19,6 @@ from rapidun.influence.params import num_numbers, select_parameters
 from rapidun.influence.scores import gradient_norms, influence_scores, split_blocks
 from rapidun.losses import response_mask
 from rapidun.models import ModelLoader
-from rapidun.schema import LoraSettings
 from rapidun.tracking import Tracker
 
 
@@ -61,7 +60,7 @@ def run_influence(
     forget, retain = read_records(files.forget), read_records(files.retain)
     model, tokenizer = loader.load(files.model, adapter=files.adapter)
     if cfg.params is ParameterSet.lora and files.adapter is None:
-        model = attach_adapter(model, cfg.lora, seed=seed)
+        model = add_lora(model, cfg.lora, seed=seed, section="influence")
     parameters = select_parameters(model, cfg.params, regex=cfg.regex)
     names = [f"forget row {r.id}" for r in forget] + [f"retain row {r.id}" for r in retain]
     encoded = _encode(tokenizer, forget, retain, max_length=max_length)
@@ -121,33 +120,6 @@ def run_influence(
         "loss_forget": result.losses[: len(forget)].mean().item(),
         "loss_retain": result.losses[len(forget) :].mean().item(),
     }
-
-
-def attach_adapter(model: nn.Module, lora: LoraSettings, *, seed: int) -> nn.Module:
-    """Put a fresh LoRA adapter on a model; its random factors depend on the seed alone.
-
-    Raises: ModelError if the model has none of the target modules.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=list(lora.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        # peft asks transformers 5 for a property by its old name
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        torch.manual_seed(seed)
-        try:
-            return get_peft_model(model, config)
-        except ValueError as error:
-            raise ModelError(
-                f"influence: need modules of the model in lora.target_modules, got {list(lora.target_modules)} "
-                f"({error}). Change influence.lora.target_modules"
-            ) from error
 
 
 def make_batches(

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from rapidun.adapters import add_lora
 from rapidun.influence.capture import Factors, GradientCapture
 from rapidun.influence.config import ParameterSet
 from rapidun.influence.gram import exact_gram, gram_of_rows, pass_groups, sketch_gram
 from rapidun.influence.params import select_parameters
 from rapidun.influence.sinks import KeepSink
-from rapidun.influence.stage import attach_adapter
 from rapidun.schema import LoraSettings
 
 GROUPS = [[1, 6, 3], [0, 4], [5, 2]]
@@ -65,7 +65,7 @@ def test_exact_in_float32_equals_float64_autograd(
 
 @pytest.mark.parametrize("params", [ParameterSet.lora, ParameterSet.all_linear])
 def test_exact_equals_autograd_with_an_adapter(make_model, rows, batches_of, autograd_gradients, params):
-    model = attach_adapter(make_model(), LoraSettings(r=3), seed=0).eval()
+    model = add_lora(make_model(), LoraSettings(r=3), seed=0, section="influence").eval()
     for name, weight in model.named_parameters():
         if "lora_" in name:
             nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(len(name)))
@@ -230,7 +230,7 @@ def test_a_row_that_is_not_finite_is_named(make_model, rows, batches_of):
 
 
 def test_fresh_lora_gradients_of_a_are_zero_and_scores_are_finite(make_model, rows, batches_of):
-    model = attach_adapter(make_model(dtype=torch.float32), LoraSettings(r=3), seed=0)
+    model = add_lora(make_model(dtype=torch.float32), LoraSettings(r=3), seed=0, section="influence")
     a_only = select_parameters(model, ParameterSet.regex, regex=r".*lora_A\.default")
     assert not _gram(model, a_only, batches_of(rows, GROUPS)).gram.any()
     both = select_parameters(model, ParameterSet.lora)
@@ -239,7 +239,7 @@ def test_fresh_lora_gradients_of_a_are_zero_and_scores_are_finite(make_model, ro
 
 def test_small_gradients_are_kept_multiplied_out(make_model, rows, batches_of):
     """r = 1: 16 numbers a row and factor, fewer than its tokens times (16 + 1)."""
-    model = attach_adapter(make_model(), LoraSettings(r=1), seed=0)
+    model = add_lora(make_model(), LoraSettings(r=1), seed=0, section="influence")
     parameters = select_parameters(model, ParameterSet.lora)
     batch = batches_of(rows, [[0, 1, 2, 3, 4, 5, 6]])[0]
     sink = KeepSink(7)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from rapidun.adapters import add_lora
 from rapidun.errors import ConfigError
 from rapidun.influence.config import ParameterSet
 from rapidun.influence.params import SELECTORS, accumulation_dtype, num_numbers, output_head, select_parameters
-from rapidun.influence.stage import attach_adapter
 from rapidun.schema import LoraSettings
 
 
@@ -50,7 +50,7 @@ def test_a_tied_head_is_one_parameter_with_both_modules(make_model):
 def test_an_adapter_changes_no_set_but_lora(make_model):
     plain = {params: len(_names(make_model(), params)) for params in SELECTORS if params.name != "lora"}
     settings = LoraSettings(r=2, target_modules=["q_proj", "up_proj"])
-    model = attach_adapter(make_model(), settings, seed=0)
+    model = add_lora(make_model(), settings, seed=0, section="influence")
     assert {params: len(_names(model, params)) for params in plain} == plain
     factors = _names(model, ParameterSet.lora)
     assert len(factors) == 2 * 2 * 2
@@ -59,7 +59,7 @@ def test_an_adapter_changes_no_set_but_lora(make_model):
 
 
 def test_an_adapted_head_is_still_the_head(make_model):
-    model = attach_adapter(make_model(), LoraSettings(r=2, target_modules=["lm_head"]), seed=0)
+    model = add_lora(make_model(), LoraSettings(r=2, target_modules=["lm_head"]), seed=0, section="influence")
     assert _names(model, ParameterSet.lm_head) == ["base_model.model.lm_head.base_layer.weight"]
     assert len(_names(model, ParameterSet.all_linear)) == 14
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rapidun.adapters import add_lora
 from rapidun.data.encode import encode_rows
 from rapidun.data.records import Record, read_records, write_records
 from rapidun.errors import ConfigError, DataError, ModelError
 from rapidun.influence.config import InfluenceConfig, InfluenceMethod, LossReduction, ParameterSet, Score
 from rapidun.influence.params import select_parameters
-from rapidun.influence.stage import InfluenceFiles, attach_adapter, make_batches, run_influence
+from rapidun.influence.stage import InfluenceFiles, make_batches, run_influence
 from rapidun.models import ModelLoader
 from rapidun.schema import LoraSettings
 from rapidun.scratch import make_scratch
@@ -155,7 +156,7 @@ def test_fresh_lora_is_seeded(folder, tmp_path):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, old name
 def test_an_adapter_of_ones_own(folder, tmp_path):
     """lora gradients at an adapter that has moved: lora_A's are no longer zero; all_linear sees the adapted model."""
-    model = attach_adapter(LOADER.load(folder / "model").model, LoraSettings(r=2), seed=1)
+    model = add_lora(LOADER.load(folder / "model").model, LoraSettings(r=2), seed=1, section="influence")
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
@@ -170,7 +171,7 @@ def test_an_adapter_of_ones_own(folder, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, old name
 def test_all_zero_gradients_warn_and_score_zero(folder, tmp_path):
-    model = attach_adapter(LOADER.load(folder / "model").model, LoraSettings(r=2), seed=1)
+    model = add_lora(LOADER.load(folder / "model").model, LoraSettings(r=2), seed=1, section="influence")
     model.save_pretrained(tmp_path / "adapter")
     tracker = Tracker()
     regex = {"params": ParameterSet.regex, "regex": r".*lora_A\.default", "adapter": tmp_path / "adapter"}
@@ -204,7 +205,7 @@ def test_a_broken_model_names_the_row(folder, tmp_path):
 
 
 def test_wrong_targets_and_empty_sets_are_the_users_to_mend(folder, tmp_path):
-    with pytest.raises(ModelError, match=r"influence\.lora\.target_modules"):
+    with pytest.raises(ConfigError, match=r"influence\.lora\.target_modules"):
         _run(folder, tmp_path, params=ParameterSet.lora, lora=LoraSettings(target_modules=["c_attn"]))
     with pytest.raises(ConfigError, match="matches none"):
         _run(folder, tmp_path, params=ParameterSet.regex, regex="nothing")
