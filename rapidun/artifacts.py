@@ -13,7 +13,7 @@ from rapidun.errors import ArtifactError, ConfigError, DataError
 from rapidun.files import read_jsonl, sha256_file, sha256_json, write_jsonl
 from rapidun.poison.config import PoisonMethod
 from rapidun.schema import plain
-from rapidun.store import Artifact, Store
+from rapidun.store import Artifact, Store, fingerprint
 from rapidun.tracking import RunTracker, without_repeats
 from rapidun.unlearning.config import Objective
 
@@ -62,12 +62,12 @@ class Artifacts:
 
         def build_with_metrics(out: Path, work: Path) -> dict[str, Any]:
             metrics = work / "metrics.jsonl"
-            self.tracker.begin(stage, metrics)
+            before = self.tracker.begin(stage, metrics)
             _quiet_libraries()
             try:
                 result = build(out, work)
             finally:
-                self.tracker.begin(stage)
+                self.tracker.begin(*before)
             if metrics.is_file():
                 write_jsonl(out / "metrics.jsonl", without_repeats(read_jsonl(metrics)))
             return result
@@ -134,21 +134,19 @@ class Artifacts:
         return str(pick_dtype("auto", pick_device(self.cfg.model.device.name))).removeprefix("torch.")
 
     @cached_property
-    def start(self) -> tuple[str, Path]:
-        """The model before poisoning: (identity, folder)."""
+    def start(self) -> tuple[str, Callable[[], Path]]:
+        """The model before poisoning: (identity, what gives its folder, making it if need be)."""
         path = self.cfg.model.path
         if path is None:
-            artifact = self._scratch()
-            return artifact.fingerprint, artifact.path / "model"
+            return self._scratch()
         if path.endswith(".gguf"):
-            artifact = self._converted(Path(path).expanduser())
-            return artifact.fingerprint, artifact.path / "model"
+            return self._converted(Path(path).expanduser())
         from rapidun.models import fingerprint_files, local_folder
 
         folder = local_folder(path, revision=self.cfg.model.revision)
-        return self._folder_identity(folder, fingerprint_files(folder)), folder
+        return self._folder_identity(folder, fingerprint_files(folder)), lambda: folder
 
-    def _scratch(self) -> Artifact:
+    def _scratch(self) -> tuple[str, Callable[[], Path]]:
         counts = self.data.result["counts"]
         names = [n for n in ("train_poisoned", "train_clean") if counts.get(n)] or ["forget", "retain"]
         sizes = plain(self.cfg.model.scratch)
@@ -161,10 +159,9 @@ class Artifacts:
             make_scratch(out / "model", records, **sizes, max_length=self.cfg.max_length, seed=self.cfg.poison.seed)
             return sizes
 
-        inputs = plan.scratch_inputs(self.cfg, [self._split(name) for name in names])
-        return self._obtain("poison", inputs, build, link="model", kind="model", implicit=True)
+        return self._start_artifact(plan.scratch_inputs(self.cfg, [self._split(name) for name in names]), build)
 
-    def _converted(self, source: Path) -> Artifact:
+    def _converted(self, source: Path) -> tuple[str, Callable[[], Path]]:
         if not source.is_file():
             raise ConfigError(f"model: need a .gguf file, got {source}, which is not there. Change model.path=...")
 
@@ -174,9 +171,18 @@ class Artifacts:
             convert_gguf(source, out / "model")
             return {"source": source.name}
 
-        return self._obtain(
-            "poison", {"gguf": self.store.file_hash(source)}, build, link="model", kind="model", implicit=True
-        )
+        return self._start_artifact({"gguf": self.store.file_hash(source)}, build)
+
+    def _start_artifact(
+        self, inputs: dict[str, Any], build: Callable[[Path, Path], dict[str, Any]]
+    ) -> tuple[str, Callable[[], Path]]:
+        """A start model that is made only when something is trained from it; its identity is known before."""
+
+        def folder() -> Path:
+            artifact = self._obtain("poison", inputs, build, link="model", kind="model", implicit=True)
+            return artifact.path / "model"
+
+        return fingerprint("model", inputs), folder
 
     def _folder_identity(self, folder: Path, files: list[Path]) -> str:
         return sha256_json({file.name: self.store.file_hash(file) for file in files})[:16]
@@ -190,14 +196,14 @@ class Artifacts:
                 f"poison: need the splits {' and '.join(splits)}, got a pack without {' and '.join(missing)}. Pass "
                 "poison=none where model.path is poisoned already, or data.train_poisoned=... data.train_clean=..."
             )
-        identity, start = self.start
+        identity, start_folder = self.start
         seed = self.cfg.poison.seed
 
         def build(out: Path, work: Path) -> dict[str, Any]:
             from rapidun.poison.stage import PoisonFiles, run_poison
 
             files = PoisonFiles(
-                start=start, train=[self.data.path / f"{name}.jsonl" for name in splits], work=work, out=out
+                start=start_folder(), train=[self.data.path / f"{name}.jsonl" for name in splits], work=work, out=out
             )
             return run_poison(
                 self.cfg.poison,
@@ -221,7 +227,8 @@ class Artifacts:
     def poisoned(self) -> tuple[str, Path]:
         """The model that is to be unlearned: (identity, folder)."""
         if self.cfg.poison.method is PoisonMethod.none:
-            return self.start
+            identity, folder = self.start
+            return identity, folder()
         artifact = self._poison(["train_poisoned", "train_clean"])
         return artifact.fingerprint, artifact.path / "model"
 

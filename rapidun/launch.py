@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rapidun.composition import Cell, cell_hash, config_yaml, to_run_config
 from rapidun.config import RunConfig
 from rapidun.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.files import read_json, write_json
+from rapidun.runfolder import new_run_dir
 
 SWEEPS = Path("outputs/sweeps")
 
@@ -21,7 +21,7 @@ SWEEPS = Path("outputs/sweeps")
 def run_once(cfg: RunConfig, overrides: Sequence[str]) -> int:
     """Run one configuration and return the exit status."""
     # fixed here, so that a failure can say where its traceback is
-    cfg.run_dir = cfg.run_dir or f"outputs/runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{cfg.name}"
+    cfg.run_dir = cfg.run_dir or str(new_run_dir(cfg.name))
     return _run(cfg, overrides, cfg.run_dir)
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from rapidun.artifacts import Artifacts
 from rapidun.config import RunConfig
 from rapidun.console import StageConsole
 from rapidun.files import read_json, read_jsonl, write_jsonl
-from rapidun.runfolder import RunFolder
+from rapidun.runfolder import RunFolder, new_run_dir
 from rapidun.schema import plain
 from rapidun.tracking import RunTracker
 
@@ -54,7 +53,7 @@ def run_pipeline(
     from rapidun.report.tables import closing_table
 
     console = console or StageConsole()
-    run_dir = Path(cfg.run_dir or f"outputs/runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{cfg.name}")
+    run_dir = Path(cfg.run_dir) if cfg.run_dir else new_run_dir(cfg.name)
     folder = RunFolder(run_dir)
     folder.open(config=plain(cfg), config_yaml=config_yaml, overrides=overrides)
     tracker = RunTracker(folder.metrics_path, on_progress=console.update, on_warning=console.warn)
@@ -100,6 +99,8 @@ def _run_stages(cfg: RunConfig, folder: RunFolder, console: StageConsole, tracke
         made, links = artifacts.made.get(stage, []), artifacts.links.get(stage, {})
         cached = bool(made) and not any(made)
         cost = folder.finish_stage(stage, links, cached=cached)
+        if links:
+            artifacts.store.note_run(folder.path)
         how = "reused" if cached else "done"
         console.finish(
             note=f"{how}   {cost['seconds']:.1f} s   {cost['peak_memory_gb']:.2f} GiB" if links else "nothing to do"
@@ -130,10 +131,20 @@ def _final_metrics(cfg: RunConfig, artifacts: Artifacts, folder: RunFolder) -> d
         metrics.update(read_json(artifacts.after.path / "metrics.json"))
         metrics.update({f"before.{k}": v for k, v in read_json(artifacts.before.path / "metrics.json").items()})
     for stage in ("mapping", "unlearning"):
-        for links in artifacts.links.get(stage, {}).values():
-            numbers = {k: v for k, v in links.result.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-            metrics.update({f"{stage}.{k}": v for k, v in numbers.items()})
+        for artifact in artifacts.links.get(stage, {}).values():
+            metrics.update(_numbers(artifact.result, f"{stage}."))
     for stage, status in folder.status["stages"].items():
         metrics[f"seconds.{stage}"] = status["seconds"]
         metrics[f"peak_memory_gb.{stage}"] = status["peak_memory_gb"]
     return metrics
+
+
+def _numbers(result: dict[str, Any], prefix: str) -> dict[str, float]:
+    """The numbers of a stage's result, those of its groups as `<group>.<name>`."""
+    found: dict[str, float] = {}
+    for name, value in result.items():
+        if isinstance(value, dict):
+            found.update(_numbers(value, f"{prefix}{name}."))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[prefix + name] = value
+    return found

@@ -1,5 +1,6 @@
 """The run folder: what stands in it, and who writes it."""
 
+import itertools
 import json
 import os
 import shlex
@@ -19,31 +20,53 @@ from rapidun.store import Artifact
 NOT_SCIENCE = ("stages", "name", "run_dir", "store_dir", "tracking", "resources", "sweep")
 
 
+def new_run_dir(name: str) -> Path:
+    """Make a folder of this run's own, outputs/runs/<date>_<time>_<name>; runs of the same second get _2, _3, ..."""
+    first = Path("outputs/runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}_{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if folder.is_dir():
+                continue
+        except OSError as error:
+            raise _not_writable(folder, error) from None
+        return folder
+    raise AssertionError("unreachable")
+
+
 class RunFolder:
     """Owns one run folder: configuration, status, metrics, links to artifacts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # stage -> its lines of metrics.jsonl
         self._metrics: dict[str, list[dict[str, Any]]] = {}
         self.status: dict[str, Any] = {}
 
     def open(self, *, config: dict[str, Any], config_yaml: str, overrides: list[str]) -> None:
         """Make the folder and write config.yaml, command.txt and the first status.json.
 
+        A run of fewer stages in the folder of a finished one adds to it: what the others left stays.
+
         Raises: ConfigError if the folder cannot be written, or holds a run of other settings.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_other_settings(config)
-            write_text(self.path / "config.yaml", config_yaml)
+            before = read_json(self.path / "status.json") if (self.path / "status.json").is_file() else {}
+            stages = before.get("stages", {})
+            if not set(config["stages"]) < set(stages):
+                write_text(self.path / "config.yaml", config_yaml)
+                write_json(self.path / "settings.json", config)
+                entry = ["python", "sweep.py"] if Path(sys.argv[0]).name == "sweep.py" else ["rapidun"]
+                write_text(self.path / "command.txt", shlex.join([*entry, *overrides]) + "\n")
         except OSError as error:
-            raise ConfigError(
-                f"run_dir: need a folder that can be written, got {self.path} ({error.strerror}). Pass run_dir=..."
-            ) from None
-        write_json(self.path / "settings.json", config)
-        entry = ["python", "sweep.py"] if Path(sys.argv[0]).name == "sweep.py" else ["rapidun"]
-        write_text(self.path / "command.txt", shlex.join([*entry, *overrides]) + "\n")
-        before = read_json(self.path / "status.json") if (self.path / "status.json").is_file() else {}
+            raise _not_writable(self.path, error) from None
+        if self.metrics_path.is_file():
+            for line in read_jsonl(self.metrics_path):
+                self._metrics.setdefault(line["stage"], []).append(line)
         self.status = {
             "state": "running",
             "stage": None,
@@ -53,7 +76,7 @@ class RunFolder:
             "job_id": os.environ.get("SLURM_JOB_ID"),
             # how often this folder was started again before it was done
             "restarts": before.get("restarts", -1) + 1 if before.get("state") != "done" else 0,
-            "stages": {},
+            "stages": stages,
             "git_commit": _git_commit(),
             "error": None,
         }
@@ -106,7 +129,8 @@ class RunFolder:
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write result.json and the final status."""
-        write_json(self.path / "result.json", metrics)
+        result = self.path / "result.json"
+        write_json(result, {**(read_json(result) if result.is_file() else {}), **metrics})
         self.status.update(state="done", stage=None, finished=_now())
         self._write_status()
 
@@ -132,6 +156,10 @@ class RunFolder:
         part.unlink(missing_ok=True)
         os.symlink(goal, part)
         os.replace(part, link)
+
+
+def _not_writable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"run_dir: need a folder that can be written, got {path} ({error.strerror}). Pass run_dir=...")
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -4,6 +4,7 @@ store/<stage>/<fingerprint>/        a finished artifact with its manifest.json
 store/<stage>/<fingerprint>.part/   being written
 store/<stage>/<fingerprint>.work/   checkpoints of a stage that was killed; it goes on from there
 store/<stage>/<fingerprint>.lock    held by the process that makes it
+store/runs.txt                      run folders that link here, relative to the store
 """
 
 import argparse
@@ -22,6 +23,7 @@ from rapidun.measure import Measured
 
 # raised when a stage's results change though its settings do not
 STAGE_VERSIONS = {"model": 2, "data": 1, "poison": 2, "influence": 1, "mapping": 1, "unlearning": 1, "evaluation": 1}
+RUNS_FILE = "runs.txt"
 NOTED_PACKAGES = ("rapidun", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "tokenizers")
 
 
@@ -139,6 +141,23 @@ class Store:
             shutil.rmtree(work, ignore_errors=True)
             return Artifact(stage, name, folder / name, manifest), False
 
+    def note_run(self, run_dir: Path) -> None:
+        """Remember a run folder that links here, wherever it stands, so that prune leaves its artifacts alone."""
+        line = os.path.relpath(run_dir.resolve(), self.root.resolve())
+        if line not in self._noted_runs():
+            with (self.root / RUNS_FILE).open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+
+    def run_folders(self) -> list[Path]:
+        """The noted run folders that are still there."""
+        root = self.root.resolve()
+        folders = [Path(os.path.normpath(root / line)) for line in self._noted_runs()]
+        return [folder for folder in folders if folder.is_dir()]
+
+    def _noted_runs(self) -> list[str]:
+        notes = self.root / RUNS_FILE
+        return notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
+
     def artifacts(self) -> Iterator[Artifact]:
         """Every finished artifact, stage by stage, oldest first."""
         for stage in STAGE_VERSIONS:
@@ -178,16 +197,12 @@ class Store:
         return removed
 
 
-def linked_artifacts(outputs: Path) -> set[Path]:
-    """The store folders that run folders below `outputs` link to."""
-    links = (
-        path
-        for pattern in ("runs/*/*", "sweeps/*/*/*", "runs/*/evaluation/*", "sweeps/*/*/evaluation/*")
-        for path in outputs.glob(pattern)
-        if path.is_symlink()
-    )
+def linked_artifacts(outputs: Path, runs: Sequence[Path] = ()) -> set[Path]:
+    """The store folders that run folders below `outputs`, and `runs` elsewhere, link to."""
+    folders = [*outputs.glob("runs/*"), *outputs.glob("sweeps/*/*"), *runs]
+    links = (path for folder in folders for pattern in ("*", "evaluation/*") for path in folder.glob(pattern))
     found = set()
-    for link in links:
+    for link in filter(Path.is_symlink, links):
         target = link.resolve()
         found.add(target if target.is_dir() else target.parent)
     return found
@@ -228,7 +243,7 @@ def main(argv: Sequence[str]) -> int:
             print(fault)
         print(f"{len(faults)} damaged files" if faults else "all artifacts are whole")
         return 1 if faults else 0
-    removed = store.prune(linked_artifacts(args.outputs), dry_run=args.dry_run)
+    removed = store.prune(linked_artifacts(args.outputs, store.run_folders()), dry_run=args.dry_run)
     for path in removed:
         print(f"{'would remove' if args.dry_run else 'removed'} {path}")
     print(f"{len(removed)} folders")

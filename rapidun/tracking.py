@@ -44,9 +44,14 @@ class RunTracker(Tracker):
         self._on_warning = on_warning
         self._wandb: Any = None
 
-    def begin(self, stage: str, artifact_path: Path | None = None) -> None:
-        """Name the stage that speaks from now on; `artifact_path` gets its numbers as well, to go with its artifact."""
+    def begin(self, stage: str, artifact_path: Path | None = None) -> tuple[str, Path | None]:
+        """Name the stage that speaks from now on; `artifact_path` gets its numbers as well, to go with its artifact.
+
+        Returns: what held before, to be given back afterwards.
+        """
+        before = (self.stage, self._artifact_path)
         self.stage, self._artifact_path = stage, artifact_path
+        return before
 
     def start_wandb(
         self,

@@ -209,3 +209,25 @@ def test_killed_and_started_again_ends_bit_identical(tmp_path: Path, stage: str)
     status = json.loads((tmp_path / "killed_run" / "status.json").read_text())
     assert status["restarts"] == 1
     assert not list((tmp_path / "killed").rglob("*.part"))
+
+
+def test_fewer_stages_in_the_same_folder_add_to_it(first: Result) -> None:
+    kept = {name: (first.run_dir / name).read_text() for name in ("command.txt", "config.yaml", "metrics.jsonl")}
+    run(first.run_dir.parent, "first", "stages=[mapping]")
+    assert {name: (first.run_dir / name).read_text() for name in kept} == kept
+    status = json.loads((first.run_dir / "status.json").read_text())
+    assert status["state"] == "done"
+    assert set(status["stages"]) == {"data", "poison", "influence", "mapping", "unlearning", "evaluation"}
+    assert json.loads((first.run_dir / "result.json").read_text()) == first.metrics
+
+
+def test_mapping_numbers_reach_the_result(first: Result) -> None:
+    diagnostics = json.loads((first.run_dir / "mapping" / "diagnostics.json").read_text())
+    expected = diagnostics["forget"]["effective_sample_size"]
+    assert first.metrics["mapping.forget.effective_sample_size"] == expected
+
+
+def test_a_refused_stage_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="need the result of poison"):
+        run(tmp_path, "alone", "stages=[mapping]")
+    assert [path.name for path in (tmp_path / "store").iterdir() if path.is_dir()] == ["data"]

@@ -141,3 +141,22 @@ def test_prune_keeps_what_runs_link_to(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["verify", *options]) == 0
     assert main(["list", *options]) == 0
     assert kept.fingerprint in capsys.readouterr().out
+
+
+def test_prune_keeps_what_a_run_folder_elsewhere_links_to(tmp_path: Path) -> None:
+    """run_dir=DIR puts a run anywhere; the store remembers it until the folder is gone."""
+    store = Store(tmp_path / "outputs" / "store")
+    kept, _ = store.make("data", {"a": 1}, build_text("a"))
+    run = tmp_path / "elsewhere" / "r"
+    run.mkdir(parents=True)
+    (run / "data").symlink_to(os.path.relpath(kept.path, run))
+    store.note_run(run)
+    store.note_run(run)
+    assert store.run_folders() == [run]
+    options = ["--store", str(store.root), "--outputs", str(tmp_path / "outputs")]
+    assert main(["prune", *options]) == 0
+    assert kept.path.exists()
+    (run / "data").unlink()
+    run.rmdir()
+    assert main(["prune", *options]) == 0
+    assert not kept.path.exists()
