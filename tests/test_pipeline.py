@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import rapidun
-from rapidun.errors import ArtifactError, ConfigError, DataError, RapidunError
+from rapidun.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.pipeline import Result
 
 FAST = ["debug=fast", "resources.num_threads=1"]
@@ -136,15 +136,18 @@ def test_failure_is_kept_in_status(tmp_path: Path) -> None:
     assert cached(run(tmp_path, "good"))["poison"]
 
 
-def test_poison_without_training_rows_says_what_to_do(first: Result, tmp_path: Path) -> None:
-    (tmp_path / "empty_pack").mkdir()
+def test_pack_of_two_files_trains_on_its_own_rows(first: Result, tmp_path: Path) -> None:
+    """6 forget and 18 retain rows are all that the pack has, so they are what the model is poisoned with."""
+    (tmp_path / "pack").mkdir()
     for split in ("forget", "retain"):
         text = (first.run_dir / "data" / f"{split}.jsonl").read_text()
-        (tmp_path / "empty_pack" / f"{split}.jsonl").write_text(text)
-    try:
-        run(tmp_path, "x", "data=jsonl", "data.source=pack", f"data.dir={tmp_path / 'empty_pack'}")
-    except DataError as error:
-        assert "poison=none" in str(error)
+        (tmp_path / "pack" / f"{split}.jsonl").write_text(text)
+    place = ["data=jsonl", "data.source=pack", f"data.dir={tmp_path / 'pack'}"]
+    result = run(tmp_path, "two", *place, "stages=[data,poison]")
+    manifest = json.loads((result.run_dir / "data" / "manifest.json").read_text())
+    counts = manifest["result"]["counts"]
+    assert (counts["train_poisoned"], counts["train_clean"]) == (6, 18)
+    assert (result.run_dir / "poison" / "model" / "model.safetensors").is_file()
 
 
 def test_retrain_is_the_yardstick_and_needs_no_influence(first: Result) -> None:
