@@ -25,7 +25,7 @@ from rapidun.preflight import check_overrides
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
 # settings that change where things go or who watches, never the numbers
-BOOKKEEPING = ("name", "run_dir", "store_dir", "sweep", "tracking", "resources")
+BOOKKEEPING = ("name", "run_dir", "store_dir", "sweep", "tracking", "resources", "cluster")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from rapidun.influence.config import InfluenceConfig
 from rapidun.mapping.config import MappingConfig
 from rapidun.poison.config import PoisonConfig, PoisonMethod
 from rapidun.schema import Faults
+from rapidun.sweep.config import ClusterConfig, ResourcesConfig, SweepConfig
 from rapidun.unlearning.config import UnlearningConfig
 
 STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
@@ -102,25 +103,6 @@ class TrackingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ResourcesConfig:
-    """What one run may use."""
-
-    # threads of the CPU math libraries; 0 = all cores
-    num_threads: int = 0
-
-    def check(self) -> list[str]:
-        faults = Faults("resources")
-        faults.need(self.num_threads >= 0, "num_threads >= 0", num_threads=self.num_threads)
-        return faults
-
-
-@dataclass(kw_only=True, slots=True)
-class SweepConfig:
-    # folder of a -m sweep under outputs/sweeps; null = date and time
-    name: str | None = None
-
-
-@dataclass(kw_only=True, slots=True)
 class RunConfig:
     name: str = "run"
     # a run of consecutive stages, or one alone
@@ -141,6 +123,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
     def check(self) -> list[str]:
@@ -156,6 +139,8 @@ class RunConfig:
             self.evaluation,
             self.tracking,
             self.resources,
+            self.cluster,
+            self.sweep,
         )
         for section in sections:
             faults += section.check()

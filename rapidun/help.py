@@ -16,6 +16,7 @@ GROUPS = {
     "evaluation": "how much is generated and measured",
     "tracking": "where numbers go besides the run folder",
     "resources": "what one run may use",
+    "cluster": "where SLURM jobs go (conf/cluster/local/site.yaml is yours)",
     "experiment": "a whole table, ready to run: +experiment=NAME",
     "debug": "tiny sizes, to see whether things fit together: debug=fast",
 }

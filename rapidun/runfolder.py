@@ -17,7 +17,7 @@ from rapidun.files import read_json, read_jsonl, write_json, write_jsonl, write_
 from rapidun.store import Artifact
 
 # settings that say where and how to run, not what is computed
-NOT_SCIENCE = ("stages", "name", "run_dir", "store_dir", "tracking", "resources", "sweep")
+NOT_SCIENCE = ("stages", "name", "run_dir", "store_dir", "tracking", "resources", "cluster", "sweep")
 
 
 def new_run_dir(name: str) -> Path:
