@@ -113,7 +113,9 @@ def _run_stages(cfg: RunConfig, folder: RunFolder, console: StageConsole, tracke
 def _write_evaluation(artifacts: Artifacts, folder: Path) -> None:
     """before.json, after.json and the paired generations, in the run folder itself."""
     pairs: dict[tuple[str, str], dict[str, Any]] = {}
-    for when, artifact in (("before", artifacts.before), ("after", artifacts.after)):
+    recipes = artifacts.recipes
+    for when, recipe in (("before", recipes.before), ("after", recipes.after)):
+        artifact = artifacts.get(recipe)
         shutil.copyfile(artifact.path / "metrics.json", folder / f"{when}.json.part")
         os.replace(folder / f"{when}.json.part", folder / f"{when}.json")
         for row in read_jsonl(artifact.path / "generations.jsonl"):
@@ -128,8 +130,9 @@ def _final_metrics(cfg: RunConfig, artifacts: Artifacts, folder: RunFolder) -> d
     """The flat contents of result.json."""
     metrics: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed}
     if "evaluation" in cfg.stages:
-        metrics.update(read_json(artifacts.after.path / "metrics.json"))
-        metrics.update({f"before.{k}": v for k, v in read_json(artifacts.before.path / "metrics.json").items()})
+        before, after = (artifacts.links["evaluation"][f"evaluation/.{when}"] for when in ("before", "after"))
+        metrics.update(read_json(after.path / "metrics.json"))
+        metrics.update({f"before.{k}": v for k, v in read_json(before.path / "metrics.json").items()})
     for stage in ("mapping", "unlearning"):
         for artifact in artifacts.links.get(stage, {}).values():
             metrics.update(_numbers(artifact.result, f"{stage}."))
