@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rapidun import processes
 from rapidun.config import RunConfig
 from rapidun.errors import ArtifactError
 from rapidun.files import read_jsonl, write_jsonl
@@ -42,7 +43,7 @@ class Artifacts:
         key = f"{recipe.id} {recipe.link}"
         if key in self._got:
             return self._got[key]
-        found = self.store.find(recipe.kind, recipe.inputs)
+        found = self._find(recipe)
         if found is not None:
             artifact, was_there = found, True
         elif recipe.implicit or recipe.stage in self.cfg.stages:
@@ -62,6 +63,12 @@ class Artifacts:
             self.tracker.warn(warning)
         return artifact
 
+    def _find(self, recipe: Recipe) -> Artifact | None:
+        """What rank 0 finds holds for all processes of a run: another may look a moment later and see more."""
+        found = self.store.find(recipe.kind, recipe.inputs) if processes.is_main() else None
+        is_there = processes.share(found is not None)
+        return found or (self.store.find(recipe.kind, recipe.inputs) if is_there else None)
+
     def _first_missing(self, recipe: Recipe) -> Recipe:
         """The earliest stage without which this recipe cannot be made."""
         for need in recipe.needs:
@@ -70,8 +77,19 @@ class Artifacts:
         return recipe
 
     def _make(self, recipe: Recipe) -> tuple[Artifact, bool]:
+        building = False
+
         def build(out: Path, work: Path) -> dict[str, Any]:
+            nonlocal building
+            building = True
             metrics = work / "metrics.jsonl"
+            self.tracker.stage_started(
+                recipe.stage,
+                recipe.kind,
+                recipe.fingerprint,
+                recipe.inputs,
+                needs=[need.id for need in recipe.needs],
+            )
             before = self.tracker.begin(recipe.stage, metrics)
             if recipe.kind not in ("data", "mapping"):  # those need no torch
                 _set_threads(self.cfg.resources.num_threads)
@@ -84,14 +102,25 @@ class Artifacts:
                 write_jsonl(out / "metrics.jsonl", without_repeats(read_jsonl(metrics)))
             return result
 
-        return self.store.make(recipe.kind, recipe.inputs, build)
+        try:
+            artifact, was_there = self.store.make(
+                recipe.kind, recipe.inputs, build, together=recipe.together, on_wait=self.tracker.warn
+            )
+        except BaseException as error:
+            if building:
+                self.tracker.stage_failed(error)
+            raise
+        if building:
+            self.tracker.stage_finished(recipe.stage, artifact.path, artifact.manifest)
+        return artifact, was_there
 
 
 def _set_threads(num_threads: int) -> None:
     """The number of threads is part of what makes CPU results repeat bit for bit."""
     import torch
 
-    torch.set_num_threads(num_threads or os.cpu_count() or 1)
+    # a launcher that runs several jobs at once shares the cores out
+    torch.set_num_threads(num_threads or int(os.environ.get("RAPIDUN_NUM_THREADS") or 0) or os.cpu_count() or 1)
 
 
 def _quiet_libraries() -> None:

@@ -32,7 +32,12 @@ def remove_checkpoint(folder: Path) -> None:
 
 def all_checkpoints(work: Path) -> list[Path]:
     found = [path for path in work.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The optimiser step after which a checkpoint was saved."""
+    return int(folder.name.removeprefix("checkpoint-"))
 
 
 def flush_files(folder: Path) -> None:

@@ -7,7 +7,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,17 +52,11 @@ def _compose_and_run(argv: list[str]) -> int:
         print(f"rapidun {version()}")
         return 0
 
-    from rapidun.composition import compose_cells, compose_config, spell
+    from rapidun.composition import compose_config, spell
 
     extra = Path(options.config_dir) if options.config_dir else None
     if options.multirun:
-        cells = compose_cells(overrides, extra_dir=extra)
-        from rapidun.launch import finish_sweep, run_cell
-
-        name = cells[0].cfg.sweep.name or time.strftime("%Y-%m-%d_%H-%M-%S")
-        spelt = [text for text in spell(overrides, extra_dir=extra) if not text.startswith("sweep.name=")]
-        _hydra(["--multirun", *_config_dir(extra), *spelt, f"sweep.name={name}"], run_cell)
-        return finish_sweep(name, cells)
+        return _sweep(overrides, extra)
     cfg = compose_config(overrides, extra_dir=extra)
     if options.cfg or options.info:
         shown = [f"--cfg={options.cfg}"] if options.cfg else [f"--info={options.info}"]
@@ -73,6 +66,21 @@ def _compose_and_run(argv: list[str]) -> int:
     from rapidun.launch import run_once
 
     return run_once(cfg, overrides)
+
+
+def _sweep(overrides: list[str], extra: Path | None) -> int:
+    """Check every cell, then let Hydra call the sweeper."""
+    from rapidun.composition import TUNER, compose_sweep, spell
+    from rapidun.sweep.entry import begin, handover
+
+    begin(overrides, extra_dir=extra)
+    tuned = any(text.lstrip("+") == TUNER for text in overrides)
+    if not tuned:
+        handover.composed = compose_sweep(overrides, extra_dir=extra)
+    status = _hydra(["--multirun", *_config_dir(extra), *spell(overrides, extra_dir=extra)], _nothing)
+    if handover.error is not None:
+        raise handover.error
+    return status if handover.status is None else handover.status
 
 
 class _Parser(argparse.ArgumentParser):
@@ -172,10 +180,17 @@ def _store(argv: list[str]) -> int:
     return store(argv)
 
 
+def _sweep_command(argv: list[str]) -> int:
+    from rapidun.sweep.command import main as sweep
+
+    return sweep(argv)
+
+
 SUBCOMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "doctor": _doctor,
     "pack": _pack,
     "model": _model,
     "store": _store,
+    "sweep": _sweep_command,
 }

@@ -1,31 +1,49 @@
-"""From overrides to a checked RunConfig: Hydra composes the files of conf/, OmegaConf ends here."""
+"""From overrides to checked configurations: one run, or every cell of a sweep. OmegaConf ends here."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rapidun import keys, paths
+from rapidun import paths
+from rapidun.composer import (
+    CONFIG_NAME,
+    VERSION_BASE,
+    Composer,
+    Made,
+    compose_row,
+    composition_fault,
+    hydra_ready,
+    register_schema,
+)
 from rapidun.config import RunConfig
 from rapidun.errors import ConfigError
 from rapidun.files import sha256_json
-from rapidun.preflight import check_overrides
+from rapidun.preflight import TUNER, Checked, check_overrides, parse
+from rapidun.resolved import config_yaml, from_plain
+from rapidun.schema import plain
+from rapidun.sweep.grid import Axis, make_grid, read_parts
+from rapidun.sweep.where import Where
 
-CONFIG_NAME = "config"
-VERSION_BASE = "1.3"
+__all__ = [
+    "CONFIG_NAME", "VERSION_BASE", "Cell", "Composed", "SearchSpace", "cell_hash", "compose_cells", "compose_config",
+    "compose_rows", "compose_sweep", "composition_fault", "config_yaml", "from_plain", "register_schema",
+    "search_space", "spell", "sweep_name", "to_run_config",
+]  # fmt: skip
+
 # settings that change where things go or who watches, never the numbers
 BOOKKEEPING = ("name", "run_dir", "store_dir", "sweep", "tracking", "resources", "cluster")
+# overrides that leave the cells of a sweep what they are: the same command with others of these goes on in its folder
+_UNNAMED = re.compile(
+    r"(sweep|resources|cluster|tracking)(\..*)?|store_dir|run_dir|hydra/launcher|hydra\.(?!sweeper\.).*"
+    r"|hydra\.sweeper\.n_trials"
+)
+
+Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +52,27 @@ class Cell:
 
     overrides: list[str]
     cfg: RunConfig
+    # the swept keys and this cell's values, as text, in the order of the command line
+    axes: dict[str, str] = field(default_factory=dict)
+    # see cell_hash
+    hash: str = ""
+
+
+class Composed(NamedTuple):
+    """The cells of a sweep, and how many of the grid they are."""
+
+    cells: list[Cell]
+    # what was left out and why, one line each
+    notes: list[str]
+    # cells of the grid
+    num_grid: int
+
+
+class SearchSpace(NamedTuple):
+    """What a sweeper that picks its own values needs: the fixed overrides and the axes, intervals among them."""
+
+    fixed: list[str]
+    axes: list[Axis]
 
 
 def compose_config(overrides: Sequence[str] = (), *, extra_dir: Path | None = None) -> RunConfig:
@@ -43,37 +82,132 @@ def compose_config(overrides: Sequence[str] = (), *, extra_dir: Path | None = No
     Raises: ConfigError with every fault that was found.
     """
     checked = check_overrides(overrides, groups=paths.config_groups(extra_dir), multirun=False)
-    with _hydra(extra_dir) as extra:
-        [cell], faults = _compose_all([checked.overrides], extra, check=checked.certain)
+    with hydra_ready(extra_dir) as extra:
+        composed, fault = compose_row(checked.overrides, extra)
+    faults = [fault] if composed is None else composed.cfg.check() if checked.certain else []
     _refuse([*checked.faults, *faults])
-    return cell.cfg
+    assert composed is not None
+    return composed.cfg
 
 
-def compose_cells(overrides: Sequence[str], *, extra_dir: Path | None = None) -> list[Cell]:
-    """Compose and check every cell of a sweep: the product of all swept overrides, in the order in which Hydra runs it.
+def compose_cells(
+    overrides: Sequence[str], *, extra_dir: Path | None = None, on_progress: Progress | None = None
+) -> list[Cell]:
+    """The cells of compose_sweep."""
+    return compose_sweep(overrides, extra_dir=extra_dir, on_progress=on_progress).cells
+
+
+def compose_sweep(
+    overrides: Sequence[str], *, extra_dir: Path | None = None, on_progress: Progress | None = None
+) -> Composed:
+    """Compose and check every cell of a sweep: the product of all swept overrides, in the order of Hydra's own sweeper.
+
+    Axes in a group of sweep.zip advance together; cells for which sweep.where does not hold are left out before they
+    are checked; of cells with the same settings (see cell_hash) the first one is kept.
+
+    Args: on_progress: called with the number of cells done and that of the grid.
+    Raises: ConfigError with every fault that was found in any cell.
+    """
+    groups = paths.config_groups(extra_dir)
+    checked = _check_sweep(overrides, groups)
+    with hydra_ready(extra_dir) as extra:
+        parts, steady = _read_sweep(checked, extra, groups)
+        zipped = steady.sweep.zip if steady is not None else []
+        try:
+            grid = make_grid(parts, zipped)
+        except ConfigError as error:
+            _refuse([*checked.faults, *error.faults])
+            raise
+        composer = Composer(extra, groups)
+        sieve = _Sieve(groups, check=checked.certain)
+        num_grid = len(grid)
+        for done, (row, axes) in enumerate(grid.rows(), start=1):
+            made, fault = composer.cell(row)
+            if made is None:
+                sieve.faults[fault] = None
+            else:
+                sieve.add(row, axes, made)
+                if made.cfg.sweep.zip != zipped:
+                    sieve.faults["sweep.zip: need one for all cells, got several. Pass sweep.zip=..."] = None
+            if on_progress is not None:
+                on_progress(done, num_grid)
+    names = {cell.cfg.sweep.name for cell in sieve.cells} - {None}
+    faults = [f"sweep.name: need a name without slashes, got {name!r}" for name in names if not _is_plain(str(name))]
+    _refuse([*checked.faults, *sieve.faults, *faults])
+    if not sieve.cells:
+        shown = " and ".join(map(repr, sieve.expressions))
+        raise ConfigError(
+            f"sweep.where: need some cell to be left, got {shown}, true for none of {num_grid}. Change it"
+        )
+    return Composed(sieve.cells, sieve.notes(num_grid), num_grid)
+
+
+def compose_rows(
+    rows: Iterable[Sequence[str]], *, extra_dir: Path | None = None, on_progress: Progress | None = None
+) -> list[Cell]:
+    """Compose and check cells whose overrides are given, none left out; `axes` stay empty.
 
     Raises: ConfigError with every fault that was found in any cell.
     """
     groups = paths.config_groups(extra_dir)
-    checked = check_overrides(overrides, groups=groups, multirun=True)
-    if any(text.startswith("run_dir=") for text in checked.overrides):
-        checked.faults.append("run_dir: each cell of a sweep has a folder of its own. Pass sweep.name=... instead")
-    if any(_is_swept(text, "sweep.name") for text in checked.overrides):
-        checked.faults.append("sweep.name: need one name for all cells, got several. Pass sweep.name=...")
-    with _hydra(extra_dir) as extra:
-        grid = [*_sweeper_params(checked.overrides, extra, groups, checked.faults), *checked.overrides]
-        parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(grid)
-        rows = BasicSweeper.split_arguments(parsed, None)[0]
-        cells, faults = _compose_all(rows, extra, check=checked.certain)
-    names = {cell.cfg.sweep.name for cell in cells} - {None}
-    faults += [f"sweep.name: need a name without slashes, got {name!r}" for name in names if not _is_plain(str(name))]
-    _refuse([*checked.faults, *faults])
+    checked = [check_overrides(row, groups=groups, multirun=False) for row in rows]
+    cells: list[Cell] = []
+    faults = [fault for row in checked for fault in row.faults]
+    with hydra_ready(extra_dir) as extra:
+        composer = Composer(extra, groups)
+        for done, row in enumerate(checked, start=1):
+            made, fault = composer.cell(row.overrides)
+            if made is None:
+                faults.append(fault)
+            else:
+                faults += made.cfg.check() if row.certain else []
+                cells.append(Cell(row.overrides, made.cfg, {}, cell_hash(made.cfg)))
+            if on_progress is not None:
+                on_progress(done, len(checked))
+    _refuse(faults)
     return cells
+
+
+def search_space(overrides: Sequence[str], *, extra_dir: Path | None = None) -> SearchSpace:
+    """Read the swept overrides, those of an experiment file's hydra.sweeper.params included, without composing cells.
+
+    Raises: ConfigError with every fault of the overrides.
+    """
+    groups = paths.config_groups(extra_dir)
+    checked = _check_sweep(overrides, groups)
+    with hydra_ready(extra_dir) as extra:
+        parts, _ = _read_sweep(checked, extra, groups)
+    _refuse(checked.faults)
+    return SearchSpace(
+        [part for part in parts if isinstance(part, str)], [part for part in parts if isinstance(part, Axis)]
+    )
 
 
 def spell(overrides: Sequence[str], *, extra_dir: Path | None = None) -> list[str]:
     """Overrides that were checked before, as Hydra takes them."""
     return check_overrides(overrides, groups=paths.config_groups(extra_dir), multirun=True).overrides
+
+
+def sweep_name(overrides: Sequence[str], *, name: str | None = None) -> str:
+    """Name a sweep by its overrides, so that the same command finds its folder again: `<name>-<8 hex digits>`.
+
+    The order of the overrides does not matter, nor do those that leave the cells what they are (sweep.*, resources,
+    cluster, tracking, store_dir, the launcher, the number of trials).
+
+    Args: name: what it begins with; None = the `name` or the experiment of the overrides, else `sweep`.
+    """
+    found: dict[str, str] = {}
+    for text in overrides:
+        key, _, value = text.lstrip("+").partition("=")
+        found[key] = value
+    kept = sorted(text for text in {text.lstrip("+") for text in overrides} if not _is_unnamed(text))
+    word = name or found.get("name") or found.get("experiment") or "sweep"
+    word = re.sub(r"[^A-Za-z0-9._-]+", "_", word).strip("._-")[:60] or "sweep"
+    return f"{word}-{sha256_json(kept)[:8]}"
+
+
+def _is_unnamed(text: str) -> bool:
+    return _UNNAMED.fullmatch(text.partition("=")[0]) is not None
 
 
 def to_run_config(cfg: DictConfig) -> RunConfig:
@@ -86,50 +220,68 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     return run
 
 
-def config_yaml(cfg: RunConfig) -> str:
-    """The resolved configuration as YAML, the run folder's config.yaml."""
-    return OmegaConf.to_yaml(OmegaConf.structured(cfg), resolve=True)
-
-
 def cell_hash(cfg: RunConfig) -> str:
     """Name a sweep cell by the settings that its numbers depend on: 10 hex digits."""
-    plain = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
-    assert isinstance(plain, dict)
-    return sha256_json({key: value for key, value in plain.items() if key not in BOOKKEEPING})[:10]
+    return sha256_json({key: value for key, value in plain(cfg).items() if key not in BOOKKEEPING})[:10]
 
 
-def register_schema() -> None:
-    """Make `- schema` in conf/config.yaml mean RunConfig."""
-    ConfigStore.instance().store(name="schema", node=RunConfig, provider="rapidun")
+class _Sieve:
+    """Collects the cells that are kept, the faults of all of them, and what was left out."""
 
+    def __init__(self, groups: Mapping[str, Sequence[str]], *, check: bool) -> None:
+        self.cells: list[Cell] = []
+        self.faults: dict[str, None] = {}
+        self.expressions: dict[str, Where | None] = {}
+        self._groups = groups
+        self._check = check
+        self._num_folded = 0
+        self._num_filtered = 0
+        self._hashes: set[str] = set()
 
-@contextmanager
-def _hydra(extra_dir: Path | None) -> Iterator[list[str]]:
-    """Initialise Hydra, also where somebody has done so already; yield the overrides that `extra_dir` needs."""
-    register_schema()
-    held = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(paths.config_dir()), job_name="rapidun", version_base=VERSION_BASE):
-            yield [f"hydra.searchpath=[file://{extra_dir.resolve()}]"] if extra_dir else []
-    finally:
-        GlobalHydra.instance().hydra = held
-
-
-def _compose_all(rows: Sequence[Sequence[str]], extra: list[str], *, check: bool) -> tuple[list[Cell], list[str]]:
-    """Compose each row of overrides; faults that several rows share are named once."""
-    cells: list[Cell] = []
-    faults: dict[str, None] = {}
-    for row in rows:
-        cfg = RunConfig()
+    def add(self, row: list[str], axes: dict[str, str], made: Made) -> None:
+        if not self._check:
+            return
         try:
-            cfg, found = _to_run_config(compose(CONFIG_NAME, [*row, *extra]))
-            if check:
-                faults.update(dict.fromkeys(found))
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
-            faults[composition_fault(error)] = None
-        cells.append(Cell(list(row), cfg))
-    return cells, list(faults)
+            kept = self._is_kept(made)
+        except ConfigError as error:
+            self.faults.update(dict.fromkeys(error.faults))
+            self.expressions[str(made.cfg.sweep.where)] = None  # named once, not for each cell
+            kept = True
+        if not kept:
+            self._num_filtered += 1
+            return
+        self.faults.update(dict.fromkeys(made.cfg.check()))
+        digest = cell_hash(made.cfg)
+        if digest in self._hashes:
+            self._num_folded += 1
+            return
+        self._hashes.add(digest)
+        self.cells.append(Cell(row, made.cfg, axes, digest))
+
+    def _is_kept(self, made: Made) -> bool:
+        expression = made.cfg.sweep.where
+        if expression is None:
+            return True
+        if expression not in self.expressions:
+            self.expressions[expression] = Where(expression, groups=self._groups)
+        where = self.expressions[expression]
+        return where is None or where.holds(made.cfg, choices=made.choices)
+
+    def notes(self, num_grid: int) -> list[str]:
+        notes = []
+        if self._num_filtered:
+            shown = " and ".join(self.expressions)
+            notes.append(f"sweep.where keeps {num_grid - self._num_filtered} of {num_grid} cells: {shown}")
+        if self._num_folded:
+            notes.append(
+                f"{_count(self._num_folded, 'cell')} with the same settings as an earlier one folded into it "
+                f"(what does not change the numbers is not counted: {', '.join(BOOKKEEPING)})"
+            )
+        return notes
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _to_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
@@ -140,50 +292,34 @@ def _to_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
     return run, run.check()
 
 
-def _sweeper_params(
-    overrides: Sequence[str], extra: list[str], groups: dict[str, list[str]], faults: list[str]
-) -> list[str]:
-    """The grid that an experiment file carries under hydra.sweeper.params."""
-    steady = [text for text in overrides if not _is_swept(text)]
-    try:
-        params = compose(CONFIG_NAME, [*steady, *extra], return_hydra_config=True).hydra.sweeper.get("params") or {}
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError):
-        return []  # reported when the cells are composed
-    checked = check_overrides([f"{key}={value}" for key, value in params.items()], groups=groups, multirun=True)
-    faults += [f"hydra.sweeper.params: {fault}" for fault in checked.faults]
-    return checked.overrides
+def _check_sweep(overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> Checked:
+    """Check the overrides of a sweep, and what only a sweep cannot take."""
+    checked = check_overrides(overrides, groups=groups, multirun=True)
+    if any(text.startswith("run_dir=") for text in checked.overrides):
+        checked.faults.append("run_dir: each cell of a sweep has a folder of its own. Pass sweep.name=... instead")
+    return checked
 
 
-def _is_swept(text: str, key: str | None = None) -> bool:
-    override = OverridesParser.create().parse_override(text)
-    return override.is_sweep_override() and key in (None, override.key_or_group)
+def _read_sweep(
+    checked: Checked, extra: Sequence[str], groups: Mapping[str, Sequence[str]]
+) -> tuple[tuple[str | Axis, ...], RunConfig | None]:
+    """All overrides, those of an experiment file's hydra.sweeper.params first, and what the fixed ones compose to."""
+    steady, _ = compose_row([text for text in checked.overrides if not parse(text).is_sweep_override()], extra)
+    params: list[str] = []
+    if steady is not None:  # what is wrong is reported when the cells are composed
+        found = check_overrides(
+            [f"{key}={value}" for key, value in steady.params.items()],
+            groups=groups,
+            multirun=True,
+            intervals=f"hydra/sweeper={steady.choices.get('hydra/sweeper')}" == TUNER,
+        )
+        params = found.overrides
+        checked.faults.extend(f"hydra.sweeper.params: {fault}" for fault in found.faults)
+    return read_parts([*params, *checked.overrides], groups=groups), steady.cfg if steady is not None else None
 
 
 def _is_plain(name: str) -> bool:
     return bool(name.strip(" .")) and not any(c in name for c in "/\\\0")
-
-
-def composition_fault(error: BaseException) -> str:
-    """One line for what is wrong in a file of conf/ (a wrong key, a wrong value, broken YAML)."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{mark.name}:{mark.line + 1}: not YAML: {error.problem or error.context}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"a file of conf/ is not UTF-8 ({error.reason} at byte {error.start})"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
-        known = f"; known: {', '.join(error.options)}" if error.options else ""
-        return f"{error.missing_cfg_file}: no such config file{known}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    # Hydra begins with: In 'mapping/mine': ValidationError raised while composing config:
-    place = f"{lines[0].split(chr(39))[1]}.yaml: " if lines[0].startswith("In '") else ""
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
-    if isinstance(cause, OmegaConfBaseException):
-        key = str(cause.full_key or cause.key or "")
-        if key and keys.find(key) is None:
-            return place + keys.unknown_key(key)
-        if key:
-            return f"{place}{key}: need {keys.describe(keys.find(key))}: {str(cause).splitlines()[0]}"
-    return place + " ".join(lines[:2])
 
 
 def _refuse(faults: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from rapidun.mapping.config import MappingConfig
 from rapidun.poison.config import PoisonConfig, PoisonMethod
 from rapidun.schema import Faults
 from rapidun.sweep.config import ClusterConfig, ResourcesConfig, SweepConfig
+from rapidun.tracking.config import TrackingConfig
 from rapidun.unlearning.config import UnlearningConfig
 
 STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
@@ -77,29 +78,6 @@ class ModelConfig:
         )
         faults.need(sizes.vocab_size >= 300, "scratch.vocab_size >= 300", scratch__vocab_size=sizes.vocab_size)
         return faults
-
-
-class TrackerKind(Enum):
-    none = "none"
-    wandb = "wandb"
-
-
-class WandbMode(Enum):
-    auto = "auto"  # online where a key is set, offline otherwise; never prompts
-    online = "online"
-    offline = "offline"
-
-
-@dataclass(kw_only=True, slots=True)
-class TrackingConfig:
-    kind: TrackerKind = TrackerKind.none
-    project: str = "rapidun"
-    entity: str | None = None
-    mode: WandbMode = WandbMode.auto
-    tags: list[str] = field(default_factory=list)
-
-    def check(self) -> list[str]:
-        return []
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from rapidun.errors import ArtifactError
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a `.part` file beside `path`, flush it to disk, then rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    # not the process id: two hosts may share one
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         write(part)
         sync(part)

@@ -5,18 +5,25 @@ import types
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from rapidun.config import RunConfig
+
+
+@cache
+def hints(section: Any) -> dict[str, Any]:
+    """The type of each field of a config section; kept, since reading annotations is slow."""
+    return get_type_hints(section)
 
 
 def find(key: str, root: Any = RunConfig) -> Any:
     """Return the type that `key` (dots between its parts) takes, or None where there is no such key."""
     kind = root
     for part in key.split("."):
-        kind = _required(kind)
-        if is_dataclass(kind):
-            kind = get_type_hints(kind).get(part)
+        kind = required(kind)
+        if _is_section(kind):
+            kind = hints(kind).get(part)
         elif get_origin(kind) is dict and part:
             kind = get_args(kind)[1]
         else:
@@ -37,10 +44,10 @@ def dict_above(key: str) -> str | None:
 
 def all_keys(root: Any = RunConfig, prefix: str = "") -> Iterator[str]:
     """Every key of the tree below `root`, sections included."""
-    for name, kind in get_type_hints(root).items():
+    for name, kind in hints(root).items():
         yield prefix + name
-        if is_dataclass(_required(kind)):
-            yield from all_keys(_required(kind), f"{prefix}{name}.")
+        if is_dataclass(required(kind)):
+            yield from all_keys(required(kind), f"{prefix}{name}.")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -74,19 +81,20 @@ def unknown_key(key: str) -> str:
 
 def children(section: str) -> list[str]:
     """The names directly below `section` ('' = the whole configuration)."""
-    kind = _required(find(section)) if section else RunConfig
+    kind = required(find(section)) if section else RunConfig
     return [field.name for field in fields(kind)] if is_dataclass(kind) else []
 
 
 def describe(kind: Any) -> str:
     """Say in words what a key of this type takes."""
-    inner = _required(kind)
+    inner = required(kind)
     if isinstance(inner, type) and issubclass(inner, Enum):
         words = "one of " + ", ".join(member.name for member in inner)
     elif is_dataclass(inner):
         words = "a section with the keys " + ", ".join(field.name for field in fields(inner))
     elif get_origin(inner) is list:
-        words = "a list such as [a,b]"
+        nested = get_origin(get_args(inner)[0]) is list
+        words = "a list of lists such as [[a,b],[c,d]]" if nested else "a list such as [a,b]"
     elif get_origin(inner) is dict:
         words = "entries such as {name: ...}"
     else:
@@ -96,11 +104,15 @@ def describe(kind: Any) -> str:
 
 def choices(kind: Any) -> list[str]:
     """The members where `kind` is an Enum, else nothing."""
-    inner = _required(kind)
+    inner = required(kind)
     return [member.name for member in inner] if isinstance(inner, type) and issubclass(inner, Enum) else []
 
 
-def _required(kind: Any) -> Any:
+def _is_section(kind: Any) -> bool:
+    return is_dataclass(kind)
+
+
+def required(kind: Any) -> Any:
     """`X | None` -> `X`."""
     if get_origin(kind) in (types.UnionType, Union):
         return next(part for part in get_args(kind) if part is not type(None))

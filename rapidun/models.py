@@ -1,5 +1,6 @@
 """Loading a base model, its tokenizer and an adapter: device, dtype and quantisation in one place."""
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rapidun.errors import ModelError
+from rapidun.processes import local_rank, world_size
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -29,6 +31,9 @@ class ModelLoader:
     quantisation: str = "none"
     attention: str = "auto"
     device: str = "auto"
+    # keep the base model and its tokenizer in memory for the next load of the same folder in this process (warm.py);
+    # stages hand back what they loaded, changed weights are never kept
+    keep: bool = False
 
     def load(self, path: str | Path, *, adapter: Path | None = None) -> Loaded:
         """Load a causal LM folder, and put a PEFT adapter on it (not merged).
@@ -38,13 +43,37 @@ class ModelLoader:
             adapter: a PEFT folder, or None.
         Raises: ModelError if the folder lacks weights or tokenizer, is no causal LM, or the adapter does not fit.
         """
+        folder = local_folder(path)
+        if not self.keep:
+            model, tokenizer = self._load_base(folder, path), load_tokenizer(folder)
+        else:
+            from rapidun import warm
+
+            key = (*dataclasses.astuple(self), str(folder.resolve()), *map(_file_state, fingerprint_files(folder)))
+            kept = warm.take(key)
+            if kept is None:
+                kept = warm.Snapshot(self._load_base(folder, path).eval(), load_tokenizer(folder))
+                warm.keep(key, kept)
+            model, tokenizer = kept.model, kept.tokenizer
+        if adapter is not None:
+            model = load_adapter(model, adapter)
+        model.eval()
+        return Loaded(model, tokenizer)
+
+    def hand_back(self) -> None:
+        """Say that the model of the last `load`, and what was put on it, is not used any more."""
+        if self.keep:
+            from rapidun import warm
+
+            warm.hand_back()
+
+    def _load_base(self, folder: Path, path: str | Path) -> Any:
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
-        folder = local_folder(path)
         hide_library_bars()
-        device = pick_device(self.device)
-        options: dict[str, Any] = {"dtype": pick_dtype(self.dtype, device)}
+        device = local_device(pick_device(self.device))
+        options: dict[str, Any] = {"dtype": pick_dtype(self.dtype, pick_device(self.device))}
         if self.attention != "auto":
             options["attn_implementation"] = self.attention
         if self.quantisation != "none":
@@ -59,12 +88,7 @@ class ModelLoader:
                 )
         except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"model: need a causal LM in safetensors, got {path} ({_short(error)})") from error
-        if self.quantisation == "none":
-            model.to(device)
-        if adapter is not None:
-            model = load_adapter(model, adapter)
-        model.eval()
-        return Loaded(model, load_tokenizer(folder))
+        return model.to(device) if self.quantisation == "none" else model
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -171,6 +195,20 @@ def pick_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("model: need a GPU for model.device=cuda, got none. Pass model.device=auto or cpu")
     return device
+
+
+def local_device(device: str) -> str:
+    """This process's own GPU where several processes share those of a machine (as accelerate shares them out)."""
+    import torch
+
+    if device != "cuda" or world_size() == 1:
+        return device
+    return f"cuda:{local_rank() % torch.cuda.device_count()}"
+
+
+def _file_state(file: Path) -> tuple[str, int, int, int]:
+    state = file.stat()
+    return file.name, state.st_size, state.st_mtime_ns, state.st_ino
 
 
 def pick_dtype(dtype: str, device: str) -> Any:

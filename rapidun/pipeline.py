@@ -1,18 +1,25 @@
 """Stage order, what is reused, the run folder: one run from its configuration to its report."""
 
+from __future__ import annotations
+
+import contextlib
 import os
 import shutil
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rapidun import processes
 from rapidun.artifacts import Artifacts
 from rapidun.config import RunConfig
 from rapidun.console import StageConsole
 from rapidun.files import read_json, read_jsonl, write_jsonl
+from rapidun.recipes import Memo
 from rapidun.runfolder import RunFolder, new_run_dir
 from rapidun.schema import plain
-from rapidun.tracking import RunTracker
+from rapidun.tracking import RunTracker, open_tracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,59 +46,116 @@ class Result:
         return load_file(self.run_dir / "influence" / "scores.safetensors")
 
 
+@dataclass(frozen=True, kw_only=True)
+class InSweep:
+    """How a run that a worker of a sweep starts differs from one of its own."""
+
+    # what status.json notes of the job
+    job: dict[str, Any] = field(default_factory=dict)
+    # make this artifact alone (`poison/0123456789abcdef`), for others to find
+    only: str | None = None
+    # keep model and hashes in memory for the next run of this process
+    warm: bool = False
+    memo: Memo | None = None
+    # look at every number that is logged; one may raise Pruned
+    observers: list[Callable[[str, dict[str, float], int | None], None]] = field(default_factory=list)
+    # print the closing table
+    show: bool = True
+
+
 def run_pipeline(
-    cfg: RunConfig, *, overrides: list[str], config_yaml: str, console: StageConsole | None = None
+    cfg: RunConfig,
+    *,
+    overrides: list[str],
+    config_yaml: str,
+    console: StageConsole | None = None,
+    in_sweep: InSweep | None = None,
 ) -> Result:
     """Run the stages that `cfg.stages` names and write the run folder.
 
     Args:
         cfg: a checked configuration. overrides: what was typed, for command.txt.
-        config_yaml: the resolved configuration as text.
-    Raises: RapidunError for what the user can mend; any other error is a failed stage. Both leave status.json behind.
+        config_yaml: the resolved configuration as text. in_sweep: what differs in a worker of a sweep.
+    Raises: RapidunError for what the user can mend; Preempted when asked to stop; any other error is a failed stage.
+        All leave status.json behind.
     """
-    from rapidun.report.html import write_run_report
-    from rapidun.report.tables import closing_table
+    with contextlib.ExitStack() as stack:
+        if not processes.is_main():
+            # one process writes the run folder; the others compute with it
+            run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rapidun-")))
+            console = StageConsole(quiet=True)
+        else:
+            run_dir = Path(cfg.run_dir) if cfg.run_dir else new_run_dir(cfg.name)
+        return _run(cfg, run_dir, overrides, config_yaml, console or StageConsole(), in_sweep or InSweep())
 
-    console = console or StageConsole()
-    run_dir = Path(cfg.run_dir) if cfg.run_dir else new_run_dir(cfg.name)
+
+def _run(
+    cfg: RunConfig, run_dir: Path, overrides: list[str], config_yaml: str, console: StageConsole, in_sweep: InSweep
+) -> Result:
     folder = RunFolder(run_dir)
-    folder.open(config=plain(cfg), config_yaml=config_yaml, overrides=overrides)
-    tracker = RunTracker(folder.metrics_path, on_progress=console.update, on_warning=console.warn)
-    if cfg.tracking.kind.name == "wandb":
-        tracker.start_wandb(
-            project=cfg.tracking.project,
-            entity=cfg.tracking.entity,
-            mode=cfg.tracking.mode.name,
-            tags=cfg.tracking.tags,
-            run_dir=run_dir,
-            group=cfg.sweep.name,
-            name=cfg.name,
-            config=plain(cfg),
-        )
+    folder.open(config=plain(cfg), config_yaml=config_yaml, overrides=overrides, job=in_sweep.job)
+
+    def on_progress(done: int, total: int, note: str = "") -> None:
+        folder.heartbeat.progress(str(folder.status["stage"]), done, total)
+        console.update(done, total, note)
+
     metrics: dict[str, Any] = {}
-    failed = True
+    tracker: RunTracker | None = None
+    ending: bool | BaseException = True
     try:
-        metrics = _run_stages(cfg, folder, console, tracker)
+        tracker = open_tracker(
+            cfg, run_dir, on_progress=on_progress, on_warning=console.warn, restarts=folder.status["restarts"]
+        )
+        tracker.observers += in_sweep.observers
+        artifacts = Artifacts(cfg, tracker, memo=in_sweep.memo, warm=in_sweep.warm)
+        if in_sweep.only is not None:
+            _run_only(in_sweep.only, artifacts, folder, console)
+        else:
+            metrics = _run_stages(artifacts, folder, console)
         folder.finish(metrics)
-        failed = False
+        ending = False
     except BaseException as error:
+        ending = error
         folder.fail(error)
         raise
     finally:
         console.abort()
-        tracker.finish(metrics, failed=failed)
-        # of a failed run as well: it says what failed and shows what was finished
-        report = write_run_report(run_dir)
-    table = closing_table(run_dir)
-    if table is not None:
-        console.console.print(table)
-    console.console.print(f"report: {report}", highlight=False, soft_wrap=True)
+        if tracker is not None:
+            tracker.finish(metrics, failed=ending, run_dir=run_dir)
+        if in_sweep.only is None and processes.is_main():
+            _report(run_dir, console, show=in_sweep.show)
     return Result(run_dir, metrics)
 
 
-def _run_stages(cfg: RunConfig, folder: RunFolder, console: StageConsole, tracker: RunTracker) -> dict[str, Any]:
+def _report(run_dir: Path, console: StageConsole, *, show: bool) -> None:
+    """Write the report, of a failed run as well: it says what failed and shows what was finished."""
+    from rapidun.report.html import write_run_report
+    from rapidun.report.tables import closing_table
+
+    report = write_run_report(run_dir)
+    table = closing_table(run_dir) if show else None
+    if table is not None:
+        console.console.print(table)
+    if show:
+        console.console.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageConsole) -> None:
+    """Obtain one artifact that the cells of a sweep share."""
+    [stage] = artifacts.cfg.stages
+    [recipe] = [recipe for recipe in artifacts.recipes.of_stage(stage) if recipe.id == id]
+    folder.start_stage(stage)
+    console.start(stage)
+    artifact = artifacts.get(recipe)
+    made = artifacts.made[recipe.stage]
+    cost = folder.finish_stage(stage, {recipe.link: artifact}, cached=not any(made))
+    artifacts.store.note_run(folder.path)
+    console.finish(note=f"{'done' if any(made) else 'reused'}   {cost['seconds']:.1f} s")
+
+
+def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole) -> dict[str, Any]:
     """Run stage after stage, note each in the run folder; return the flat contents of result.json."""
-    artifacts = Artifacts(cfg, tracker)
+    cfg = artifacts.cfg
     for stage in cfg.stages:
         folder.start_stage(stage)
         console.start(stage)

@@ -14,6 +14,8 @@ from typing import Any
 
 from rapidun.errors import ConfigError
 from rapidun.files import read_json, read_jsonl, write_json, write_jsonl, write_text
+from rapidun.heartbeat import Heartbeat
+from rapidun.preemption import Preempted, Pruned
 from rapidun.store import Artifact
 
 # settings that say where and how to run, not what is computed
@@ -44,12 +46,16 @@ class RunFolder:
         # stage -> its lines of metrics.jsonl
         self._metrics: dict[str, list[dict[str, Any]]] = {}
         self.status: dict[str, Any] = {}
+        self.heartbeat = Heartbeat(path / "alive.json")
 
-    def open(self, *, config: dict[str, Any], config_yaml: str, overrides: list[str]) -> None:
+    def open(
+        self, *, config: dict[str, Any], config_yaml: str, overrides: list[str], job: dict[str, Any] | None = None
+    ) -> None:
         """Make the folder and write config.yaml, command.txt and the first status.json.
 
         A run of fewer stages in the folder of a finished one adds to it: what the others left stays.
 
+        Args: job: what a sweep's worker notes of the job that this run is part of.
         Raises: ConfigError if the folder cannot be written, or holds a run of other settings.
         """
         try:
@@ -73,14 +79,18 @@ class RunFolder:
             "started": _now(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "job_id": os.environ.get("SLURM_JOB_ID"),
+            "job_id": _slurm_job(),
+            "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "processes": int(os.environ.get("WORLD_SIZE") or 1),
+            **(job or {}),
             # how often this folder was started again before it was done
             "restarts": before.get("restarts", -1) + 1 if before.get("state") != "done" else 0,
             "stages": stages,
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "error": None,
         }
         self._write_status()
+        self.heartbeat.start()
 
     def _refuse_other_settings(self, config: dict[str, Any]) -> None:
         earlier = self.path / "settings.json"
@@ -96,6 +106,7 @@ class RunFolder:
 
     def start_stage(self, stage: str) -> None:
         self.status["stage"] = stage
+        self.heartbeat.progress(stage, 0, 0)
         self._write_status()
 
     def finish_stage(self, stage: str, artifacts: dict[str, Artifact], *, cached: bool) -> dict[str, Any]:
@@ -133,13 +144,21 @@ class RunFolder:
         write_json(result, {**(read_json(result) if result.is_file() else {}), **metrics})
         self.status.update(state="done", stage=None, finished=_now())
         self._write_status()
+        self.heartbeat.stop()
 
     def fail(self, error: BaseException) -> None:
-        """Keep the error where a user looks first."""
+        """Keep the error where a user looks first; a run that was only stopped goes on when it is started again."""
         trace = "".join(traceback.format_exception(error))
-        first = f"{type(error).__name__}: {error}".split("\n")[0]
-        self.status.update(state="failed", finished=_now(), error={"message": first, "traceback": trace})
+        state = "failed"
+        if isinstance(error, Preempted | KeyboardInterrupt):
+            state = "interrupted"
+        elif isinstance(error, Pruned):
+            state = "pruned"
+        self.status.update(
+            state=state, finished=_now(), error={"message": first_line(error), "traceback": trace}
+        )  # fmt: skip
         self._write_status()
+        self.heartbeat.stop()
 
     def _write_status(self) -> None:
         write_json(self.path / "status.json", self.status)
@@ -156,6 +175,17 @@ class RunFolder:
         part.unlink(missing_ok=True)
         os.symlink(goal, part)
         os.replace(part, link)
+
+
+def first_line(error: BaseException) -> str:
+    """`ValueError: what it says`, one line."""
+    return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+def _slurm_job() -> str | None:
+    """`12_3` for a task of an array, as SLURM's commands name it."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def _not_writable(path: Path, error: OSError) -> ConfigError:
@@ -177,7 +207,7 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of this software's checkout, `-dirty` where files differ from it; None outside one."""
     here = Path(__file__).resolve().parent
     try:

@@ -1,29 +1,38 @@
 """The artifact store: each result once, named by a fingerprint of what made it, published whole or not at all.
 
-store/<stage>/<fingerprint>/        a finished artifact with its manifest.json
-store/<stage>/<fingerprint>.part/   being written
-store/<stage>/<fingerprint>.work/   checkpoints of a stage that was killed; it goes on from there
-store/<stage>/<fingerprint>.lock    held by the process that makes it
-store/runs.txt                      run folders that link here, relative to the store
+store/<stage>/<fingerprint>/                a finished artifact with its manifest.json
+store/<stage>/<fingerprint>.lease           names the process that makes it; expires when that process is gone
+store/<stage>/<fingerprint>.<token>.part/   being written by the holder of this token
+store/<stage>/<fingerprint>.<token>.work/   its checkpoints; who takes over adopts those of a dead holder
+store/<stage>/<fingerprint>.<token>.gone/   being removed
+store/hashes/, store/runs/                  hashes of input files; run folders that link here, relative to the store
+
+The lease saves work and guarantees nothing (rapidun/locks.py). What makes an artifact right whoever else is at it:
+every holder writes in folders of its own, a folder changes hands or appears by one rename, and of two results the
+second is thrown away whole.
 """
 
 import argparse
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rapidun import processes
+from rapidun.claims import Claim, remove_folder
 from rapidun.errors import ArtifactError, ConfigError
-from rapidun.files import read_json, sha256_file, sha256_json, sync, write_json
+from rapidun.files import read_json, sha256_file, sha256_json, sync, write_json, write_text
+from rapidun.locks import Lease, Wait
 from rapidun.measure import Measured
 
 # raised when a stage's results change though its settings do not
 STAGE_VERSIONS = {"model": 2, "data": 1, "poison": 2, "influence": 1, "mapping": 1, "unlearning": 1, "evaluation": 1}
-RUNS_FILE = "runs.txt"
+# a finished artifact may reach this process's view of a shared filesystem later than the message that says so
+VISIBLE_AFTER = 120.0
 NOTED_PACKAGES = ("rapidun", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "tokenizers")
 
 
@@ -57,12 +66,15 @@ class Store:
         """SHA-256 of an input file, remembered by its path, size and times: model files are large."""
         stat = path.stat()
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
-        cache = self.root / "hashes.json"
-        known = read_json(cache) if cache.is_file() else {}
-        if key not in known:
-            known[key] = sha256_file(path)
-            write_json(cache, known)
-        return known[key]
+        # a file of its own for each: processes that add theirs at the same moment lose nothing
+        note = self.root / "hashes" / f"{sha256_json(key)[:32]}.json"
+        if note.is_file():
+            known = read_json(note)
+            if known["key"] == key:
+                return known["sha256"]
+        digest = sha256_file(path)
+        write_json(note, {"key": key, "sha256": digest})
+        return digest
 
     def find(self, stage: str, inputs: dict[str, Any]) -> Artifact | None:
         """The finished artifact of these inputs, or None.
@@ -84,79 +96,162 @@ class Store:
         return Artifact(stage, name, path, manifest)
 
     def make(
-        self, stage: str, inputs: dict[str, Any], build: Callable[[Path, Path], dict[str, Any]]
+        self,
+        stage: str,
+        inputs: dict[str, Any],
+        build: Callable[[Path, Path], dict[str, Any]],
+        *,
+        together: bool = False,
+        on_wait: Callable[[str], None] | None = None,
     ) -> tuple[Artifact, bool]:
-        """Find the artifact or build it under its lock: (artifact, whether it was there already).
+        """Find the artifact or build it: (artifact, whether somebody else made it, now or earlier).
 
         `build(out, work)` fills `out` and returns what the manifest keeps as "result"; `work` survives a kill.
-        """
-        from filelock import FileLock
 
-        folder = self.root / stage
+        Args:
+            together: of a run's several processes all run `build`, in the same folders, and rank 0's result counts;
+                otherwise only rank 0 does and the others wait. on_wait: told who else makes it, and how long that took.
+        Raises: what `build` raises; PeerFailed on the other processes.
+        """
+        with processes.failing_together():
+            while True:
+                claim = self._claim(stage, inputs, on_wait) if processes.is_main() else None
+                with claim or nullcontext():
+                    token = processes.share(claim.token if claim else None)
+                    if token is None:
+                        return self._expect(stage, inputs), True
+                    outcome = None
+                    if claim is not None:
+                        outcome = self._build(stage, inputs, build, claim, together=together)
+                    elif together:
+                        self._help(stage, inputs, build, token)
+                    outcome = processes.share(outcome)
+                    if outcome != "superseded":
+                        return self._expect(stage, inputs), outcome == "found"
+
+    def _claim(self, stage: str, inputs: dict[str, Any], on_wait: Callable[[str], None] | None) -> Claim | None:
+        """The right to make an artifact; None once it is there. Waits while another process makes it."""
         name = fingerprint(stage, inputs)
+        folder = self.root / stage
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"store_dir: need a folder that can be written, got {self.root} ({error.strerror}). Pass store_dir=..."
             ) from None
-        with FileLock(str(folder / f"{name}.lock")):
-            found = self.find(stage, inputs)
-            if found is not None:
-                return found, True
-            out, work = folder / f"{name}.part", folder / f"{name}.work"
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir()
-            work.mkdir(exist_ok=True)
-            measured = Measured()
+        lease = Lease(folder / f"{name}.lease")
+        wait = Wait(f"{stage} {name}", on_wait)
+        while self.find(stage, inputs) is None:
+            if not lease.try_acquire():
+                wait.pause(lambda: f"{lease.holder()} makes it{_since(folder, name)}")
+                continue
             try:
-                with measured:
-                    result = build(out, work)
+                found = self.find(stage, inputs)
+                claim = Claim(folder, name, lease) if found is None else None
             except BaseException:
-                shutil.rmtree(out, ignore_errors=True)
-                if not any(work.iterdir()):
-                    work.rmdir()
+                lease.release()
                 raise
-            manifest: dict[str, Any] = {
-                "stage": stage,
-                "fingerprint": name,
-                "version": STAGE_VERSIONS[stage],
-                "inputs": inputs,
-                "result": result,
-                "seconds": measured.seconds,
-                "peak_memory_gb": measured.peak_memory_gb,
-                "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "packages": _versions(),
-                "files": {
-                    str(file.relative_to(out)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
-                    for file in sorted(out.rglob("*"))
-                    if file.is_file()
-                },
-            }
-            for file in manifest["files"]:
-                sync(out / file)
+            if claim is None:
+                lease.release()
+                break
+            wait.end()
+            return claim
+        wait.end()
+        return None
+
+    def _build(
+        self,
+        stage: str,
+        inputs: dict[str, Any],
+        build: Callable[[Path, Path], dict[str, Any]],
+        claim: Claim,
+        *,
+        together: bool,
+    ) -> str:
+        """Make and publish: "made", "found" (another has published) or "superseded" (another works on it)."""
+        claim.open()
+        measured = Measured()
+        out = claim.out
+        try:
+            with measured:
+                if together:
+                    with processes.collective():
+                        result = build(out, claim.work)
+                        processes.barrier(f"{stage} built")
+                else:
+                    result = build(out, claim.work)
+            manifest = self._manifest(stage, inputs, result, measured, out)
             write_json(out / "manifest.json", manifest)
-            os.rename(out, folder / name)
-            sync(folder)
-            shutil.rmtree(work, ignore_errors=True)
-            return Artifact(stage, name, folder / name, manifest), False
+            return "made" if claim.publish() else "found"
+        except Exception:
+            lost = not claim.intact()
+            claim.discard()
+            # whoever took over took our folders: that is no fault of the build
+            if lost and processes.world_size() == 1:
+                return "superseded"
+            raise
+        except BaseException:
+            claim.discard()
+            raise
+
+    def _help(self, stage: str, inputs: dict[str, Any], build: Callable[[Path, Path], Any], token: str) -> None:
+        """Take part, on a rank other than 0, in a build whose folders rank 0 has made."""
+        stem = self.root / stage / f"{fingerprint(stage, inputs)}.{token}"
+        with processes.collective():
+            build(Path(f"{stem}.part"), Path(f"{stem}.work"))
+            processes.barrier(f"{stage} built")
+
+    def _manifest(
+        self, stage: str, inputs: dict[str, Any], result: dict[str, Any], measured: Measured, out: Path
+    ) -> dict[str, Any]:
+        """What is known of a result, whose files are flushed to disk."""
+        manifest: dict[str, Any] = {
+            "stage": stage,
+            "fingerprint": fingerprint(stage, inputs),
+            "version": STAGE_VERSIONS[stage],
+            "inputs": inputs,
+            "result": result,
+            "seconds": measured.seconds,
+            "peak_memory_gb": measured.peak_memory_gb,
+            "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "packages": _versions(),
+            "files": {
+                str(file.relative_to(out)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+                for file in sorted(out.rglob("*"))
+                if file.is_file()
+            },
+        }
+        for file in manifest["files"]:
+            sync(out / file)
+        return manifest
+
+    def _expect(self, stage: str, inputs: dict[str, Any]) -> Artifact:
+        """The artifact that is known to be there."""
+        wait = Wait(stage, None)
+        while (found := self.find(stage, inputs)) is None:
+            if wait.seconds > VISIBLE_AFTER:
+                raise ArtifactError(
+                    f"store: need {self.root / stage / fingerprint(stage, inputs)}, which was made, found none. Was it "
+                    "removed, or is store_dir not the same folder for every process?"
+                )
+            wait.pause(str)
+        return found
 
     def note_run(self, run_dir: Path) -> None:
         """Remember a run folder that links here, wherever it stands, so that prune leaves its artifacts alone."""
         line = os.path.relpath(run_dir.resolve(), self.root.resolve())
-        if line not in self._noted_runs():
-            with (self.root / RUNS_FILE).open("a", encoding="utf-8") as stream:
-                stream.write(line + "\n")
+        note = self.root / "runs" / f"{sha256_json(line)[:32]}.txt"
+        if not note.is_file():
+            write_text(note, line + "\n")
 
     def run_folders(self) -> list[Path]:
         """The noted run folders that are still there."""
         root = self.root.resolve()
-        folders = [Path(os.path.normpath(root / line)) for line in self._noted_runs()]
+        # earlier versions kept one list
+        notes = [*filter(Path.is_file, [root / "runs.txt"]), *sorted((root / "runs").glob("*.txt"))]
+        lines = {line: None for note in notes for line in note.read_text(encoding="utf-8").splitlines()}
+        folders = [Path(os.path.normpath(root / line)) for line in lines]
         return [folder for folder in folders if folder.is_dir()]
-
-    def _noted_runs(self) -> list[str]:
-        notes = self.root / RUNS_FILE
-        return notes.read_text(encoding="utf-8").splitlines() if notes.is_file() else []
 
     def artifacts(self) -> Iterator[Artifact]:
         """Every finished artifact, stage by stage, oldest first."""
@@ -180,26 +275,35 @@ class Store:
         return faults
 
     def prune(self, keep: set[Path], *, dry_run: bool) -> list[Path]:
-        """Remove what no run links to, and the leftovers of killed stages that nobody holds."""
-        from filelock import FileLock, Timeout
-
+        """Remove what no run links to, and the leftovers of killed stages; what a live process makes stays."""
         removed = []
         for stage in STAGE_VERSIONS:
             folder = self.root / stage
-            for path in sorted(p for p in folder.glob("*") if p.is_dir() and p.resolve() not in keep):
-                try:
-                    with FileLock(str(folder / f"{path.stem}.lock"), timeout=0):
-                        if not dry_run:
-                            shutil.rmtree(path)
-                        removed.append(path)
-                except Timeout:
+            for name in sorted({path.name.partition(".")[0] for path in folder.glob("*")}):
+                lease = Lease(folder / f"{name}.lease")
+                if not lease.try_acquire():
                     continue  # somebody is making it
+                with lease:
+                    found = [folder / name, *sorted(folder.glob(f"{name}.*"))]
+                    for path in (p for p in found if p.is_dir() and p.resolve() not in keep):
+                        if not dry_run:
+                            remove_folder(path)
+                        removed.append(path)
+                    # earlier versions locked a file that stayed
+                    if not dry_run:
+                        (folder / f"{name}.lock").unlink(missing_ok=True)
         return removed
+
+
+def _since(folder: Path, name: str) -> str:
+    """Since when the newest unfinished folder is being written, by the clock of its host."""
+    parts = sorted(path.name for path in folder.glob(f"{name}.*.part"))
+    return f" since {parts[-1].split('.')[1].partition('-')[0]}" if parts else ""
 
 
 def linked_artifacts(outputs: Path, runs: Sequence[Path] = ()) -> set[Path]:
     """The store folders that run folders below `outputs`, and `runs` elsewhere, link to."""
-    folders = [*outputs.glob("runs/*"), *outputs.glob("sweeps/*/*"), *runs]
+    folders = [*outputs.glob("runs/*"), *outputs.glob("sweeps/*/*"), *outputs.glob("sweeps/*/stages/*"), *runs]
     links = (path for folder in folders for pattern in ("*", "evaluation/*") for path in folder.glob(pattern))
     found = set()
     for link in filter(Path.is_symlink, links):

@@ -2,40 +2,42 @@
 
 A run killed at any moment and started again ends with the same weights, bit for bit, as a run left alone (CPU,
 float32): the Trainer's checkpoint holds weights, optimiser, schedule and random states, the samplers are functions
-of (seed, epoch), and the journal (history, counts) is written with the marker that ends a checkpoint.
+of (seed, epoch), and the journal (history, counts) is written with the marker that ends a checkpoint. So does one
+that was asked to stop (preemption.py), after a checkpoint at the end of its step. Several processes share the rows of
+a step out among them (distributed.py); the first one writes.
 """
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
-from rapidun.checkpoints import MARKER, all_checkpoints, flush_files, newest_checkpoint, remove_checkpoint
-from rapidun.files import read_json, sync, write_json
-from rapidun.losses import example_cross_entropy
+from rapidun.checkpoints import (
+    MARKER,
+    checkpoint_step,
+    newest_checkpoint,
+)
+from rapidun.distributed import IDLE, EpochSampler, StepShards, largest, num_batches, total
+from rapidun.files import read_json
+from rapidun.journal import Journal, JournalCallback, TrainingDiverged
+from rapidun.losses import IGNORE, example_cross_entropy
+from rapidun.preemption import Preempted, Pruned, checkpointing, stop_requested
+from rapidun.processes import collective, is_main, share
 from rapidun.schema import OptimiserSettings
-from rapidun.tracking import Tracker
 
-NUM_KEPT = 2
-
-
-class TrainingDiverged(FloatingPointError):
-    """The loss or the gradient stopped being a finite number."""
-
-
-class EpochAware(Protocol):
-    def set_epoch(self, epoch: int) -> None: ...
+# what processes tell each other at the end of a step
+GO_ON, PREEMPTED, PRUNED = 0.0, 1.0, 2.0
 
 
 class RowDataset(Dataset[Any]):
-    """Rows kept in a list; the collator turns indices' rows into tensors."""
+    """Rows kept in a list; the collator turns indices' rows into tensors. None stands for no row."""
 
     def __init__(self, rows: Sequence[Any]) -> None:
         self.rows = rows
@@ -44,7 +46,7 @@ class RowDataset(Dataset[Any]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Any:
-        return self.rows[index]
+        return None if index == IDLE else self.rows[index]
 
 
 def permutation(num_rows: int, *, seed: int, stream: int, part: int) -> list[int]:
@@ -68,116 +70,18 @@ def _mix(*values: int) -> int:
     return state >> 1  # manual_seed takes an int64
 
 
-class ShuffledSampler(Sampler[int]):
+class ShuffledSampler(EpochSampler):
     """Every row once per epoch, in an order that (seed, epoch) fixes."""
 
     def __init__(self, num_rows: int, *, seed: int) -> None:
         self.num_rows = num_rows
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __iter__(self) -> Any:
         return iter(permutation(self.num_rows, seed=self.seed, stream=0, part=self.epoch))
-
-
-class Journal:
-    """The numbers of one training run: handed to the tracker, kept for history.json, restored on resume."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self.tracker = tracker
-        self.history: list[dict[str, float]] = []
-        # sums over the whole run: optimiser steps, clipped steps, and whatever a trainer adds
-        self.counts: dict[str, float] = {"steps": 0, "clipped_steps": 0}
-
-    def record(self, step: int, metrics: dict[str, float]) -> None:
-        self.history.append({"step": step, **metrics})
-        self.tracker.log(metrics, step=step)
-
-    def count(self, name: str, value: float) -> None:
-        self.counts[name] = self.counts.get(name, 0) + value
-
-    def share(self, name: str, of: str) -> float:
-        """counts[name] / counts[of], 0 where nothing was counted."""
-        total = self.counts.get(of, 0)
-        return self.counts.get(name, 0) / total if total else 0.0
-
-    def last(self, name: str) -> float | None:
-        """The newest value recorded under a name."""
-        return next((entry[name] for entry in reversed(self.history) if name in entry), None)
-
-    def state(self) -> dict[str, Any]:
-        return {"history": self.history, "counts": self.counts}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.history = list(state["history"])
-        self.counts = dict(state["counts"])
-
-
-class JournalCallback(TrainerCallback):
-    """Hands the Trainer's numbers to the journal, ends each checkpoint with its marker, sets the sampler's epoch."""
-
-    def __init__(self, journal: Journal, *, identity: str, sampler: EpochAware, stage: str) -> None:
-        self.journal = journal
-        self.identity = identity
-        self.sampler = sampler
-        self.stage = stage
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # after a resume accelerate does not reach a sampler behind its skipping and sharding wrappers
-        self.sampler.set_epoch(int(state.epoch or 0))
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
-            return  # the summary line at the end of training: the stage writes its own
-        norm = logs.get("grad_norm", 0.0)
-        if not math.isfinite(logs["loss"]) or not math.isfinite(norm):
-            raise TrainingDiverged(
-                f"{self.stage}: need a finite loss, got loss={logs['loss']} and grad_norm={norm} at step "
-                f"{state.global_step}. Lower {self.stage}.learning_rate"
-                + (" or set unlearning.loss_cap" if self.stage == "unlearning" else "")
-            )
-        self.journal.count("steps", 1)
-        self.journal.count("clipped_steps", float(0 < args.max_grad_norm < norm))
-        metrics = {name: float(value) for name, value in logs.items() if name != "epoch"}
-        self.journal.record(state.global_step, metrics)
-        self.journal.tracker.progress(state.global_step, state.max_steps, f"loss {logs['loss']:.3f}")
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every process has written its random state
-        if not state.is_world_process_zero:
-            return
-        work = Path(str(args.output_dir))
-        folder = work / f"checkpoint-{state.global_step}"
-        # the Trainer's pickled arguments: nothing reads them, and they hold paths
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        flush_files(folder)
-        marker = {
-            "identity": self.identity,
-            "step": state.global_step,
-            "finished": state.global_step >= state.max_steps,
-            "journal": self.journal.state(),
-        }
-        write_json(folder / MARKER, marker)
-        sync(folder)
-        sync(work)
-        for old in all_checkpoints(work)[:-NUM_KEPT]:
-            remove_checkpoint(old)
 
 
 def training_arguments(
@@ -192,7 +96,7 @@ def training_arguments(
     """TrainingArguments of one of our stages.
 
     Weights train in the dtype they have, or with `autocast` in float32 with products in bfloat16; one log line a
-    step; nothing is reported anywhere but to our tracker; one device (several processes, not threads, use several).
+    step; nothing is reported anywhere but to our tracker; one device a process (torchrun's variables say how many).
     """
     transformers_logging.disable_progress_bar()
     args = TrainingArguments(
@@ -249,7 +153,7 @@ class ResponseTrainer(Trainer):
         model: nn.Module,
         args: TrainingArguments,
         rows: Sequence[Any],
-        sampler: Sampler[int],
+        sampler: EpochSampler,
         collator: Any,
         journal: Journal,
         identity: str,
@@ -257,12 +161,23 @@ class ResponseTrainer(Trainer):
     ) -> None:
         self._row_sampler = sampler
         self.journal = journal
+        self.stop: Preempted | Pruned | None = None
+        # global steps after which the processes agreed whether to go on, and that a checkpoint holds
+        self._agreed_at = self._saved_at = -1
+        self._step_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        if args.world_size > 1:
+            args.gradient_accumulation_steps = num_batches(
+                self._step_size, world_size=args.world_size, batch_size=args.per_device_train_batch_size
+            )
         config = getattr(model, "config", None)
         use_cache = getattr(config, "use_cache", None)
-        callback = JournalCallback(journal, identity=identity, sampler=sampler, stage=stage)  # type: ignore[arg-type]
+        callback = JournalCallback(journal, identity=identity, sampler=sampler, stage=stage)
         super().__init__(
             model=model, args=args, train_dataset=RowDataset(rows), data_collator=collator, callbacks=[callback]
         )
+        if args.world_size > 1:
+            # the Trainer seeds every process alike, which would drop the same units for different rows
+            torch.manual_seed(_mix(args.seed, args.process_index))
         # the Trainer switches the cache off in the config, which would be saved with the model
         if use_cache is not None:
             config.use_cache = use_cache  # type: ignore[union-attr]
@@ -273,9 +188,34 @@ class ResponseTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._row_sampler
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        if self.args.world_size == 1:
+            return super().get_train_dataloader()
+        shards = StepShards(
+            self._row_sampler,
+            step_size=self._step_size,
+            batch_size=self.args.per_device_train_batch_size,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
+        # not through accelerate, which would deal batches out a second time
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=shards,
+            collate_fn=self._collate,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def _collate(self, rows: list[Any]) -> dict[str, Tensor]:
+        if rows == [None]:
+            one = torch.ones((1, 1), dtype=torch.long)
+            return {"idle": one, "input_ids": 0 * one, "attention_mask": one, "labels": IGNORE * one}
+        return self.data_collator(rows)
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(self.num_examples_in(batch) for batch in batches)
+        number = sum(self.num_examples_in(batch) for batch in batches if "idle" not in batch)
+        return batches, int(total([number], device)[0])
 
     def num_examples_in(self, batch: dict[str, Tensor]) -> int:
         """Examples that the mean of the loss runs over."""
@@ -284,10 +224,53 @@ class ResponseTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        logits = forward_logits(model, inputs)
-        losses = example_cross_entropy(logits, inputs["labels"])
-        loss = losses.sum() / (num_items_in_batch or len(losses))
+        if "idle" in inputs:
+            logits = forward_logits(model, inputs)
+            loss = 0.0 * logits.sum()
+        else:
+            loss, logits = self.mean_loss(model, inputs, num_items_in_batch or self.num_examples_in(inputs))
+        if self.args.world_size > 1:
+            # gradients, and the logged loss, are averaged over processes; each has its part of a sum
+            loss = loss * self.args.world_size
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def mean_loss(self, model: nn.Module, inputs: dict[str, Tensor], num_examples: int) -> tuple[Tensor, Tensor]:
+        """This micro-batch's part of the step's mean over `num_examples`, and the logits."""
+        logits = forward_logits(model, inputs)
+        return example_cross_entropy(logits, inputs["labels"]).sum() / num_examples, logits
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer calls this at the end of each step (and epoch): last, see whether training should stop."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.state.global_step != self._agreed_at:
+            self._agreed_at = self.state.global_step
+            self.agree_to_stop()
+            if self.stop is not None:
+                self.control.should_training_stop = True
+
+    def agree_to_stop(self) -> None:
+        """Set `stop` in all processes if one was asked to stop (a checkpoint is there then) or its run was given up."""
+        if self.stop is not None:
+            return
+        pruned, reason = self.journal.pruned, stop_requested()
+        asked = PRUNED if pruned else PREEMPTED if reason else GO_ON
+        value, step = (pruned.value, float(pruned.step)) if pruned else (-math.inf, -math.inf)
+        asked, value, step = largest([asked, value, step], self.args.device)
+        if asked == PRUNED:
+            self.stop = pruned or Pruned(value, int(step))
+        elif asked == PREEMPTED:
+            self.save_now()
+            self.stop = Preempted(reason or "another process was asked to stop")
+
+    def save_now(self) -> None:
+        """Save a checkpoint of this step, whatever save_steps says, unless there is one."""
+        if self.state.global_step not in (0, self._saved_at):
+            self._save_checkpoint(self.model, None)
+            self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        self._saved_at = self.state.global_step
 
 
 def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -300,8 +283,27 @@ def train_to_end(trainer: ResponseTrainer, *, work: Path, identity: str) -> None
 
     A checkpoint without its marker (the process died while writing it), or of another identity, is deleted.
     Afterwards the trainer's model holds the final weights.
+    Raises: Preempted when the run was asked to stop, after a checkpoint at the end of its step (none before the first
+        step); Pruned when the tracker gave it up.
     """
-    checkpoint = newest_checkpoint(work, identity=identity)
+    ended_by: BaseException | None = None
+    with checkpointing(), collective():
+        checkpoint = _newest_for_all(work, identity=identity)
+        try:
+            trainer.agree_to_stop()
+            if trainer.stop is None:
+                _train(trainer, checkpoint)
+                # asked after the last step: the end of training is kept as well
+                trainer.agree_to_stop()
+            ended_by = trainer.stop
+        except TrainingDiverged as error:
+            # the numbers are those of all processes: each raises this at the same step, and may go on afterwards
+            ended_by = error
+    if ended_by is not None:
+        raise ended_by
+
+
+def _train(trainer: ResponseTrainer, checkpoint: Path | None) -> None:
     if checkpoint is None:
         trainer.train()
         return
@@ -312,3 +314,10 @@ def train_to_end(trainer: ResponseTrainer, *, work: Path, identity: str) -> None
         trainer._load_from_checkpoint(str(checkpoint))
         return
     trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def _newest_for_all(work: Path, *, identity: str) -> Path | None:
+    """The checkpoint to go on from: the first process looks, and deletes what cannot be used."""
+    found = newest_checkpoint(work, identity=identity) if is_main() else None
+    step = share(None if found is None else checkpoint_step(found))
+    return None if step is None else work / f"checkpoint-{step}"

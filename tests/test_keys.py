@@ -11,6 +11,8 @@ def test_find_walks_sections_lists_and_free_entries() -> None:
     assert keys.find("mapping.forget.w_min") is float
     assert keys.find("mapping.top_k") == (int | None)
     assert keys.find("data.families.any_name.seen") == list[str]
+    assert keys.find("cluster.sbatch.nice") is str
+    assert keys.dict_above("cluster.sbatch.nice") == "cluster.sbatch"
     for missing in ("sed", "mapping.tauf", "seed.x", "data.families.D.sen", "mapping.", "", "mapping.top_k.x"):
         assert keys.find(missing) is None, missing
 
@@ -52,4 +54,5 @@ def test_describe_says_what_a_key_takes() -> None:
     assert keys.describe(keys.find("mapping.top_k")) == "a whole number, or null"
     assert keys.describe(keys.find("model.quantisation")) == "one of none, 8bit, 4bit"
     assert keys.describe(keys.find("stages")) == "a list such as [a,b]"
+    assert keys.describe(keys.find("sweep.zip")) == "a list of lists such as [[a,b],[c,d]]"
     assert "w_min" in keys.describe(keys.find("mapping.forget"))

@@ -1,9 +1,12 @@
 """Overrides are checked one by one, all faults at once, before anything is composed."""
 
+import time
+
 import pytest
 
+from rapidun.mapping.config import Weighting
 from rapidun.paths import config_groups
-from rapidun.preflight import Checked, check_overrides
+from rapidun.preflight import Checked, check_overrides, convert
 
 
 def check(*overrides: str, multirun: bool = False) -> Checked:
@@ -17,7 +20,8 @@ def check(*overrides: str, multirun: bool = False) -> Checked:
         ("+mapping.tau_f=0.5", "mapping.tau_f=0.5"),
         ("++seed=1", "seed=1"),
         ("+experiment=dolly_smollm2", "experiment=dolly_smollm2"),
-        ("experiment=null", "experiment=null"),
+        ("experiment=null", "~experiment"),
+        ("~debug", "~debug"),
         ("mapping.forget=w.jsonl", "mapping.forget.path=w.jsonl"),
         ("mapping.retain='a b.jsonl'", "mapping.retain.path='a b.jsonl'"),
         ("mapping.forget={w_min: 0.5}", "mapping.forget={w_min: 0.5}"),
@@ -28,6 +32,25 @@ def check(*overrides: str, multirun: bool = False) -> Checked:
         ("~data.families.A_surface", "~data.families.A_surface"),
         ("hydra.verbose=true", "hydra.verbose=true"),
         ("hydra/launcher=basic", "hydra/launcher=basic"),
+        ("hydra/launcher=rapidun_slurm", "hydra/launcher=rapidun_slurm"),
+        ("hydra/job_logging=default", "hydra/job_logging=default"),
+        ("sweep.zip=[[seed,mapping.tau_f],[a,b]]", "sweep.zip=[[seed,mapping.tau_f],[a,b]]"),
+        ("sweep.zip=[seed,mapping.tau_f]", "sweep.zip=[[seed,mapping.tau_f]]"),
+        ("+sweep.zip=[]", "sweep.zip=[]"),
+        ("sweep.where=null", "sweep.where=null"),
+        ("sweep.where=seed", "sweep.where=seed"),
+        ("sweep.where='seed > 1'", "sweep.where='seed > 1'"),
+        ("sweep.where=seed > 1", "sweep.where='seed > 1'"),
+        ("sweep.where=seed in [1,2]", "sweep.where='seed in [1,2]'"),
+        ("sweep.where=[1] == [2]", "sweep.where='[1] == [2]'"),
+        ("sweep.where=min(seed,2) == 1", "sweep.where='min(seed,2) == 1'"),
+        ('sweep.where="a" == "b"', 'sweep.where=\'"a" == "b"\''),
+        ("sweep.where='a' == 'b'", "sweep.where='\\'a\\' == \\'b\\''"),
+        ("cluster.sbatch.nice=100", "++cluster.sbatch={nice: 100}"),
+        ("cluster.environment.HF_HOME=/a/b", "++cluster.environment={HF_HOME: /a/b}"),
+        ("cluster.environment={A: x}", "++cluster.environment={A: x}"),
+        ("resources.mem_gb=null", "resources.mem_gb=null"),
+        ("name=${seed}", "name=${seed}"),
     ],
 )
 def test_valid_overrides_are_spelt_as_hydra_takes_them(typed: str, spelt: str) -> None:
@@ -53,6 +76,13 @@ def test_valid_overrides_are_spelt_as_hydra_takes_them(typed: str, spelt: str) -
         ("seed", ["need key=value"]),
         ("mapping@other=uniform", ["packages (@)"]),
         ("mapping.tau_f=[1", ["cannot be read"]),
+        ("hydra/launcher=rapidun_slrm", ["known: basic, joblib", "did you mean hydra/launcher=rapidun_slurm?"]),
+        ("hydra/launcher=null", ["no such choice 'null'"]),
+        ("hydra/sweeper=optuna", ["no such choice 'optuna'", "rapidun_optuna"]),
+        ("hydra.verbose=true,false", ["cannot be swept"]),
+        ("sweep.zip=x", ["need a list of lists such as [[a,b],[c,d]]"]),
+        ("resources.num_thread=4", ["did you mean resources.num_threads?"]),
+        ("cluster.partitions=a", ["did you mean cluster.partition?"]),
         ("data.families.D.sen=[x]", ["did you mean data.families.D.seen?"]),
         ("data.families={D: {sen: [x]}}", ["did you mean data.families.D.seen?"]),
     ],
@@ -85,3 +115,51 @@ def test_a_sweep_is_checked_value_by_value() -> None:
     assert len(faults) == 3
     assert "got 'a'" in faults[0] and "got 'b'" in faults[1] and "'unifrm'" in faults[2]
     assert "values to try" in check("mapping.tau_f=interval(0,1)", multirun=True).faults[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("sweep.name=a,b", ["sweep.name: cannot be swept"]),
+        ("sweep.max_failures=1,2", ["sweep.max_failures: cannot be swept"]),
+        ("seed=range(0,3,0)", ["a step other than 0, got range(0,3,0)"]),
+        ("seed=range(3,1)", ["need 1 to 100000 values, got range(3,1,1) with 0"]),
+        ("seed=range(10000000000)", ["with 10000000000"]),
+        ("mapping.tau_f=range(0,inf)", ["need a finite range"]),
+        ("seed=range(0,2,0.5)", ["need a whole number, got 0.0"]),
+        ("seed=int(interval(0,9))", ["Intervals need hydra/sweeper=rapidun_optuna"]),
+        ("cluster.sbatch.nice=1,2", ["Sweep cluster.sbatch={...},{...}"]),
+    ],
+)
+def test_wrong_sweeps_say_what_was_expected(typed: str, words: list[str]) -> None:
+    checked = check(typed, multirun=True)
+    assert checked.faults and checked.overrides == []
+    for word in words:
+        assert word in checked.faults[0]
+
+
+def test_memory_may_be_swept() -> None:
+    assert check("resources.mem_gb=8,16", multirun=True) == Checked(["resources.mem_gb=8,16"], [], certain=True)
+
+
+def test_intervals_pass_where_a_sweeper_takes_them_and_both_ends_are_checked() -> None:
+    tuner = "hydra/sweeper=rapidun_optuna"
+    assert check(tuner, "mapping.tau_f=interval(0.1,3)", multirun=True).faults == []
+    assert check(tuner, "seed=int(interval(1,9))", multirun=True).faults == []
+    assert "need a whole number" in check(tuner, "seed=interval(0.5,1.5)", multirun=True).faults[0]
+    assert check(tuner, "seed=interval(0,1)", multirun=False).faults
+
+
+def test_a_value_tried_leaves_nothing_behind() -> None:
+    assert check("mapping.tau_f=${nothing}", "mapping.tau_f=0.5", "model.path=???").faults == []
+    assert convert("mapping.tau_f", 1) == 1.0 and type(convert("mapping.tau_f", 1)) is float
+    assert convert("mapping.method", "uniform") is Weighting.uniform
+    assert convert("stages", ["data"]) == ["data"] and type(convert("stages", ["data"])) is list
+
+
+def test_checking_many_values_is_quick() -> None:
+    start = time.perf_counter()
+    checked = check("seed=range(2000)", "mapping.tau_f=range(1,2000)", multirun=True)
+    assert checked.faults == []
+    # one schema for each value took 30 s
+    assert time.perf_counter() - start < 5

@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 import signal
@@ -48,16 +49,85 @@ def test_failed_build_publishes_nothing_and_keeps_its_work(tmp_path: Path) -> No
     with pytest.raises(RuntimeError, match="boom"):
         store.make("poison", {}, fail)
     assert store.find("poison", {}) is None
-    name = fingerprint("poison", {})
-    assert not (tmp_path / "poison" / f"{name}.part").exists()
-    assert (tmp_path / "poison" / f"{name}.work" / "checkpoint").read_text() == "1"
+    assert not list(tmp_path.rglob("*.part"))
+    (work,) = (tmp_path / "poison").glob(f"{fingerprint('poison', {})}.*.work")
+    assert (work / "checkpoint").read_text() == "1"
 
     def resume(out: Path, work: Path) -> dict[str, Any]:
         (out / "whole").write_text((work / "checkpoint").read_text())
         return {}
 
     store.make("poison", {}, resume)
-    assert not (tmp_path / "poison" / f"{name}.work").exists()
+    assert [path.name for path in (tmp_path / "poison").iterdir()] == [fingerprint("poison", {})]
+
+
+def test_the_newest_work_folder_is_adopted_and_the_others_go(tmp_path: Path) -> None:
+    """Tokens sort by time; a folder without one was left by an earlier version."""
+    name = fingerprint("poison", {})
+    for token, text in (("20260102T000000Z-00000000.", "new"), ("20260101T000000Z-ffffffff.", "old"), ("", "oldest")):
+        folder = tmp_path / "poison" / f"{name}.{token}work"
+        folder.mkdir(parents=True)
+        (folder / "checkpoint").write_text(text)
+
+    def resume(out: Path, work: Path) -> dict[str, Any]:
+        assert len(list(work.parent.glob("*work"))) == 1
+        return {"from": (work / "checkpoint").read_text()}
+
+    artifact, _ = Store(tmp_path).make("poison", {}, resume)
+    assert artifact.result == {"from": "new"}
+
+
+def test_a_holder_that_was_taken_over_returns_the_other_result(tmp_path: Path) -> None:
+    """What happens to a suspended holder, step by step: its lease expires, another makes the artifact, it wakes up."""
+    store = Store(tmp_path)
+    folder = tmp_path / "poison"
+    built = []
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        built.append(out)
+        if len(built) == 1:
+            next(folder.glob("*.lease")).unlink()  # as it looks to others when the lease has run out
+            artifact, found = Store(tmp_path).make("poison", {}, build)
+            assert not found
+            assert artifact.result == {"number": 2}
+            # our code makes its folders anew and goes on
+            out.mkdir()
+            (out / "rest").write_text("only the end")
+        else:
+            (out / "whole").write_text("all")
+        return {"number": len(built)}
+
+    artifact, found = store.make("poison", {}, build)
+    assert found
+    assert artifact.result == {"number": 2}
+    assert [path.name for path in artifact.path.iterdir() if path.name != "manifest.json"] == ["whole"]
+    assert [path.name for path in folder.iterdir()] == [artifact.fingerprint]
+
+
+def test_of_two_whole_results_the_second_is_thrown_away(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        other = tmp_path / "poison" / fingerprint("poison", {})
+        other.mkdir()
+        manifest = {"stage": "poison", "files": {}, "result": {"by": "other"}}
+        (other / "manifest.json").write_text(json.dumps(manifest))
+        (out / "value").write_text("ours")
+        return {"by": "us"}
+
+    artifact, found = store.make("poison", {}, build)
+    assert found
+    assert artifact.result == {"by": "other"}
+    assert [path.name for path in (tmp_path / "poison").iterdir()] == [artifact.fingerprint]
+
+
+def test_a_folder_without_manifest_is_no_artifact(tmp_path: Path) -> None:
+    debris = tmp_path / "data" / fingerprint("data", {})
+    debris.mkdir(parents=True)
+    (debris / "rest").write_text("x")
+    artifact, found = Store(tmp_path).make("data", {}, build_text("a"))
+    assert not found
+    assert sorted(path.name for path in artifact.path.iterdir()) == ["manifest.json", "value.txt"]
 
 
 def test_damaged_artifact_is_refused_and_verify_names_the_file(tmp_path: Path) -> None:
@@ -81,6 +151,33 @@ def test_file_hash_follows_the_content(tmp_path: Path) -> None:
     time.sleep(0.01)
     file.write_text("b")
     assert store.file_hash(file) != first
+    assert len(list((tmp_path / "store" / "hashes").iterdir())) == 2
+
+
+def _note(root: str, number: int) -> None:
+    store = Store(Path(root) / "store")
+    for index in range(20):
+        run = Path(root) / "runs" / f"{number}-{index}"
+        run.mkdir(parents=True)
+        (run / "file").write_text(str(index))
+        store.note_run(run)
+        store.file_hash(run / "file")
+        store.file_hash(Path(root) / "shared")
+
+
+def test_notes_of_many_processes_are_all_kept(tmp_path: Path) -> None:
+    """8 processes note 20 runs and hash 20 files each, and all hash a file that they share: 160 notes, 161 hashes."""
+    (tmp_path / "shared").write_text("x")
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_note, args=(str(tmp_path), number)) for number in range(8)]
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join(timeout=60)
+    assert [process.exitcode for process in writers] == [0] * 8
+    store = Store(tmp_path / "store")
+    assert len(store.run_folders()) == 160
+    assert len(list((tmp_path / "store" / "hashes").iterdir())) == 161
 
 
 def test_store_that_cannot_be_written(tmp_path: Path) -> None:
@@ -141,6 +238,43 @@ def test_prune_keeps_what_runs_link_to(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["verify", *options]) == 0
     assert main(["list", *options]) == 0
     assert kept.fingerprint in capsys.readouterr().out
+
+
+def test_prune_leaves_what_a_live_process_makes_and_clears_leftovers(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    name = fingerprint("poison", {})
+    leftovers = [
+        store.root / "data" / f"0123456789abcdef.20260101T000000Z-00000000.{kind}" for kind in ("part", "work", "gone")
+    ]
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        (work / "checkpoint").write_text("1")
+        for path in leftovers:
+            path.mkdir(parents=True)
+        assert store.prune(set(), dry_run=True) == sorted(leftovers)
+        assert all(path.is_dir() for path in leftovers)
+        assert store.prune(set(), dry_run=False) == sorted(leftovers)
+        assert not any(path.exists() for path in leftovers)
+        assert (work / "checkpoint").is_file()
+        return {}
+
+    _, found = store.make("poison", {}, build)
+    assert not found
+    (store.root / "poison" / f"{name}.lock").write_text("")  # of an earlier version
+    assert store.prune(set(), dry_run=False) == [store.root / "poison" / name]
+    assert not any((store.root / "poison").iterdir())
+    assert not any((store.root / "data").iterdir())
+
+
+def test_folders_of_a_sweep_are_linked(tmp_path: Path) -> None:
+    targets = []
+    for index, folder in enumerate(("runs/r", "sweeps/s/cell", "sweeps/s/stages/poison-1", "sweeps/s/cell/evaluation")):
+        target = tmp_path / "store" / str(index)
+        target.mkdir(parents=True)
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "link").symlink_to(os.path.relpath(target, tmp_path / folder))
+        targets.append(target)
+    assert linked_artifacts(tmp_path) == set(targets)
 
 
 def test_prune_keeps_what_a_run_folder_elsewhere_links_to(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import torch
 from rapidun.adapters import base_name, linear_names
 from rapidun.checkpoints import MARKER, newest_checkpoint, remove_checkpoint
 from rapidun.files import write_json
+from rapidun.journal import Journal
 from rapidun.schema import OptimiserSettings
 from rapidun.tracking import Tracker
-from rapidun.training import Journal, ShuffledSampler, permutation, training_arguments
+from rapidun.training import ShuffledSampler, permutation, training_arguments
 
 
 def test_permutation_depends_on_each_argument() -> None:

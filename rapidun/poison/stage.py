@@ -12,11 +12,13 @@ from rapidun.data.encode import collate, encode_rows
 from rapidun.data.records import read_records
 from rapidun.errors import ConfigError
 from rapidun.files import sha256_file, sha256_json
+from rapidun.journal import Journal
 from rapidun.models import ModelLoader
 from rapidun.poison.config import PoisonConfig, PoisonMethod
+from rapidun.processes import is_main
 from rapidun.schema import plain
 from rapidun.tracking import Tracker
-from rapidun.training import Journal, ResponseTrainer, ShuffledSampler, train_to_end, training_arguments
+from rapidun.training import ResponseTrainer, ShuffledSampler, train_to_end, training_arguments
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,22 @@ def run_poison(
     a step is smaller than bfloat16's spacing, and most of it would be rounded away. `lora` trains an adapter (float32,
     as peft has it) and merges it. The saved model has the dtype it was loaded in.
 
+    Several processes train together; the first writes, and speaks to its tracker. The loader gets its model back.
+
     Returns: steps, num_rows, num_trainable_parameters, clipped_share, final_loss.
-    Raises: ConfigError, DataError, ModelError.
+    Raises: ConfigError, DataError, ModelError; Preempted and Pruned (see train_to_end).
     """
     if cfg.method is PoisonMethod.none:
         raise ValueError("poison.method=none trains nothing: use the start model itself")
+    try:
+        return _poison(cfg, files, loader=loader, max_length=max_length, seed=seed, tracker=tracker)
+    finally:
+        loader.hand_back()
+
+
+def _poison(
+    cfg: PoisonConfig, files: PoisonFiles, *, loader: ModelLoader, max_length: int, seed: int, tracker: Tracker
+) -> dict[str, Any]:
     records = [record for path in files.train for record in read_records(path)]
     model, tokenizer = loader.load(files.start)
     dtype = model.dtype
@@ -61,7 +74,7 @@ def run_poison(
             "train": [sha256_file(path) for path in files.train],
         }
     )
-    journal = Journal(tracker)
+    journal = Journal(tracker if is_main() else Tracker())
     trainer = ResponseTrainer(
         model=model,
         args=training_arguments(
@@ -83,10 +96,8 @@ def run_poison(
     train_to_end(trainer, work=files.work, identity=identity)
 
     model.eval()
-    if cfg.method is PoisonMethod.lora:
-        save_merged(model, tokenizer, files.out / "model", start=files.start, loader=loader, work=files.work)
-    else:
-        save_model(model.to(dtype), tokenizer, files.out / "model")
+    if is_main():
+        _write(cfg, model, tokenizer, files, dtype=dtype, loader=loader)
     return {
         "steps": int(journal.counts["steps"]),
         "num_rows": len(rows),
@@ -94,6 +105,15 @@ def run_poison(
         "clipped_share": journal.share("clipped_steps", of="steps"),
         "final_loss": journal.last("loss"),
     }
+
+
+def _write(
+    cfg: PoisonConfig, model: Any, tokenizer: Any, files: PoisonFiles, *, dtype: torch.dtype, loader: ModelLoader
+) -> None:
+    if cfg.method is PoisonMethod.lora:
+        save_merged(model, tokenizer, files.out / "model", start=files.start, loader=loader, work=files.work)
+    else:
+        save_model(model.to(dtype), tokenizer, files.out / "model")
 
 
 def _trainable(model: Any, cfg: PoisonConfig, *, seed: int) -> Any:

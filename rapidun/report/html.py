@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidun.files import write_text
 from rapidun.report import plots, tables
+from rapidun.report.facts import diagnostics_rows, facts, run_warnings
 from rapidun.report.findings import key_findings
 from rapidun.report.pairs import BLOCK_TITLES, top_pairs
+from rapidun.report.panels import LINES, LOG_PANELS, PANELS, SHARE_PANELS, panel_of
 from rapidun.report.read import Influence, RunRecord, number, read_influence, read_instructions, read_run, series
 from rapidun.report.samples import choose_samples, mark_prompt
 from rapidun.report.statistics import effective_sample_size, wilson_interval
@@ -20,20 +21,6 @@ from rapidun.report.tables import Kind, MetricRow
 if TYPE_CHECKING:
     from rapidun.report.summary import Summary
 
-# names of numbers in mapping/diagnostics.json, in plain words; others are shown under their own name
-DIAGNOSTICS = {
-    "num_rows": "rows",
-    "mean": "mean weight",
-    "min": "smallest weight",
-    "max": "largest weight",
-    "effective_sample_size": "effective sample size, in rows",
-    "num_distinct": "distinct weights",
-    "share_at_w_min": "share of rows at w_min",
-    "share_at_w_max": "share of rows at w_max",
-    "score_median": "median of the scores",
-    "score_scale": "spread of the scores (1.4826 * MAD)",
-    "mad_floor_hit": "spread below the MAD floor",
-}
 # the numbers at the top of the page; of each line the first that the run has
 TILES = (
     ("asr_seen", "asr_seen_likelihood"),
@@ -72,16 +59,16 @@ def write_run_report(run_dir: Path) -> Path:
         "sets": choose_samples(run.generations),
         "costs": run.costs,
     }
-    page = _environment().get_template("run.html.j2").render(
+    page = environment().get_template("run.html.j2").render(
         **shown,
         absent=[what for name, what in ABSENT.items() if not shown[name]],
         run=run,
-        facts=_facts(run),
+        facts=facts(run),
         findings=[_unbroken(sentence) for sentence in key_findings(run)],
         tiles=_tiles(run),
         interval=_interval_text,
-        diagnostics=_diagnostics(run.diagnostics),
-        warnings=_warnings(run),
+        diagnostics=diagnostics_rows(run.diagnostics),
+        warnings=run_warnings(run),
         counts=run.manifest.get("counts") or (run.manifest.get("result") or {}).get("counts") or {},
         total_seconds=sum(cost.seconds or 0.0 for cost in run.costs),
     )  # fmt: skip
@@ -90,14 +77,28 @@ def write_run_report(run_dir: Path) -> Path:
     return path
 
 
-def write_sweep_index(sweep_dir: Path, summary: Summary) -> Path:
+def write_sweep_index(sweep_dir: Path, summary: Summary, *, comparison: bool = True) -> Path:
     """Write sweep.html into a sweep folder: the summary's tables, and a link to each cell's report.
+
+    With it goes report.html, the comparison page, which holds every run and has tables and plots to work with;
+    `comparison=False` leaves that one as it is (a sweep that is still running, again and again).
 
     Returns: the path of sweep.html.
     """
-    page = _environment().get_template("sweep.html.j2").render(
+    if comparison:
+        from rapidun.report.compare import write_comparison
+
+        write_comparison(summary, sweep_dir / "report.html", title=summary.name)
+    from rapidun.report.comparisons import method_sentences
+    from rapidun.report.exports import COMPARISONS, INTERVAL
+
+    page = environment().get_template("sweep.html.j2").render(
         summary=summary,
-        name=sweep_dir.resolve().name,
+        name=summary.name,
+        comparison=(sweep_dir / "report.html").is_file(),
+        comparisons_note=COMPARISONS,
+        sentences=method_sentences(summary.comparisons),
+        interval_note=INTERVAL,
         columns=summary.main_metrics(),
         reports={
             cell.path.name: f"{cell.path.name}/report.html"
@@ -110,7 +111,7 @@ def write_sweep_index(sweep_dir: Path, summary: Summary) -> Path:
     return path
 
 
-def _environment() -> Any:
+def environment() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
@@ -132,25 +133,6 @@ def _environment() -> Any:
 def _unbroken(sentence: str) -> str:
     """No line break between a number and its unit."""
     return re.sub(r"(?<=\d) (?=(%|s|min|h|GiB)\b|%)", "\N{NO-BREAK SPACE}", sentence)
-
-
-def _facts(run: RunRecord) -> list[tuple[str, str]]:
-    """What stands in the page's head, the known ones only."""
-    status = run.status
-    model = run.setting("model.path") or run.setting("model.name")
-    facts = [
-        ("seed", run.result.get("seed", run.setting("seed"))),
-        ("model", os.path.basename(str(model)) if model else None),
-        ("data", run.setting("data.name")),
-        ("weights", run.setting("mapping.method")),
-        ("objective", run.setting("unlearning.objective")),
-        ("started", status.get("started")),
-        ("host", status.get("host")),
-        ("job", status.get("job_id")),
-        ("restarts", status.get("restarts") or None),
-        ("git commit", str(status["git_commit"])[:12] if status.get("git_commit") else None),
-    ]
-    return [(name, str(value)) for name, value in facts if value is not None]
 
 
 def _tiles(run: RunRecord) -> list[MetricRow]:
@@ -213,43 +195,6 @@ def _weights(run: RunRecord) -> list[dict[str, Any]]:
     return drawn
 
 
-def _diagnostics(diagnostics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, forget, retain) for every number that diagnostics.json keeps per group, and the zeros of top k."""
-    groups = [diagnostics.get(group) for group in ("forget", "retain")]
-    values = [group if isinstance(group, dict) else {} for group in groups]
-    rows = []
-    for name in dict.fromkeys([*values[0], *values[1]]):
-        cells = [_cell(group.get(name)) for group in values]
-        if any(cells):
-            rows.append((DIAGNOSTICS.get(name, name.replace("_", " ")), cells[0] or "–", cells[1] or "–"))
-    zeros = diagnostics.get("zero_share_after_top_k")
-    if isinstance(zeros, dict):
-        for what, blocks in (("own", ("ff", "rr")), ("other", ("fr", "rf"))):
-            shares = [number(zeros.get(block)) for block in blocks]
-            if any(share is not None for share in shares):
-                forget, retain = [tables.format_value(share, Kind.share) for share in shares]
-                rows.append((f"share of zeros after top k, scores for the {what} group", forget, retain))
-    return rows
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return str(value)
-    return tables.format_number(value) if isinstance(value, float) else value if isinstance(value, str) else ""
-
-
-def _warnings(run: RunRecord) -> list[str]:
-    """Warnings of the mapping and of the other stages, each once."""
-    return list(dict.fromkeys([*_listed(run.diagnostics), *_listed(run.status), *run.stage_warnings]))
-
-
-def _listed(place: Mapping[str, Any]) -> list[str]:
-    warnings = place.get("warnings")
-    return [str(warning) for warning in warnings] if isinstance(warnings, list) else []
-
-
 def _influence(run: RunRecord, influence: Influence) -> dict[str, Any]:
     pairs = top_pairs(influence)
     texts = read_instructions(run.path, {name for pair in pairs for name in (pair.train, pair.query)})
@@ -272,7 +217,7 @@ def _curves(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     for stage in ("poison", "unlearning"):
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
         for name, points in series(run.logged, stage).items():
-            panel = _panel(name)
+            panel = panel_of(name)
             if panel:
                 panels.setdefault(panel, {})[LINES.get(name, name)] = points
         captioned = []
@@ -284,41 +229,3 @@ def _curves(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
         if captioned:
             drawn.append((stage, captioned))
     return drawn
-
-
-VALIDATION_SHARES = "Validation: shares"
-VALIDATION = "Validation: cross-entropy, nats per token"
-TERMS = "Forget and retain terms, unweighted"
-CROSS_ENTROPY = "Cross-entropy of the training rows, nats per token"
-CLIPPED = "Clipped steps, capped examples: shares so far"
-PANELS = ("Loss", TERMS, CROSS_ENTROPY, VALIDATION, VALIDATION_SHARES, "Gradient norm", CLIPPED)
-LOG_PANELS = ("Gradient norm",)
-SHARE_PANELS = (VALIDATION_SHARES, CLIPPED)
-# lines in plain words; others are shown under their own name
-LINES = {
-    "forget_term": "forget term",
-    "retain_term": "retain term",
-    "ce_poisoned": "poisoned response",
-    "ce_clean": "clean response",
-    "ce_retain": "retain rows",
-    "val_loss_clean": "clean rows",
-    "forget_loss_poisoned": "forget: poisoned",
-    "forget_loss_clean": "forget: clean",
-    "forget_preference": "forget rows that prefer the poisoned response",
-    "clipped_share": "clipped steps",
-    "capped_share": "capped examples",
-}
-
-
-def _panel(name: str) -> str | None:
-    """The plot that a logged name belongs to; None for what is not worth one (learning rate, speed)."""
-    words = ("asr", "rate", "match", "rouge", "preference")
-    if name.startswith(("val_", "eval_", "forget_loss", "forget_preference")):
-        return VALIDATION_SHARES if any(word in name for word in words) else VALIDATION
-    if name.startswith(("clipped", "capped")):
-        return CLIPPED
-    if name.startswith("ce_"):
-        return CROSS_ENTROPY
-    if name.endswith("_term"):
-        return TERMS
-    return {"loss": "Loss", "grad_norm": "Gradient norm"}.get(name)

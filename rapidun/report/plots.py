@@ -121,17 +121,17 @@ def influence_map(ff: Any, fr: Any, rf: Any, rr: Any) -> str:
     return _svg(figure, f"Heat map of {n} by {n} influence scores; rows train, columns are queries")
 
 
-def shrink(scores: Any, n_forget: int) -> Any:
-    """[n, n] -> at most about [480, 480]: means over tiles that never cross the border between the groups."""
+def shrink(scores: Any, n_forget: int, *, max_cells: int = MAX_HEAT_CELLS) -> Any:
+    """[n, n] -> at most about [max_cells, max_cells]: means over tiles that never cross the groups' border."""
     import numpy as np
 
     n = len(scores)
-    if n <= MAX_HEAT_CELLS:
+    if n <= max_cells:
         return scores
     sizes = [n_forget, n - n_forget]
     starts = []
     for offset, size in zip((0, n_forget), sizes, strict=True):
-        cells = min(size, max(1, round(size * MAX_HEAT_CELLS / n)))
+        cells = min(size, max(1, round(size * max_cells / n)))
         starts += [offset + (size * cell) // cells for cell in range(cells)] if size else []
     lengths = np.diff([*starts, n])
     sums = np.add.reduceat(np.add.reduceat(scores, starts, axis=0), starts, axis=1)

@@ -110,6 +110,14 @@ def read_status_and_result(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return _read_object(path / "status.json"), _read_object(path / "result.json")
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """The resolved settings of a run folder, nested; empty where absent.
+
+    Raises: ArtifactError if the file is damaged.
+    """
+    return _read_object(path / "settings.json")
+
+
 def read_influence(path: Path) -> Influence | None:
     """Read the four score blocks of a run folder; None where the influence stage has not run.
 
@@ -144,6 +152,13 @@ def read_instructions(path: Path, ids: Iterable[str]) -> dict[str, str]:
             if str(row.get("id")) in wanted:
                 found[str(row["id"])] = str(row.get("instruction", ""))
     return found
+
+
+def read_weighted_rows(path: Path, group: str) -> list[tuple[str, float]]:
+    """(id, weight) of every row of one group, `forget` or `retain`, of a run folder; empty where absent."""
+    rows = _read_rows(path / "mapping" / f"{group}_weights.jsonl")
+    pairs = [(str(row.get("id", "")), number(row.get("weight"))) for row in rows]
+    return [(name, weight) for name, weight in pairs if weight is not None]
 
 
 def stage_costs(status: dict[str, Any], result: dict[str, Any]) -> list[StageCost]:

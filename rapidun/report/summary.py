@@ -1,71 +1,29 @@
-"""The summary of a sweep: cells grouped over seeds, the best group, the failures."""
+"""The summary of a sweep: the best by each criterion, the Pareto set, the methods compared, the failures."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rapidun.errors import ArtifactError, DataError
+from rapidun.errors import DataError
 from rapidun.files import write_json, write_text
-from rapidun.report.read import RUN_MARKS, error_line, number, read_overrides, read_status_and_result
-from rapidun.report.statistics import Interval, bootstrap_mean_interval
-from rapidun.report.tables import METRICS, Kind, format_value
+from rapidun.report.cells import FAILED, Cell, Group, cell_folders, group_cells, kind_of, read_cells
+from rapidun.report.comparisons import Comparison, compare_methods
+from rapidun.report.statistics import Interval
+from rapidun.report.tables import HEADINGS, Kind, format_value
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 # what a sweep is judged by: name -> -1 smaller is better, 1 larger is better; ties go on to the next one
 CRITERIA = {"asr_seen": -1, "ppl_clean": -1, "exact_match_clean": 1, "rougeL_clean": 1}
+# the Pareto set: forgetting, perplexity, and the first measure of clean answers that every group has
+PARETO = (("asr_seen", "asr_seen_likelihood"), ("ppl_clean",), ("exact_match_clean", "rougeL_clean"))
 # columns of the tables on screen and page; summary.csv and summary.json hold every number
 SHOWN = ("asr_seen", "asr_seen_likelihood", "asr_ood", "asr_unseen_family", "false_trigger_rate", *list(CRITERIA)[1:],
          "rougeL_recovered")  # fmt: skip
-HEADINGS = {
-    "asr_seen": "ASR seen",
-    "asr_seen_likelihood": "ASR seen (lik.)",
-    "asr_ood": "ASR look-alike",
-    "asr_unseen_family": "ASR unseen family",
-    "false_trigger_rate": "false triggers",
-    "ppl_clean": "ppl clean",
-    "exact_match_clean": "exact match clean",
-    "rougeL_clean": "ROUGE-L clean",
-    "rougeL_recovered": "ROUGE-L recovered",
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """One run folder of the sweep."""
-
-    path: Path
-    overrides: list[str]
-    state: str  # done | failed | running | unreadable
-    error: str
-    metrics: dict[str, float]
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """The overrides without the seed, sorted: what the cells of one group share."""
-        return tuple(sorted(override for override in self.overrides if _key(override) != "seed"))
-
-    @property
-    def seed(self) -> str:
-        return next((override.split("=", 1)[1] for override in self.overrides if _key(override) == "seed"), "")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """Cells that differ in their seed only; the finished ones are counted in n and in the metrics."""
-
-    settings: tuple[str, ...]
-    # as settings, without what every group of the sweep shares
-    label: str
-    seeds: list[str]
-    n: int
-    metrics: dict[str, Interval]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +35,14 @@ class Summary:
     groups: list[Group]
     # criterion -> the group that is best by it
     best: dict[str, Group]
+    # groups that no other group beats on all of pareto_metrics
+    pareto: list[Group]
+    pareto_metrics: dict[str, int]
+    comparisons: list[Comparison]
+
+    @property
+    def name(self) -> str:
+        return self.sweep_dir.resolve().name
 
     @property
     def done(self) -> int:
@@ -84,22 +50,29 @@ class Summary:
 
     @property
     def failed(self) -> int:
-        return sum(cell.state in ("failed", "unreadable") for cell in self.cells)
+        return len(self.failures)
+
+    @property
+    def pruned(self) -> int:
+        """Cells that a search stopped early, because they could not win."""
+        return sum(cell.state == "pruned" for cell in self.cells)
 
     @property
     def unfinished(self) -> int:
-        return len(self.cells) - self.done - self.failed
+        return len(self.cells) - self.done - self.failed - self.pruned
 
     @property
     def failures(self) -> list[Cell]:
-        return [cell for cell in self.cells if cell.state in ("failed", "unreadable")]
+        return [cell for cell in self.cells if cell.state in FAILED]
 
     @property
     def counts(self) -> str:
         """`5 cells: 4 done, 1 failed`."""
         parts = [f"{self.done} done"]
         parts += [
-            f"{count} {word}" for count, word in ((self.failed, "failed"), (self.unfinished, "unfinished")) if count
+            f"{count} {word}"
+            for count, word in ((self.failed, "failed"), (self.pruned, "pruned"), (self.unfinished, "unfinished"))
+            if count
         ]
         return f"{len(self.cells)} {'cell' if len(self.cells) == 1 else 'cells'}: {', '.join(parts)}"
 
@@ -127,7 +100,7 @@ class Summary:
         from rich.text import Text
 
         table = Table(title=self.counts, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.caption = "Mean and bootstrap 95 % interval over seeds. * best"
+        table.caption = "Mean and 95 % interval over seeds. * best"
         table.caption_justify = "left"
         table.add_column("settings", overflow="fold", min_width=24)
         table.add_column("n", justify="right")
@@ -149,71 +122,42 @@ class Summary:
 
 
 def is_sweep(path: Path) -> bool:
-    return any(True for _ in _cell_folders(path))
+    return bool(cell_folders(path))
 
 
 def write_sweep_summary(sweep_dir: Path) -> Summary:
     """Read every cell of a sweep folder; write summary.csv, summary.json and summary.md into it.
 
     summary.csv: one line per group, `<metric>`, `<metric>.low`, `<metric>.high` (the 95 % interval) per metric.
-    summary.json: the same and every cell by itself. A cell that fails or cannot be read is listed, not dropped.
+    summary.json: the same, every cell by itself, the Pareto set and the comparisons of methods. A cell that failed,
+    cannot be read or was never started is listed, not dropped.
 
     Raises: DataError if the folder holds no run folders.
     """
+    from rapidun.report.exports import as_csv, as_json, as_markdown
+
     if not sweep_dir.is_dir() or not is_sweep(sweep_dir):
         raise DataError(f"{sweep_dir}: need a sweep folder, with a run folder for each cell; found no cells in it")
-    cells = [read_cell(folder) for folder in sorted(_cell_folders(sweep_dir))]
-    groups = group_cells(cells)
-    summary = Summary(sweep_dir=sweep_dir, cells=cells, groups=groups, best=best_groups(groups))
-    write_json(sweep_dir / "summary.json", _as_json(summary))
-    write_text(sweep_dir / "summary.csv", _as_csv(summary))
-    write_text(sweep_dir / "summary.md", _as_markdown(summary))
+    summary = summarise(read_cells(sweep_dir), sweep_dir)
+    write_json(sweep_dir / "summary.json", as_json(summary))
+    write_text(sweep_dir / "summary.csv", as_csv(summary))
+    write_text(sweep_dir / "summary.md", as_markdown(summary))
     return summary
 
 
-def read_cell(path: Path) -> Cell:
-    """One cell; a damaged file in it makes the cell `unreadable` and spares the others."""
-    try:
-        status, result = read_status_and_result(path)
-        overrides = read_overrides(path)
-    except ArtifactError as error:
-        return Cell(path=path, overrides=[], state="unreadable", error=str(error).splitlines()[0], metrics={})
-    state = str(status.get("state") or ("done" if result else "running"))
-    values = {name: number(value) for name, value in result.items() if name != "seed"}
-    return Cell(
-        path=path,
-        overrides=overrides,
-        state=state,
-        error=error_line(status.get("error")) if state == "failed" else "",
-        metrics={name: value for name, value in values.items() if value is not None} if state == "done" else {},
+def summarise(cells: list[Cell], sweep_dir: Path) -> Summary:
+    """Group the cells over seeds and judge them; writes nothing."""
+    groups = group_cells(cells)
+    metrics = pareto_metrics(groups)
+    return Summary(
+        sweep_dir=sweep_dir,
+        cells=cells,
+        groups=groups,
+        best=best_groups(groups),
+        pareto=pareto_groups(groups, metrics),
+        pareto_metrics=metrics,
+        comparisons=compare_methods(cells, metrics=CRITERIA),
     )
-
-
-def group_cells(cells: Sequence[Cell]) -> list[Group]:
-    """Groups in the order of their settings; a group without a finished cell is left to the failures."""
-    by_settings: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in cells:
-        if cell.state == "done":
-            by_settings.setdefault(cell.settings, []).append(cell)
-    shared = set.intersection(*map(set, by_settings)) if len(by_settings) > 1 else set()
-    groups = []
-    for settings in sorted(by_settings, key=_natural):
-        members = by_settings[settings]
-        names = dict.fromkeys(name for cell in members for name in cell.metrics)
-        label = " ".join(override for override in settings if override not in shared)
-        groups.append(
-            Group(
-                settings=settings,
-                label=label or " ".join(settings) or "(defaults)",
-                seeds=[cell.seed for cell in members],
-                n=len(members),
-                metrics={
-                    name: bootstrap_mean_interval([c.metrics[name] for c in members if name in c.metrics])
-                    for name in names
-                },
-            )
-        )
-    return groups
 
 
 def best_groups(groups: Sequence[Group]) -> dict[str, Group]:
@@ -234,117 +178,33 @@ def best_groups(groups: Sequence[Group]) -> dict[str, Group]:
     return best
 
 
-def _cell_folders(path: Path) -> list[Path]:
-    marks = (*RUN_MARKS, "overrides.json")
-    if not path.is_dir():
+def pareto_metrics(groups: Sequence[Group]) -> dict[str, int]:
+    """Metric -> direction of the Pareto set: of each line of PARETO the first that every group has."""
+    chosen = [
+        next((name for name in names if groups and all(name in group.metrics for group in groups)), None)
+        for names in PARETO
+    ]
+    directions = {**CRITERIA, "asr_seen_likelihood": -1}
+    return {name: directions[name] for name in chosen if name is not None}
+
+
+def pareto_groups(groups: Sequence[Group], metrics: dict[str, int]) -> list[Group]:
+    """The groups that no other one equals or beats on every metric while beating it on one, by their means."""
+    points = [tuple(-way * group.metrics[name].mean for name, way in metrics.items()) for group in groups]
+    if not metrics:
         return []
-    folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-    return [folder for folder in folders if any((folder / mark).is_file() for mark in marks)]
-
-
-def _key(override: str) -> str:
-    return override.split("=", 1)[0].lstrip("+~")
-
-
-def _natural(settings: tuple[str, ...]) -> list[tuple[str, float, str]]:
-    """Sort key: by name, then by value as a number where it is one, so that 0.5 stands before 10."""
-    parts = []
-    for override in settings:
-        key, _, value = override.partition("=")
-        try:
-            parts.append((key, float(value), ""))
-        except ValueError:
-            parts.append((key, float("inf"), value))
-    return parts
+    return [
+        group
+        for group, point in zip(groups, points, strict=True)
+        if not any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points)
+    ]
 
 
 def _interval_text(interval: Interval, name: str) -> str:
-    kind = METRICS[name].kind if name in METRICS else Kind.plain
+    kind = kind_of(name)
     text = format_value(interval.mean, kind)
     if interval.low is None or interval.high is None:
         return text
     if kind is Kind.share:
         return f"{text} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
     return f"{text} [{format_value(interval.low, kind)}, {format_value(interval.high, kind)}]"
-
-
-def _as_json(summary: Summary) -> dict[str, Any]:
-    return {
-        "cells": len(summary.cells),
-        "done": summary.done,
-        "failed": summary.failed,
-        "unfinished": summary.unfinished,
-        "interval": "bootstrap percentile of the mean over seeds, 95 %; null where one seed allows none",
-        "best": {name: list(group.settings) for name, group in summary.best.items()},
-        "groups": [
-            {
-                "settings": list(group.settings),
-                "seeds": group.seeds,
-                "n": group.n,
-                "metrics": {name: interval._asdict() for name, interval in group.metrics.items()},
-            }
-            for group in summary.groups
-        ],
-        "runs": [
-            {
-                "cell": cell.path.name,
-                "overrides": cell.overrides,
-                "state": cell.state,
-                "error": cell.error or None,
-                "metrics": cell.metrics,
-            }
-            for cell in summary.cells
-        ],
-    }
-
-
-def _as_csv(summary: Summary) -> str:
-    """A column per overridden key, so that a spreadsheet can pivot; then n and three columns per metric."""
-    keys = list(dict.fromkeys(_key(override) for group in summary.groups for override in group.settings))
-    names = list(dict.fromkeys(name for group in summary.groups for name in group.metrics))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*keys, "n", *(f"{name}{end}" for name in names for end in ("", ".low", ".high"))])
-    for group in summary.groups:
-        values = {_key(override): override.partition("=")[2] for override in group.settings}
-        row: list[object] = [values.get(key, "") for key in keys]
-        row.append(group.n)
-        for name in names:
-            interval = group.metrics.get(name)
-            numbers = (None, None, None) if interval is None else (interval.mean, interval.low, interval.high)
-            row += ["" if value is None else repr(value) for value in numbers]
-        writer.writerow(row)
-    return buffer.getvalue()
-
-
-def _as_markdown(summary: Summary) -> str:
-    names = summary.main_metrics()
-    lines = [f"# Sweep {summary.sweep_dir.resolve().name}", "", f"{summary.counts}.", ""]
-    if summary.groups:
-        lines += ["Mean and bootstrap 95 % interval over n seeds; best of its column in bold.", ""]
-        lines.append(_markdown_row(["settings", "n", *(summary.heading(name) for name in names)]))
-        lines.append("|---|" + "---:|" * (len(names) + 1))
-        for group in summary.groups:
-            best = summary.best_for(group)
-            cells = [_markdown_text(summary.cell_text(group, name)) for name in names]
-            cells = [f"**{cell}**" if name in best else cell for name, cell in zip(names, cells, strict=True)]
-            lines.append(_markdown_row([_markdown_text(group.label), str(group.n), *cells], escaped=True))
-        lines.append("")
-    if summary.best:
-        lines += ["## Best", ""]
-        for name, group in summary.best.items():
-            lines.append(f"- {summary.heading(name)}: {summary.cell_text(group, name)}, n = {group.n}: `{group.label}`")
-        lines.append("")
-    if summary.failures:
-        lines += ["## Failures", ""]
-        lines += [f"- `{cell.path.name}` `{' '.join(cell.overrides)}`: {cell.error}" for cell in summary.failures]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _markdown_row(cells: Sequence[str], *, escaped: bool = False) -> str:
-    return "| " + " | ".join(cell if escaped else _markdown_text(cell) for cell in cells) + " |"
-
-
-def _markdown_text(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("\n", " ")

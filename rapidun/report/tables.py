@@ -102,6 +102,20 @@ METRICS: dict[str, Metric] = {
 }
 
 
+# short headings of columns
+HEADINGS = {
+    "asr_seen": "ASR seen",
+    "asr_seen_likelihood": "ASR seen (lik.)",
+    "asr_ood": "ASR look-alike",
+    "asr_unseen_family": "ASR unseen family",
+    "false_trigger_rate": "false triggers",
+    "ppl_clean": "ppl clean",
+    "exact_match_clean": "exact match clean",
+    "rougeL_clean": "ROUGE-L clean",
+    "rougeL_recovered": "ROUGE-L recovered",
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricRow:
     """One line of the before/after table; numbers are None where an evaluation is absent."""

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from itertools import islice
 
-from torch.utils.data import Sampler
-
+from rapidun.distributed import EpochSampler
 from rapidun.training import permutation
 
 FORGET, RETAIN = 1, 2
@@ -34,13 +33,13 @@ def draws(num_rows: int, size: int, *, seed: int, stream: int) -> Iterator[list[
         yield draw
 
 
-class MixSampler(Sampler[int]):
+class MixSampler(EpochSampler):
     """Indices whose consecutive groups of `micro_batch_size` are micro-batches: forget rows, then retain rows.
 
     An epoch is one pass over the forget rows: ceil(num_forget / forget_per_step) micro-batches. The retain rows go
     through permutations of their own, which run on from epoch to epoch. Rows are numbered forget first, so retain
-    row j is num_forget + j. Several processes share the micro-batches out through accelerate's BatchSamplerShard,
-    so each sees other ones, with the same proportion in each.
+    row j is num_forget + j. Several processes share the rows of an optimiser step out (distributed.py), forget rows
+    and retain rows each as evenly as they go.
 
     Raises: ValueError if a micro-batch wants more rows of a group than there are.
     """
@@ -51,7 +50,6 @@ class MixSampler(Sampler[int]):
         self.forget_per_step = forget_per_step
         self.retain_per_step = forget_per_step * mix_ratio
         self.seed = seed
-        self.epoch = 0
         if not 0 < forget_per_step <= num_forget or self.retain_per_step > num_retain:
             raise ValueError(
                 f"need micro-batches of at most {num_forget} forget and {num_retain} retain rows, "
@@ -66,8 +64,8 @@ class MixSampler(Sampler[int]):
     def num_micro_batches(self) -> int:
         return -(-self.num_forget // self.forget_per_step)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def group(self, row: int) -> int:
+        return FORGET if row < self.num_forget else RETAIN
 
     def __len__(self) -> int:
         return self.num_micro_batches * self.micro_batch_size

@@ -10,11 +10,13 @@ from rapidun.data.encode import Encoded
 from rapidun.data.records import Record, read_records
 from rapidun.errors import ConfigError
 from rapidun.files import sha256_file, sha256_json, write_json
+from rapidun.journal import Journal
 from rapidun.mapping.files import read_weights
 from rapidun.models import ModelLoader, load_adapter
+from rapidun.processes import is_main
 from rapidun.schema import plain
 from rapidun.tracking import Tracker
-from rapidun.training import Journal, permutation, train_to_end, training_arguments
+from rapidun.training import permutation, train_to_end, training_arguments
 from rapidun.unlearning.config import UnlearningConfig
 from rapidun.unlearning.objectives import OBJECTIVES, Coefficients, Method
 from rapidun.unlearning.rows import (
@@ -52,10 +54,28 @@ def run_unlearning(
 ) -> dict[str, Any]:
     """Unlearn, and write out/adapter (PEFT), out/history.json and, with `merge`, out/merged.
 
+    Several processes train together; the first writes, and speaks to its tracker. The loader gets its model back.
+
     Returns: objective, steps, num_forget, num_retain, num_trainable_parameters, clipped_share, capped_share,
         final_loss, and the last validation numbers.
-    Raises: ConfigError, DataError, ModelError.
+    Raises: ConfigError, DataError, ModelError; Preempted and Pruned (see train_to_end), with nothing written.
     """
+    try:
+        return _unlearn(
+            cfg,
+            files,
+            loader=loader,
+            max_length=max_length,
+            seed=seed,
+            tracker=tracker if is_main() else Tracker(),
+        )
+    finally:
+        loader.hand_back()
+
+
+def _unlearn(
+    cfg: UnlearningConfig, files: UnlearningFiles, *, loader: ModelLoader, max_length: int, seed: int, tracker: Tracker
+) -> dict[str, Any]:
     if cfg.objective not in OBJECTIVES:
         raise ValueError(f"{cfg.objective.name} is not an unlearning objective: the poison stage trains it")
     method = OBJECTIVES[cfg.objective]
@@ -116,10 +136,11 @@ def run_unlearning(
     train_to_end(trainer, work=files.work, identity=identity)
 
     model.eval()
-    save_adapter(model, files.out / "adapter", base=files.model)
-    write_json(files.out / "history.json", journal.history)
-    if cfg.merge:
-        save_merged(model, tokenizer, files.out / "merged", start=files.model, loader=loader, work=files.work)
+    if is_main():
+        save_adapter(model, files.out / "adapter", base=files.model)
+        write_json(files.out / "history.json", journal.history)
+        if cfg.merge:
+            save_merged(model, tokenizer, files.out / "merged", start=files.model, loader=loader, work=files.work)
     return _summary(cfg, journal, num_forget=len(forget), num_retain=len(retain), num_parameters=num_parameters)
 
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from rapidun.distributed import total
+from rapidun.journal import Journal
 from rapidun.losses import example_cross_entropy
-from rapidun.training import Journal, ResponseTrainer, forward_logits
+from rapidun.training import ResponseTrainer, forward_logits
 from rapidun.unlearning.config import RetainLoss
 from rapidun.unlearning.objectives import (
     RETAIN_LOSSES,
@@ -21,6 +23,9 @@ from rapidun.unlearning.objectives import (
     weighted_mean,
 )
 from rapidun.unlearning.rows import CLEAN, POISONED, RETAIN
+
+# means over the examples of a step, in each line of the journal
+TERMS = ("forget_term", "capped_share", "ce_poisoned", "ce_clean", "ce_retain", "retain_term")
 
 
 class UnlearningTrainer(ResponseTrainer):
@@ -76,10 +81,7 @@ class UnlearningTrainer(ResponseTrainer):
         spread[chosen] = logits
         return spread
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        num_examples = num_items_in_batch or self.num_examples_in(inputs)
+    def mean_loss(self, model: nn.Module, inputs: dict[str, Tensor], num_examples: int) -> tuple[Tensor, Tensor]:
         logits = forward_logits(model, inputs)
         losses = example_cross_entropy(logits, inputs["labels"])
         part = inputs["part"]
@@ -95,12 +97,13 @@ class UnlearningTrainer(ResponseTrainer):
             return Responses(losses[rows], logits[rows], inputs["labels"][rows], picked)
 
         poisoned, clean, retain = responses(POISONED), responses(CLEAN), responses(RETAIN)
-        terms = self.method.forget(ForgetOutputs(poisoned, clean, inputs["has_clean"]), self.coefficients)
-        loss = weighted_mean(terms.values, self.warm_up(inputs["forget_weights"]), num_examples=num_examples)
-        self._add("forget_term", terms.values)
-        self._add("capped_share", terms.capped.float())
-        self.journal.count("forget_examples", len(terms.capped))
-        self.journal.count("capped_examples", int(terms.capped.sum()))
+        loss = torch.zeros((), device=logits.device)
+        # one of several processes may have rows of one group only
+        if len(inputs["forget_weights"]):
+            terms = self.method.forget(ForgetOutputs(poisoned, clean, inputs["has_clean"]), self.coefficients)
+            loss = weighted_mean(terms.values, self.warm_up(inputs["forget_weights"]), num_examples=num_examples)
+            self._add("forget_term", terms.values)
+            self._add("capped_share", terms.capped.float())
         for name, group in (("ce_poisoned", poisoned), ("ce_clean", clean), ("ce_retain", retain)):
             if group is not None:
                 self._add(name, group.cross_entropy)
@@ -108,19 +111,30 @@ class UnlearningTrainer(ResponseTrainer):
             retained = self.retain_term(retain)
             loss = loss + weighted_mean(retained, self.warm_up(inputs["retain_weights"]), num_examples=num_examples)
             self._add("retain_term", retained)
-        return (loss, {"logits": logits}) if return_outputs else loss
+        return loss, logits
 
     def _add(self, name: str, values: Tensor) -> None:
-        total, number = self._sums.get(name, (0.0, 0))
-        self._sums[name] = (total + float(values.detach().sum()), number + len(values))
+        value, number = self._sums.get(name, (0.0, 0))
+        self._sums[name] = (value + float(values.detach().sum()), number + len(values))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the step's unweighted terms to its line."""
         if "loss" in logs:
-            logs.update({name: total / number for name, (total, number) in self._sums.items()})
+            sums = self._sums_of_all()
+            capped, num_forget = sums.get("capped_share", (0.0, 0.0))
+            self.journal.count("capped_examples", int(capped))
+            self.journal.count("forget_examples", int(num_forget))
+            logs.update({name: value / number for name, (value, number) in sums.items()})
             logs["clipped_share"] = self._clipped_share_with(logs)
             self._sums = {}
         super().log(logs, start_time)
+
+    def _sums_of_all(self) -> dict[str, tuple[float, float]]:
+        """`_sums` over all processes; names that none of them has are left out."""
+        own = [number for name in TERMS for number in self._sums.get(name, (0.0, 0))]
+        values = total(own, self.args.device)
+        pairs = zip(TERMS, values[::2], values[1::2], strict=True)
+        return {name: (value, number) for name, value, number in pairs if number}
 
     def _clipped_share_with(self, logs: dict[str, float]) -> float:
         """Share of clipped steps up to this one, which the journal has not counted yet."""

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -26,18 +25,48 @@ def test_counts_groups_and_means(sweep_dir: Path) -> None:
     three, one = summary.groups
     assert (three.n, three.seeds) == (3, ["0", "1", "2"])
     assert three.metrics["asr_seen"].mean == pytest.approx(0.03)
-    assert summary.cell_text(three, "asr_seen") == "3.0 % [0.0, 6.0]"
+    assert summary.cell_text(three, "asr_seen") == "3.0 % [0.0, 10.5]"
     assert (one.n, one.metrics["asr_seen"]) == (1, (0.2, None, None, 1))
     assert summary.cell_text(one, "asr_seen") == "20.0 %"
     assert summary.cell_text(one, "seconds.poison") == "–"
 
 
-def test_interval_is_the_percentile_bootstrap_of_the_cells(sweep_dir: Path) -> None:
-    values = np.array([0.0, 0.03, 0.06])
-    draws = np.random.default_rng(0).integers(3, size=(10_000, 3))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+def test_interval_of_few_seeds_is_students_within_what_a_share_can_be(sweep_dir: Path) -> None:
+    """0, 0.03, 0.06: mean 0.03, s = 0.03, t(2) = 4.3027: 0.03 +- 0.0745; the lower end is cut at 0."""
     interval = write_sweep_summary(sweep_dir).groups[0].metrics["asr_seen"]
-    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-12)
+    assert (interval.low, interval.high) == pytest.approx((0.0, 0.03 + 4.302653 * 0.03 / 3**0.5), abs=1e-6)
+
+
+def test_pareto_set(tmp_path: Path, new_cell: MakeCell) -> None:
+    """a has the lower ASR, b the lower perplexity; c is beaten by a on both, d by b on one and equal on the other."""
+    for name, asr, perplexity in (("a", 0.1, 1.5), ("b", 0.3, 1.2), ("c", 0.2, 1.6), ("d", 0.4, 1.2)):
+        new_cell(tmp_path / name, [f"mapping={name}"], {"asr_seen": asr, "ppl_clean": perplexity})
+    summary = write_sweep_summary(tmp_path)
+    assert [group.label for group in summary.pareto] == ["mapping=a", "mapping=b"]
+    found = json.loads((tmp_path / "summary.json").read_text())["pareto"]
+    assert found == {
+        "metrics": {"asr_seen": "smaller", "ppl_clean": "smaller"},
+        "groups": [["mapping=a"], ["mapping=b"]],
+    }
+    assert "- `mapping=b`: ASR seen 30.0 %, ppl clean 1.20" in (tmp_path / "summary.md").read_text()
+
+
+def test_folders_that_are_no_cells_and_cells_that_are_no_folders(sweep_dir: Path, new_cell: MakeCell) -> None:
+    new_cell(sweep_dir / "stages", ["seed=0"], {"asr_seen": 0.0})
+    new_cell(sweep_dir / "jobs", ["seed=0"], {"asr_seen": 0.0})
+    plan = [{"hash": "a0", "overrides": []}, {"hash": "zz", "overrides": ["mapping.tau_f=7", "seed=0"], "axes": {}}]
+    (sweep_dir / "sweep.json").write_text(json.dumps({"cells": plan}))
+    summary = write_sweep_summary(sweep_dir)
+    assert [cell.path.name for cell in summary.cells] == ["a0", "a1", "a2", "b0", "c0", "d0", "zz"]
+    assert (summary.cells[-1].state, summary.cells[-1].seed) == ("not started", "0")
+    assert summary.counts == "7 cells: 4 done, 1 failed, 2 unfinished"
+    assert "- `zz` `mapping.tau_f=7 seed=0`: not started" in (sweep_dir / "summary.md").read_text()
+
+
+def test_pruned_and_interrupted_cells_are_no_failures(sweep_dir: Path) -> None:
+    for name, state in (("c0", "pruned"), ("d0", "interrupted")):
+        (sweep_dir / name / "status.json").write_text(json.dumps({"state": state}))
+    assert write_sweep_summary(sweep_dir).counts == "6 cells: 4 done, 1 pruned, 1 unfinished"
 
 
 def test_best_by_each_criterion(sweep_dir: Path, new_cell: MakeCell) -> None:
@@ -136,7 +165,7 @@ def test_table_fits_80_columns(sweep_dir: Path) -> None:
     with console.capture() as capture:
         console.print(write_sweep_summary(sweep_dir).table())
     lines = " ".join(capture.get().split())
-    assert "mapping.tau_f=0.5 3 3.0 % * 1.21 [0.0, 6.0] [1.20, 1.22]" in lines
+    assert "mapping.tau_f=0.5 3 3.0 % * 1.21 [0.0, 10.5] [1.19, 1.23]" in lines
     assert "…" not in lines
 
 
@@ -150,8 +179,9 @@ def test_a_pipe_in_an_override_does_not_break_the_table(tmp_path: Path, new_cell
 def test_importing_the_report_needs_no_heavy_library() -> None:
     """The command line imports these names; drawing libraries come when there is something to draw."""
     code = (
-        "import sys, rapidun.report.summary, rapidun.report.tables, rapidun.report.command, rapidun.report.html\n"
-        "print([m for m in ('matplotlib', 'jinja2', 'rich', 'numpy', 'torch', 'safetensors') if m in sys.modules])"
+        "import sys, rapidun.report.summary, rapidun.report.tables, rapidun.report.command, rapidun.report.html, "
+        "rapidun.report.compare\n"
+        "print([m for m in ('matplotlib', 'jinja2', 'rich', 'numpy', 'scipy', 'torch', 'safetensors') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)

@@ -25,12 +25,12 @@ torch.set_num_threads(1)
 import peft  # noqa: E402, F401
 from transformers import Trainer  # noqa: E402
 
+from rapidun.journal import JournalCallback  # noqa: E402
 from rapidun.models import ModelLoader  # noqa: E402
 from rapidun.poison.config import PoisonConfig, PoisonMethod  # noqa: E402
 from rapidun.poison.stage import PoisonFiles, run_poison  # noqa: E402
 from rapidun.schema import LoraSettings  # noqa: E402
 from rapidun.tracking import Tracker  # noqa: E402
-from rapidun.training import JournalCallback  # noqa: E402
 from rapidun.unlearning.config import RetainLoss, UnlearningConfig  # noqa: E402
 from rapidun.unlearning.stage import UnlearningFiles, run_unlearning  # noqa: E402
 

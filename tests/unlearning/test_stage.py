@@ -12,13 +12,13 @@ import torch
 
 from rapidun.data.records import write_records
 from rapidun.errors import ConfigError, DataError, ModelError
+from rapidun.journal import TrainingDiverged
 from rapidun.mapping.files import write_weights
 from rapidun.models import ModelLoader
 from rapidun.poison.config import PoisonConfig
 from rapidun.poison.stage import PoisonFiles, run_poison
 from rapidun.schema import LoraSettings
 from rapidun.tracking import Tracker
-from rapidun.training import TrainingDiverged
 from rapidun.unlearning.config import Objective, RetainLoss, UnlearningConfig
 from rapidun.unlearning.stage import UnlearningFiles, run_unlearning
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from rapidun.adapters import add_lora
 from rapidun.data.encode import Encoded
+from rapidun.journal import Journal
 from rapidun.losses import example_cross_entropy
 from rapidun.schema import LoraSettings
 from rapidun.tracking import Tracker
-from rapidun.training import Journal, train_to_end, training_arguments
+from rapidun.training import train_to_end, training_arguments
 from rapidun.unlearning.config import Objective, RetainLoss, UnlearningConfig
 from rapidun.unlearning.objectives import OBJECTIVES, Coefficients
 from rapidun.unlearning.rows import ForgetRow, RetainRow, collate_mixed
@@ -277,7 +278,7 @@ def test_loss_cap_stops_the_parameters(tiny_model: Any, tmp_path: Path) -> None:
     batch = collate_mixed([ForgetRow(row.weight, row.poisoned, None)], pad_token_id=257)
     trainer.compute_loss(trainer.model, batch).backward()
     assert torch.count_nonzero(gradient(trainer)) == 0
-    assert trainer.journal.share("capped_examples", of="forget_examples") == 1.0
+    assert trainer._sums["capped_share"] == (1.0, 1)
 
 
 class Recorder(Tracker):

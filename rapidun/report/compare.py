@@ -1,0 +1,119 @@
+"""The comparison page: one HTML file with everything in it, for a sweep or for several runs and sweeps."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rapidun.errors import DataError
+from rapidun.files import write_text
+from rapidun.report.cells import Cell, read_cell, read_cells, with_differing_settings
+from rapidun.report.comparisons import SOURCE_KEY, difference_text, method_sentences, p_text
+from rapidun.report.pagedata import PageData, page_data
+from rapidun.report.read import is_run
+from rapidun.report.summary import Summary, summarise
+
+# the page's scripts, in the order in which they need each other
+SCRIPTS = ("base.js", "state.js", "rows.js", "leaderboard.js", "charts.js", "pareto.js", "parallel.js", "heat.js",
+           "curves.js", "answers.js", "run.js", "main.js")  # fmt: skip
+WEB = Path(__file__).parent / "web"
+# bytes of the details; with the drawing library the file stays below 8 MB
+MAX_DETAILS = 5_000_000
+
+
+def gather(paths: Sequence[Path]) -> Summary:
+    """One summary of runs and sweeps together; with several, where a cell comes from becomes a column.
+
+    Raises: DataError if no path holds a run.
+    """
+    cells: list[Cell] = []
+    for path in paths:
+        found = [read_cell(path)] if is_run(path) else read_cells(path)
+        if len(paths) > 1 and not is_run(path):
+            source = f"{SOURCE_KEY}={path.resolve().name}"
+            found = [replace(cell, overrides=[*cell.overrides, source]) for cell in found]
+        cells += found
+    if not cells:
+        raise DataError(f"{', '.join(map(str, paths))}: need run folders or sweep folders, found no run in them")
+    if len(paths) > 1:
+        cells = with_differing_settings(cells)
+    return summarise(cells, paths[0])
+
+
+def write_comparison(summary: Summary, path: Path, *, title: str) -> list[str]:
+    """Write the page; where the details of all runs would be too much for one file, it shows less of each.
+
+    Returns: what could not be read, one sentence a fault.
+    """
+    for shrink in (1, 2, 4, 8, 16):
+        data = page_data(summary, base=path.parent, shrink=shrink)
+        if data.num_bytes <= MAX_DETAILS:
+            break
+    write_text(path, page(summary, data, title=title))
+    return data.problems
+
+
+def page(summary: Summary, data: PageData, *, title: str) -> str:
+    """The finished page. Only the two scripts whose hashes stand in its policy may run."""
+    from rapidun.report.exports import COMPARISONS
+    from rapidun.report.html import environment
+
+    library = plotly_source()
+    data.index["title"] = f"{title} · rapidun comparison"
+    script = page_script()
+    packed = base64.b64encode(gzip.compress(library.encode(), compresslevel=9, mtime=0)).decode()
+    return (
+        environment()
+        .get_template("web/compare.html.j2")
+        .render(
+            title=title,
+            summary=summary,
+            p_text=p_text,
+            difference=difference_text,
+            sentences=method_sentences(summary.comparisons),
+            comparisons_note=COMPARISONS,
+            index_keys=data.index["keys"],
+            index_curves=data.index["curves"],
+            hashes=[content_hash(script), content_hash(library)],
+            style=(WEB / "compare.css").read_text(encoding="utf-8"),
+            script=script,
+            index=embedded_json(data.index),
+            blocks={**data.blocks, "plotly": packed},
+        )
+    )
+
+
+def page_script() -> str:
+    parts = [(WEB / name).read_text(encoding="utf-8") for name in SCRIPTS]
+    return "\n(() => {\n'use strict';\n" + "\n".join(parts) + "\n})();\n"
+
+
+def plotly_source() -> str:
+    """plotly.min.js as the Python package plotly carries it."""
+    spec = importlib.util.find_spec("plotly")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    for place in places:
+        file = Path(place) / "package_data" / "plotly.min.js"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+    raise DataError(
+        "the comparison page needs the package plotly (with package_data/plotly.min.js): pip install plotly"
+    )
+
+
+def content_hash(script: str) -> str:
+    """A script's hash as a Content-Security-Policy writes it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def embedded_json(value: Any) -> str:
+    """JSON that may stand in a script element: no `<` in it, so nothing can end the element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")

@@ -1,0 +1,81 @@
+// What all plots share: the drawing library (unpacked when the first plot comes into view), colours, when to draw again.
+let library = null;
+function plotly() {
+  library ||= block('plotly').then(source => {
+    // the page's policy names this script's hash; nothing else could be run this way
+    document.head.append(el('script', {textContent: source}));
+    return window.Plotly;
+  });
+  return library;
+}
+
+// told apart with any colour vision; the same order everywhere
+const PALETTE = {light: ['#0a7562', '#c4610c', '#2671b0', '#a8327d', '#7a6a00', '#555555', '#5b3fa8', '#b93a32'],
+                 dark: ['#3dc0a8', '#ef934d', '#68b0e8', '#e58bc4', '#d5c04a', '#b0b0b0', '#ab96f0', '#f0807a']};
+const isDark = () => getComputedStyle(document.documentElement).colorScheme === 'dark' || (getComputedStyle(document.documentElement).colorScheme !== 'light' && matchMedia('(prefers-color-scheme: dark)').matches);
+const palette = () => PALETTE[isDark() ? 'dark' : 'light'];
+const colour = name => getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim();
+const scale = () => isDark() ? [[0, '#23344a'], [0.5, '#2f8f8a'], [1, '#f5e27a']] : [[0, '#f3e9c8'], [0.5, '#4fa095'], [1, '#1d3f66']];
+
+function layout(more) {
+  const axis = {gridcolor: colour('line'), zerolinecolor: colour('line'), linecolor: colour('muted'), automargin: true};
+  const {xaxis = {}, yaxis = {}, ...rest} = more;
+  return {
+    paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', font: {family: 'system-ui, "Liberation Sans", sans-serif', size: 13, color: colour('ink')},
+    margin: {l: 56, r: 16, t: 16, b: 48}, hovermode: 'closest', showlegend: false, hoverlabel: {align: 'left', bgcolor: colour('card'), font: {color: colour('ink')}},
+    xaxis: {...axis, ...xaxis}, yaxis: {...axis, ...yaxis}, ...rest,
+  };
+}
+
+async function plot(place, traces, more, description) {
+  const Plotly = await plotly();
+  place.setAttribute('aria-label', description);
+  await Plotly.react(place, traces, layout(more), {displayModeBar: false, responsive: true, doubleClick: 'reset'});
+  return place;
+}
+
+const axisOf = metric => ({title: {text: metric.label}, ...(metric.kind === 'share' ? {tickformat: '.0%'} : {})});
+// a text in a hover label may not be read as markup, which the library allows for bold and breaks
+const plain = text => String(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;');
+
+// sections whose plot is drawn when it comes into view, and again when rows or colours change
+const charts = new Map();
+const watcher = new IntersectionObserver(entries => {
+  for (const entry of entries) {
+    const chart = charts.get(entry.target.id);
+    chart.inView = entry.isIntersecting;
+    if (chart.inView && chart.stale) drawChart(chart);
+  }
+}, {rootMargin: '250px'});
+
+function addChart(id, draw) {
+  charts.set(id, {draw, stale: true, inView: false, id});
+  watcher.observe($(id));
+}
+
+async function drawChart(chart) {
+  chart.stale = false;
+  try {
+    await chart.draw();
+    $(chart.id).dataset.drawn = 'true';
+  } catch (error) {
+    fill($(chart.id).querySelector('.message'), `This plot could not be drawn: ${error.message}`);
+  }
+}
+
+let waiting = 0;
+function chartsChanged() {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => {
+    for (const chart of charts.values()) {
+      chart.stale = true;
+      delete $(chart.id).dataset.drawn;
+      if (chart.inView && !$('compare').hidden) drawChart(chart);
+    }
+  }, 120);
+}
+
+function rowsChanged() {
+  drawRows();
+  chartsChanged();
+}

@@ -1,0 +1,81 @@
+"""From Hydra's sweepers into rapidun.sweep: what the command line checked is handed over, and the exit status back.
+
+Hydra turns every exception of a sweeper into its own message and exit status; ours are kept here until it returns.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rapidun.composition import Composed, compose_rows, compose_sweep, sweep_name
+from rapidun.errors import RapidunError
+
+
+@dataclass
+class Handover:
+    """What the command line knows before Hydra runs, and what the sweeper leaves behind it."""
+
+    # as typed
+    overrides: list[str] = field(default_factory=list)
+    composed: Composed | None = None
+    extra_dir: Path | None = None
+    status: int | None = None
+    error: RapidunError | KeyboardInterrupt | None = None
+
+
+handover = Handover()
+
+
+def begin(overrides: Sequence[str], *, extra_dir: Path | None) -> None:
+    """Start anew: nothing of an earlier sweep of this process is left."""
+    handover.overrides, handover.extra_dir = list(overrides), extra_dir
+    handover.composed = handover.status = handover.error = None
+
+
+def sweep_grid(arguments: Sequence[str], *, launcher_name: str) -> int:
+    """Run the grid that the overrides span."""
+    from rapidun.sweep.run import run_sweep
+
+    def run() -> int:
+        composed = handover.composed or compose_sweep(arguments, extra_dir=handover.extra_dir)
+        typed = handover.overrides or list(arguments)
+        name = composed.cells[0].cfg.sweep.name or sweep_name(typed)
+        return run_sweep(
+            composed.cells, name=name, overrides=typed, launcher_name=launcher_name, notes=composed.notes
+        )  # fmt: skip
+
+    return _keep(run)
+
+
+def tune(arguments: Sequence[str], *, launcher_name: str, settings: dict[str, Any]) -> int:
+    """Let optuna pick the values of the swept keys."""
+    from rapidun.sweep.tuning import run_tuning
+
+    typed = handover.overrides or list(arguments)
+    return _keep(
+        lambda: run_tuning(typed, launcher_name=launcher_name, settings=settings, extra_dir=handover.extra_dir)
+    )
+
+
+def run_rows(rows: Sequence[Sequence[str]], *, launcher_name: str) -> int:
+    """Run cells that another sweeper has picked."""
+    from rapidun.sweep.run import run_sweep
+
+    def run() -> int:
+        cells = compose_rows(rows, extra_dir=handover.extra_dir)
+        name = cells[0].cfg.sweep.name or sweep_name([text for row in rows for text in row])
+        return run_sweep(cells, name=name, overrides=handover.overrides, launcher_name=launcher_name)
+
+    return _keep(run)
+
+
+def _keep(run: Any) -> int:
+    try:
+        handover.status = run()
+    except (RapidunError, KeyboardInterrupt) as error:
+        handover.error = error
+        handover.status = 2
+    sys.stdout.flush()
+    return int(handover.status or 0)

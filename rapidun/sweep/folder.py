@@ -1,0 +1,158 @@
+"""The files of a sweep, the only thing that its processes share: what is planned, what was submitted, how cells are.
+
+outputs/sweeps/<name>/
+  sweep.json            cells, jobs and settings of the newest launch
+  jobs.json             every job ever submitted: launcher, handle, cells or artifacts
+  jobs/<id>.json        what the worker of a job reads
+  stages/<kind>-<fp>/   run folders of artifacts that several cells share
+  <cell hash>/          run folders of the cells
+  stop.json             why no further cell of this launch is started
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapidun import heartbeat
+from rapidun.errors import ArtifactError, ConfigError
+from rapidun.files import read_json, write_json
+
+SWEEPS = Path("outputs/sweeps")
+# states of a cell; `waiting` has no status.json yet, `lost` says running but has not been heard of for long
+ENDED = ("done", "failed", "pruned")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellState:
+    """How a run folder of the sweep is, from its files alone."""
+
+    state: str
+    stage: str | None = None
+    # share of the running stage that is done, 0 to 1
+    progress: float = 0.0
+    error: str = ""
+    seconds: float = 0.0
+    restarts: int = 0
+    job: str | None = None
+    git_commit: str | None = None
+    # link name -> `kind/fingerprint`
+    artifacts: Mapping[str, str] | None = None
+
+
+class SweepFolder:
+    """Owns outputs/sweeps/<name>."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def existing(cls, path: Path) -> "SweepFolder":
+        """Raises: ConfigError if `path` is not the folder of a sweep that was launched."""
+        if not (path / "sweep.json").is_file():
+            raise ConfigError(f"sweep: need the folder of a sweep (with sweep.json), got {path}. Look below {SWEEPS}")
+        return cls(path)
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        """Write sweep.json.
+
+        Raises: ConfigError if the folder cannot be written.
+        """
+        try:
+            write_json(self.path / "sweep.json", plan)
+        except OSError as error:
+            raise ConfigError(
+                f"sweep.name: need a folder that can be written, got {self.path} ({error.strerror}). "
+                "Pass sweep.name=..."
+            ) from None
+
+    def plan(self) -> dict[str, Any]:
+        """The contents of sweep.json; empty before the first launch."""
+        return self._read("sweep.json")
+
+    def jobs(self) -> dict[str, dict[str, Any]]:
+        """Job id -> {"launcher", "handle", "folders", "artifacts", "needs", "launch"}, of every launch."""
+        return self._read("jobs.json")
+
+    def note_jobs(self, jobs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add jobs to jobs.json; only the process that holds the driver's lease may."""
+        if jobs:
+            write_json(self.path / "jobs.json", {**self.jobs(), **jobs})
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        found = read_json(path) if path.is_file() else {}
+        return found if isinstance(found, dict) else {}
+
+    def folder(self, name: str) -> Path:
+        """The run folder of a cell (its hash) or of a shared artifact (`stages/<kind>-<fp>`)."""
+        return self.path / name
+
+    def states(self, names: Iterable[str]) -> dict[str, CellState]:
+        return {name: read_state(self.path / name) for name in names}
+
+    def mark(self, name: str, cause: str, *, state: str = "failed") -> None:
+        """Write what the run itself could not: how it ended.
+
+        Args: cause: in a few words, e.g. `killed by signal 9`.
+        """
+        path = self.path / name / "status.json"
+        found = read_json(path) if path.is_file() else {"stages": {}, "stage": None}
+        found.update(
+            state=state,
+            finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            error={"message": cause, "traceback": ""},
+        )  # fmt: skip
+        write_json(path, found)
+        (self.path / name / "alive.json").unlink(missing_ok=True)
+
+    # Ending early
+
+    def stop(self, reason: str) -> None:
+        """Let no job of this launch start a further cell."""
+        write_json(self.path / "stop.json", {"reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+    def stopped(self) -> str | None:
+        """Why no further cell is to be started, or None."""
+        return str(self._read("stop.json").get("reason")) if (self.path / "stop.json").is_file() else None
+
+    def clear_stop(self) -> None:
+        for name in ("stop.json", "failures.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def count_failure(self, name: str) -> int:
+        """Note one failed cell of this launch; return how many there are."""
+        path = self.path / "failures.jsonl"
+        # one write of one short line: processes on several nodes may append at once
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"folder": name}) + "\n")
+        return len(set(path.read_text(encoding="utf-8").splitlines()))
+
+
+def read_state(folder: Path) -> CellState:
+    """The state of one run folder, from its files alone."""
+    try:
+        status = read_json(folder / "status.json") if (folder / "status.json").is_file() else {}
+    except ArtifactError as error:
+        return CellState(state="failed", error=str(error))
+    if not status:
+        return CellState(state="waiting")
+    state = str(status.get("state"))
+    alive = heartbeat.read(folder / "alive.json") if state == "running" else {}
+    since = heartbeat.seconds_since(folder / "alive.json")
+    if state == "running" and since is not None and since > heartbeat.STALE_SECONDS:
+        state = "lost"
+    stages = status.get("stages", {})
+    return CellState(
+        state=state,
+        stage=status.get("stage"),
+        progress=alive.get("done", 0) / alive["total"] if alive.get("total") else 0.0,
+        error=str((status.get("error") or {}).get("message", "")).split("\n")[0],
+        seconds=sum(stage["seconds"] for stage in stages.values() if not stage["cached"]),
+        restarts=int(status.get("restarts", 0)),
+        job=status.get("job"),
+        git_commit=status.get("git_commit"),
+        artifacts={link: id for stage in stages.values() for link, id in stage.get("artifacts", {}).items()},
+    )

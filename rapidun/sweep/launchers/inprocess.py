@@ -1,0 +1,58 @@
+"""Jobs one after the other in this process: nothing to start, model and pack stay in memory between cells."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rapidun.sweep.launchers.base import Job, JobState, LauncherContext, Phase
+
+
+class InProcessLauncher:
+    """`submit` returns when its jobs have ended. What they print goes to jobs/<id>.log."""
+
+    submits_ahead = False
+    detachable = False
+    # the driver hands over one job at a time, so that it can look at the sweep between two
+    one_at_a_time = True
+
+    def __init__(self, context: LauncherContext) -> None:
+        self.context = context
+        self._states: dict[str, JobState] = {}
+
+    def check(self, jobs: Sequence[Job]) -> list[str]:
+        return [
+            f"resources.num_processes: need 1 in the launching process, got {job.resources.num_processes}. Pass "
+            "hydra/launcher=rapidun_local or rapidun_slurm"
+            for job in jobs[:1]
+            if job.resources.num_processes > 1
+        ]
+
+    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+        from rapidun.sweep.worker import JobFailed, run_job
+
+        for job in jobs:
+            log = job.file.with_suffix(".log")
+            with (
+                log.open("a", encoding="utf-8", buffering=1) as stream,
+                contextlib.redirect_stdout(stream),
+                contextlib.redirect_stderr(stream),
+            ):
+                try:
+                    run_job(str(job.file))
+                    self._states[job.id] = JobState(Phase.done)
+                except JobFailed as error:
+                    self._states[job.id] = JobState(Phase.failed, str(error))
+        return {job.id: str(job.file.with_suffix(".log")) for job in jobs}
+
+    def states(self, handles: Mapping[str, str]) -> dict[str, JobState]:
+        # jobs of an earlier process ended with it
+        return {id: self._states.get(id, JobState(Phase.gone)) for id in handles}
+
+    def cancel(self, handles: Mapping[str, str]) -> None:
+        """Nothing: a job ends with the interrupt that reaches this process."""
+
+    def log(self, handle: str) -> Path | None:
+        return Path(handle)
+
+    def script(self, jobs: Sequence[Job]) -> str:
+        return ""

@@ -1,0 +1,137 @@
+"""Jobs in a pool of processes on this machine (joblib's loky): cores and GPUs are shared out, models stay in memory.
+
+A worker that is killed takes the pool down, and with it the jobs that ran beside it; those go on in a new pool.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from rapidun.sweep.launchers.base import Job, JobState, LauncherContext, Phase
+from rapidun.sweep.launchers.local import available_cores, visible_gpus
+
+
+class ParallelLauncher:
+    """At most sweep.max_parallel workers (else one for each `num_threads` cores, or each GPU that a job needs)."""
+
+    submits_ahead = False
+    detachable = False
+
+    def __init__(self, context: LauncherContext) -> None:
+        self.context = context
+        self._pool: Any = None
+        self._futures: dict[str, Future[None]] = {}
+        self._files: dict[str, Path] = {}
+
+    def check(self, jobs: Sequence[Job]) -> list[str]:
+        faults = []
+        gpus = len(visible_gpus())
+        for job in jobs:
+            if job.resources.num_processes > 1:
+                faults.append(
+                    f"resources.num_processes: need 1 with hydra/launcher=joblib, got {job.resources.num_processes}. "
+                    "Pass hydra/launcher=rapidun_local or rapidun_slurm"
+                )
+            if job.resources.num_gpus > gpus:
+                faults.append(
+                    f"resources.num_gpus: this machine shows {gpus} GPUs, got {job.resources.num_gpus}. "
+                    "Lower it, or pass resources=cpu"
+                )
+        return list(dict.fromkeys(faults))
+
+    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+        for job in jobs:
+            log = job.file.with_suffix(".log")
+            self._files[job.id] = log
+            self._futures[job.id] = self._workers(job).submit(_work, str(job.file), str(log))
+        return {job.id: str(self._files[job.id]) for job in jobs}
+
+    def _workers(self, job: Job) -> Any:
+        """The pool; a new one where the old one broke."""
+        from joblib.externals.loky import get_reusable_executor
+
+        if self._pool is None or self._pool._flags.broken is not None:
+            cores, gpus = available_cores(), visible_gpus()
+            threads = job.resources.num_threads
+            number = self.context.max_parallel or (cores // threads if threads else cores)
+            if job.resources.num_gpus:
+                number = min(number, len(gpus) // job.resources.num_gpus)
+            number = max(1, number)
+            # a folder for each pool: every worker of the one before may be dead
+            slots = Path(tempfile.mkdtemp(prefix="slots-", dir=self.context.sweep_dir / "jobs"))
+            each = job.resources.num_gpus
+            shares = [",".join(gpus[slot * each : (slot + 1) * each]) for slot in range(number)]
+            self._pool = get_reusable_executor(
+                max_workers=number,
+                # workers stay for the whole sweep: one that was started again would find its slot taken
+                timeout=None,
+                initializer=_start_worker,
+                initargs=(str(slots), shares, threads or max(1, cores // number)),
+                reuse=False,
+            )
+        return self._pool
+
+    def states(self, handles: Mapping[str, str]) -> dict[str, JobState]:
+        return {id: self._state(id) for id in handles}
+
+    def _state(self, id: str) -> JobState:
+        from concurrent.futures.process import BrokenProcessPool
+
+        future = self._futures.get(id)
+        if future is None:
+            return JobState(Phase.gone)
+        if not future.done():
+            return JobState(Phase.running if future.running() else Phase.waiting)
+        if future.cancelled():
+            return JobState(Phase.failed, "cancelled")
+        error = future.exception()
+        if error is None:
+            return JobState(Phase.done)
+        # whose death it was is not known: the cell that ran is tried once more
+        cause = "a worker was killed" if isinstance(error, BrokenProcessPool) else str(error).splitlines()[0]
+        return JobState(Phase.failed, cause)
+
+    def cancel(self, handles: Mapping[str, str]) -> None:
+        for id in handles:
+            if id in self._futures:
+                self._futures[id].cancel()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, kill_workers=True)
+            self._pool = None
+
+    def log(self, handle: str) -> Path | None:
+        return Path(handle)
+
+    def script(self, jobs: Sequence[Job]) -> str:
+        return ""
+
+
+def _start_worker(slots: str, shares: list[str], num_threads: int) -> None:
+    """Take a free slot, and with it the slot's GPUs, before anything imports torch."""
+    for number, devices in enumerate(shares):
+        marker = Path(slots) / str(number)
+        try:
+            with marker.open("x", encoding="utf-8") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            continue
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+        break
+    os.environ["RAPIDUN_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(num_threads)
+
+
+def _work(file: str, log: str) -> None:
+    """One job in a worker of the pool; what it prints goes to its log."""
+    import contextlib
+
+    from rapidun.sweep.worker import run_job
+
+    with (
+        open(log, "a", encoding="utf-8", buffering=1) as stream,
+        contextlib.redirect_stdout(stream),
+        contextlib.redirect_stderr(stream),
+    ):
+        run_job(file)

@@ -1,0 +1,139 @@
+"""What a job of a sweep runs: its cells, or the artifacts that other jobs wait for, one after the other in one process.
+
+The job file says all of it as JSON; nothing is composed again and nothing in it is executed. What became of a cell is
+in its run folder, whatever happens to this process.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rapidun import preemption, processes
+from rapidun.composition import config_yaml, from_plain
+from rapidun.errors import RapidunError
+from rapidun.files import read_json, write_json
+from rapidun.recipes import Memo
+from rapidun.runfolder import first_line
+from rapidun.sweep.folder import SweepFolder, read_state
+
+HEAVY_MODULES = ("torch", "transformers", "peft")
+
+_memo = Memo()
+_had_a_job = False
+
+
+class JobFailed(RuntimeError):
+    """Some of the job's cells failed; which, and why, is in their run folders."""
+
+
+def run_job(file: str) -> None:
+    """Run every unit of a job file that is not done yet.
+
+    Raises: JobFailed at the end if any failed; Preempted if asked to stop, after the running cell has saved itself.
+    """
+    global _had_a_job
+    began = time.time() if _had_a_job else _process_start()
+    _had_a_job = True
+    path = Path(file)
+    job = read_json(path)
+    sweep = SweepFolder(path.resolve().parent.parent)
+    failed = 0
+    missing = _missing(job, sweep) if processes.is_main() else None
+    missing = processes.share(missing)
+    if missing is None:
+        for name in HEAVY_MODULES if job["heavy"] else ():
+            __import__(name)
+    for unit in job["units"]:
+        preemption.raise_if_requested()
+        skip = None
+        if processes.is_main():
+            # the job was queued again, or others have failed so often that the sweep ends
+            done = read_state(sweep.folder(unit["folder"])).state in ("done", "pruned")
+            skip = "done before" if done else sweep.stopped()
+        skip = processes.share(skip)
+        if skip:
+            print(f"{unit['folder']}: not run: {skip}", flush=True)
+            continue
+        if not _run_unit(unit, job, sweep, missing, start_seconds=time.time() - began):
+            failed += 1
+        began = time.time()
+    if failed:
+        raise JobFailed(f"{failed} of {len(job['units'])} failed; see {sweep.path}")
+
+
+def _run_unit(
+    unit: dict[str, Any], job: dict[str, Any], sweep: SweepFolder, missing: str | None, *, start_seconds: float
+) -> bool:
+    """Run one cell or make one artifact; return whether it went well."""
+    from rapidun.pipeline import InSweep, run_pipeline
+
+    folder = sweep.folder(unit["folder"])
+    print(f"\n{unit['folder']}: {' '.join(unit['overrides'])}", flush=True)
+    try:
+        if missing is not None:
+            raise UpstreamFailed(missing)
+        cfg = from_plain(unit["config"])
+        cfg.run_dir = str(folder)
+        if processes.is_main():
+            write_json(folder / "overrides.json", {"task": unit["overrides"], "axes": unit["axes"]})
+        in_sweep = InSweep(
+            job={"job": job["id"], "start_seconds": round(start_seconds, 3)},
+            only=unit["only"],
+            warm=len(job["units"]) > 1 or job["shared_process"],
+            memo=_memo,
+            observers=_observers(unit, folder),
+            show=False,
+        )
+        run_pipeline(cfg, overrides=unit["command"], config_yaml=config_yaml(cfg), in_sweep=in_sweep)
+        return True
+    except preemption.Pruned as pruned:
+        print(f"{unit['folder']}: pruned at {pruned}", flush=True)
+        return True
+    except Exception as error:
+        if not isinstance(error, UpstreamFailed | RapidunError):
+            traceback.print_exc()
+        print(f"{unit['folder']}: failed: {first_line(error)}", file=sys.stderr, flush=True)
+        if processes.is_main():
+            if read_state(folder).state not in ("failed", "interrupted"):
+                # it did not get as far as writing its own status
+                sweep.mark(unit["folder"], first_line(error))
+            if job["max_failures"] and sweep.count_failure(unit["folder"]) >= job["max_failures"]:
+                sweep.stop(f"{job['max_failures']} failed, as many as sweep.max_failures or fail_fast allow")
+        return False
+
+
+class UpstreamFailed(RuntimeError):
+    """What this cell needs was not made by the job that was to make it."""
+
+
+def _missing(job: dict[str, Any], sweep: SweepFolder) -> str | None:
+    """Why something that another job was to make is not there; None when all is."""
+    for need in job["requires"]:
+        if (Path(need["path"]) / "manifest.json").is_file():
+            continue
+        state = read_state(sweep.folder(need["folder"]))
+        why = f"{state.state}: {state.error}" if state.error else f"its job ended {state.state}"
+        return f"needs {need['artifact']}, which is not there ({why})"
+    return None
+
+
+def _observers(unit: dict[str, Any], folder: Path) -> list[Callable[[str, dict[str, float], int | None], None]]:
+    if not unit.get("trial"):
+        return []
+    from rapidun.sweep.pruning import TrialObserver
+
+    return [TrialObserver(unit["trial"])]
+
+
+def _process_start() -> float:
+    """When this process was started, seconds since the epoch (Linux; elsewhere: now)."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return time.time()
+    return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,86 @@
+"""Lines of metrics.jsonl, {"time", "stage", "step", name: number...}: written, read back, told once."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+OWN = ("time", "stage", "step")
+
+
+def write_line(path: Path, row: dict[str, Any]) -> None:
+    """Append one line; JSON has no NaN: such a number is written as null."""
+    finite = {key: None if isinstance(v, float) and v - v != 0 else v for key, v in row.items()}
+    with path.open("a", encoding="utf-8") as file:
+        # one write call a line, so that a kill leaves whole lines
+        file.write(json.dumps(finite) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every whole line; a kill of the machine may have cut the last one. Empty where there is no file."""
+    if not path.is_file():
+        return []
+    rows = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and {"stage", "step"} <= row.keys():
+            rows.append(row)
+    return rows
+
+
+def without_repeats(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop what a restarted stage logged twice: of lines with the same step and names the last one stays."""
+    last = {(line["step"], *sorted(line)): i for i, line in enumerate(lines) if line["step"] is not None}
+    return [line for i, line in enumerate(lines) if line["step"] is None or last[(line["step"], *sorted(line))] == i]
+
+
+class Point(NamedTuple):
+    """Numbers of one stage at one step."""
+
+    stage: str
+    metrics: dict[str, float]
+    step: int | None
+
+
+class History:
+    """What a service has been told, so that it hears nothing twice and no curve goes back."""
+
+    def __init__(self) -> None:
+        # `<stage>/<name>` -> newest step
+        self._newest: dict[str, int] = {}
+        self._told: set[str] = set()
+
+    def presume(self, told: Iterable[str], steps: dict[str, int]) -> None:
+        """Take over what an earlier process told: `<stage>/<name>`, and the newest step of each stage."""
+        for name in told:
+            self._told.add(name)
+            stage = name.partition("/")[0]
+            if stage in steps:
+                self._newest[name] = steps[stage]
+
+    def live(self, stage: str, metrics: dict[str, float], step: int | None) -> dict[str, float]:
+        """What is new of what a stage says now."""
+        names = {name: f"{stage}/{name}" for name in metrics}
+        if step is None:
+            self._told.update(names.values())
+            return dict(metrics)
+        new = {name: value for name, value in metrics.items() if self._newest.get(names[name], -1) < step}
+        for name in new:
+            self._newest[names[name]] = step
+            self._told.add(names[name])
+        return new
+
+    def again(self, lines: Iterable[dict[str, Any]]) -> Iterator[Point]:
+        """What is new in lines of metrics.jsonl; a number without a step is told only where its name was not."""
+        told = set(self._told)
+        for line in lines:
+            stage, step = str(line["stage"]), line["step"]
+            metrics = {name: value for name, value in line.items() if name not in OWN and value is not None}
+            if step is None:
+                metrics = {name: value for name, value in metrics.items() if f"{stage}/{name}" not in told}
+            new = self.live(stage, metrics, step)
+            if new:
+                yield Point(stage, new, step)

@@ -1,0 +1,43 @@
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rapidun.errors import ConfigError
+from rapidun.tracking.packages import need_package
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trackio looks once, on import, where its files go."""
+    folder = tmp_path_factory.mktemp("trackio")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(folder))
+        try:
+            need_package("trackio", folder=str(folder))
+        except ConfigError as error:
+            pytest.skip(str(error))
+        yield folder
+
+
+def test_a_run_in_the_local_database(
+    tools: Any, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "somebody/space")
+    cfg = tools.make_config(tmp_path, "trackio")
+    cfg.tracking.dir = str(database)
+    run_dir = tools.make_cell(tmp_path, "aaaa", "mapping=uniform", "seed=1")
+    tracker, notes = tools.open_quietly(cfg, run_dir)
+    tools.run_stage(tracker, tmp_path, "poison", steps=[1, 2, 3])
+    tracker.finish({"asr_seen": 0.5, "name": "run"}, failed=False, run_dir=run_dir)
+    assert tracker.warnings == notes == []
+    assert capsys.readouterr().out == ""
+    [path] = database.glob("rapidun*.db")
+    rows = sqlite3.connect(path).execute("select run_name, metrics from metrics order by id").fetchall()
+    assert {name for name, _ in rows} == {"mapping=uniform seed=1 aaaa"}
+    metrics = [json.loads(text) for _, text in rows]
+    assert [row["poison/step"] for row in metrics if "poison/loss" in row] == [1, 2, 3]
+    assert metrics[-1]["asr_seen"] == 0.5
+    assert metrics[-1]["state"] == "done"
