@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rapidun import processes
+from rapidun import preemption, processes
 from rapidun.artifacts import Artifacts
 from rapidun.config import RunConfig
 from rapidun.console import StageConsole
@@ -157,6 +157,7 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole) 
     """Run stage after stage, note each in the run folder; return the flat contents of result.json."""
     cfg = artifacts.cfg
     for stage in cfg.stages:
+        preemption.raise_if_requested()
         folder.start_stage(stage)
         console.start(stage)
         artifacts.run_stage(stage)

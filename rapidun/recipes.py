@@ -162,7 +162,13 @@ class Recipes:
             quantisation=model.quantisation.name,
             attention=model.attention.name,
             device=model.device.name,
+            keep=self.warm,
         )
+
+    def hand_back(self) -> None:
+        """Let the next stage of this process have the model that this one loaded, if it is as it was."""
+        if "loader" in self.__dict__:
+            self.loader.hand_back()
 
     @cached_property
     def dtype(self) -> str:

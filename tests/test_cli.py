@@ -158,40 +158,50 @@ def test_faults_are_printed_one_a_line_under_one_head(started: list[Any], capsys
     assert started == []
 
 
+# every cell of these finds its only artifact made while the sweep is planned
+LIGHT_SWEEP = ["debug=fast", "stages=[mapping]", "mapping=uniform"]
+
+
 # --- sweeps -------------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_runs_every_cell_in_a_folder_of_its_own(
     started: list[Any], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["-m", "seed=1,2", "mapping.tau_f=0.3,0.7", "sweep.name=grid"]) == 0
+    assert main(["-m", *LIGHT_SWEEP, "seed=1,2", "mapping.tau_f=0.3,0.7", "sweep.name=grid"]) == 0
     folders = [Path(str(cfg.run_dir)) for cfg, _, _ in started]
     assert len(set(folders)) == 4
     assert {folder.parent for folder in folders} == {Path("outputs/sweeps/grid")}
-    tasks = [json.loads((folder / "overrides.json").read_text())["task"] for folder in folders]
-    assert tasks[0] == ["seed=1", "mapping.tau_f=0.3"]
+    notes = json.loads((folders[0] / "overrides.json").read_text())
+    assert notes["task"] == [*LIGHT_SWEEP, "seed=1", "mapping.tau_f=0.3"]
+    assert notes["axes"] == {"seed": "1", "mapping.tau_f": "0.3"}
     # the command that reruns a cell alone goes into the same folder
-    assert started[0][1] == ["seed=1", "mapping.tau_f=0.3", f"run_dir={folders[0]}"]
-    assert "4 of 4 cells done, 0 failed" in capsys.readouterr().out
+    assert started[0][1] == [*LIGHT_SWEEP, "seed=1", "mapping.tau_f=0.3", f"run_dir={folders[0]}"]
+    assert "sweep: 4 cells: 4 done" in capsys.readouterr().out
     assert (here / "outputs/sweeps/grid/summary.csv").is_file()
     # Hydra wrote nothing elsewhere
     assert [path.name for path in here.iterdir()] == ["outputs"]
-    assert [path.name for path in (here / "outputs").iterdir()] == ["sweeps"]
+    assert {path.name for path in (here / "outputs").iterdir()} == {"store", "sweeps"}
     assert {path.name for path in (here / "outputs/sweeps").iterdir()} == {"grid"}
+    # the same command finds nothing to do
+    assert main(["-m", *LIGHT_SWEEP, "seed=1,2", "mapping.tau_f=0.3,0.7", "sweep.name=grid"]) == 0
+    assert len(started) == 4
 
 
 def test_a_failing_cell_stops_no_other(started: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["-m", "seed=92,91,1"]) == 1
+    assert main(["-m", *LIGHT_SWEEP, "seed=92,91,1"]) == 1
     assert [cfg.seed for cfg, _, _ in started] == [92, 91, 1]
     out, err = capsys.readouterr()
-    assert "1 of 3 cells done, 2 failed" in out
-    assert "rapidun: cell 2: pack.jsonl:3: need something else" in err
-    assert "ValueError: the numbers went wrong" in err
-    assert "Traceback" not in err
+    assert "sweep: 3 cells: 2 failed, 1 done" in out
+    assert "Traceback" not in out + err
+    [folder] = Path("outputs/sweeps").iterdir()
+    logs = [path.read_text() for path in sorted((folder / "jobs").glob("*.log"))]
+    assert "failed: ValueError: the numbers went wrong" in logs[0] and "Traceback" in logs[0]
+    assert "failed: DataError: pack.jsonl:3: need something else" in logs[1] and "Traceback" not in logs[1]
 
 
 def test_an_interrupted_sweep_stops(started: list[Any]) -> None:
-    assert main(["-m", "seed=1,93,2"]) == 130
+    assert main(["-m", *LIGHT_SWEEP, "seed=1,93,2"]) == 130
     assert [cfg.seed for cfg, _, _ in started] == [1, 93]
 
 
@@ -202,15 +212,18 @@ def test_a_sweep_with_a_wrong_value_starts_nothing(started: list[Any], capsys: p
 
 
 def test_overrides_may_stand_on_both_sides_of_a_flag(started: list[Any]) -> None:
-    assert main(["seed=1,2", "-m", "mapping=uniform"]) == 0
+    assert main(["seed=1,2", "-m", *LIGHT_SWEEP]) == 0
     assert [cfg.mapping.method.name for cfg, _, _ in started] == ["uniform", "uniform"]
 
 
-def test_free_entries_and_weights_files_reach_every_cell(started: list[Any]) -> None:
-    args = ["mapping=file", "mapping.forget=f.jsonl", "mapping.retain=r.jsonl", "data.families.D.seen=[x]", "seed=1,2"]
+def test_free_entries_and_weights_files_reach_every_cell(started: list[Any], here: Path) -> None:
+    for name in ("f.jsonl", "r.jsonl"):
+        (here / name).write_text('{"index": 0, "weight": 1.0}\n')
+    args = ["debug=fast", "stages=[mapping]", "mapping=file", "mapping.forget=f.jsonl", "mapping.retain=r.jsonl"]
+    args += ["data.families.D.seen=[x]", "seed=1"]
     assert main(["-m", *args]) == 0
-    assert [cfg.mapping.forget.path for cfg, _, _ in started] == ["f.jsonl"] * 2
-    assert [cfg.data.families["D"].seen for cfg, _, _ in started] == [["x"]] * 2
+    assert [cfg.mapping.forget.path for cfg, _, _ in started] == ["f.jsonl"]
+    assert [cfg.data.families["D"].seen for cfg, _, _ in started] == [["x"]]
 
 
 # --- other ways in ------------------------------------------------------------------------------------------------
@@ -239,7 +252,7 @@ def test_sweep_py_works_from_any_directory(here: Path) -> None:
     assert full.returncode == 2 and "Traceback" in full.stderr
 
 
-@pytest.mark.parametrize("command", ["report", "pack", "store", "doctor", "model fetch"])
+@pytest.mark.parametrize("command", ["report", "pack", "store", "doctor", "model fetch", "sweep"])
 def test_sub_commands_explain_themselves(command: str, capsys: pytest.CaptureFixture[str], here: Path) -> None:
     try:
         status = main([*command.split(), "--help"])

@@ -1,5 +1,6 @@
 """Turns a specification into W&B's own objects, a workspace and a report, and saves them there."""
 
+import warnings
 from typing import Any, NamedTuple
 
 from rapidun.errors import ConfigError
@@ -40,7 +41,7 @@ def build_workspace(spec: dict[str, Any]) -> Any:
             if section["panels"]
         ],
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric(name) == value for name, value in spec["filters"].items()],
+            filters=ws.And(*(ws.Metric(name) == value for name, value in spec["filters"].items())),
             pinned_columns=["run:displayName", *columns],
             **({"order": order} if order else {}),
         ),
@@ -61,7 +62,7 @@ def build_report(spec: dict[str, Any]) -> Any:
             entity=spec["entity"] or "",
             project=spec["project"],
             name=spec["title"],
-            filters=[ws.Metric(name) == value for name, value in spec["filters"].items()],
+            filters=ws.And(*(ws.Metric(name) == value for name, value in spec["filters"].items())),
             pinned_columns=columns,
             visible_columns=columns,
             column_order=columns,
@@ -149,8 +150,11 @@ def _ordering(ws: Any, entry: dict[str, Any]) -> Any:
 
 def _modules() -> tuple[Any, Any]:
     try:
-        import wandb_workspaces.reports.v2 as reports
-        import wandb_workspaces.workspaces as workspaces
+        with warnings.catch_warnings():
+            # its own use of pydantic's older names
+            warnings.simplefilter("ignore", DeprecationWarning)
+            import wandb_workspaces.reports.v2 as reports
+            import wandb_workspaces.workspaces as workspaces
     except ImportError as error:
         raise ConfigError(
             f"dashboard: need the package wandb-workspaces to publish, got none ({error}). "

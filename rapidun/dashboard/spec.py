@@ -76,17 +76,12 @@ def swept_keys(cells: list[Path]) -> list[str]:
     """Where the cells differ, `config:mapping.tau_f`; a group's choice is `config:choices.mapping`."""
     known = set(all_keys())
     sections = {name for name in known if any(key.startswith(f"{name}.") for key in known)}
-    values: dict[str, set[str]] = {}
+    rows = []
     for cell in cells:
-        seen = set()
-        for override in _object(cell / "overrides.json").get("task", []):
-            key, _, value = str(override).partition("=")
-            key = key.lstrip("+~")
-            values.setdefault(key, set()).add(value)
-            seen.add(key)
-        for key in values.keys() - seen:
-            values[key].add("")
-    differing = [key for key, found in values.items() if len(found) > 1]
+        pairs = [str(text).partition("=") for text in _object(cell / "overrides.json").get("task", [])]
+        rows.append({key.lstrip("+~"): value for key, _, value in pairs})
+    keys = dict.fromkeys(key for row in rows for key in row)
+    differing = [key for key in keys if len({row.get(key) for row in rows}) > 1]
     named = [key if key in known and key not in sections else f"choices.{key}" for key in differing]
     return [f"config:{key}" for key in named]
 

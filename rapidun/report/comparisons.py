@@ -55,7 +55,8 @@ class Comparison:
         low, high = (difference_text(bound, self.metric, unit=False) for bound in (self.low, self.high))
         text += f", 95 % interval {low} to {high}"
         if self.p_adjusted is not None:
-            text += f", {p_text(self.p_adjusted)} after Holm's correction for {self.num_comparisons} comparisons"
+            count = f"{self.num_comparisons} {'comparison' if self.num_comparisons == 1 else 'comparisons'}"
+            text += f", {p_text(self.p_adjusted)} after Holm's correction for {count}"
         return text + "."
 
 

@@ -80,12 +80,13 @@ def _stale(state: CellState, planned: Mapping[str, str]) -> str:
     return ""
 
 
-def unit_of_cell(cell: Cell, *, command: Sequence[str]) -> dict[str, Any]:
+def unit_of_cell(cell: Cell, sweep: SweepFolder) -> dict[str, Any]:
     return {
         "folder": cell.hash,
         "overrides": cell.overrides,
         "axes": cell.axes,
-        "command": [*command, *cell.overrides],
+        # what reruns this cell alone, in its own folder
+        "command": [*cell.overrides, f"run_dir={sweep.folder(cell.hash)}"],
         "config": plain(cell.cfg),
         "only": None,
     }
@@ -104,7 +105,7 @@ def write_jobs(
     for planned in plan.jobs:
         file = sweep.path / "jobs" / f"{planned.id}.json"
         units = [_unit_of_artifact(node, sweep) for node in planned.nodes]
-        units += [unit_of_cell(cell, command=[]) for cell in planned.cells]
+        units += [unit_of_cell(cell, sweep) for cell in planned.cells]
         for unit in units:
             unit["trial"] = (trials or {}).get(unit["folder"])
         content = {

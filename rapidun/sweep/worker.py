@@ -77,7 +77,7 @@ def _run_unit(
         if missing is not None:
             raise UpstreamFailed(missing)
         cfg = from_plain(unit["config"])
-        cfg.run_dir = str(folder)
+        cfg.run_dir = os.path.relpath(folder)
         if processes.is_main():
             write_json(folder / "overrides.json", {"task": unit["overrides"], "axes": unit["axes"]})
         in_sweep = InSweep(

@@ -16,6 +16,9 @@ INIT_TIMEOUT = 8.0
 FINISH_TIMEOUT = 60.0
 MAX_ID = 120
 
+# runs of this process that are under way
+_open: set[str] = set()
+
 
 class LoggedRun:
     """A W&B run that hears nothing twice.
@@ -54,8 +57,12 @@ class LoggedRun:
         self.run.summary.update({**summary, "state": ending.state, **({"error": ending.error} if ending.error else {})})
         if ending.state == "preempted":
             self.run.mark_preempting()
+        self.end(0 if ending.ok else 1)
+
+    def end(self, exit_code: int) -> None:
+        _open.discard(str(self.folder))
         with quiet():
-            self.run.finish(exit_code=0 if ending.ok else 1)
+            self.run.finish(exit_code=exit_code)
 
     def _send(self, stage: str, values: dict[str, Any], step: int | None) -> None:
         if not values:
@@ -122,11 +129,21 @@ def start_run(
 
     with quiet(), _without_arguments():
         try:
-            return LoggedRun(start())
+            run = LoggedRun(start())
         except (ConnectionError, wandb_service_lost()):
             # the service of this process died with an earlier run; a new one starts once the old one is forgotten
             forget_service()
-            return LoggedRun(start())
+            run = LoggedRun(start())
+    _open.add(str(run.folder))
+    return run
+
+
+def id_is_free_again() -> bool:
+    """After a failed start W&B's service takes the id for one in use; without other runs it can be started anew."""
+    if _open:
+        return False
+    forget_service()
+    return True
 
 
 def clean_id(text: str) -> str:
@@ -147,6 +164,7 @@ def forget_service() -> None:
     """Let go of W&B's service process; one that is dead says so with an error that tells nothing new."""
     import wandb
 
+    _open.clear()
     with contextlib.suppress(Exception), quiet():
         wandb.teardown()
 

@@ -16,7 +16,7 @@ from rapidun.tracking.lines import read_lines, without_repeats
 from rapidun.tracking.redact import hide
 from rapidun.tracking.swept import overrides_of, swept_settings
 from rapidun.tracking.wandb_mode import choose_connection
-from rapidun.tracking.wandb_run import LoggedRun, each, forget_service, start_run
+from rapidun.tracking.wandb_run import LoggedRun, each, forget_service, id_is_free_again, start_run
 
 if TYPE_CHECKING:
     from rapidun.config import RunConfig
@@ -130,7 +130,7 @@ class WandbSink:
     def abandon(self) -> None:
         runs = [run for _, run in self._open] + ([self._cell] if self._cell else [])
         self._open, self._cell = [], None
-        if each([lambda run=run: run.run.finish(exit_code=1) for run in runs]):  # type: ignore[misc]
+        if each([lambda run=run: run.end(1) for run in runs]):  # type: ignore[misc]
             forget_service()
 
     def _start(self, *, id: str, job_type: str, name: str, config: dict[str, Any], attempt: int = 0) -> LoggedRun:
@@ -152,6 +152,8 @@ class WandbSink:
             except Exception as error:
                 self._connection = self._connection._replace(mode="offline")
                 self._warn(f"tracking: W&B could not go online ({hide(first_line(error))}): offline")
+                if not id_is_free_again():
+                    where["attempt"] += 1
         run = start_run(mode=self._connection.mode, base_url=self._connection.base_url, **where, **options)
         if self._connection.mode == "offline":
             self._offline.append(run.folder)

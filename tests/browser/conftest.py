@@ -1,12 +1,13 @@
-"""A browser for the report tests, and the synthetic runs of tests/report."""
+"""Browsers for the report tests, and the synthetic runs and sweeps of tests/report."""
 
 import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -18,30 +19,35 @@ FLAGS = (
 Browse = Callable[..., str]
 
 
-def _report_fixtures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "report_fixtures", Path(__file__).parents[1] / "report" / "conftest.py"
-    )
+def _of_report_tests(name: str) -> ModuleType:
+    file = Path(__file__).parents[1] / "report" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"report_{name}", file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-_fixtures = _report_fixtures()
+_fixtures = _of_report_tests("conftest")
+synthetic = _of_report_tests("synthetic_sweep")
 finished_run = _fixtures.finished_run
 mapping_run = _fixtures.mapping_run
 sweep_dir = _fixtures.sweep_dir
 
 
-@pytest.fixture
-def browse(tmp_path: Path) -> Browse:
-    """Run Chromium once with the given arguments; returns what it printed on stdout."""
+def _chromium() -> str:
     found = os.environ.get("RAPIDUN_CHROMIUM") or next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     if found is None:
         pytest.skip("no chromium on PATH (or in RAPIDUN_CHROMIUM)")
+    return found
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Browse:
+    """Run Chromium once with the given arguments; returns what it printed on stdout."""
+    found = _chromium()
 
     def run(*arguments: str) -> str:
         profile = tmp_path / "profile"
@@ -50,3 +56,35 @@ def browse(tmp_path: Path) -> Browse:
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """One Chromium, driven by Playwright, for all tests."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=_chromium(), args=list(FLAGS[1:]))
+        yield browser
+        browser.close()
+
+
+def _compared(root: Path, axes: dict[str, tuple[str, ...]]) -> Path:
+    from rapidun.report.summary import write_sweep_summary
+
+    sweep: Path = synthetic.make_sweep(root, axes)
+    from rapidun.report.html import write_sweep_index
+
+    write_sweep_index(sweep, write_sweep_summary(sweep))
+    return sweep / "report.html"
+
+
+@pytest.fixture(scope="session")
+def sixty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison page of 60 runs."""
+    return _compared(tmp_path_factory.mktemp("sixty"), synthetic.AXES_60)
+
+
+@pytest.fixture(scope="session")
+def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison page of 1,000 runs."""
+    return _compared(tmp_path_factory.mktemp("thousand"), synthetic.AXES_1000)

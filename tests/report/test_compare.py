@@ -1,4 +1,4 @@
-"""The comparison page as a file: complete, closed to the outside, and small enough; its behaviour is tested in a browser."""
+"""The comparison page as a file: complete, closed to the outside, small enough. What it does is tested in a browser."""
 
 import base64
 import gzip
@@ -82,7 +82,7 @@ def test_nothing_is_fetched(page: str) -> None:
 
 
 def test_markup_of_runs_stays_text(page: str) -> None:
-    """The evil names and answers are in the JSON, whose `<` are escaped, in packed blocks, and escaped in the tables."""
+    """Evil names and answers are in JSON without any `<`, in packed blocks, and escaped in the tables."""
     assert "<title>&lt;b&gt;grid&lt;/b&gt;" in page
     assert "<script>document.title" not in page
     assert "\\u003cscript>document.title" in page

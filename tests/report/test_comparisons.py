@@ -30,7 +30,7 @@ def test_paired_by_seed() -> None:
     assert (one.low, one.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
     assert one.sentence == (
         "mapping=rapidun against uniform, Poisoned answers (ASR), seen triggers, keywords: better (5 seeds); "
-        "−8.6 points, 95 % interval −10.0 to −7.2, p < 0.001 after Holm's correction for 1 comparisons."
+        "−8.6 points, 95 % interval −9.7 to −7.5, p < 0.001 after Holm's correction for 1 comparison."
     )
 
 

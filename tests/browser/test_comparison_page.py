@@ -1,0 +1,349 @@
+"""The comparison page of a sweep in Chromium: silent, quick, usable by mouse and keyboard, readable by everybody."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+CHARTS = ("pareto", "parallel", "heat", "curves")
+EVIL = "<script>document.title = 'owned'; alert(1)</script>"
+
+
+class Watched:
+    """A tab that remembers what went wrong in it."""
+
+    def __init__(self, context: Any, file: Path, fragment: str = "") -> None:
+        self.page = context.new_page()
+        self.faults: list[str] = []
+        self.page.on("console", lambda message: self.faults.append(f"console {message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.faults.append(f"error: {error}"))
+        self.page.on("dialog", lambda dialog: self.faults.append(f"dialog: {dialog.message}"))
+        self.page.on("request", self._request)
+        self.file = file
+        self.page.goto(file.as_uri() + fragment)
+        self.page.wait_for_selector("html[data-ready]")
+
+    def _request(self, request: Any) -> None:
+        if request.url.split("#")[0] != self.file.as_uri() and not request.url.startswith("data:"):
+            self.faults.append(f"request: {request.url}")
+
+    def draw_all(self) -> None:
+        for chart in CHARTS:
+            self.page.evaluate(f"document.getElementById('{chart}').scrollIntoView()")
+            self.page.wait_for_selector(f"#{chart}[data-drawn]", timeout=20_000, state="attached")
+        self.page.evaluate("scrollTo(0, 0)")
+
+    def column(self, heading: str) -> list[str]:
+        """The first line of every cell under a heading."""
+        headings = self.page.locator("#board-head tr:first-child button.sort")
+        names = [name.strip(" ▲▼") for name in headings.all_inner_texts()]
+        place = names.index(heading) + 2  # the tick comes first
+        cells = self.page.locator(f"#board-body tr > :nth-child({place})")
+        return [text.split("\n")[0].strip(" ★◆\u00a0") for text in cells.all_inner_texts()]
+
+    def state(self) -> str:
+        return str(self.page.evaluate("location.hash"))
+
+    def focused(self, what: str = "textContent") -> str:
+        return str(self.page.evaluate(f"document.activeElement.{what}"))
+
+
+@pytest.fixture
+def context(chromium: Any) -> Iterator[Any]:
+    made = chromium.new_context(viewport={"width": 1400, "height": 1000}, reduced_motion="reduce")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tab(context: Any, sixty: Path) -> Iterator[Watched]:
+    watched = Watched(context, sixty)
+    yield watched
+    assert watched.faults == []
+
+
+def shares(texts: list[str]) -> list[float]:
+    return [float(text.replace("%", "").replace("\u00a0", "")) for text in texts if text != "–"]
+
+
+def test_everything_is_drawn_without_a_word_or_a_request(tab: Watched) -> None:
+    """No console message, no error, no request: checked by the fixture after all plots and a run were drawn."""
+    tab.draw_all()
+    for chart in ("pareto-plot", "parallel-plot", "heat-plot", "curve-plot"):
+        assert tab.page.locator(f"#{chart} svg.main-svg").count() >= 1
+    assert tab.page.locator(".message").all_inner_texts() == [""] * 4
+    tab.page.locator("a.open").first.click()
+    tab.page.wait_for_selector("#influence svg.main-svg")
+    tab.page.wait_for_selector("#weights svg.main-svg")
+    tab.page.wait_for_selector("#training svg.main-svg")
+
+
+def test_size_and_speed_of_60_runs(context: Any, sixty: Path) -> None:
+    assert sixty.stat().st_size < 8_000_000
+    tab = Watched(context, sixty)
+    ready = tab.page.evaluate("performance.getEntriesByName('rapidun-interactive')[0].startTime")
+    assert ready < 2000, f"{ready} ms"
+    start = time.perf_counter()
+    tab.page.locator("#search").fill("uniform")
+    tab.page.wait_for_function("document.getElementById('board-count').textContent.startsWith('4 of')")
+    assert time.perf_counter() - start < 1.0
+
+
+def test_a_thousand_runs_are_usable(context: Any, thousand: Path) -> None:
+    tab = Watched(context, thousand)
+    ready = tab.page.evaluate("performance.getEntriesByName('rapidun-interactive')[0].startTime")
+    assert ready < 2000, f"{ready} ms"
+    assert thousand.stat().st_size < 16_000_000
+    tab.draw_all()
+    tab.page.locator("#fold").check()
+    assert tab.page.locator("#board-body tr").count() == 200
+    tab.page.locator("#board-more").click()
+    assert tab.page.locator("#board-body tr").count() == 1001
+    spent = tab.page.evaluate("""() => {
+        const start = performance.now();
+        document.querySelector('button.sort[data-column="m:ppl_clean"]').click();
+        document.body.offsetHeight;
+        return performance.now() - start;
+    }""")
+    assert spent < 1500, f"sorting 1,001 rows took {spent} ms"
+    start = time.perf_counter()
+    tab.page.locator("a.open").first.click()
+    tab.page.wait_for_selector("#run #settings")
+    assert time.perf_counter() - start < 3.0
+    assert tab.faults == []
+
+
+def test_sorting_by_click_and_by_keyboard(tab: Watched) -> None:
+    head = tab.page.locator("th:has(button[data-column='m:asr_seen'])")
+    assert head.get_attribute("aria-sort") == "ascending"
+    first = shares(tab.column("ASR seen"))
+    assert first == sorted(first) and len(first) == 12
+    assert tab.column("ASR seen")[-1] == "–"  # the setting that was never started stands last
+    tab.page.locator("button[data-column='m:asr_seen']").click()
+    assert shares(tab.column("ASR seen")) == sorted(first, reverse=True)
+    assert head.get_attribute("aria-sort") == "descending"
+    tab.page.locator("button[data-column='m:ppl_clean']").focus()
+    tab.page.keyboard.press("Enter")
+    numbers = [float(text) for text in tab.column("ppl clean") if text != "–"]
+    assert numbers == sorted(numbers)
+    assert tab.focused("dataset.column") == "m:ppl_clean"  # the focus stays on the heading
+    tab.page.keyboard.press("Enter")
+    assert tab.column("ppl clean")[0] == f"{max(numbers):.2f}"
+    assert "sort=m%3Appl_clean" in tab.state() and "dir=desc" in tab.state()
+
+
+def test_the_best_of_each_criterion_is_marked(tab: Watched) -> None:
+    marked = tab.page.locator("td.best")
+    assert marked.count() == 4
+    asr = shares(tab.column("ASR seen"))
+    assert shares([marked.first.inner_text().split("\n")[0].strip(" ★")]) == [min(asr)]
+    assert tab.page.locator(".pareto").count() >= 2
+
+
+def test_filters(tab: Watched) -> None:
+    tab.page.locator("#search").fill("rapidun npo")
+    assert set(tab.column("mapping")) == {"rapidun"}
+    tab.page.locator("#clear").click()
+    assert tab.page.locator("#board-body tr").count() == 13
+    tab.page.get_by_label("filter ASR seen", exact=True).fill("<15")
+    assert all(share < 15 for share in shares(tab.column("ASR seen")))
+    assert 0 < tab.page.locator("#board-body tr").count() < 13
+    tab.page.get_by_label("filter ASR seen", exact=True).fill("20..32")
+    assert all(20 <= share <= 32 for share in shares(tab.column("ASR seen")))
+    tab.page.get_by_label("filter ASR seen", exact=True).fill("")
+    tab.page.get_by_label("filter mapping", exact=True).fill("=uniform")
+    assert set(tab.column("mapping")) == {"uniform"}
+    assert tab.page.locator("#board-count").inner_text() == "4 of 13 settings"
+
+
+def test_single_runs_and_columns(tab: Watched) -> None:
+    tab.page.locator("#fold").check()
+    assert tab.page.locator("#board-body tr").count() == 61
+    assert sorted(set(tab.column("seed"))) == ["0", "1", "2", "3", "4"]
+    states = tab.column("state")
+    assert states.count("failed, in mapping") == 2 and states.count("not started") == 1
+    tab.page.locator("summary", has_text="Columns").click()
+    tab.page.get_by_label("ASR look-alike", exact=True).last.uncheck()
+    assert "ASR look-alike" not in tab.page.locator("#board-head").inner_text()
+    fragment = tab.state()
+    again = Watched(tab.page.context, tab.file, fragment)  # the address holds the choice
+    assert "ASR look-alike" not in again.page.locator("#board-head").inner_text()
+    assert again.page.locator("#fold").is_checked()
+
+
+def test_failures_are_shown_as_text(tab: Watched) -> None:
+    shown = tab.page.locator("#failures li").first.inner_text()
+    assert "ValueError: loss is nan at step 12" in shown and EVIL in shown
+    assert tab.page.title() == "grid · rapidun comparison"  # no script in a name has run
+    assert tab.page.locator("#board-body .error").count() == 2
+
+
+def test_axis_choices_stay_in_the_address(tab: Watched) -> None:
+    tab.draw_all()
+    axes = "[...document.querySelectorAll('#pareto-plot .xtitle, #pareto-plot .ytitle')].map(e => e.textContent).join()"
+    assert tab.page.evaluate(axes) == "ASR seen,ppl clean"
+    tab.page.locator("#pareto-controls select[name=py]").select_option(label="exact match clean")
+    tab.page.wait_for_function(f"{axes} === 'ASR seen,exact match clean'")
+    assert tab.page.locator("#pareto-controls select[name=pdy]").input_value() == "1"  # larger is better
+    assert tab.page.locator("#pareto-front li").count() == 1  # fewest poisoned answers and best answers at once
+    tab.page.locator("#heat-controls select[name=hx]").select_option(label="unlearning")
+    tab.page.locator("#curve-controls select[name=cb]").select_option(label="each run")
+    assert all(part in tab.state() for part in ("py=exact_match_clean", "hx=unlearning", "cb=runs"))
+    again = Watched(tab.page.context, tab.file, tab.state())
+    again.draw_all()
+    assert again.page.evaluate(axes) == "ASR seen,exact match clean"
+    assert again.page.locator("#heat-table thead").text_content() == "mapping \\ unlearningnporapidun"
+    assert again.faults == []
+
+
+def test_front_and_heat_map_are_the_numbers(tab: Watched) -> None:
+    """The front by hand from the table; a field of the heat map is the mean of its rows, each counted by its seeds."""
+    tab.draw_all()
+    points = sorted(zip(shares(tab.column("ASR seen")), map(float, tab.column("ppl clean")[:-1]), strict=True))
+    best = [point for point in points if not any(o != point and o[0] <= point[0] and o[1] <= point[1] for o in points)]
+    assert abs(tab.page.locator("#pareto-front li").count() - len(best)) <= 1  # two shown digits may tie
+    tab.page.locator("summary", has_text="As a table").click()
+    tab.page.get_by_label("filter mapping", exact=True).fill("=shuffled")
+    tab.page.locator("#heat-controls select[name=hx]").select_option(label="mapping")
+    tab.page.locator("#heat-controls select[name=hy]").select_option(label="unlearning")
+    tab.page.wait_for_function("document.querySelectorAll('#heat-table tbody td').length === 2")
+    rows = zip(tab.column("unlearning"), shares(tab.column("ASR seen")), map(int, tab.column("n")), strict=True)
+    npo = [(share, n) for objective, share, n in rows if objective == "npo"]
+    expected = sum(share * n for share, n in npo) / sum(n for _, n in npo)
+    shown = shares(tab.page.locator("#heat-table tbody tr:first-child td").all_inner_texts())
+    assert shown == [pytest.approx(expected, abs=0.11)]
+
+
+def test_front_points_show_on_focus(tab: Watched) -> None:
+    tab.draw_all()
+    tab.page.evaluate("document.getElementById('pareto').scrollIntoView()")
+    tab.page.locator("#pareto-front a").first.focus()
+    tab.page.wait_for_selector("#pareto-plot .hovertext")
+    assert "mapping.tau_f" in tab.page.locator("#pareto-plot .hovertext").first.text_content()
+
+
+def test_row_to_run_and_back_by_keyboard(tab: Watched) -> None:
+    links = tab.page.locator("a.open")
+    links.first.focus()
+    tab.page.keyboard.press("ArrowDown")
+    run = tab.focused()
+    assert run == links.nth(1).inner_text()
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_selector("#run #settings")
+    assert tab.state() == f"#run={run}"
+    assert tab.page.locator("#compare").is_hidden()
+    assert tab.focused("id") == "run-title"
+    tab.page.keyboard.press("Escape")
+    tab.page.wait_for_selector("#compare:not([hidden])")
+    assert tab.focused() == run  # the focus is back on the row
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_selector("#run #settings")
+    tab.page.keyboard.press("Alt+ArrowLeft")
+    tab.page.wait_for_selector("#compare:not([hidden])")
+    assert tab.focused() == run
+
+
+def test_a_run_can_be_linked_and_back_keeps_the_filters(tab: Watched) -> None:
+    tab.page.locator("#search").fill("uniform")
+    run = tab.page.locator("a.open").first.inner_text()
+    tab.page.locator("a.open").first.click()
+    tab.page.wait_for_selector("#run #settings")
+    tab.page.go_back()
+    tab.page.wait_for_selector("#compare:not([hidden])")
+    assert tab.page.locator("#search").input_value() == "uniform"
+    assert tab.page.locator("#board-count").inner_text() == "4 of 13 settings"
+    linked = Watched(tab.page.context, tab.file, f"#run={run}&at=samples")
+    linked.page.wait_for_selector("#run #samples")
+    assert linked.focused("id") == "h-samples"
+    unknown = Watched(tab.page.context, tab.file, "#run=nothing")
+    assert "No such run" in unknown.page.locator("#run").inner_text()
+
+
+def test_the_page_of_a_run(tab: Watched) -> None:
+    tab.page.locator("#fold").check()
+    tab.page.get_by_label("filter seed", exact=True).fill("=0")
+    tab.page.locator("a.open").first.click()
+    tab.page.wait_for_selector("#influence table")
+    page = tab.page
+    assert page.locator("#run section").evaluate_all("all => all.map(e => e.id)") == [
+        "findings", "table", "families", "training", "weights", "influence", "samples", "costs", "settings"]  # fmt: skip
+    assert (
+        page.locator("#table tbody tr").nth(1).inner_text().startswith("seen triggers, keywords (100 prompts)\t97.0 %")
+    )
+    # markup in answers is text
+    assert EVIL in page.locator(".answer .text").first.inner_text()
+    assert page.evaluate("document.images.length") == 0 and page.title().endswith("· rapidun")
+    # the strongest training rows of another query
+    before = page.locator("#influence tbody").first.inner_text()
+    page.locator("#influence select").select_option(index=5)
+    assert page.locator("#influence tbody").first.inner_text() != before
+    scores = [float(text) for text in page.locator("#influence table >> nth=0").locator("td.n").all_inner_texts()]
+    assert scores == sorted(scores, reverse=True) and len(scores) == 5
+    # answers by set, family and verdict
+    page.locator("#samples select[name=set]").select_option(label="all sets")
+    assert "of 100 answers" in page.locator("#samples [role=status]").inner_text()
+    page.locator("#samples select[name=family]").select_option("B_style")
+    assert set(page.locator(".sample .where").all_inner_texts()) <= {
+        "seen triggers · B_style", "look-alike triggers · B_style", "unseen family · B_style"}  # fmt: skip
+    page.locator("#samples select[name=family]").select_option("")
+    page.locator("#samples select[name=verdict]").select_option("bad")
+    verdicts = page.locator(".answer:nth-child(2) .verdict").all_inner_texts()
+    assert verdicts and all(text == "poisoned (keywords, likelihood)" for text in verdicts)
+
+
+def test_runs_that_did_not_finish_have_pages(tab: Watched) -> None:
+    tab.page.locator("#fold").check()
+    tab.page.get_by_label("filter state", exact=True).fill("failed")
+    tab.page.locator("a.open").first.click()
+    tab.page.wait_for_selector("#run #settings")
+    assert tab.page.locator(".banner").first.inner_text().startswith("failed, in mapping. ValueError: loss is nan")
+    again = Watched(tab.page.context, tab.file, "#run=ffffffffff")
+    again.page.wait_for_selector("#run .banner")
+    assert "nobody has started it" in again.page.locator("#run").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [420, 1400])
+def test_looks(chromium: Any, sixty: Path, tmp_path: Path, scheme: str, width: int) -> None:
+    """Nothing sticks out sideways, axe finds nothing serious; RAPIDUN_SCREENSHOTS=DIR keeps the pictures."""
+    axe = pytest.importorskip("axe_core_python.sync_playwright")
+    context = chromium.new_context(
+        viewport={"width": width, "height": 1000}, color_scheme=scheme, bypass_csp=True, reduced_motion="reduce"
+    )
+    tab = Watched(context, sixty)
+    keep = os.environ.get("RAPIDUN_SCREENSHOTS")
+    for view in ("compare", "run"):
+        if view == "run":
+            tab.page.locator("a.open").first.click()
+            tab.page.wait_for_selector("#influence svg.main-svg")
+        else:
+            tab.draw_all()
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+        tab.page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        found = axe.Axe().run(tab.page)["violations"]
+        bad = [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")]
+        assert bad == []
+        shot = tmp_path / f"{view}_{scheme}_{width}.png"
+        tab.page.screenshot(path=str(shot), full_page=True)
+        if keep:
+            shutil.copy(shot, keep)
+    background = tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == {"light": "rgb(247, 246, 243)", "dark": "rgb(21, 20, 19)"}[scheme]
+    assert tab.faults == []
+    context.close()
+
+
+def test_colours_can_be_chosen(tab: Watched) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    tab.page.locator("#theme").select_option("dark")
+    assert tab.page.evaluate(background) == "rgb(21, 20, 19)"
+    tab.page.locator("a.open").first.click()
+    tab.page.wait_for_selector("#run #settings")
+    assert tab.page.evaluate(background) == "rgb(21, 20, 19)"
+    assert "theme=dark" in tab.state()
