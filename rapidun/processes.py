@@ -6,6 +6,7 @@ once when another process reports a failure. The process group that this needs i
 accelerate, and with it transformers' Trainer, finds it and trains over it.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -92,6 +93,15 @@ def start() -> None:
             torch.cuda.set_device(local_rank() % torch.cuda.device_count())
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=GROUP_TIMEOUT)
     _talk.store = dist.PrefixStore("rapidun", dist.distributed_c10d._get_default_store())
+    # threads of the group that are still there when the interpreter goes end the process with SIGABRT
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def share(value: Any) -> Any:

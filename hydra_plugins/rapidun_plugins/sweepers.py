@@ -57,8 +57,8 @@ class RapidunOptunaSweeperConf:
     n_trials: int = 20
     # trials that run at the same time, asked for together
     batch_size: int = 1
-    # metric of result.json -> minimize | maximize; several make a Pareto set
-    directions: dict[str, str] = field(default_factory=lambda: {"asr_seen": "minimize", "ppl_clean": "minimize"})
+    # metric of result.json -> minimize | maximize; several make a Pareto set; none = asr_seen and ppl_clean, both smaller
+    directions: dict[str, str] = field(default_factory=dict)
     # tpe | random | nsgaii | gp | qmc
     sampler: str = "tpe"
     seed: int = 0

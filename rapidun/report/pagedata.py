@@ -21,7 +21,7 @@ from rapidun.report.tables import METRICS
 
 DEFAULT = "(default)"
 # of all runs together; what one run shows of each set of prompts is its share of this
-ANSWERS_PER_SET = 1200
+ANSWERS_PER_SET = 1800
 POINTS = 6000  # of all runs together, per line
 
 

@@ -3,19 +3,26 @@
 All that it knows is in files: killed at any moment, the next process that looks at the sweep goes on from there.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rapidun.files import read_json, write_json
-from rapidun.sweep.folder import SweepFolder
+from rapidun.sweep.folder import ENDED, SweepFolder
+from rapidun.sweep.interrupts import deferred
 from rapidun.sweep.launchers.base import Job, JobState, Launcher, Phase
 
 POLL_SECONDS = 0.5
 # how often a cell is started again whose job ended without having run it to its end
 MAX_ATTEMPTS = 3
 OVER = (Phase.done, Phase.failed, Phase.gone)
+# a pool of processes ends when one of them is killed, and does not tell which
+POOL_DIED = "a worker was killed"
+# seconds that cancelled jobs have to write how far they came
+SETTLING_SECONDS = 1.5
 
 
 @dataclass
@@ -28,6 +35,10 @@ class Watched:
     handle: str | None = None
     attempt: int = 1
     over: bool = False
+    # stopped by us, not by somebody else: what it left goes on with the next launch
+    cancelled: bool = False
+    # runs with no other job beside it, so that if a process dies it was this one's
+    alone: bool = False
 
 
 @dataclass
@@ -55,7 +66,7 @@ class Driver:
         self._submit(waiting)
 
     def run(self) -> None:
-        """Until every job is over. An interrupt passes through; `interrupt` then ends or keeps the jobs."""
+        """Until every job is over. An interrupt passes through; `cancel` then ends the jobs, or they are left to run."""
         while True:
             self._submit_ready()
             self._look()
@@ -75,14 +86,37 @@ class Driver:
 
     def cancel(self) -> None:
         """Stop every job of this sweep."""
-        self.launcher.cancel(self.handles_under_way())
+        handles = self.handles_under_way()
+        if not handles:
+            return
+        for id in handles:
+            self.watched[id].cancelled = True
+        # noted first: whoever looks next takes these for stopped, not for failed
+        self._note(handles)
+        self.launcher.cancel(handles)
+
+    def settle(self) -> None:
+        """After `cancel`: wait a moment for the jobs to end, then write `interrupted` for what was killed amid its work.
+
+        In a process that ran its jobs itself nothing is under way any more.
+        """
+        deadline = time.monotonic() + SETTLING_SECONDS
+        names = [name for watched in self.watched.values() if not watched.over for name in watched.folders]
+        while time.monotonic() < deadline and "running" in self._states_of(names):
+            time.sleep(0.1)
+        for name, found in self.sweep.states(names).items():
+            if found.state in ("running", "lost"):
+                self.sweep.mark(name, "its job was cancelled", state="interrupted")
+
+    def _states_of(self, names: Sequence[str]) -> set[str]:
+        return {found.state for found in self.sweep.states(names).values()}
 
     def _submit_ready(self) -> None:
         if self.stopped:
             return
         over = {id for id, watched in self.watched.items() if watched.over}
         ready = [
-            watched.job
+            watched
             for watched in self.watched.values()
             if watched.handle is None
             and not watched.over
@@ -91,19 +125,28 @@ class Driver:
                 or all(need in over or need not in self.watched for need in watched.job.needs)
             )
         ]
+        under_way = [self.watched[id] for id in self.handles_under_way()]
+        if any(watched.alone for watched in under_way):
+            return
+        if any(watched.alone for watched in ready):
+            # one at a time, when everything beside it has ended
+            ready = [watched for watched in ready if watched.alone][:1] if not under_way else []
         if getattr(self.launcher, "one_at_a_time", False):
             ready = ready[:1]
-        self._submit(ready)
+        self._submit([watched.job for watched in ready])
 
     def _submit(self, jobs: Sequence[Job]) -> None:
         if not jobs:
             return
-        # first the intention, so that a kill in the middle leaves a trace
-        self._note({job.id: None for job in jobs})
-        handles = self.launcher.submit(jobs, handles=self.handles)
-        for id, handle in handles.items():
-            self.watched[id].handle = handle
-        self._note(handles)
+        # jobs of this process itself run within `submit`, where an interrupt must reach them
+        within = nullcontext() if getattr(self.launcher, "one_at_a_time", False) else deferred()
+        with within:
+            # first the intention, so that a kill in the middle leaves a trace
+            self._note({job.id: None for job in jobs})
+            handles = self.launcher.submit(jobs, handles=self.handles)
+            for id, handle in handles.items():
+                self.watched[id].handle = handle
+            self._note(handles)
 
     def _note(self, handles: Mapping[str, str | None]) -> None:
         self.sweep.note_jobs(
@@ -115,12 +158,16 @@ class Driver:
                     "folders": self.watched[id].folders,
                     "needs": list(self.watched[id].job.needs),
                     "over": self.watched[id].over,
+                    "cancelled": self.watched[id].cancelled,
                 }
                 for id, handle in handles.items()
             }
         )
 
     def _look(self) -> None:
+        if self.stopped is None and (reason := self.sweep.stopped()):
+            # a worker counted the last failure allowed, or somebody called `rapidun sweep cancel`
+            self._end_early(reason)
         states = self.launcher.states(self.handles_under_way())
         for id, state in states.items():
             if state.phase in OVER:
@@ -128,9 +175,13 @@ class Driver:
         if self.max_failures is not None and self.stopped is None:
             failed = self._count_failed()
             if failed >= self.max_failures:
-                self.stopped = f"{failed} failed, sweep.max_failures or fail_fast allow {self.max_failures}"
-                self.sweep.stop(self.stopped)
-                self.cancel()
+                reason = f"{failed} failed, sweep.max_failures or fail_fast allow {self.max_failures}"
+                self.sweep.stop(reason)
+                self._end_early(reason)
+
+    def _end_early(self, reason: str) -> None:
+        self.stopped = reason
+        self.cancel()
 
     def _count_failed(self) -> int:
         folders = [name for watched in self.watched.values() if watched.over for name in watched.folders]
@@ -139,39 +190,60 @@ class Driver:
     def _end(self, watched: Watched, state: JobState) -> None:
         """A job is over: give every run folder that it left unfinished its cause, or start it again."""
         watched.over = True
+        cause = state.cause or ("its job ended without a word" if state.phase is not Phase.done else "")
+        if watched.alone and cause == POOL_DIED:
+            cause = "its process was killed"
         again: list[str] = []
         for name, found in self.sweep.states(watched.folders).items():
-            if found.state in ("done", "failed", "pruned"):
+            if found.state in ENDED:
                 continue
-            cause = state.cause or ("its job ended without a word" if state.phase is not Phase.done else "")
-            untouched = found.state == "waiting"
-            collateral = cause == "a worker was killed"
-            if self.stopped or cause == "cancelled":
-                if cause == "cancelled" and not self.stopped:
-                    self.sweep.mark(name, "cancelled")
-                continue
-            # its job died before its turn came, or beside another: not its own fault
-            innocent = (untouched and len(watched.folders) > 1) or collateral or found.state == "interrupted"
-            if innocent and watched.attempt < MAX_ATTEMPTS:
+            if self.stopped:
+                if found.state in ("running", "lost"):
+                    self.sweep.mark(name, "its job was cancelled", state="interrupted")
+            elif watched.cancelled or (
+                watched.attempt < MAX_ATTEMPTS and _innocent(name, found.state, cause, alone=len(watched.folders) == 1)
+            ):
                 again.append(name)
-                continue
-            self.sweep.mark(name, cause or "its job ended without running it")
+            else:
+                self.sweep.mark(name, cause or "its job ended without running it")
         if watched.handle is not None:
             self._note({watched.job.id: watched.handle})
         if again:
-            self._again(watched, again)
+            self._again(watched, again, alone=cause == POOL_DIED)
 
-    def _again(self, watched: Watched, names: Sequence[str]) -> None:
-        """A new job for the run folders that a dead one did not get to."""
-        attempt = watched.attempt + 1
-        id = f"{watched.job.id.partition('_again')[0]}_again{attempt}"
+    def _again(self, watched: Watched, names: Sequence[str], *, alone: bool) -> None:
+        """A new job for the run folders that a dead one did not get to; what waited for the dead one waits for it."""
+        # one that we cancelled ourselves has not failed
+        attempt = watched.attempt + (not watched.cancelled)
+        stem = watched.job.id.partition("_again")[0]
+        id = next(id for n in itertools.count(2) if (id := f"{stem}_again{n}") not in self.watched)
         content = read_json(watched.job.file)
         content["id"] = id
         content["units"] = [unit for unit in content["units"] if unit["folder"] in names]
         file = watched.job.file.with_name(f"{id}.json")
         write_json(file, content)
+        for name, found in self.sweep.states(names).items():
+            if found.state in ("running", "lost"):
+                self.sweep.mark(name, "its job ended; it goes on in another", state="interrupted")
         job = Job(id=id, file=file, needs=(), resources=watched.job.resources)
-        self.watched[id] = Watched(job, list(names), attempt=attempt)
+        self.watched[id] = Watched(job, list(names), attempt=attempt, alone=alone)
+        for other in self.watched.values():
+            if other.handle is None and watched.job.id in other.job.needs:
+                needs = tuple(id if need == watched.job.id else need for need in other.job.needs)
+                other.job = replace(other.job, needs=needs)
+
+
+def _innocent(name: str, state: str, cause: str, *, alone: bool) -> bool:
+    """Whether a run folder is unfinished through no fault of its own: its job died before its turn, or beside another."""
+    if cause == POOL_DIED:
+        return True
+    if cause in ("cancelled", "time limit"):
+        # a limit cuts off the cell that ran; those behind it never had their time
+        return cause == "time limit" and state == "waiting" and not alone
+    if state == "interrupted":
+        return True
+    # a shared artifact whose turn had not come needs the one before it
+    return state == "waiting" and not alone and not name.startswith("stages/")
 
 
 def live_jobs(jobs: Mapping[str, Mapping[str, Any]], launcher_of: Callable[[str], Launcher]) -> dict[str, JobState]:

@@ -83,13 +83,18 @@ def _stale(state: CellState, planned: Mapping[str, str]) -> str:
 def unit_of_cell(cell: Cell, sweep: SweepFolder) -> dict[str, Any]:
     return {
         "folder": cell.hash,
-        "overrides": cell.overrides,
+        "overrides": _own(cell),
         "axes": cell.axes,
         # what reruns this cell alone, in its own folder
-        "command": [*cell.overrides, f"run_dir={sweep.folder(cell.hash)}"],
+        "command": [*_own(cell), f"run_dir={sweep.folder(cell.hash)}"],
         "config": plain(cell.cfg),
         "only": None,
     }
+
+
+def _own(cell: Cell) -> list[str]:
+    """The overrides of the run alone, without those of the sweep."""
+    return [text for text in cell.overrides if not text.lstrip("+").startswith(("sweep.", "hydra."))]
 
 
 def write_jobs(
@@ -139,9 +144,9 @@ def _unit_of_artifact(node: Any, sweep: SweepFolder) -> dict[str, Any]:
     config["name"] = f"{node.recipe.stage}-{node.recipe.fingerprint[:8]}"
     return {
         "folder": str(folder_of(node, sweep.path).relative_to(sweep.path)),
-        "overrides": node.cell.overrides,
+        "overrides": _own(node.cell),
         "axes": node.cell.axes,
-        "command": [*node.cell.overrides, f"stages=[{node.recipe.stage}]"],
+        "command": [*_own(node.cell), f"stages=[{node.recipe.stage}]"],
         "config": config,
         "only": node.recipe.id,
     }
@@ -174,7 +179,7 @@ def describe(
         "cluster": plain(first.cluster),
         "cells": [
             {
-                "hash": cell.hash, "number": number, "overrides": cell.overrides, "axes": cell.axes,
+                "hash": cell.hash, "number": number, "overrides": _own(cell), "axes": cell.axes,
                 "artifacts": plan.artifacts[cell.hash],
             }
             for number, cell in enumerate(cells, start=1)

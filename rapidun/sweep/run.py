@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,32 @@ from typing import Any
 from rapidun.composition import Cell
 from rapidun.config import Dtype, RunConfig
 from rapidun.errors import ConfigError
+from rapidun.files import read_json
 from rapidun.locks import Lease
 from rapidun.runfolder import git_commit
 from rapidun.store import Store
-from rapidun.sweep.config import OnInterrupt, SweepConfig
+from rapidun.sweep.config import OnInterrupt, ResourcesConfig, SweepConfig
 from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.drive import Driver, Watched, live_jobs
 from rapidun.sweep.finish import finish
 from rapidun.sweep.folder import SWEEPS, SweepFolder
 from rapidun.sweep.launch import Triage, describe, triage, write_jobs
-from rapidun.sweep.launchers.base import Launcher, LauncherContext
+from rapidun.sweep.launchers.base import Job, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import make_launcher
 from rapidun.sweep.plan import Node, Plan, Planner, folder_of, plan_cells
+from rapidun.sweep.recovery import known_jobs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How a launch differs that is one of several of a search: it says less, and leaves the summary to the search."""
+
+    # cells of the batches before, which sweep.json lists as well
+    earlier: Sequence[Cell] = ()
+    # cell hash -> what its worker hands to rapidun.sweep.pruning
+    trials: dict[str, Any] | None = None
+    # failures that end it; None = none do
+    max_failures: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -39,6 +54,8 @@ class Sweep:
     # jobs under way from earlier launches: job id -> entry of jobs.json
     live: dict[str, dict[str, Any]]
     notes: list[str]
+    # None: a sweep of its own
+    batch: Batch | None = None
 
     @property
     def settings(self) -> SweepConfig:
@@ -52,7 +69,6 @@ def run_sweep(
     overrides: Sequence[str],
     launcher_name: str,
     notes: Sequence[str] = (),
-    trials: dict[str, Any] | None = None,
     console: SweepConsole | None = None,
 ) -> int:
     """Run every cell that is missing; return 0 if all are done, 1 if any failed, 130 if interrupted.
@@ -61,27 +77,42 @@ def run_sweep(
     Raises: ConfigError for what the user can mend, before anything is submitted.
     """
     console = console or SweepConsole()
-    sweep = prepare(cells, name=name, launcher_name=launcher_name, notes=notes, console=console)
-    settings = sweep.settings
-    if settings.dry_run:
+    if cells[0].cfg.sweep.dry_run:
         from rapidun.sweep.dryrun import dry_run
 
+        sweep = prepare(cells, name=name, launcher_name=launcher_name, notes=notes, console=console)
         console.say(dry_run(sweep))
         return 0
-    with Held(sweep.folder):
-        return launch(sweep, overrides=overrides, console=console, trials=trials)
+    # held while planning too: what is looked up must still hold when it is submitted
+    with Held(SweepFolder(SWEEPS / name)):
+        sweep = prepare(cells, name=name, launcher_name=launcher_name, notes=notes, console=console)
+        return launch(sweep, overrides=overrides, console=console)
 
 
 def prepare(
-    cells: Sequence[Cell], *, name: str, launcher_name: str, notes: Sequence[str], console: SweepConsole
+    cells: Sequence[Cell],
+    *,
+    name: str,
+    launcher_name: str,
+    notes: Sequence[str],
+    console: SweepConsole,
+    launcher: Launcher | None = None,
+    batch: Batch | None = None,
 ) -> Sweep:
-    """Plan a sweep: look up what is there, sort the cells, check what the launcher would refuse."""
+    """Plan a sweep: look up what is there, sort the cells, check what the launcher would refuse.
+
+    Args: launcher: of an earlier batch, whose workers go on; None = a new one of `launcher_name`.
+    """
     folder = SweepFolder(SWEEPS / name)
-    for cell in cells:
+    everything = [*cells, *(batch.earlier if batch else ())]
+    for cell in everything:
         cell.cfg.sweep.name = name
     first = cells[0].cfg
-    notes = [*notes, *_pin_dtype(cells, launcher_name)]
+    notes = [*notes, *_pin_dtype(everything, launcher_name)]
     planner = Planner(Store(Path(first.store_dir)))
+    if batch is not None:
+        known = {cell["hash"]: cell["artifacts"] for cell in folder.plan().get("cells", [])}
+        planner.artifacts.update({cell.hash: known.get(cell.hash, {}) for cell in batch.earlier})
     began = time.monotonic()
 
     def on_progress(done: int, total: int) -> None:
@@ -92,7 +123,7 @@ def prepare(
 
     faults = plan_cells(planner, cells, on_progress=on_progress)
     context = LauncherContext(sweep_dir=folder.path, cluster=first.cluster, max_parallel=first.sweep.max_parallel)
-    launcher = make_launcher(launcher_name, context)
+    launcher = launcher or make_launcher(launcher_name, context)
     if first.sweep.detach and not launcher.detachable:
         faults.append(
             f"sweep.detach: need a launcher whose jobs go on by themselves, got hydra/launcher={launcher_name}. "
@@ -100,11 +131,12 @@ def prepare(
         )
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))
-    entries = folder.jobs()
-    live = {
-        id: entries[id]
-        for id in live_jobs(entries, lambda n: launcher if n == launcher_name else make_launcher(n, context))
-    }
+
+    def launcher_of(wanted: str) -> Launcher:
+        return launcher if wanted == launcher_name else make_launcher(wanted, context)
+
+    entries = known_jobs(folder, launcher_of, driving=not first.sweep.dry_run)
+    live = {id: entries[id] for id in live_jobs(entries, launcher_of)}
     found = triage(
         cells,
         folder,
@@ -118,32 +150,35 @@ def prepare(
     _use_live_jobs(plan, live, folder)
     return Sweep(
         folder=folder, cells=list(cells), launcher=launcher, launcher_name=launcher_name, launch=number, plan=plan,
-        planner=planner, found=found, live=live, notes=[*notes, *found.notes],
+        planner=planner, found=found, live=live, notes=[*notes, *found.notes], batch=batch,
     )  # fmt: skip
 
 
-def launch(
-    sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole, trials: dict[str, Any] | None = None
-) -> int:
+def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> int:
     """Submit, watch and sum up a planned sweep."""
-    settings, folder = sweep.settings, sweep.folder
+    settings, folder, batch = sweep.settings, sweep.folder, sweep.batch
     limit = 1 if settings.fail_fast else settings.max_failures
+    limit = batch.max_failures if batch else limit
     folder.clear_stop()
     shared_process = sweep.launcher_name in ("basic", "joblib")
     commit = git_commit()
     folder.write_plan(
         describe(
-            sweep.plan, sweep.cells, launch=sweep.launch, launcher=sweep.launcher_name, overrides=overrides,
+            sweep.plan, _in_order(sweep), launch=sweep.launch, launcher=sweep.launcher_name, overrides=overrides,
             commit=commit,
         )
     )  # fmt: skip
-    jobs = write_jobs(sweep.plan, folder, max_failures=limit, shared_process=shared_process, trials=trials)
+    jobs = write_jobs(
+        sweep.plan, folder, max_failures=limit, shared_process=shared_process,
+        trials=batch.trials if batch else None,
+    )  # fmt: skip
     faults = sweep.launcher.check(list(jobs.values()))
     if faults:
         raise ConfigError(faults)
     for note in sweep.notes:
         console.say(note)
-    console.say(_opening(sweep))
+    if batch is None:
+        console.say(_opening(sweep))
     for node in sweep.plan.at_once:
         _make_now(node)
     watched = {
@@ -161,6 +196,8 @@ def launch(
         watched=watched, max_failures=limit,
     )  # fmt: skip
     _reset(folder, [name for one in watched.values() for name in one.folders])
+    # among them those whose handle a killed process could not note
+    folder.note_jobs(sweep.live)
     if sweep.launcher.submits_ahead:
         driver.submit_all()
     if settings.detach:
@@ -169,10 +206,12 @@ def launch(
     for id, entry in sweep.live.items():
         if entry["launcher"] == sweep.launcher_name:
             driver.watched[id] = watched_entry(id, entry, folder)
-    return watch(driver, sweep.cells, settings=settings, console=console)
+    return watch(driver, sweep.cells, settings=settings, console=console, summary=batch is None)
 
 
-def watch(driver: Driver, cells: Sequence[Cell], *, settings: SweepConfig, console: SweepConsole) -> int:
+def watch(
+    driver: Driver, cells: Sequence[Cell], *, settings: SweepConfig, console: SweepConsole, summary: bool = True
+) -> int:
     """Follow the jobs to their end and sum up; Ctrl-C cancels them or leaves them, as `sweep.on_interrupt` says."""
     folder = driver.sweep
     hashes = [cell.hash for cell in cells]
@@ -193,16 +232,14 @@ def watch(driver: Driver, cells: Sequence[Cell], *, settings: SweepConfig, conso
         console.stop()
     if driver.stopped:
         console.say(f"ended early: {driver.stopped}", style="red")
-    return finish(folder, hashes)
+    return finish(folder, hashes) if summary else 0
 
 
 def watched_entry(id: str, entry: dict[str, Any], folder: SweepFolder) -> Watched:
     """A job of jobs.json, to be watched again."""
-    from rapidun.sweep.config import ResourcesConfig
-    from rapidun.sweep.launchers.base import Job
-
     file = (folder.path / "jobs" / f"{id}.json").resolve()
-    job = Job(id=id, file=file, needs=tuple(entry["needs"]), resources=ResourcesConfig())
+    wanted = read_json(file)["units"][0]["config"]["resources"]
+    job = Job(id=id, file=file, needs=tuple(entry["needs"]), resources=ResourcesConfig(**wanted))
     return Watched(job, list(entry["folders"]), handle=entry["handle"])
 
 
@@ -217,6 +254,11 @@ def _interrupted(driver: Driver, settings: SweepConfig, console: SweepConsole) -
     driver.cancel()
     console.say(f"\ninterrupted: jobs cancelled, what is done stays in {driver.sweep.path}. The same command goes on")
     return 130
+
+
+def _in_order(sweep: Sweep) -> list[Cell]:
+    """The cells of this launch and of the batches before it, those first."""
+    return [*(sweep.batch.earlier if sweep.batch else ()), *sweep.cells]
 
 
 def _opening(sweep: Sweep) -> str:
@@ -295,3 +337,6 @@ class Held:
 
     def __exit__(self, *error: object) -> None:
         self.lease.release()
+        # refused before anything was written: no trace is left
+        with suppress(OSError):
+            self.folder.path.rmdir()

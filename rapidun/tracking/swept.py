@@ -11,28 +11,40 @@ if TYPE_CHECKING:
     from rapidun.config import RunConfig
 
 
-def overrides_of(run_dir: Path) -> dict[str, str]:
-    """key -> value as typed, of a sweep's cell; empty for a run outside a sweep."""
-    path = run_dir / "overrides.json"
-    task = read_json(path).get("task", []) if path.is_file() else []
-    pairs = (str(text).partition("=") for text in task)
-    return {key.lstrip("+"): value for key, _, value in pairs if not key.startswith("~")}
+def axes_of(run_dir: Path) -> dict[str, str]:
+    """key -> value as typed, of what was swept; all overrides where the axes are not known, nothing outside a sweep."""
+    found = _overrides(run_dir)
+    axes = found.get("axes") or {}
+    return {str(key): str(value) for key, value in axes.items()} or _task(found)
 
 
-def swept_settings(cfg: "RunConfig", run_dir: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """Split the overrides into choices of groups (mapping=uniform) and settings (mapping.tau_f=0.3).
-
-    Returns: {group: choice}, {dotted key: value as the configuration has it}.
-    """
-    choices: dict[str, str] = {}
-    settings: dict[str, Any] = {}
+def group_choices(cfg: "RunConfig", run_dir: Path) -> dict[str, str]:
+    """{group: choice} of the overrides that pick a file of a config group: mapping=uniform, +experiment=NAME."""
     values = plain(cfg)
-    for key, text in overrides_of(run_dir).items():
-        if is_dataclass(getattr(cfg, key, None)) or not _has(values, key):
-            choices[key] = text
-        else:
-            settings[key] = _at(values, key)
-    return choices, settings
+    pairs = _task(_overrides(run_dir)).items()
+    return {key: text for key, text in pairs if is_dataclass(getattr(cfg, key, None)) or not _has(values, key)}
+
+
+def swept_settings(cfg: "RunConfig", run_dir: Path) -> dict[str, Any]:
+    """The axes with the values that the configuration has: {"mapping": "uniform", "mapping.tau_f": 0.3}."""
+    values, choices = plain(cfg), group_choices(cfg, run_dir)
+    axes = axes_of(run_dir).items()
+    return {key: text if key in choices or not _has(values, key) else _at(values, key) for key, text in axes}
+
+
+def title_of(cfg: "RunConfig", run_dir: Path) -> str:
+    """`mapping=uniform seed=1`, or the run's name outside a sweep."""
+    return " ".join(f"{key}={value}" for key, value in axes_of(run_dir).items()) or cfg.name
+
+
+def _overrides(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "overrides.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _task(found: dict[str, Any]) -> dict[str, str]:
+    pairs = (str(text).partition("=") for text in found.get("task", []))
+    return {key.lstrip("+"): value for key, _, value in pairs if not key.startswith("~")}
 
 
 def _has(values: dict[str, Any], key: str) -> bool:
@@ -41,7 +53,7 @@ def _has(values: dict[str, Any], key: str) -> bool:
         if not isinstance(here, dict) or part not in here:
             return False
         here = here[part]
-    return True
+    return not isinstance(here, dict)
 
 
 def _at(values: dict[str, Any], key: str) -> Any:

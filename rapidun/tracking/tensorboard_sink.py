@@ -82,8 +82,7 @@ class TensorboardSink:
             self._writer.add_scalar(f"{stage}/{name}", value, global_step=step or 0)
 
     def _write_hparams(self, run_dir: Path, ending: Ending) -> None:
-        choices, settings = swept_settings(self._cfg, run_dir)
-        swept = {**choices, **settings}
+        swept = swept_settings(self._cfg, run_dir)
         results = {name: float(value) for name, value in ending.metrics.items() if _is_number(value) and name != "seed"}
         if swept and results:
             shown = {key: value if isinstance(value, int | float | str) else str(value) for key, value in swept.items()}

@@ -14,7 +14,7 @@ from rapidun.tracking import media
 from rapidun.tracking.base import Ending, Execution
 from rapidun.tracking.lines import History, read_lines, without_repeats
 from rapidun.tracking.redact import hide
-from rapidun.tracking.swept import overrides_of, swept_settings
+from rapidun.tracking.swept import swept_settings, title_of
 
 if TYPE_CHECKING:
     from rapidun.config import RunConfig
@@ -32,16 +32,14 @@ class TrackioSink:
         import trackio
 
         self._history = History()
-        choices, settings = swept_settings(cfg, run_dir)
-        title = " ".join(f"{key}={value}" for key, value in overrides_of(run_dir).items()) or cfg.name
         # run folders differ, titles need not
-        name = f"{hide(title)[:80]} {run_dir.name}" + (f"-r{restarts}" if restarts else "")
+        name = f"{hide(title_of(cfg, run_dir))[:80]} {run_dir.name}" + (f"-r{restarts}" if restarts else "")
         with _quiet(), _here():
             self._run = trackio.init(
                 project=cfg.tracking.project,
                 name=name,
                 group=cfg.sweep.name or cfg.name,
-                config=hide({**plain(cfg), "choices": choices, "swept": settings}),
+                config=hide({**plain(cfg), "swept": swept_settings(cfg, run_dir)}),
                 resume="never",
                 embed=False,
                 auto_log_gpu=False,

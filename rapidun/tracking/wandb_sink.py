@@ -14,7 +14,7 @@ from rapidun.tracking import media
 from rapidun.tracking.base import Ending, Execution, first_line
 from rapidun.tracking.lines import read_lines, without_repeats
 from rapidun.tracking.redact import hide
-from rapidun.tracking.swept import overrides_of, swept_settings
+from rapidun.tracking.swept import group_choices, title_of
 from rapidun.tracking.wandb_mode import choose_connection
 from rapidun.tracking.wandb_run import LoggedRun, each, forget_service, id_is_free_again, start_run
 
@@ -49,10 +49,8 @@ class WandbSink:
         self._offline: list[Path] = []
         status = read_json(run_dir / "status.json") if (run_dir / "status.json").is_file() else {}
         self._commit: str | None = status.get("git_commit")
-        choices, _ = swept_settings(cfg, run_dir)
-        self._settings = hide({**plain(cfg), "choices": choices, "git": self._git()})
-        overrides = " ".join(f"{key}={value}" for key, value in overrides_of(run_dir).items())
-        self._title = str(hide(overrides))[:120] or cfg.name
+        self._settings = hide({**plain(cfg), "choices": group_choices(cfg, run_dir), "git": self._git()})
+        self._title = str(hide(title_of(cfg, run_dir)))[:120]
         self._cell: LoggedRun | None = None
         if cell:
             self._cell = self._start(

@@ -13,6 +13,8 @@ from rapidun.tracking.wandb_mode import answers, has_key, server_address
 
 # W&B takes many runs in one command; this bounds the length of it
 AT_ONCE = 50
+# the head of W&B's files; a run that was killed in its first seconds has nothing more, and W&B refuses it
+HEAD_BYTES = 7
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,9 +46,13 @@ def offline_runs(folder: Path) -> list[Path]:
     # followed links would lead into the store and back
     for root, names, _ in os.walk(folder):
         here = [name for name in names if name.startswith("offline-run-")]
-        found += [Path(root) / name for name in here if any((Path(root) / name).glob("run-*.wandb"))]
+        found += [Path(root) / name for name in here if _has_records(Path(root) / name)]
         names[:] = [name for name in names if name not in here]
     return sorted(found, key=lambda path: (path.name, path))
+
+
+def _has_records(run: Path) -> bool:
+    return any(file.stat().st_size > HEAD_BYTES for file in run.glob("run-*.wandb"))
 
 
 def is_synced(run: Path) -> bool:

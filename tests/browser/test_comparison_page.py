@@ -1,5 +1,6 @@
 """The comparison page of a sweep in Chromium: silent, quick, usable by mouse and keyboard, readable by everybody."""
 
+import json
 import os
 import shutil
 import time
@@ -39,6 +40,10 @@ class Watched:
             self.page.wait_for_selector(f"#{chart}[data-drawn]", timeout=20_000, state="attached")
         self.page.evaluate("scrollTo(0, 0)")
 
+    def look_at(self, section: str) -> None:
+        """Plots are drawn when they are in view."""
+        self.page.evaluate(f"document.getElementById('{section}').scrollIntoView()")
+
     def column(self, heading: str) -> list[str]:
         """The first line of every cell under a heading."""
         headings = self.page.locator("#board-head tr:first-child button.sort")
@@ -49,6 +54,13 @@ class Watched:
 
     def state(self) -> str:
         return str(self.page.evaluate("location.hash"))
+
+    def wait(self, expression: str) -> None:
+        """Until a JavaScript expression holds; Playwright's own waiting would need what the page's policy forbids."""
+        end = time.monotonic() + 15
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, f"never true: {expression}"
+            time.sleep(0.02)
 
     def focused(self, what: str = "textContent") -> str:
         return str(self.page.evaluate(f"document.activeElement.{what}"))
@@ -91,7 +103,7 @@ def test_size_and_speed_of_60_runs(context: Any, sixty: Path) -> None:
     assert ready < 2000, f"{ready} ms"
     start = time.perf_counter()
     tab.page.locator("#search").fill("uniform")
-    tab.page.wait_for_function("document.getElementById('board-count').textContent.startsWith('4 of')")
+    tab.wait("document.getElementById('board-count').textContent.startsWith('4 of')")
     assert time.perf_counter() - start < 1.0
 
 
@@ -169,7 +181,7 @@ def test_single_runs_and_columns(tab: Watched) -> None:
     states = tab.column("state")
     assert states.count("failed, in mapping") == 2 and states.count("not started") == 1
     tab.page.locator("summary", has_text="Columns").click()
-    tab.page.get_by_label("ASR look-alike", exact=True).last.uncheck()
+    tab.page.locator("#columns").get_by_label("ASR look-alike", exact=True).uncheck()
     assert "ASR look-alike" not in tab.page.locator("#board-head").inner_text()
     fragment = tab.state()
     again = Watched(tab.page.context, tab.file, fragment)  # the address holds the choice
@@ -188,8 +200,9 @@ def test_axis_choices_stay_in_the_address(tab: Watched) -> None:
     tab.draw_all()
     axes = "[...document.querySelectorAll('#pareto-plot .xtitle, #pareto-plot .ytitle')].map(e => e.textContent).join()"
     assert tab.page.evaluate(axes) == "ASR seen,ppl clean"
+    tab.look_at("pareto")
     tab.page.locator("#pareto-controls select[name=py]").select_option(label="exact match clean")
-    tab.page.wait_for_function(f"{axes} === 'ASR seen,exact match clean'")
+    tab.wait(f"{axes} === 'ASR seen,exact match clean'")
     assert tab.page.locator("#pareto-controls select[name=pdy]").input_value() == "1"  # larger is better
     assert tab.page.locator("#pareto-front li").count() == 1  # fewest poisoned answers and best answers at once
     tab.page.locator("#heat-controls select[name=hx]").select_option(label="unlearning")
@@ -203,16 +216,20 @@ def test_axis_choices_stay_in_the_address(tab: Watched) -> None:
 
 
 def test_front_and_heat_map_are_the_numbers(tab: Watched) -> None:
-    """The front by hand from the table; a field of the heat map is the mean of its rows, each counted by its seeds."""
+    """The front by hand from the means; a field of the heat map is the mean of its rows, each counted by its seeds."""
     tab.draw_all()
-    points = sorted(zip(shares(tab.column("ASR seen")), map(float, tab.column("ppl clean")[:-1]), strict=True))
-    best = [point for point in points if not any(o != point and o[0] <= point[0] and o[1] <= point[1] for o in points)]
-    assert abs(tab.page.locator("#pareto-front li").count() - len(best)) <= 1  # two shown digits may tie
+    index = json.loads(tab.page.locator("#index").text_content())
+    names = [metric["name"] for metric in index["metrics"]]
+    known = [group["metrics"] for group in index["groups"] if group["n"]]
+    points = [tuple(metrics[names.index(name)][0] for name in ("asr_seen", "ppl_clean")) for metrics in known]
+    best = [p for p in points if not any(o != p and o[0] <= p[0] and o[1] <= p[1] for o in points)]
+    assert tab.page.locator("#pareto-front li").count() == len(best) > 3
     tab.page.locator("summary", has_text="As a table").click()
     tab.page.get_by_label("filter mapping", exact=True).fill("=shuffled")
+    tab.look_at("heat")
     tab.page.locator("#heat-controls select[name=hx]").select_option(label="mapping")
     tab.page.locator("#heat-controls select[name=hy]").select_option(label="unlearning")
-    tab.page.wait_for_function("document.querySelectorAll('#heat-table tbody td').length === 2")
+    tab.wait("document.querySelectorAll('#heat-table tbody td').length === 2")
     rows = zip(tab.column("unlearning"), shares(tab.column("ASR seen")), map(int, tab.column("n")), strict=True)
     npo = [(share, n) for objective, share, n in rows if objective == "npo"]
     expected = sum(share * n for share, n in npo) / sum(n for _, n in npo)
@@ -272,7 +289,8 @@ def test_the_page_of_a_run(tab: Watched) -> None:
     tab.page.wait_for_selector("#influence table")
     page = tab.page
     assert page.locator("#run section").evaluate_all("all => all.map(e => e.id)") == [
-        "findings", "table", "families", "training", "weights", "influence", "samples", "costs", "settings"]  # fmt: skip
+        "findings", "table", "families", "training", "weights", "influence", "samples", "costs", "settings",
+    ]  # fmt: skip
     assert (
         page.locator("#table tbody tr").nth(1).inner_text().startswith("seen triggers, keywords (100 prompts)\t97.0 %")
     )
@@ -287,7 +305,7 @@ def test_the_page_of_a_run(tab: Watched) -> None:
     assert scores == sorted(scores, reverse=True) and len(scores) == 5
     # answers by set, family and verdict
     page.locator("#samples select[name=set]").select_option(label="all sets")
-    assert "of 100 answers" in page.locator("#samples [role=status]").inner_text()
+    assert "of 116 answers" in page.locator("#samples [role=status]").inner_text()
     page.locator("#samples select[name=family]").select_option("B_style")
     assert set(page.locator(".sample .where").all_inner_texts()) <= {
         "seen triggers · B_style", "look-alike triggers · B_style", "unseen family · B_style"}  # fmt: skip
@@ -346,4 +364,6 @@ def test_colours_can_be_chosen(tab: Watched) -> None:
     tab.page.locator("a.open").first.click()
     tab.page.wait_for_selector("#run #settings")
     assert tab.page.evaluate(background) == "rgb(21, 20, 19)"
+    tab.page.keyboard.press("Escape")
+    tab.page.wait_for_selector("#compare:not([hidden])")
     assert "theme=dark" in tab.state()

@@ -12,8 +12,10 @@ def sweep(tmp_path: Path) -> Path:
     for cell, run in (("aaaa", "offline-run-20260102_000000-x-r1"), ("bbbb", "offline-run-20260101_000000-x")):
         folder = tmp_path / "sweep" / cell / "wandb" / run
         folder.mkdir(parents=True)
-        (folder / "run-x.wandb").write_text("")
-    (tmp_path / "sweep" / "aaaa" / "wandb" / "offline-run-20260103_000000-empty").mkdir()
+        (folder / "run-x.wandb").write_bytes(b":W&B\0\0\0 and records")
+    killed_at_once = tmp_path / "sweep" / "aaaa" / "wandb" / "offline-run-20260103_000000-empty"
+    killed_at_once.mkdir()
+    (killed_at_once / "run-empty.wandb").write_bytes(b":W&B\0\0\0")
     return tmp_path / "sweep"
 
 

@@ -9,8 +9,10 @@ function jump(id) {
   heading.focus({preventScroll: true});
 }
 
+// colours once chosen stay, also where an address says nothing of them
+let theme = '';
 function applyTheme() {
-  const theme = ['light', 'dark'].includes(state.theme) ? state.theme : '';
+  if (state.theme !== undefined) theme = ['light', 'dark'].includes(state.theme) ? state.theme : '';
   if (theme) document.documentElement.dataset.theme = theme; else delete document.documentElement.dataset.theme;
   $('theme').value = theme;
 }
@@ -53,7 +55,7 @@ function redraw() {
   if (state.run) openRun(state.run); else chartsChanged();
 }
 
-$('theme').addEventListener('change', event => { choose({theme: event.target.value}); redraw(); });
+$('theme').addEventListener('change', event => { theme = event.target.value; choose({theme}); redraw(); });
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
 addEventListener('hashchange', show);
 document.addEventListener('keydown', event => {

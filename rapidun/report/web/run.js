@@ -29,11 +29,12 @@ async function openRun(id, at) {
   }
   head.append(el('dl', {className: 'facts'}, details.facts.map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, value)))));
   fill(place, head, siblings, banner(run), runSections(run, details, texts, shared));
-  if (at) jump(at);
+  // putting the head in again has taken the focus from it
+  if (at) jump(at); else $('run-title').focus({preventScroll: true});
   for (const chart of runCharts) chart();
 }
 
-const backLink = () => el('p', {className: 'back'}, el('a', {href: lastComparison || hashOf({theme: state.theme || ''}) , id: 'back'}, '← All runs'), el('span', {className: 'note'}, ' (Esc)'));
+const backLink = () => el('p', {className: 'back'}, el('a', {href: lastComparison || '#', id: 'back'}, '← All runs'), el('span', {className: 'note'}, ' (Esc)'));
 
 function banner(run) {
   if (run.state === 'done') return null;

@@ -26,4 +26,4 @@ const keyPlace = (name, otherwise) => {
   const place = index.keys.findIndex(key => key.name === name);
   return place >= 0 ? place : otherwise;
 };
-const runHash = (run, at) => hashOf({run: run.id, at: at || '', theme: state.theme || ''});
+const runHash = (run, at) => hashOf({run: run.id, at: at || ''});

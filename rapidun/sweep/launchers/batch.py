@@ -39,6 +39,7 @@ OURS = {
     "export": "cluster.environment",
     "wrap": "nothing: rapidun sets it",
     "wait": "sweep.detach",
+    "comment": "nothing: rapidun sets it",
 }
 PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]*")
 

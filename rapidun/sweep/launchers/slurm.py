@@ -20,6 +20,7 @@ from rapidun.sweep.launchers.commands import (
     slurm,
     submission_environment,
 )
+from rapidun.sweep.launchers.lost import find_lost, new_comment, without_call
 from rapidun.sweep.launchers.partition import SINFO_FORMAT, parse_sinfo, partition_faults
 from rapidun.sweep.launchers.states import Seen, compress_tasks, interpret, parse_jobs, parse_sacct
 from rapidun.sweep.launchers.submission import WORKER, RunJobFile
@@ -120,7 +121,8 @@ class SlurmLauncher:
     def submit_array(self, array: Array, *, dependency: str, taken: Mapping[str, str]) -> dict[str, str]:
         executor = self.executor()
         executor.max_num_timeout = array.jobs[0].resources.max_timeouts
-        executor.update_parameters(**self.parameters(array, dependency=dependency))
+        comment = new_comment(self.folder, [job.id for job in array.jobs])
+        executor.update_parameters(**self.parameters(array, dependency=dependency), comment=comment)
         calls = [RunJobFile(str(job.file.absolute()), self.target) for job in array.jobs]
         try:
             with submission_environment():
@@ -170,6 +172,17 @@ class SlurmLauncher:
         return {handle for handle, state in states.items() if state.phase not in (Phase.waiting, Phase.running)}
 
     # Afterwards
+
+    def find_lost(self, ids: Sequence[str], *, drop_broken: bool) -> dict[str, str]:
+        """Handles of jobs whose submission a killed process could not note.
+
+        Args: drop_broken: cancel those whose submission was cut off half-way; only who drives the sweep may.
+        """
+        found = find_lost(self.folder, ids)
+        broken = without_call(self.folder, found)
+        if drop_broken:
+            self.cancel(broken)
+        return {id: handle for id, handle in found.items() if id not in broken or not drop_broken}
 
     def states(self, handles: Mapping[str, str]) -> dict[str, JobState]:
         """The state of each job, by one call of scontrol for each array; never hangs."""

@@ -1,0 +1,71 @@
+"""Ctrl-C in the process that drives a sweep: one is enough, a second does no harm, none cuts a submission in two."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# after an interrupt so long nothing interrupts again: jobs are cancelled and states written in that time
+SETTLING_SECONDS = 5.0
+
+
+@contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Within, the first Ctrl-C raises KeyboardInterrupt; the next ones wait until it has been dealt with.
+
+    After SETTLING_SECONDS another one raises again, so that nothing can hang for ever.
+    """
+    if not _can_handle():
+        yield
+        return
+    last = float("-inf")
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < SETTLING_SECONDS:
+            return
+        last = now
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within, a Ctrl-C waits until the end: what was submitted is noted before it takes effect.
+
+    Processes started within do not get a terminal's Ctrl-C: sbatch is not cut off, and workers of a pool are ended by
+    the process that drives the sweep.
+    """
+    if not _can_handle():
+        yield
+        return
+    came = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+
+    previous = signal.signal(signal.SIGINT, handle)
+    # started processes inherit the mask; in this one another thread may still take the signal, hence the handler
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        # one that came meanwhile reaches `handle` here
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, previous)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
+def _can_handle() -> bool:
+    """Python takes handlers in the main thread only, and cannot put back one that it did not set."""
+    return threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not None
