@@ -46,6 +46,9 @@ class StageConsole:
             left = (now - self._started) * (total - done) / done
             self.console.print(f"{self._stage:<11} {done}/{total} {note} about {left:.0f} s left", highlight=False)
 
+    def note(self, message: str) -> None:
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
     def warn(self, message: str) -> None:
         self.console.print(f"warning: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 

@@ -104,7 +104,13 @@ def _run(
     ending: bool | BaseException = True
     try:
         tracker = open_tracker(
-            cfg, run_dir, on_progress=on_progress, on_warning=console.warn, restarts=folder.status["restarts"]
+            cfg,
+            run_dir,
+            on_progress=on_progress,
+            on_warning=console.warn,
+            on_note=console.note if in_sweep.show else lambda note: None,
+            restarts=folder.status["restarts"],
+            cell=in_sweep.only is None,
         )
         tracker.observers += in_sweep.observers
         artifacts = Artifacts(cfg, tracker, memo=in_sweep.memo, warm=in_sweep.warm)

@@ -16,6 +16,7 @@ from rapidun.errors import ConfigError
 from rapidun.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from rapidun.heartbeat import Heartbeat
 from rapidun.preemption import Preempted, Pruned
+from rapidun.processes import PeerFailed
 from rapidun.store import Artifact
 
 # settings that say where and how to run, not what is computed
@@ -150,7 +151,7 @@ class RunFolder:
         """Keep the error where a user looks first; a run that was only stopped goes on when it is started again."""
         trace = "".join(traceback.format_exception(error))
         state = "failed"
-        if isinstance(error, Preempted | KeyboardInterrupt):
+        if isinstance(error, Preempted | KeyboardInterrupt) or _peer_stopped(error):
             state = "interrupted"
         elif isinstance(error, Pruned):
             state = "pruned"
@@ -175,6 +176,11 @@ class RunFolder:
         part.unlink(missing_ok=True)
         os.symlink(goal, part)
         os.replace(part, link)
+
+
+def _peer_stopped(error: BaseException) -> bool:
+    """Whether another process of this run was asked to stop, and this one with it."""
+    return isinstance(error, PeerFailed) and error.kind in ("Preempted", "KeyboardInterrupt")
 
 
 def first_line(error: BaseException) -> str:

@@ -57,7 +57,7 @@ class RapidunOptunaSweeperConf:
     n_trials: int = 20
     # trials that run at the same time, asked for together
     batch_size: int = 1
-    # metric of result.json -> minimize | maximize; several make a Pareto set; none = asr_seen and ppl_clean, both smaller
+    # metric of result.json -> minimize | maximize; several make a Pareto set; {} = minimize asr_seen and ppl_clean
     directions: dict[str, str] = field(default_factory=dict)
     # tpe | random | nsgaii | gp | qmc
     sampler: str = "tpe"

@@ -1,6 +1,7 @@
 """`rapidun sweep status|logs|collect|cancel|retry DIR`: look after a sweep from any node, by its files."""
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,10 @@ from rapidun.sweep.config import SweepConfig
 from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.drive import Driver, live_jobs
 from rapidun.sweep.finish import finish
-from rapidun.sweep.folder import CellState, SweepFolder
+from rapidun.sweep.folder import SWEEPS, CellState, SweepFolder
 from rapidun.sweep.launchers.base import JobState, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import make_launcher
+from rapidun.sweep.recovery import known_jobs
 from rapidun.sweep.run import Held, watched_entry
 
 ACTIONS = {
@@ -45,7 +47,25 @@ def main(argv: Sequence[str]) -> int:
         return _logs(folder, args.cells)
     if args.action == "cancel":
         return _cancel(folder)
-    return _go_on(folder)
+    return _go_on(_enter(folder), retry=args.action == "retry")
+
+
+def _enter(folder: SweepFolder) -> SweepFolder:
+    """Go to the directory that the sweep was launched from: relative paths in its settings are meant from there.
+
+    Raises: ConfigError if the sweep's folder is no longer below it.
+    """
+    path = folder.path.resolve()
+    noted = Path(str(folder.plan().get("directory", ".")))
+    # a project folder that was moved, or is mounted elsewhere on this node, has kept its shape
+    for start in (noted, *path.parents[2:3]):
+        if (start / SWEEPS / path.name).is_dir() and (start / SWEEPS / path.name).resolve() == path:
+            os.chdir(start)
+            return SweepFolder(SWEEPS / path.name)
+    raise ConfigError(
+        f"sweep: need {path} to be {SWEEPS / path.name} below the directory it was launched from ({noted}): paths in its "
+        "settings start there. Move it back"
+    )
 
 
 def _launchers(folder: SweepFolder, plan: Mapping[str, Any]) -> Callable[[str], Launcher]:
@@ -71,7 +91,7 @@ def _status(folder: SweepFolder, *, watch: bool) -> int:
     launcher_of = _launchers(folder, plan)
     console = SweepConsole()
     while True:
-        jobs = folder.jobs()
+        jobs = known_jobs(folder, launcher_of)
         live = live_jobs(jobs, launcher_of)
         states = settle(folder, names, jobs, live)
         shared = [name for job in jobs.values() for name in job["folders"] if name.startswith("stages/")]
@@ -108,8 +128,9 @@ def settle(
 
 
 def _logs(folder: SweepFolder, cells: Sequence[str]) -> int:
-    plan, jobs = folder.plan(), folder.jobs()
+    plan = folder.plan()
     launcher_of = _launchers(folder, plan)
+    jobs = known_jobs(folder, launcher_of)
     everything = [name for job in jobs.values() for name in job["folders"]]
     unknown = [cell for cell in cells if not any(name.startswith(cell) for name in everything)]
     if unknown:
@@ -134,8 +155,9 @@ def _logs(folder: SweepFolder, cells: Sequence[str]) -> int:
 
 
 def _cancel(folder: SweepFolder) -> int:
-    plan, jobs = folder.plan(), folder.jobs()
+    plan = folder.plan()
     launcher_of = _launchers(folder, plan)
+    jobs = known_jobs(folder, launcher_of)
     folder.stop("cancelled by rapidun sweep cancel")
     live = live_jobs(jobs, launcher_of)
     by_launcher: dict[str, dict[str, str]] = {}
@@ -147,8 +169,11 @@ def _cancel(folder: SweepFolder) -> int:
     return 0
 
 
-def _go_on(folder: SweepFolder) -> int:
-    """Wait for what is under way, then run what is missing, as the same command would."""
+def _go_on(folder: SweepFolder, *, retry: bool) -> int:
+    """Wait for what is under way, then run what is missing, as the same command would.
+
+    Args: retry: run failed cells again as well.
+    """
     from rapidun.sweep.launch import cells_of
     from rapidun.sweep.run import run_sweep, watch
 
@@ -156,10 +181,12 @@ def _go_on(folder: SweepFolder) -> int:
     cells = cells_of(plan)
     settings: SweepConfig = cells[0].cfg.sweep
     settings.detach = settings.dry_run = False
-    jobs = folder.jobs()
+    settings.retry_failed = retry
     launcher_of = _launchers(folder, plan)
-    live = live_jobs(jobs, launcher_of)
+    jobs = known_jobs(folder, launcher_of)
+    live = {id: state for id, state in live_jobs(jobs, launcher_of).items() if jobs[id]["launcher"] != plan["launcher"]}
     if live:
+        # of an earlier launch with another launcher; run_sweep looks after its own
         with Held(folder):
             for name in dict.fromkeys(jobs[id]["launcher"] for id in live):
                 watched = {

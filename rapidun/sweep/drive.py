@@ -66,7 +66,7 @@ class Driver:
         self._submit(waiting)
 
     def run(self) -> None:
-        """Until every job is over. An interrupt passes through; `cancel` then ends the jobs, or they are left to run."""
+        """Until every job is over. An interrupt passes through: `cancel` then ends the jobs, or they go on."""
         while True:
             self._submit_ready()
             self._look()
@@ -96,10 +96,7 @@ class Driver:
         self.launcher.cancel(handles)
 
     def settle(self) -> None:
-        """After `cancel`: wait a moment for the jobs to end, then write `interrupted` for what was killed amid its work.
-
-        In a process that ran its jobs itself nothing is under way any more.
-        """
+        """After `cancel`: wait a moment for the jobs to end, then write `interrupted` for what was killed."""
         deadline = time.monotonic() + SETTLING_SECONDS
         names = [name for watched in self.watched.values() if not watched.over for name in watched.folders]
         while time.monotonic() < deadline and "running" in self._states_of(names):
@@ -234,7 +231,7 @@ class Driver:
 
 
 def _innocent(name: str, state: str, cause: str, *, alone: bool) -> bool:
-    """Whether a run folder is unfinished through no fault of its own: its job died before its turn, or beside another."""
+    """Whether a run folder is unfinished by no fault of its own: its job died before its turn, or beside another."""
     if cause == POOL_DIED:
         return True
     if cause in ("cancelled", "time limit"):

@@ -72,8 +72,11 @@ def run_rows(rows: Sequence[Sequence[str]], *, launcher_name: str) -> int:
 
 
 def _keep(run: Any) -> int:
+    from rapidun.sweep.interrupts import one_interrupt
+
     try:
-        handover.status = run()
+        with one_interrupt():
+            handover.status = run()
     except (RapidunError, KeyboardInterrupt) as error:
         handover.error = error
         handover.status = 2

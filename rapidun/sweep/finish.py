@@ -31,6 +31,8 @@ def finish(folder: SweepFolder, names: Sequence[str], *, show: bool = True) -> i
         console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
     if len(bad) > 20:
         console.print(f"and {len(bad) - 20} more; rapidun sweep status {folder.path} lists them", highlight=False)
+    if next(folder.path.glob("**/wandb/offline-run-*"), None) is not None:
+        console.print(f"W&B ran offline; to upload: rapidun wandb sync {folder.path}", highlight=False, soft_wrap=True)
     shown = ", ".join(f"{number} {word}" for word, number in counts.most_common())
     console.print(f"sweep: {len(states)} cells: {shown}", highlight=False, soft_wrap=True)
     return 1 if bad else 0

@@ -73,7 +73,7 @@ class SweepFolder:
         return self._read("sweep.json")
 
     def jobs(self) -> dict[str, dict[str, Any]]:
-        """Job id -> {"launcher", "handle", "folders", "artifacts", "needs", "launch"}, of every launch."""
+        """Job id -> {"launcher", "launch", "handle", "folders", "needs", "over", "cancelled"}, of every launch."""
         return self._read("jobs.json")
 
     def note_jobs(self, jobs: Mapping[str, Mapping[str, Any]]) -> None:

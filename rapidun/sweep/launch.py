@@ -1,5 +1,6 @@
 """Turns a plan into job files, and keeps the cells that are done or under way out of it."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -171,6 +172,8 @@ def describe(
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "overrides": list(overrides),
         "launcher": launcher,
+        # relative paths (store_dir, files of a pack) are meant from here
+        "directory": os.getcwd(),
         "git_commit": commit,
         "store_dir": first.store_dir,
         # of the newest launch, for `rapidun sweep`: the settings of every cell, whether it runs now or not

@@ -25,7 +25,7 @@ def leaders(tuning: Tuning, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [done[index] for index in pareto_set([trial.values for trial in done], signs=tuning.signs)]
 
 
-def write(folder: Path, tuning: Tuning, trials: Sequence[FrozenTrial]) -> None:
+def write(folder: Path, space: Space, tuning: Tuning, trials: Sequence[FrozenTrial]) -> None:
     """Write tuning.json (every trial), and with several directions pareto.json and pareto.md."""
     best = leaders(tuning, trials)
     write_json(
@@ -37,23 +37,23 @@ def write(folder: Path, tuning: Tuning, trials: Sequence[FrozenTrial]) -> None:
             "seed": tuning.seed,
             "pruner": tuning.pruner,
             "best": [trial.number for trial in best],
-            "trials": [_as_json(trial, tuning) for trial in trials],
+            "trials": [_as_json(trial, space, tuning) for trial in trials],
         },
     )
     if len(tuning.directions) > 1:
         done = sum(trial.state.name == "COMPLETE" for trial in trials)
-        rows = [_as_json(trial, tuning) for trial in best]
+        rows = [_as_json(trial, space, tuning) for trial in best]
         write_json(folder / "pareto.json", {"directions": tuning.directions, "num_done": done, "pareto": rows})
-        write_text(folder / "pareto.md", _markdown(tuning, best, done))
+        write_text(folder / "pareto.md", _markdown(space, tuning, best, done))
 
 
-def _as_json(trial: FrozenTrial, tuning: Tuning) -> dict[str, Any]:
+def _as_json(trial: FrozenTrial, space: Space, tuning: Tuning) -> dict[str, Any]:
     done = trial.state.name == "COMPLETE"
     return {
         "number": trial.number,
         "state": STATES[trial.state.name],
         "values": dict(zip(tuning.directions, trial.values, strict=True)) if done else None,
-        "params": trial.params,
+        "params": space.values(trial.params),
         # the run folder in the sweep folder
         "cell": trial.user_attrs.get("cell"),
         "error": trial.user_attrs.get("error"),
@@ -62,19 +62,19 @@ def _as_json(trial: FrozenTrial, tuning: Tuning) -> dict[str, Any]:
     }
 
 
-def _markdown(tuning: Tuning, best: Sequence[FrozenTrial], done: int) -> str:
+def _markdown(space: Space, tuning: Tuning, best: Sequence[FrozenTrial], done: int) -> str:
     words = ", ".join(f"{name} ({way})" for name, way in tuning.directions.items())
-    heading = ["trial", *tuning.directions, *(best[0].params if best else []), "cell"]
+    heading = ["trial", *tuning.directions, *space.distributions, "cell"]
     lines = [f"# Pareto set of {done} trials", "", f"No other trial is as good or better on all of: {words}.", ""]
     lines += [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
     for trial in best:
         values = [f"{value:.6g}" for value in trial.values]
-        params = [short(value).replace("|", "\\|") for value in trial.params.values()]
+        params = [str(value).replace("|", "\\|") for value in space.values(trial.params).values()]
         lines.append(f"| {' | '.join([str(trial.number), *values, *params, str(trial.user_attrs.get('cell'))])} |")
     return "\n".join(lines) + "\n"
 
 
-def show(tuning: Tuning, trials: Sequence[FrozenTrial]) -> None:
+def show(space: Space, tuning: Tuning, trials: Sequence[FrozenTrial]) -> None:
     """The best trial, or the Pareto set, as a table."""
     from rich import box
     from rich.console import Console
@@ -90,18 +90,9 @@ def show(tuning: Tuning, trials: Sequence[FrozenTrial]) -> None:
         table.add_column(name, justify="right")
     table.add_column("settings", overflow="fold")
     for trial in best:
-        params = "\n".join(f"{key}={short(value)}" for key, value in trial.params.items())
+        params = "\n".join(f"{key}={value}" for key, value in space.values(trial.params).items())
         table.add_row(str(trial.number), *(f"{value:.4g}" for value in trial.values), params)
     Console().print(table, markup=False)
-
-
-def short(value: Any) -> str:
-    """A number of a few digits, for tables; the journal and the run folder have all of them."""
-    try:
-        number = float(value)
-    except ValueError:
-        return str(value)
-    return f"{number:.4g}"
 
 
 def dry_run(folder: Path, tuning: Tuning, space: Space, trials: Sequence[FrozenTrial]) -> str:

@@ -123,8 +123,8 @@ def prepare(
 
     faults = plan_cells(planner, cells, on_progress=on_progress)
     context = LauncherContext(sweep_dir=folder.path, cluster=first.cluster, max_parallel=first.sweep.max_parallel)
-    launcher = launcher or make_launcher(launcher_name, context)
-    if first.sweep.detach and not launcher.detachable:
+    used = launcher or make_launcher(launcher_name, context)
+    if first.sweep.detach and not used.detachable:
         faults.append(
             f"sweep.detach: need a launcher whose jobs go on by themselves, got hydra/launcher={launcher_name}. "
             "Pass hydra/launcher=rapidun_slurm"
@@ -133,7 +133,7 @@ def prepare(
         raise ConfigError(list(dict.fromkeys(faults)))
 
     def launcher_of(wanted: str) -> Launcher:
-        return launcher if wanted == launcher_name else make_launcher(wanted, context)
+        return used if wanted == launcher_name else make_launcher(wanted, context)
 
     entries = known_jobs(folder, launcher_of, driving=not first.sweep.dry_run)
     live = {id: entries[id] for id in live_jobs(entries, launcher_of)}
@@ -149,7 +149,7 @@ def prepare(
     plan = planner.plan(found.todo, prefix=f"r{number}-" if number > 1 else "")
     _use_live_jobs(plan, live, folder)
     return Sweep(
-        folder=folder, cells=list(cells), launcher=launcher, launcher_name=launcher_name, launch=number, plan=plan,
+        folder=folder, cells=list(cells), launcher=used, launcher_name=launcher_name, launch=number, plan=plan,
         planner=planner, found=found, live=live, notes=[*notes, *found.notes], batch=batch,
     )  # fmt: skip
 
@@ -198,14 +198,15 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
     _reset(folder, [name for one in watched.values() for name in one.folders])
     # among them those whose handle a killed process could not note
     folder.note_jobs(sweep.live)
-    if sweep.launcher.submits_ahead:
-        driver.submit_all()
-    if settings.detach:
-        console.say(f"submitted {len(driver.handles)} jobs; follow them: rapidun sweep status {folder.path}")
-        return 0
+    # watched before anything is submitted: new jobs may have to wait for one of these
     for id, entry in sweep.live.items():
         if entry["launcher"] == sweep.launcher_name:
             driver.watched[id] = watched_entry(id, entry, folder)
+    if sweep.launcher.submits_ahead:
+        driver.submit_all()
+    if settings.detach:
+        console.say(f"submitted {len(sweep.plan.jobs)} jobs; follow them: rapidun sweep status {folder.path}")
+        return 0
     return watch(driver, sweep.cells, settings=settings, console=console, summary=batch is None)
 
 
@@ -240,7 +241,9 @@ def watched_entry(id: str, entry: dict[str, Any], folder: SweepFolder) -> Watche
     file = (folder.path / "jobs" / f"{id}.json").resolve()
     wanted = read_json(file)["units"][0]["config"]["resources"]
     job = Job(id=id, file=file, needs=tuple(entry["needs"]), resources=ResourcesConfig(**wanted))
-    return Watched(job, list(entry["folders"]), handle=entry["handle"])
+    return Watched(
+        job, list(entry["folders"]), handle=entry["handle"], cancelled=entry.get("cancelled", False)
+    )  # fmt: skip
 
 
 def _interrupted(driver: Driver, settings: SweepConfig, console: SweepConsole) -> int:
@@ -252,6 +255,7 @@ def _interrupted(driver: Driver, settings: SweepConfig, console: SweepConsole) -
         )
         return 130
     driver.cancel()
+    driver.settle()
     console.say(f"\ninterrupted: jobs cancelled, what is done stays in {driver.sweep.path}. The same command goes on")
     return 130
 
@@ -324,7 +328,13 @@ class Held:
     """One process at a time drives a sweep."""
 
     def __init__(self, folder: SweepFolder) -> None:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"sweep.name: need a folder that can be written, got {folder.path} ({error.strerror}). "
+                "Pass sweep.name=..."
+            ) from None
         self.folder = folder
         self.lease = Lease(folder.path / "driver.lease")
 

@@ -10,7 +10,9 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rapidun import keys
@@ -93,13 +95,8 @@ def read_settings(settings: Mapping[str, Any]) -> Tuning:
             f"hydra.sweeper.prune_metric: {found.prune_metric} is looked at by a pruner alone. Pass "
             "hydra.sweeper.pruner=median"
         )
-    if found.sampler in NEED_SCIPY:
-        try:
-            import scipy  # noqa: F401
-        except ImportError:
-            faults.append(
-                f"hydra.sweeper.sampler: {found.sampler} needs the package scipy, found none. pip install scipy"
-            )
+    if found.sampler in NEED_SCIPY and find_spec("scipy") is None:
+        faults.append(f"hydra.sweeper.sampler: {found.sampler} needs the package scipy, found none. pip install scipy")
     if faults:
         raise ConfigError(faults)
     return found
@@ -180,14 +177,8 @@ class Search:
     def _fill(self, trial: Trial) -> Trial:
         """Give the trial a value for every axis; those that it has already stay."""
         self.study.sampler = self._sampler(trial.number)
-        kinds = self._optuna.distributions
-        for key, wanted in self.space.distributions.items():
-            if isinstance(wanted, kinds.CategoricalDistribution):
-                trial.suggest_categorical(key, wanted.choices)
-            elif isinstance(wanted, kinds.IntDistribution):
-                trial.suggest_int(key, wanted.low, wanted.high, step=wanted.step, log=wanted.log)
-            else:
-                trial.suggest_float(key, wanted.low, wanted.high, step=wanted.step, log=wanted.log)
+        for key in self.space.distributions:
+            self.space.suggest(trial, key)
         return trial
 
     def try_again(self) -> list[int]:
@@ -197,8 +188,15 @@ class Search:
             self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
         return [trial.number for trial in failed]
 
-    def tell(self, trial: Trial, state: str, *, values: Sequence[float] | None = None, **notes: Any) -> None:
-        """End a trial. Args: notes: user attributes, e.g. error=..."""
+    def tell(
+        self,
+        trial: Trial,
+        state: str,
+        *,
+        values: Sequence[float] | None = None,
+        notes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """End a trial. Args: notes: what the journal keeps beside the values."""
         for name, value in notes.items():
             trial.set_user_attr(name, value)
         self.study.tell(trial, values, state=self._optuna.trial.TrialState[state])

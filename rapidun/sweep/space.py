@@ -12,6 +12,7 @@ from rapidun.sweep.pruning import import_optuna
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+    from optuna.trial import Trial
 
 
 class Space:
@@ -36,21 +37,33 @@ class Space:
         optuna = import_optuna()
         self.distributions: dict[str, BaseDistribution] = {axis.key: _distribution(axis, optuna) for axis in axes}
 
+    def suggest(self, trial: Trial, key: str) -> None:
+        """Let the sampler give the trial a value for a key; one that it has already stays."""
+        wanted: Any = self.distributions[key]
+        axis = next(axis for axis in self.axes if axis.key == key)
+        if axis.kind is Kind.choice:
+            trial.suggest_categorical(key, wanted.choices)
+        elif _is_whole(axis):
+            trial.suggest_int(key, wanted.low, wanted.high, step=wanted.step, log=wanted.log)
+        else:
+            trial.suggest_float(key, wanted.low, wanted.high, step=wanted.step, log=wanted.log)
+
+    def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """What runs: numbers between bounds with six digits, all others exactly as they were given."""
+        return {axis.key: _value(axis, params[axis.key]) for axis in self.axes if axis.key in params}
+
     def row(self, params: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
         """One trial's overrides, and its values as people write them."""
         overrides, labels = [], {}
         for axis in self.axes:
             value = params[axis.key]
             if axis.kind is Kind.interval:
-                overrides.append(f"{axis.prefix}{value!r}")
-                labels[axis.key] = repr(value)
-                continue
-            if axis.kind is Kind.range:
-                index = min(range(len(axis.values)), key=lambda i: abs(axis.values[i] - value))
+                labels[axis.key] = repr(_value(axis, value))
+                overrides.append(f"{axis.prefix}{labels[axis.key]}")
             else:
-                index = axis.texts.index(value)
-            overrides.append(axis.override(index))
-            labels[axis.key] = axis.label(index)
+                index = _index(axis, value)
+                labels[axis.key] = axis.label(index)
+                overrides.append(axis.override(index))
         return overrides, labels
 
     def probes(self) -> list[dict[str, Any]]:
@@ -59,6 +72,23 @@ class Space:
 
     def describe(self) -> dict[str, str]:
         return {axis.key: _describe(axis) for axis in self.axes}
+
+
+def _index(axis: Axis, value: Any) -> int:
+    """Where a trial's value stands among the axis's values."""
+    if axis.kind is Kind.choice:
+        return axis.texts.index(value)
+    return min(range(len(axis.values)), key=lambda index: abs(axis.values[index] - value))
+
+
+def _value(axis: Axis, value: Any) -> Any:
+    if axis.kind is Kind.choice:
+        return axis.label(_index(axis, value))
+    if axis.kind is Kind.range:
+        return axis.values[_index(axis, value)]
+    low, high = axis.bounds
+    # more digits change nothing but the length of every table
+    return value if _is_whole(axis) else min(max(float(f"{value:.6g}"), low), high)
 
 
 def _axis_fault(axis: Axis) -> str:
@@ -88,14 +118,14 @@ def _distribution(axis: Axis, optuna: Any) -> BaseDistribution:
         return made.FloatDistribution(low, high, log=log)
     low, high = min(axis.values), max(axis.values)
     step = abs(axis.bounds[2])
-    if all(isinstance(value, int) for value in axis.values):
+    if _is_whole(axis):
         return made.IntDistribution(low, high, step=int(step))
     # the last value lies a whole number of steps above the first, up to rounding
     return made.FloatDistribution(low, low + round((high - low) / step) * step, step=step)
 
 
 def _is_whole(axis: Axis) -> bool:
-    return all(isinstance(bound, int) for bound in axis.bounds)
+    return all(isinstance(number, int) for number in (axis.bounds if axis.kind is Kind.interval else axis.values))
 
 
 def _at(axis: Axis, share: float) -> Any:
@@ -105,9 +135,11 @@ def _at(axis: Axis, share: float) -> Any:
     if axis.kind is Kind.range:
         return sorted(axis.values)[round(share * (len(axis.values) - 1))]
     low, high = axis.bounds
-    value = math.exp(math.log(low) * (1 - share) + math.log(high) * share) if "log" in axis.tags and 0 < share < 1 else (
-        low * (1 - share) + high * share
-    )  # fmt: skip
+    if "log" in axis.tags:
+        # exp(log(x)) is not quite x
+        value = min(max(low ** (1 - share) * high**share, low), high)
+    else:
+        value = low * (1 - share) + high * share
     return round(value) if _is_whole(axis) else float(value)
 
 

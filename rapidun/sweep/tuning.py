@@ -6,7 +6,6 @@ Ask for a batch, run its cells as any sweep does, tell what came of them. The jo
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.composition import Cell, SearchSpace, cell_hash, compose_rows, search_space, sweep_name
 from rapidun.errors import ConfigError
-from rapidun.files import read_json, read_jsonl
 from rapidun.sweep import leaders
 from rapidun.sweep.config import SweepConfig
 from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.finish import finish
 from rapidun.sweep.folder import SWEEPS, SweepFolder
-from rapidun.sweep.pruning import JOURNAL, PRUNED_STAGE
+from rapidun.sweep.outcomes import logged_names, read_outcome
+from rapidun.sweep.pruning import JOURNAL
 from rapidun.sweep.run import Batch, Held, Sweep, launch, prepare
 from rapidun.sweep.search import Search, Tuning, read_settings
 from rapidun.sweep.space import Space
@@ -111,6 +110,8 @@ class _Loop:
     failed: dict[str, int] = field(default_factory=dict)
     num_failed: int = 0
     said: set[str] = field(default_factory=set)
+    # that the pruner has nothing to look at
+    warned: bool = False
     launcher: Any = None
 
     @property
@@ -135,24 +136,27 @@ class _Loop:
         status = 0
         while status == 0 and not self._over_limit() and (trials := self.search.next_batch()):
             status = self._run_batch(trials)
-            leaders.write(self.folder.path, self.tuning, self.search.trials())
+            leaders.write(self.folder.path, self.search.space, self.tuning, self.search.trials())
         return self._end(status)
 
     def _recall(self) -> None:
         """The cells of trials that earlier launches told or left."""
-        for trial in self.search.trials():
-            if (
-                trial.user_attrs.get("cell") is not None
-                and trial.params.keys() == self.search.space.distributions.keys()
-            ):
-                self._compose(trial.number, trial.params)
+        whole = self.search.space.distributions.keys()
+        known = [trial for trial in self.search.trials() if "cell" in trial.user_attrs and trial.params.keys() == whole]
+        rows = [self.search.space.row(trial.params) for trial in known]
+        cells = compose_rows([[*self.fixed, *row] for row, _ in rows], extra_dir=self.extra_dir)
+        for trial, (_, labels), cell in zip(known, rows, cells, strict=True):
+            self._keep(trial.number, replace(cell, axes=labels))
 
-    def _compose(self, number: int, params: dict[str, Any]) -> Cell:
-        """Raises: ConfigError if these values make no valid configuration."""
-        row, labels = self.search.space.row(params)
+    def _compose(self, trial: Trial) -> Cell:
+        """Raises: ConfigError if the trial's values make no valid configuration."""
+        row, labels = self.search.space.row(trial.params)
         [cell] = compose_rows([[*self.fixed, *row]], extra_dir=self.extra_dir)
-        # trials with the same settings share a cell
-        self.cell_of[number] = self.cells.setdefault(cell.hash, replace(cell, axes=labels))
+        return self._keep(trial.number, replace(cell, axes=labels))
+
+    def _keep(self, number: int, cell: Cell) -> Cell:
+        """Trials with the same settings share a cell."""
+        self.cell_of[number] = self.cells.setdefault(cell.hash, cell)
         return self.cell_of[number]
 
     def _over_limit(self) -> bool:
@@ -164,7 +168,7 @@ class _Loop:
         asked: list[Trial] = []
         for trial in trials:
             try:
-                cell = self._compose(trial.number, trial.params)
+                cell = self._compose(trial)
             except ConfigError as error:
                 self._tell_failed(trial, f"not a valid configuration: {error.faults[0]}", final=True)
                 continue
@@ -239,90 +243,57 @@ class _Loop:
 
     def _tell(self, trial: Trial, *, was: str) -> bool:
         """Tell the study what became of a trial; return whether it is over."""
-        cell = self.cell_of[trial.number]
-        state = self.folder.states([cell.hash])[cell.hash]
-        if state.state == "failed":
-            self.failed.setdefault(cell.hash, trial.number)
-            self._tell_failed(trial, state.error)
-        elif state.state == "pruned":
-            self.search.tell(trial, "PRUNED", note=state.error)
-            self._say(trial, f"pruned at {state.error}")
-        elif state.state == "done":
-            values = self._values(cell)
-            wrong = [name for name, value in values.items() if value is None or not math.isfinite(value)]
-            if wrong:
-                # the cell is done: run again, it would say the same
-                shown = ", ".join(f"{name}={values[name]}" for name in wrong)
-                self._tell_failed(trial, f"need finite numbers in result.json, got {shown}", final=True)
-            else:
-                self._warn_unpruned(cell)
-                self.search.tell(
-                    trial, "COMPLETE", values=[float(value) for value in values.values() if value is not None]
-                )
-                text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-                self._say(trial, text + (" (was done before)" if was == "done" else ""))
-        else:
+        folder = self.folder.folder(self.cell_of[trial.number].hash)
+        outcome = read_outcome(folder, self.tuning.directions)
+        if outcome.state is None:
             return False
+        if outcome.state == "FAIL":
+            if not outcome.final:
+                self.failed.setdefault(folder.name, trial.number)
+            self._tell_failed(trial, outcome.note, final=outcome.final)
+        elif outcome.state == "PRUNED":
+            self.search.tell(trial, "PRUNED", notes={"pruned": outcome.note})
+            self._say(trial, f"pruned at {outcome.note}")
+        elif outcome.values is not None:
+            self._warn_unpruned(folder)
+            self.search.tell(trial, "COMPLETE", values=outcome.values)
+            shown = [f"{name} {value:.4g}" for name, value in zip(self.tuning.directions, outcome.values, strict=True)]
+            self._say(trial, ", ".join(shown) + (" (was done before)" if was == "done" else ""))
         return True
 
     def _tell_failed(self, trial: Trial, error: str, *, final: bool = False) -> None:
         self.num_failed += 1
-        self.search.tell(trial, "FAIL", error=error, **({"final": True} if final else {}))
+        self.search.tell(trial, "FAIL", notes={"error": error, "final": final})
         self._say(trial, f"failed: {error}", style="red")
 
-    def _values(self, cell: Cell) -> dict[str, float | None]:
-        """The metrics that are searched for, from the cell's result.json.
-
-        Raises: ConfigError if there is no such metric, naming those that there are.
-        """
-        result = read_json(self.folder.folder(cell.hash) / "result.json")
-        known = [name for name, value in result.items() if value is None or _is_number(value)]
-        missing = [name for name in self.tuning.directions if name not in known]
-        if missing:
-            shown = [name for name in known if not name.startswith(("before.", "seconds.", "peak_memory_gb."))]
-            raise ConfigError(
-                f"hydra.sweeper.directions: need metrics of result.json, got {', '.join(missing)}; there are "
-                f"{', '.join(shown)} (and before.*, seconds.*, peak_memory_gb.*). Pass "
-                "'hydra.sweeper.directions={METRIC: minimize}'"
-            )
-        return {name: result[name] for name in self.tuning.directions}
-
-    def _warn_unpruned(self, cell: Cell) -> None:
+    def _warn_unpruned(self, folder: Path) -> None:
         """Say once that the pruner has nothing to look at."""
-        path = self.folder.folder(cell.hash) / "metrics.jsonl"
         metric = self.tuning.prune_metric
-        if metric is None or "prune_metric" in self.said or not path.is_file():
-            return
-        logged = {
-            name for line in read_jsonl(path) if line["stage"] == PRUNED_STAGE for name in line
-        } - {"time", "stage", "step"}  # fmt: skip
+        logged = logged_names(folder) if metric is not None and not self.warned else set()
         if logged and metric not in logged:
-            self.said.add("prune_metric")
+            self.warned = True
             self.console.say(
-                f"hydra.sweeper.prune_metric: {PRUNED_STAGE} does not log {metric}, so nothing is pruned; it logs "
+                f"hydra.sweeper.prune_metric: unlearning does not log {metric}, so nothing is pruned; it logs "
                 f"{', '.join(sorted(logged))}",
                 style="yellow",
             )
 
     def _say(self, trial: Trial, text: str, *, style: str | None = None) -> None:
-        cell = self.cell_of.get(trial.number)
-        values = self.search.space.row(trial.params)[1] if cell is None else cell.axes
-        shown = " ".join(f"{key}={leaders.short(value)}" for key, value in values.items())
-        self.console.say(
-            f"trial {trial.number} ({len(self.search.finished())} of {self.tuning.n_trials}): {text}   {shown}",
-            style=style,
-        )
+        values = self.search.space.values(trial.params)
+        shown = " ".join(f"{key}={value}" for key, value in values.items())
+        ended = len(self.search.finished())
+        self.console.say(f"trial {trial.number} ({ended} of {self.tuning.n_trials}): {text}   {shown}", style=style)
 
     def _end(self, status: int) -> int:
         """The usual summary of all cells, then the best trial or the Pareto set."""
         trials = self.search.trials()
-        leaders.write(self.folder.path, self.tuning, trials)
+        leaders.write(self.folder.path, self.search.space, self.tuning, trials)
         failed = self.search.in_state("FAIL")
         if status == 130:
             return status
         if self.cells and any(self.folder.folder(name).is_dir() for name in self.cells):
             status = max(status, finish(self.folder, list(self.cells)))
-        leaders.show(self.tuning, trials)
+        leaders.show(self.search.space, self.tuning, trials)
         if self._over_limit():
             self.console.say(f"ended early: {self.num_failed} failed, as many as sweep.max_failures or fail_fast allow")
         counts = Counter(trial.state.name for trial in self.search.in_state("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
@@ -330,7 +301,3 @@ class _Loop:
         shown = ", ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])
         self.console.say(f"search: {self.tuning.n_trials} trials: {shown or 'none'}")
         return 1 if failed or status or counts["RUNNING"] else 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

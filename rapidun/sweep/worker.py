@@ -34,6 +34,8 @@ def run_job(file: str) -> None:
     """Run every unit of a job file that is not done yet.
 
     Raises: JobFailed at the end if any failed; Preempted if asked to stop, after the running cell has saved itself.
+        Where several processes run the job and one broke their connection, RuntimeError before the next unit: the
+        driver starts what is left in a new job.
     """
     global _had_a_job
     began = time.time() if _had_a_job else _process_start()
@@ -58,8 +60,12 @@ def run_job(file: str) -> None:
         if skip:
             print(f"{unit['folder']}: not run: {skip}", flush=True)
             continue
-        if not _run_unit(unit, job, sweep, missing, start_seconds=time.time() - began):
+        fault = _run_unit(unit, job, sweep, missing, start_seconds=time.time() - began)
+        if fault is not None:
             failed += 1
+            if unit["only"] and missing is None:
+                # what follows in this job is made from it
+                missing = f"needs {unit['only']}, which is not there (failed: {fault})"
         began = time.time()
     if failed:
         raise JobFailed(f"{failed} of {len(job['units'])} failed; see {sweep.path}")
@@ -67,8 +73,11 @@ def run_job(file: str) -> None:
 
 def _run_unit(
     unit: dict[str, Any], job: dict[str, Any], sweep: SweepFolder, missing: str | None, *, start_seconds: float
-) -> bool:
-    """Run one cell or make one artifact; return whether it went well."""
+) -> str | None:
+    """Run one cell or make one artifact; return why it failed, or None.
+
+    Raises: Preempted if this process, or another that runs the same cell, was asked to stop.
+    """
     from rapidun.pipeline import InSweep, run_pipeline
 
     folder = sweep.folder(unit["folder"])
@@ -88,12 +97,18 @@ def _run_unit(
             observers=_observers(unit, folder),
             show=False,
         )
-        run_pipeline(cfg, overrides=unit["command"], config_yaml=config_yaml(cfg), in_sweep=in_sweep)
-        return True
+        with processes.failing_together():
+            run_pipeline(cfg, overrides=unit["command"], config_yaml=config_yaml(cfg), in_sweep=in_sweep)
+        return None
     except preemption.Pruned as pruned:
         print(f"{unit['folder']}: pruned at {pruned}", flush=True)
-        return True
+        return None
     except Exception as error:
+        if isinstance(error, processes.PeerFailed):
+            if error.kind == "Preempted":
+                raise preemption.Preempted(str(error)) from error
+            if error.kind == "Pruned":
+                return None
         if not isinstance(error, UpstreamFailed | RapidunError):
             traceback.print_exc()
         print(f"{unit['folder']}: failed: {first_line(error)}", file=sys.stderr, flush=True)
@@ -103,7 +118,7 @@ def _run_unit(
                 sweep.mark(unit["folder"], first_line(error))
             if job["max_failures"] and sweep.count_failure(unit["folder"]) >= job["max_failures"]:
                 sweep.stop(f"{job['max_failures']} failed, as many as sweep.max_failures or fail_fast allow")
-        return False
+        return first_line(error)
 
 
 class UpstreamFailed(RuntimeError):
@@ -116,7 +131,13 @@ def _missing(job: dict[str, Any], sweep: SweepFolder) -> str | None:
         if (Path(need["path"]) / "manifest.json").is_file():
             continue
         state = read_state(sweep.folder(need["folder"]))
-        why = f"{state.state}: {state.error}" if state.error else f"its job ended {state.state}"
+        if state.error:
+            why = f"{state.state}: {state.error}"
+        elif state.state in ("running", "lost"):
+            # killed: it could not say so
+            why = f"its job ended amid {state.stage or 'its start'}"
+        else:
+            why = "its job ended without making it"
         return f"needs {need['artifact']}, which is not there ({why})"
     return None
 

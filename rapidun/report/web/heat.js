@@ -1,6 +1,7 @@
 // A metric over two swept settings: each field is the mean of all shown rows with those two values.
 function heatChoice() {
-  const x = keyPlace(state.hx, 0), y = keyPlace(state.hy, Math.min(1, index.keys.length - 1));
+  const x = keyPlace(state.hx, 0), other = x === 1 ? 0 : Math.min(1, index.keys.length - 1);
+  const y = keyPlace(state.hy, other);
   return {x, y, metric: metricPlace(state.hm, index.criteria[0] ?? 0)};
 }
 

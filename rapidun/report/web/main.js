@@ -59,9 +59,11 @@ $('theme').addEventListener('change', event => { theme = event.target.value; cho
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
 addEventListener('hashchange', show);
 document.addEventListener('keydown', event => {
-  if (event.key !== 'Escape' || !state.run || event.target.matches('select')) return;
+  if (!state.run || event.target.matches('select, input')) return;
+  const back = event.altKey && event.key === 'ArrowLeft';
+  if (event.key !== 'Escape' && !back) return;
   event.preventDefault();
-  $('back').click();
+  if (back) history.back(); else $('back').click();
 });
 // contents and other links within the page keep the reader's choices
 document.addEventListener('click', event => {

@@ -1,4 +1,4 @@
-"""Jobs that a killed process submitted and could not note: SLURM keeps a token with each, a file says what it stands for.
+"""Jobs that a killed process submitted and could not note: SLURM keeps a token with each, a file explains it.
 
 Between `sbatch` and the line in jobs.json lies a moment, on a busy cluster seconds. Whoever drives the sweep next
 finds those jobs again instead of submitting them twice.

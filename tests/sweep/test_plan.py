@@ -1,0 +1,147 @@
+"""The plan of a sweep: shared artifacts once, before the cells that need them; nothing that is there already."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rapidun.composition import Cell, compose_cells
+from rapidun.errors import ConfigError
+from rapidun.store import Store
+from rapidun.sweep.plan import Plan, Planner, plan_cells
+
+FAST = ["debug=fast"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def planned(store: Store, *overrides: str) -> tuple[list[Cell], Plan]:
+    cells = compose_cells([*FAST, f"store_dir={store.root}", *overrides])
+    planner = Planner(store)
+    assert plan_cells(planner, cells) == []
+    return cells, planner.plan(cells)
+
+
+def pretend(store: Store, plan: Plan, *kinds: str) -> None:
+    """Publish artifacts of these kinds without running their stages."""
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        (out / "x").write_text("x")
+        return {}
+
+    for node in plan.nodes.values():
+        if node.recipe.kind in kinds:
+            store.make(node.recipe.kind, node.recipe.inputs, build)
+
+
+def test_what_cells_share_is_made_once_before_them(store: Store) -> None:
+    """2 tau x 2 objectives x 2 seeds: one poison, then influence and the evaluation before, then eight cells."""
+    cells, plan = planned(store, "mapping.tau_f=0.3,0.7", "unlearning=rapidun,ga", "seed=0,1")
+    by_id = {job.id.rpartition("-")[0]: job for job in plan.jobs}
+    assert [job.stage for job in plan.jobs if job.stage] == ["poison", "influence", "evaluation"]
+    assert [job.wave for job in plan.jobs] == [1, 2, 2] + [3] * 8
+    assert by_id["influence"].needs == [by_id["poison"].id]
+    assert by_id["evaluation"].needs == [by_id["poison"].id]
+    for job in plan.jobs:
+        if job.cells:
+            # poison is an ancestor of both, so it is not named again
+            assert sorted(job.needs) == sorted([by_id["influence"].id, by_id["evaluation"].id])
+    # both objectives and both seeds read the mapping of their tau: it is made behind the influence
+    kinds = [node.recipe.kind for node in by_id["influence"].nodes]
+    assert kinds == ["influence", "mapping", "mapping"]
+    assert [cell.hash for job in plan.jobs for cell in job.cells] == [cell.hash for cell in cells]
+
+
+def test_every_artifact_of_a_cell_is_in_exactly_one_job(store: Store) -> None:
+    cells, plan = planned(store, "mapping=rapidun,uniform", "mapping.tau_f=0.3,0.7", "unlearning=rapidun,retrain")
+    made: list[str] = [node.recipe.id for job in plan.jobs for node in job.nodes]
+    assert len(made) == len(set(made))
+    for node in plan.nodes.values():
+        heavy = node.recipe.kind not in ("data", "mapping", "model")
+        if heavy and len(node.users) > 1:
+            assert node.recipe.id in made
+        elif heavy and node.found is None:
+            assert node.recipe.id not in made  # its only cell makes it
+
+
+def test_a_setting_that_does_not_matter_repeats_nothing(store: Store) -> None:
+    """uniform ignores tau: both cells link the same unlearning and the same evaluations."""
+    cells, plan = planned(store, "mapping=uniform", "mapping.tau_f=0.3,0.7")
+    first, second = (plan.artifacts[cell.hash] for cell in cells)
+    assert first == second
+    assert [job.stage for job in plan.jobs] == [
+        "poison", "influence", "unlearning", "evaluation", "evaluation", None, None,
+    ]  # fmt: skip
+    assert [job.wave for job in plan.jobs] == [1, 2, 2, 2, 3, 4, 4]
+
+
+def test_what_is_there_is_not_planned(store: Store) -> None:
+    _, plan = planned(store, "seed=0,1")
+    pretend(store, plan, "poison", "model", "influence")
+    cells, again = planned(store, "seed=0,1")
+    assert [job.stage for job in again.jobs] == ["evaluation", None, None]
+    assert again.jobs[0].wave == 1
+    # the shared mapping can be made at once: its influence is there
+    assert [node.recipe.kind for node in again.at_once] == ["mapping"]
+    assert again.counts()["influence"] == (1, 1)
+    pretend(store, again, "mapping", "unlearning", "evaluation")
+    _, nothing = planned(store, "seed=0,1")
+    assert [(job.stage, job.wave, job.needs) for job in nothing.jobs] == [(None, 1, [])] * 2
+
+
+def test_one_cell_alone_shares_nothing(store: Store) -> None:
+    _, plan = planned(store, "seed=0")
+    assert [job.stage for job in plan.jobs] == [None]
+
+
+def test_cells_of_different_packs_wait_for_their_own_model_only(store: Store) -> None:
+    _, plan = planned(store, "data.seed=1,2", "seed=0,1")
+    poisons = [job.id for job in plan.jobs if job.stage == "poison"]
+    assert len(poisons) == 2
+    by_id = {job.id: job for job in plan.jobs}
+
+    def climb(id: str) -> set[str]:
+        return {id}.union(*(climb(need) for need in by_id[id].needs))
+
+    for job in plan.jobs:
+        if job.cells:
+            assert len(climb(job.id) & set(poisons)) == 1
+
+
+def test_cells_per_job_groups_what_waits_for_the_same(store: Store) -> None:
+    _, plan = planned(store, "mapping.tau_f=0.3,0.7,1.5", "seed=0,1", "resources.cells_per_job=4")
+    assert [len(job.cells) for job in plan.jobs if job.cells] == [4, 2]
+
+
+def test_a_missing_earlier_stage_is_one_fault_before_anything_runs(store: Store) -> None:
+    cells = compose_cells([*FAST, f"store_dir={store.root}", "stages=[unlearning]", "seed=0,1"])
+    faults = plan_cells(Planner(store), cells)
+    assert len(faults) == 1
+    assert "need the result of poison" in faults[0] and "store_dir" in faults[0]
+
+
+def test_faults_of_several_cells_arrive_together(store: Store) -> None:
+    cells = compose_cells([*FAST, f"store_dir={store.root}", "model.path=/nowhere/a,/nowhere/b"])
+    faults = plan_cells(Planner(store), cells)
+    assert len(faults) == 2 and all("/nowhere/" in fault for fault in faults)
+
+
+def test_the_launch_prefix_keeps_jobs_apart(store: Store) -> None:
+    cells = compose_cells([*FAST, f"store_dir={store.root}", "seed=0,1"])
+    planner = Planner(store)
+    plan_cells(planner, cells)
+    assert all(job.id.startswith("r2-") for job in planner.plan(cells, prefix="r2-").jobs)
+
+
+def test_launchers_are_known_by_name_only() -> None:
+    from rapidun.sweep.config import ClusterConfig
+    from rapidun.sweep.launchers.base import LauncherContext
+    from rapidun.sweep.launchers.registry import LAUNCHERS, make_launcher
+
+    context = LauncherContext(sweep_dir=Path("x"), cluster=ClusterConfig())
+    with pytest.raises(ConfigError, match="need one of basic, joblib, rapidun_local, rapidun_slurm, got pbs"):
+        make_launcher("pbs", context)
+    assert type(make_launcher("basic", context)).__name__ == LAUNCHERS["basic"][1]
