@@ -15,7 +15,7 @@ ARGS ?=
 TEST_ENV := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
-.PHONY: help install run test check test-all test-slow test-real format clean
+.PHONY: help install run test check test-slow test-slurm test-browser test-real format clean
 
 help:
 	@grep -hE '^# make|^[a-z-]+:.*##' Makefile | sed -E 's/^# //; s/^([a-z-]+):.*## /make \1	/'
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rapidun needs Python 3.11 or later: make PYTHON=python3.11 ...")'
 	@echo "Setting up $(VENV) (once; log in $(VENV)/install.log)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off -c constraints.txt -e '.[gguf,dev]' 2>&1 \
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off -c constraints.txt -e '.[gguf,optuna,tensorboard,trackio,dashboard,dev]' 2>&1 \
 		| tee $(VENV)/install.log \
 		| awk '/^ *(Collecting|Downloading|Building|Installing)/ { n++; printf "\r\033[K  %3d  %.70s", n, $$0; fflush() } END { printf "\r\033[K" }' \
 		|| { tail -n 20 $(VENV)/install.log; exit 1; }
@@ -45,6 +45,12 @@ check: $(STAMP) ## the same without the tests
 
 test-slow: $(STAMP) ## only the tests that take longer
 	@$(PYTEST) -m slow $(ARGS)
+
+test-slurm: $(STAMP) ## sweeps on a SLURM that the tests start here (root; .ci/slurm-packages installs it)
+	@$(PYTEST) -m slurm tests/slurm $(ARGS)
+
+test-browser: $(STAMP) ## the report in a headless Chromium (Debian's chromium)
+	@$(PYTEST) -m browser tests/browser $(ARGS)
 
 test-real: $(STAMP) ## only the tests on the real model and the real pack (RAPIDUN_SHARED, RAPIDUN_SMOLLM2)
 	@$(PYTEST) -m real $(ARGS)
