@@ -145,12 +145,9 @@ def _nothing(cfg: Any) -> None:
 
 
 def _report(argv: list[str]) -> int:
-    if not argv or any(flag in argv for flag in ("-h", "--help")):
-        print("usage: rapidun report DIR...\nWrite report.html into run folders and the summary into sweep folders.")
-        return 0 if argv else 2
-    from rapidun.report.command import report
+    from rapidun.report.command import main as report
 
-    return report([Path(path) for path in argv])
+    return report(argv)
 
 
 def _doctor(argv: list[str]) -> int:
@@ -186,6 +183,24 @@ def _sweep_command(argv: list[str]) -> int:
     return sweep(argv)
 
 
+def _dashboard(argv: list[str]) -> int:
+    from rapidun.dashboard.command import main as dashboard
+
+    return dashboard(argv)
+
+
+def _wandb(argv: list[str]) -> int:
+    from rapidun.tracking.wandb_sync import main as wandb
+
+    return wandb(argv)
+
+
+def _completion(argv: list[str]) -> int:
+    from rapidun.completion import main as completion
+
+    return completion(argv)
+
+
 SUBCOMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "doctor": _doctor,
@@ -193,4 +208,7 @@ SUBCOMMANDS: dict[str, Callable[[list[str]], int]] = {
     "model": _model,
     "store": _store,
     "sweep": _sweep_command,
+    "dashboard": _dashboard,
+    "wandb": _wandb,
+    "completion": _completion,
 }

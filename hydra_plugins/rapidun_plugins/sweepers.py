@@ -1,6 +1,6 @@
 """hydra/sweeper=rapidun and rapidun_optuna: hand the command line over to rapidun.sweep."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -57,8 +57,9 @@ class RapidunOptunaSweeperConf:
     n_trials: int = 20
     # trials that run at the same time, asked for together
     batch_size: int = 1
-    # metric of result.json -> minimize | maximize; several make a Pareto set; {} = minimize asr_seen and ppl_clean
-    directions: dict[str, str] = field(default_factory=dict)
+    # {METRIC of result.json: minimize | maximize, ...}; several make a Pareto set; null = minimize asr_seen and ppl_clean.
+    # Not a dict[str, str]: Hydra would add to such a default instead of replacing it
+    directions: Any = None
     # tpe | random | nsgaii | gp | qmc
     sampler: str = "tpe"
     seed: int = 0

@@ -80,6 +80,7 @@ def page(summary: Summary, data: PageData, *, title: str) -> str:
             sentences=method_sentences(summary.comparisons),
             comparisons_note=COMPARISONS,
             index_keys=data.index["keys"],
+            index_metrics=data.index["metrics"],
             index_curves=data.index["curves"],
             hashes=[content_hash(script), content_hash(library)],
             style=(WEB / "compare.css").read_text(encoding="utf-8"),

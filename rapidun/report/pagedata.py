@@ -76,7 +76,9 @@ def page_index(summary: Summary, *, base: Path) -> dict[str, Any]:
     """Runs, groups, metrics and swept keys: what tables and plots need."""
     cells = summary.cells
     names = _metric_names(cells)
-    keys = swept_keys(cells)
+    # first the keys that tell finished runs apart: plots begin with them
+    finished = [cell for cell in cells if cell.state == "done"]
+    keys = list(dict.fromkeys([*swept_keys(finished), *swept_keys(cells)]))
     groups, members = _groups(summary)
     values = [_values(cell, keys) for cell in cells]
     ids = _ids(cells)

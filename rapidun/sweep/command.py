@@ -63,8 +63,8 @@ def _enter(folder: SweepFolder) -> SweepFolder:
             os.chdir(start)
             return SweepFolder(SWEEPS / path.name)
     raise ConfigError(
-        f"sweep: need {path} to be {SWEEPS / path.name} below the directory it was launched from ({noted}): paths in its "
-        "settings start there. Move it back"
+        f"sweep: need {path} at {SWEEPS / path.name} below the directory that it was launched from ({noted}): paths in "
+        "its settings start there. Move it back"
     )
 
 

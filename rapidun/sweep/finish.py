@@ -24,7 +24,7 @@ def finish(folder: SweepFolder, names: Sequence[str], *, show: bool = True) -> i
         index = write_sweep_index(folder.path, summary)
         if show:
             console.print(summary.table())
-            console.print(f"report: {index}", highlight=False, soft_wrap=True)
+            console.print(f"report: {index.with_name('report.html')}", highlight=False, soft_wrap=True)
     bad = [(name, state) for name, state in states.items() if state.state not in ("done", "pruned")]
     for name, state in bad[:20]:
         line = f"{folder.path / name}: {state.state}: {state.error or 'not run'}"

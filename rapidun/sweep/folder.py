@@ -12,6 +12,7 @@ outputs/sweeps/<name>/
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,10 @@ class SweepFolder:
         Args: cause: in a few words, e.g. `killed by signal 9`.
         """
         path = self.path / name / "status.json"
-        found = read_json(path) if path.is_file() else {"stages": {}, "stage": None}
+        found: dict[str, Any] = {"stages": {}, "stage": None}
+        # a damaged one is told as such by `read_state`, and is written anew here
+        with suppress(ArtifactError):
+            found.update(read_json(path))
         found.update(
             state=state,
             finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),

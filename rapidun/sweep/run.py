@@ -202,12 +202,16 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
     for id, entry in sweep.live.items():
         if entry["launcher"] == sweep.launcher_name:
             driver.watched[id] = watched_entry(id, entry, folder)
-    if sweep.launcher.submits_ahead:
-        driver.submit_all()
-    if settings.detach:
-        console.say(f"submitted {len(sweep.plan.jobs)} jobs; follow them: rapidun sweep status {folder.path}")
-        return 0
-    return watch(driver, sweep.cells, settings=settings, console=console, summary=batch is None)
+    try:
+        if sweep.launcher.submits_ahead:
+            driver.submit_all()
+        if settings.detach:
+            console.say(f"submitted {len(sweep.plan.jobs)} jobs; follow them: rapidun sweep status {folder.path}")
+            return 0
+        return watch(driver, sweep.cells, settings=settings, console=console, summary=batch is None)
+    except KeyboardInterrupt:
+        # while submitting, or while summing up
+        return _interrupted(driver, settings, console)
 
 
 def watch(

@@ -64,10 +64,18 @@ class Tuning:
 def read_settings(settings: Mapping[str, Any]) -> Tuning:
     """Check the settings of the sweeper.
 
-    Args: settings: as Hydra composed them; no directions = those of DEFAULT_DIRECTIONS.
+    Args: settings: as Hydra composed them; directions null = DEFAULT_DIRECTIONS.
     Raises: ConfigError with every fault.
     """
-    found = Tuning(**{**settings, "directions": dict(settings.get("directions") or DEFAULT_DIRECTIONS)})
+    directions = settings.get("directions")
+    if directions is None:
+        directions = DEFAULT_DIRECTIONS
+    if not isinstance(directions, Mapping) or not directions:
+        raise ConfigError(
+            f"hydra.sweeper.directions: need {{METRIC: minimize | maximize}}, got {directions}. Pass "
+            "'hydra.sweeper.directions={asr_seen: minimize}'"
+        )
+    found = Tuning(**{**settings, "directions": {str(name): str(way) for name, way in directions.items()}})
     faults = [
         f"hydra.sweeper.{name}: need at least {least}, got {getattr(found, name)}. Pass hydra.sweeper.{name}=..."
         for name, least in (("n_trials", 1), ("batch_size", 1), ("seed", 0))

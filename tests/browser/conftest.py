@@ -33,6 +33,7 @@ synthetic = _of_report_tests("synthetic_sweep")
 finished_run = _fixtures.finished_run
 mapping_run = _fixtures.mapping_run
 sweep_dir = _fixtures.sweep_dir
+new_cell = _fixtures.new_cell
 
 
 def _chromium() -> str:

@@ -367,3 +367,37 @@ def test_colours_can_be_chosen(tab: Watched) -> None:
     tab.page.keyboard.press("Escape")
     tab.page.wait_for_selector("#compare:not([hidden])")
     assert "theme=dark" in tab.state()
+
+
+def test_a_sweep_without_a_finished_run(context: Any, new_cell: Any, tmp_path: Path) -> None:
+    from rapidun.report.compare import gather, write_comparison
+
+    new_cell(tmp_path / "a", ["mapping=uniform", "seed=0"], None, "boom")
+    new_cell(tmp_path / "b", ["mapping=rapidun", "seed=0"], None)
+    write_comparison(gather([tmp_path]), tmp_path / "x.html", title="x")
+    tab = Watched(context, tmp_path / "x.html")
+    assert sorted(tab.column("state")) == ["failed", "running"]
+    assert tab.page.locator("#pareto, #heat, #curves").count() == 0
+    tab.page.locator("a.open[data-run=a]").click()
+    tab.page.wait_for_selector("#run #findings")
+    assert tab.page.locator(".banner").inner_text() == "failed. boom"
+    assert tab.faults == []
+
+
+def test_one_run_alone(context: Any, finished_run: Path, tmp_path: Path) -> None:
+    """No swept settings: no heat map, everything else is there."""
+    from rapidun.report.compare import gather, write_comparison
+
+    write_comparison(gather([finished_run]), tmp_path / "x.html", title="x")
+    tab = Watched(context, tmp_path / "x.html")
+    tab.look_at("parallel")
+    tab.page.wait_for_selector("#parallel[data-drawn]", state="attached")
+    assert tab.page.locator("#board-body tr").count() == 1
+    tab.page.locator("a.open").click()
+    tab.page.wait_for_selector("#influence svg.main-svg")
+    shown = tab.page.locator("#samples .cp, #samples .odd")
+    tab.page.locator("#samples select[name=set]").select_option(label="all sets")
+    tab.page.locator("#samples button").click()
+    # zero-width joiners of the look-alike triggers, and the Cyrillic letter of the first prompt
+    assert {"U+200D", "о"} <= set(shown.all_inner_texts())
+    assert tab.faults == []

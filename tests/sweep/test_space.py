@@ -33,13 +33,13 @@ def test_each_kind_of_axis_has_its_distribution() -> None:
 
 
 def test_values_become_overrides() -> None:
-    """A range gives the value as Hydra counts it (0.1 + 2 x 0.1 is 0.30000000000000004), an interval six digits."""
+    """A range gives the value as a grid would spell it (Hydra adds up: 0.1 + 0.1 + 0.1), an interval six digits."""
     found = space("mapping.tau_f=range(0.1,0.6,0.1)", "mapping.tau_r=interval(0.1,0.1234567)", "mapping=uniform,random")
-    params = {"mapping.tau_f": 0.1 + 2 * 0.1, "mapping.tau_r": 0.11111111111, "mapping": "random"}
+    params = {"mapping.tau_f": 0.3, "mapping.tau_r": 0.11111111111, "mapping": "random"}
     row, labels = found.row(params)
-    assert row == ["mapping.tau_f=0.3", "mapping.tau_r=0.111111", "mapping=random"]
-    assert labels == {"mapping.tau_f": "0.3", "mapping.tau_r": "0.111111", "mapping": "random"}
-    assert found.values(params) == {"mapping.tau_f": 0.3, "mapping.tau_r": 0.111111, "mapping": "random"}
+    assert row == ["mapping.tau_f=0.30000000000000004", "mapping.tau_r=0.111111", "mapping=random"]
+    assert labels == {"mapping.tau_f": "0.30000000000000004", "mapping.tau_r": "0.111111", "mapping": "random"}
+    assert found.values(params) == {"mapping.tau_f": 0.1 + 0.1 + 0.1, "mapping.tau_r": 0.111111, "mapping": "random"}
     # rounding does not carry a value out of its bounds
     assert found.values({"mapping.tau_r": 0.1234567}) == {"mapping.tau_r": 0.1234567}
 

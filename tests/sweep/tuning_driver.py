@@ -1,6 +1,6 @@
 """A search whose cells are computed by a formula in no time; run as a program, it can kill itself on the way.
 
-    python tuning_driver.py '{"kill_at": 9, "when": "running"}' OVERRIDE...
+python tuning_driver.py '{"kill_at": 9, "when": "running"}' OVERRIDE...
 """
 
 import json

@@ -34,7 +34,7 @@ async function plot(place, traces, more, description) {
   return place;
 }
 
-const axisOf = metric => ({title: {text: metric.label}, ...(metric.kind === 'share' ? {tickformat: '.0%'} : {})});
+const axisOf = metric => ({title: {text: metric.label}, ...(metric.kind === 'share' ? {tickformat: '.0%', rangemode: 'nonnegative'} : {})});
 // a text in a hover label may not be read as markup, which the library allows for bold and breaks
 const plain = text => String(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;');
 

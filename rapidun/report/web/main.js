@@ -35,9 +35,8 @@ function show() {
   $('fold').checked = Boolean(state.single);
   drawLeaderboard();
   drawColumnChoice();
-  paretoControls();
-  parallelControls();
-  if (index.keys.length) heatControls();
+  if (index.metrics.length) { paretoControls(); parallelControls(); }
+  if (index.keys.length && index.metrics.length) heatControls();
   if (index.curves.length) curveControls();
   chartsChanged();
   if (before) {
@@ -80,9 +79,9 @@ document.addEventListener('click', event => {
 });
 
 startLeaderboard();
-addChart('pareto', drawPareto);
-addChart('parallel', drawParallel);
-if (index.keys.length) addChart('heat', drawHeat);
+// a sweep without a finished run has no numbers, one without swept settings no axes
+if (index.metrics.length) { addChart('pareto', drawPareto); addChart('parallel', drawParallel); }
+if (index.keys.length && index.metrics.length) addChart('heat', drawHeat);
 if (index.curves.length) addChart('curves', drawCurves);
 show();
 document.documentElement.dataset.ready = 'true';

@@ -1,6 +1,7 @@
 """Jobs one after the other in this process: nothing to start, model and pack stay in memory between cells."""
 
 import contextlib
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class InProcessLauncher:
         ]
 
     def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+        from rapidun.runfolder import first_line
         from rapidun.sweep.worker import JobFailed, run_job
 
         for job in jobs:
@@ -42,6 +44,10 @@ class InProcessLauncher:
                     self._states[job.id] = JobState(Phase.done)
                 except JobFailed as error:
                     self._states[job.id] = JobState(Phase.failed, str(error))
+                except Exception as error:
+                    # a job file that cannot be read, a full disk: the next job may fare better
+                    traceback.print_exc()
+                    self._states[job.id] = JobState(Phase.failed, first_line(error))
         return {job.id: str(job.file.with_suffix(".log")) for job in jobs}
 
     def states(self, handles: Mapping[str, str]) -> dict[str, JobState]:
