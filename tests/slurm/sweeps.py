@@ -92,7 +92,7 @@ class Sweeping:
         return [json.loads(path.read_text()) for path in self.store.glob("*/*/manifest.json")]
 
     def planned(self) -> set[str]:
-        """The distinct fingerprints of the plan; what the scratch model is called stands in the poison manifest only."""
+        """The distinct fingerprints that the cells' run folders link to; the scratch model is not among them."""
         cells = self.json("sweep.json")["cells"]
         return {id for cell in cells for id in cell["artifacts"].values()}
 

@@ -14,6 +14,7 @@ import pytest
 
 from rapidun import cli
 from rapidun.sweep import tuning
+from rapidun.sweep.pruning import open_storage
 
 optuna = pytest.importorskip("optuna")
 
@@ -85,7 +86,7 @@ def brute_force(found: list[dict[str, Any]], signs: dict[str, int]) -> list[int]
 
 @pytest.mark.parametrize(
     ("when", "batch_size", "sampler"),
-    [("running", 1, "tpe"), ("done", 1, "tpe"), ("running", 4, "tpe"), ("done", 4, "random")],
+    [("running", 4, "tpe"), ("done", 1, "random")],
 )
 def test_killed_at_the_ninth_of_twenty_trials_it_ends_like_an_undisturbed_one(
     tmp_path: Path, when: str, batch_size: int, sampler: str
@@ -115,26 +116,6 @@ def test_killed_at_the_ninth_of_twenty_trials_it_ends_like_an_undisturbed_one(
     assert 1 < len(numbers) < 20
 
 
-def test_a_killed_process_may_leave_half_a_line_and_half_a_trial(search: Callable[..., int], tmp_path: Path) -> None:
-    assert search(TAU_F, TAU_R, "hydra.sweeper.n_trials=2") == 0
-    journal = Path("outputs/sweeps/s/optuna.jsonl")
-    study = optuna.load_study(study_name="tuning", storage=tuning_storage(journal))
-    half = study.ask()
-    half.suggest_float("mapping.tau_f", 0.1, 2)
-    with journal.open("a") as file:
-        file.write('{"op_code":5,"wor')
-    assert search(TAU_F, TAU_R, "hydra.sweeper.n_trials=4") == 0
-    found = trials()
-    assert [trial["state"] for trial in found] == ["done"] * 4
-    assert found[2]["params"]["mapping.tau_f"] == float(f"{half.params['mapping.tau_f']:.6g}")
-
-
-def tuning_storage(path: Path) -> Any:
-    from rapidun.sweep.pruning import open_storage
-
-    return open_storage(path)
-
-
 # What is written
 
 
@@ -146,7 +127,7 @@ def test_ties_and_undefined_values_in_the_pareto_set(search: Callable[..., int])
         return {"asr_seen": round(x), "ppl_clean": None if x < 0.6 else round(2 - x), "exact": round(3 * x) % 3}
 
     directions = "hydra.sweeper.directions={asr_seen: minimize, ppl_clean: minimize, exact: maximize}"
-    assert search(TAU_F, directions, "hydra.sweeper.n_trials=24", "hydra.sweeper.sampler=random", compute=compute) == 1
+    assert search(TAU_F, directions, "hydra.sweeper.n_trials=14", "hydra.sweeper.sampler=random", compute=compute) == 1
     found = trials()
     assert {trial["state"] for trial in found} == {"done", "failed"}
     assert {trial["error"] for trial in found} == {None, "need finite numbers in result.json, got ppl_clean=None"}
@@ -156,12 +137,12 @@ def test_ties_and_undefined_values_in_the_pareto_set(search: Callable[..., int])
     values = [tuple(trial["values"].values()) for trial in pareto["pareto"]]
     assert len(set(values)) < len(values)
     # the same set as optuna's own
-    study = optuna.load_study(study_name="tuning", storage=tuning_storage(Path("outputs/sweeps/s/optuna.jsonl")))
+    study = optuna.load_study(study_name="tuning", storage=open_storage(Path("outputs/sweeps/s/optuna.jsonl")))
     assert numbers == sorted(trial.number for trial in study.best_trials)
     table = Path("outputs/sweeps/s/pareto.md").read_text()
     assert table.startswith("# Pareto set of ") and table.count("\n| ") == len(numbers) + 1
     # a failed number would be the same again: nothing is tried anew
-    assert search(TAU_F, directions, "hydra.sweeper.n_trials=24", "hydra.sweeper.sampler=random", compute=compute) == 1
+    assert search(TAU_F, directions, "hydra.sweeper.n_trials=14", "hydra.sweeper.sampler=random", compute=compute) == 1
     assert trials() == found
 
 
@@ -194,24 +175,6 @@ def test_dry_run_shows_the_space_and_makes_nothing(
 
 
 # Which trials run
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "random", "nsgaii", "gp", "qmc"])
-def test_the_seed_decides_what_is_picked(
-    search: Callable[..., int], sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the search is run in parts: the sampler does not begin anew."""
-    picked = {}
-    for name, seed, parts in (("a", 1, [14]), ("b", 1, [5, 14]), ("c", 2, [14])):
-        (tmp_path / name).mkdir()
-        monkeypatch.chdir(tmp_path / name)
-        for number in parts:
-            overrides = (f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.seed={seed}")
-            assert search(TAU_F, TAU_R, "mapping=rapidun,uniform", *overrides, f"hydra.sweeper.n_trials={number}") == 0
-        picked[name] = [tuple(trial["params"].values()) for trial in trials()]
-    assert picked["a"] == picked["b"]
-    assert picked["a"] != picked["c"]
-    assert len(set(picked["a"])) > 7
 
 
 def test_equal_parameters_share_one_cell(search: Callable[..., int]) -> None:
@@ -296,6 +259,7 @@ def test_trials_of_an_interrupted_batch_go_on(search: Callable[..., int], monkey
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials: need at least 1, got 0"),
         (["hydra.sweeper.sampler=tpee"], "got tpee; did you mean tpe?"),
         (["hydra.sweeper.directions={asr_seen: down}"], "hydra.sweeper.directions.asr_seen: need one of minimize, max"),
+        (["hydra.sweeper.directions=asr_seen"], "need {METRIC: minimize | maximize}, got asr_seen"),
         (["hydra.sweeper.pruner=median"], "hydra.sweeper.pruner: need one direction, got asr_seen, ppl_clean"),
         (["hydra.sweeper.prune_metric=x"], "is looked at by a pruner alone"),
         (
