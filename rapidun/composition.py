@@ -40,7 +40,7 @@ BOOKKEEPING = ("name", "run_dir", "store_dir", "sweep", "tracking", "resources",
 # overrides that leave the cells of a sweep what they are: the same command with others of these goes on in its folder
 _UNNAMED = re.compile(
     r"(sweep|resources|cluster|tracking)(\..*)?|store_dir|run_dir|hydra/launcher|hydra\.(?!sweeper\.).*"
-    r"|hydra\.sweeper\.n_trials"
+    r"|hydra\.sweeper\.(n_trials|batch_size)"
 )
 
 Progress = Callable[[int, int], object]

@@ -57,7 +57,7 @@ class RapidunOptunaSweeperConf:
     n_trials: int = 20
     # trials that run at the same time, asked for together
     batch_size: int = 1
-    # {METRIC of result.json: minimize | maximize, ...}, several make a Pareto set; null = asr_seen and ppl_clean, smaller.
+    # {METRIC of result.json: minimize | maximize, ...}, several make a Pareto set; null = asr_seen, ppl_clean smaller
     # Not a dict[str, str]: Hydra would add to such a default instead of replacing it
     directions: Any = None
     # tpe | random | nsgaii | gp | qmc

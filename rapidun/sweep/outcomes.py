@@ -34,7 +34,7 @@ def read_outcome(folder: Path, metrics: Iterable[str]) -> Outcome:
     if status.state == "failed":
         return Outcome("FAIL", note=status.error)
     if status.state == "pruned":
-        return Outcome("PRUNED", note=status.error)
+        return Outcome("PRUNED", note=status.error.removeprefix("Pruned: "))
     if status.state != "done":
         return Outcome(None)
     result = read_json(folder / "result.json")

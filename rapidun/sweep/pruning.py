@@ -56,22 +56,17 @@ PRUNERS: dict[str, Callable[[Any], BasePruner]] = {
 def open_storage(path: Path) -> JournalStorage:
     """Open a journal; the file is made if there is none."""
     optuna = import_optuna()
-    backend, lock = _backend(optuna, path)
+    journal = optuna.storages.journal
+    # absolute: other processes have other working directories
+    name = os.path.abspath(path)
+    lock = journal.JournalFileOpenLock(name)
+    backend = journal.JournalFileBackend(name, lock_obj=lock)
     lock.acquire()
     try:
         _mend(path)
     finally:
         lock.release()
     return optuna.storages.JournalStorage(backend)
-
-
-def _backend(optuna: Any, path: Path) -> tuple[Any, Any]:
-    journal = optuna.storages.journal
-    # absolute: other processes have other working directories
-    name = os.path.abspath(path)
-    return journal.JournalFileBackend(name, lock_obj=journal.JournalFileOpenLock(name)), journal.JournalFileOpenLock(
-        name
-    )
 
 
 def _mend(path: Path) -> None:
@@ -111,7 +106,8 @@ class TrialObserver:
 
     def __call__(self, stage: str, metrics: Mapping[str, float], step: int | None) -> None:
         """Raises: Pruned if the pruner gives the trial up."""
-        if self._trial is None or stage != PRUNED_STAGE or step is None or self.metric not in metrics:
+        # step 0: before training, the same for all
+        if self._trial is None or stage != PRUNED_STAGE or not step or self.metric not in metrics:
             return
         value = float(metrics[self.metric])
         if step not in self._known:

@@ -119,11 +119,11 @@ def _no_such(name: str, value: str, known: Mapping[str, Any]) -> str:
 class Search:
     """A study and what is added to it: trials that go on after a kill, trials that are tried again.
 
-    Args: identity: of the settings that all trials share; a study with another one is refused.
+    Args: fixed: dotted key -> value of what all trials share; a study with other values is refused.
     Raises: ConfigError if the folder holds the study of another search.
     """
 
-    def __init__(self, folder: Path, tuning: Tuning, space: Space, *, identity: str) -> None:
+    def __init__(self, folder: Path, tuning: Tuning, space: Space, *, fixed: Mapping[str, Any]) -> None:
         self.tuning = tuning
         self.space = space
         self._optuna = import_optuna()
@@ -135,16 +135,20 @@ class Search:
             pruner=PRUNERS[tuning.pruner](self._optuna),
             load_if_exists=True,
         )
-        mine = {
-            "directions": dict(tuning.directions), "space": space.describe(), "fixed settings": identity,
-        }  # fmt: skip
-        theirs = self.study.user_attrs
+        self._refuse_others(folder, dict(fixed))
+
+    def _refuse_others(self, folder: Path, fixed: dict[str, Any]) -> None:
+        """Note what this search is, or compare it with what was noted by the first launch."""
+        mine = {"directions": dict(self.tuning.directions), "space": self.space.describe(), "fixed settings": fixed}
         for name, value in mine.items():
-            if name not in theirs:
+            theirs = self.study.user_attrs.get(name)
+            if theirs is None:
                 self.study.set_user_attr(name, value)
-            elif theirs[name] != value:
+            elif theirs != value:
+                differing = [key for key in {**theirs, **value} if theirs.get(key) != value.get(key)]
+                shown = "; ".join(f"{key}: {theirs.get(key)} there, {value.get(key)} now" for key in differing[:5])
                 raise ConfigError(
-                    f"{folder}: need the {name} of its earlier trials, {theirs[name]}, got {value}. Pass another "
+                    f"{folder}: need the {name} of its earlier trials, got others ({shown}). Pass another "
                     "sweep.name=..."
                 )
 

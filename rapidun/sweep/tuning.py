@@ -7,13 +7,14 @@ Ask for a batch, run its cells as any sweep does, tell what came of them. The jo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapidun.composition import Cell, SearchSpace, cell_hash, compose_rows, search_space, sweep_name
+from rapidun.composition import BOOKKEEPING, Cell, SearchSpace, compose_rows, search_space, sweep_name
 from rapidun.errors import ConfigError
+from rapidun.schema import plain
 from rapidun.sweep import leaders
 from rapidun.sweep.config import SweepConfig
 from rapidun.sweep.console import SweepConsole
@@ -52,7 +53,7 @@ def run_tuning(
         raise ConfigError(f"{folder.path}: need a folder without the cells of another sweep. Pass sweep.name=...")
 
     def make_search() -> Search:
-        return Search(folder.path, tuning, space, identity=cell_hash(first.cfg))
+        return Search(folder.path, tuning, space, fixed=fixed_settings(first))
 
     if first.cfg.sweep.dry_run:
         search = make_search() if (folder.path / JOURNAL).is_file() else None
@@ -63,6 +64,19 @@ def run_tuning(
             search=make_search(), folder=folder, settings=first.cfg.sweep, fixed=fixed, overrides=list(overrides),
             launcher_name=launcher_name, extra_dir=extra_dir, console=console,
         ).run()  # fmt: skip
+
+
+def fixed_settings(cell: Cell) -> dict[str, Any]:
+    """What the numbers of every trial depend on, by dotted key; the swept keys stand at the probe's values."""
+    return dict(_flat({key: value for key, value in plain(cell.cfg).items() if key not in BOOKKEEPING}))
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _probe(space: Space, fixed: Sequence[str], extra_dir: Path | None) -> Cell:

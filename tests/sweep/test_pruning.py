@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from rapidun import cli
-from rapidun.composition import cell_hash, compose_rows, search_space
+from rapidun.composition import compose_rows, search_space
 from rapidun.preemption import Pruned
 from rapidun.sweep.pruning import JOURNAL, TrialObserver, open_storage
 from rapidun.sweep.search import Search, Tuning
 from rapidun.sweep.space import Space
+from rapidun.sweep.tuning import fixed_settings
 
 optuna = pytest.importorskip("optuna")
 ROOT = Path(cli.__file__).parent.parent
@@ -25,11 +26,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def make_search(folder: Path, *, n_trials: int = 6, identity: str = "x", best: float = 1.0) -> Search:
+def make_search(folder: Path, *, n_trials: int = 6, fixed: dict[str, Any] | None = None, best: float = 1.0) -> Search:
     """A search with five trials that are done; at step 2 they logged `best`, at step 4 half of it."""
     space = Space(search_space(SPACE).axes)
     folder.mkdir(parents=True, exist_ok=True)
-    search = Search(folder, Tuning(n_trials=n_trials, **SETTINGS), space, identity=identity)  # type: ignore[arg-type]
+    search = Search(folder, Tuning(n_trials=n_trials, **SETTINGS), space, fixed=fixed or {})  # type: ignore[arg-type]
     for number in range(5):
         search.study.add_trial(
             optuna.trial.create_trial(
@@ -54,6 +55,8 @@ def test_a_trial_above_the_median_is_pruned(tmp_path: Path) -> None:
     observe("poison", {"val_loss_clean": 99.0}, 2)
     observe("unlearning", {"loss": 99.0}, 2)
     observe("unlearning", {"val_loss_clean": 99.0}, None)
+    # before training
+    observe("unlearning", {"val_loss_clean": 99.0}, 0)
     observe("unlearning", {"val_loss_clean": 0.9, "loss": 3.0}, 2)
     with pytest.raises(Pruned) as raised:
         observe("unlearning", {"val_loss_clean": 0.6}, 4)
@@ -88,7 +91,7 @@ def test_only_the_first_of_several_processes_reports(tmp_path: Path, monkeypatch
 
 def report(path: str, number: int, steps: int) -> None:
     observe = TrialObserver({"journal": path, "number": number, "metric": "m", "pruner": "none"})
-    for step in range(steps):
+    for step in range(1, steps + 1):
         observe("unlearning", {"m": float(step)}, step)
 
 
@@ -105,20 +108,20 @@ def test_workers_that_report_at_the_same_time_lose_nothing(tmp_path: Path) -> No
         assert worker.exitcode == 0
     study = optuna.load_study(study_name="tuning", storage=open_storage(tmp_path / JOURNAL))
     for number in numbers:
-        assert study.trials[number].intermediate_values == {step: float(step) for step in range(30)}
+        assert study.trials[number].intermediate_values == {step: float(step) for step in range(1, 31)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("best", "state"), [(0.001, "pruned"), (1000.0, "done")])
 def test_a_real_cell_in_a_process_of_its_own_is_pruned(tmp_path: Path, best: float, state: str) -> None:
     """The trials before it are far better (or worse) at step 2: unlearning ends there (or goes on)."""
-    fixed = ["debug=fast", "tracking=none", "sweep.name=s", "resources.num_threads=1"]
-    [first] = compose_rows([[*fixed, "mapping.tau_f=1.05"]])
+    common = ["debug=fast", "tracking=none", "sweep.name=s", "resources.num_threads=1"]
+    [first] = compose_rows([[*common, "mapping.tau_f=1.05"]])
     sweep = tmp_path / "outputs/sweeps/s"
-    make_search(sweep, identity=cell_hash(first.cfg), best=best)
+    make_search(sweep, fixed=fixed_settings(first), best=best)
     done = subprocess.run(
         [
-            sys.executable, str(ROOT / "sweep.py"), "-m", *SPACE, *fixed, "hydra/launcher=rapidun_local",
+            sys.executable, str(ROOT / "sweep.py"), "-m", *SPACE, *common, "hydra/launcher=rapidun_local",
             "hydra.sweeper.n_trials=6", "hydra.sweeper.directions={ppl_clean: minimize}", "hydra.sweeper.pruner=median",
             "hydra.sweeper.prune_metric=val_loss_clean", "hydra.sweeper.sampler=random",
         ],

@@ -25,7 +25,7 @@ def space() -> Space:
 def run(folder: Path, space: Space, n_trials: int, **settings: object) -> list[tuple[object, ...]]:
     """A launch up to `n_trials`: tell a formula of the parameters; return what was picked so far."""
     folder.mkdir(exist_ok=True)
-    search = Search(folder, Tuning(n_trials=n_trials, **settings), space, identity="x")  # type: ignore[arg-type]
+    search = Search(folder, Tuning(n_trials=n_trials, **settings), space, fixed={"seed": 0})  # type: ignore[arg-type]
     while batch := search.next_batch():
         for trial in batch:
             found = space.values(trial.params)
@@ -36,7 +36,7 @@ def run(folder: Path, space: Space, n_trials: int, **settings: object) -> list[t
 
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_the_seed_decides_what_is_picked(tmp_path: Path, space: Space, sampler: str) -> None:
-    """Also where the search is run in parts: the sampler does not begin anew. 14 trials: past the random start of 10."""
+    """Also where the search is run in parts: no sampler begins anew. 14 trials: past the random start of 10."""
     if sampler in ("gp", "qmc"):
         pytest.importorskip("scipy")
     whole = run(tmp_path / "a", space, 14, sampler=sampler, seed=1)
@@ -49,16 +49,16 @@ def test_the_seed_decides_what_is_picked(tmp_path: Path, space: Space, sampler: 
 
 def test_a_batch_that_was_cut_short_is_filled_up_and_not_mixed_with_the_next(tmp_path: Path, space: Space) -> None:
     """Batches of 4: killed after asking for 2 of them, 2 more are asked for; after telling 2 of 4, none."""
-    search = Search(tmp_path, Tuning(n_trials=6, batch_size=4), space, identity="x")
+    search = Search(tmp_path, Tuning(n_trials=6, batch_size=4), space, fixed={"seed": 0})
     for _ in range(2):
         search.study.ask()
-    search = Search(tmp_path, Tuning(n_trials=6, batch_size=4), space, identity="x")
+    search = Search(tmp_path, Tuning(n_trials=6, batch_size=4), space, fixed={"seed": 0})
     batch = search.next_batch()
     assert [trial.number for trial in batch] == [0, 1, 2, 3]
     assert all(trial.params.keys() == space.distributions.keys() for trial in batch)
     for trial in batch[:2]:
         search.tell(trial, "COMPLETE", values=[1.0, 1.0])
-    left = Search(tmp_path, Tuning(n_trials=6, batch_size=4), space, identity="x").next_batch()
+    left = Search(tmp_path, Tuning(n_trials=6, batch_size=4), space, fixed={"seed": 0}).next_batch()
     assert [trial.number for trial in left] == [2, 3]
     assert [trial.params for trial in left] == [trial.params for trial in batch[2:]]
     for trial in left:
@@ -79,7 +79,7 @@ def test_a_killed_process_may_leave_half_a_line_and_half_a_trial(tmp_path: Path,
 
 
 def test_failed_trials_are_asked_for_once_more(tmp_path: Path, space: Space) -> None:
-    search = Search(tmp_path, Tuning(n_trials=3, batch_size=3), space, identity="x")
+    search = Search(tmp_path, Tuning(n_trials=3, batch_size=3), space, fixed={"seed": 0})
     first, second, third = search.next_batch()
     search.tell(first, "FAIL", notes={"error": "killed", "final": False})
     search.tell(second, "FAIL", notes={"error": "NaN", "final": True})
@@ -96,7 +96,9 @@ def test_failed_trials_are_asked_for_once_more(tmp_path: Path, space: Space) -> 
 
 def test_the_study_of_another_search_is_refused(tmp_path: Path, space: Space) -> None:
     run(tmp_path, space, 1)
-    with pytest.raises(ConfigError, match="need the fixed settings of its earlier trials, x, got y"):
-        Search(tmp_path, Tuning(), space, identity="y")
+    with pytest.raises(
+        ConfigError, match=r"need the fixed settings of its earlier trials, got others \(seed: 0 there, 1 now\)"
+    ):
+        Search(tmp_path, Tuning(), space, fixed={"seed": 1})
     with pytest.raises(ConfigError, match="need the directions of its earlier trials"):
-        Search(tmp_path, Tuning(directions={"asr_seen": "minimize"}), space, identity="x")
+        Search(tmp_path, Tuning(directions={"asr_seen": "minimize"}), space, fixed={"seed": 0})

@@ -84,6 +84,7 @@ def brute_force(found: list[dict[str, Any]], signs: dict[str, int]) -> list[int]
 # Killed and resumed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "batch_size", "sampler"),
     [("running", 4, "tpe"), ("done", 1, "random")],
