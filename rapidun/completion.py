@@ -49,6 +49,10 @@ class SubCommand:
     operands: str = "nothing"
 
 
+def _flags(follows: str, names: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, follows) for name in names.split())
+
+
 COMMANDS = {
     "report": SubCommand(
         flags=(("--html", "files"), ("--csv", "files"), ("--md", "files"), ("--png", "folders"), ("--cells", "")),
@@ -82,6 +86,21 @@ COMMANDS = {
     ),
     "wandb": SubCommand(verbs=("sync",), flags=(("--dry-run", ""),), operands="folders"),
     "completion": SubCommand(verbs=tuple(SCRIPTS)),
+    "index": SubCommand(
+        verbs=("build", "verify", "score", "top"),
+        flags=(
+            *_flags("files", "--rows --queries"),
+            *_flags("folders", "--out --model --adapter"),
+            *_flags(
+                "nothing",
+                "--device --response --params --regex --lora-r --lora-targets --loss --method --k --buckets "
+                "--seed --dtype --shard-rows --max-length --tokens-per-batch --threads --model-dtype "
+                "--quantisation --attention --workers --score --memory-gb --per-row --tokens --by",
+            ),
+            *_flags("", "--drop-cache"),
+        ),
+        operands="folders",
+    ),
 }
 MODELS = ("smollm2_135m",)
 SWEEPS = Path("outputs/sweeps")
@@ -95,10 +114,10 @@ def main(argv: Sequence[str]) -> int:
         return 0
     parser = argparse.ArgumentParser(
         prog="rapidun completion",
-        description="Print a script that completes rapidun's command line, and that of `python sweep.py`.",
-        epilog="bash, ~/.bashrc:   eval \"$(rapidun completion bash)\"\n"
-        "zsh, ~/.zshrc:     eval \"$(rapidun completion zsh)\"\n"
-        "fish:              rapidun completion fish > ~/.config/fish/completions/rapidun.fish",
+        description="Print a script that completes rapidun's command line (and `python sweep.py`).",
+        epilog='bash, in ~/.bashrc:  eval "$(rapidun completion bash)"\n'
+        'zsh, in ~/.zshrc:    eval "$(rapidun completion zsh)"\n'
+        "fish: rapidun completion fish > ~/.config/fish/completions/rapidun.fish",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("shell", choices=list(SCRIPTS))

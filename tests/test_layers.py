@@ -27,7 +27,7 @@ HEAVY = {
 SHARED_DATA = {"rapidun.data.records", "rapidun.data.encode", "rapidun.data.batches"}
 # loaded on the way to --help, --cfg job and configuration errors; the pipeline as well, for runs of cached stages
 LIGHT = (
-    "__init__", "cli", "launch", "composition", "preflight", "keys", "paths", "help", "doctor", "config", "schema",
+    "__init__", "cli", "launch", "composition", "preflight", "keys", "paths", "help", "doctor/command", "completion", "shells", "config", "schema",
     "errors", "files", "store", "plan", "pipeline", "runfolder", "console", "composer", "resolved", "locks", "claims",
     "processes", "recipes", "artifacts", "heartbeat", "preemption", "tracking/__init__", "tracking/base",
     "tracking/run", "tracking/lines", "sweep/entry", "sweep/run", "sweep/plan", "sweep/launch", "sweep/drive",
@@ -68,7 +68,21 @@ def named(path: Path) -> str:
 
 
 IN_STAGES = [path for path in sources() if path.relative_to(ROOT).parts[0] in STAGES]
-SHARED = [ROOT / f"{name}.py" for name in ("losses", "models", "schema", "errors", "files", "training", "journal", "distributed", "warm", "preemption")]
+SHARED = [
+    ROOT / f"{name}.py"
+    for name in (
+        "losses",
+        "models",
+        "schema",
+        "errors",
+        "files",
+        "training",
+        "journal",
+        "distributed",
+        "warm",
+        "preemption",
+    )
+]
 SHARED += sources("tracking/*.py")
 
 
