@@ -7,6 +7,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -76,11 +77,27 @@ def _sweep(overrides: list[str], extra: Path | None) -> int:
     begin(overrides, extra_dir=extra)
     tuned = any(text.lstrip("+") == TUNER for text in overrides)
     if not tuned:
-        handover.composed = compose_sweep(overrides, extra_dir=extra)
+        handover.composed = compose_sweep(overrides, extra_dir=extra, on_progress=_progress("checking"))
     status = _hydra(["--multirun", *_config_dir(extra), *spell(overrides, extra_dir=extra)], _nothing)
     if handover.error is not None:
         raise handover.error
-    return status if handover.status is None else handover.status
+    if handover.status is None:
+        # Hydra itself refused something and has said so
+        return 2 if status else 0
+    return handover.status
+
+
+def _progress(word: str) -> Callable[[int, int], None]:
+    """A line now and then, where cells take more than a moment."""
+    said = time.monotonic()
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > 1.0:
+            said = time.monotonic()
+            print(f"{word}: {done} of {total} cells", flush=True)
+
+    return on_progress
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,7 +168,7 @@ def _report(argv: list[str]) -> int:
 
 
 def _doctor(argv: list[str]) -> int:
-    from rapidun.doctor import main as doctor
+    from rapidun.doctor.command import main as doctor
 
     return doctor(argv)
 
@@ -195,6 +212,12 @@ def _wandb(argv: list[str]) -> int:
     return wandb(argv)
 
 
+def _index(argv: list[str]) -> int:
+    from rapidun.influence.index.command import main as index
+
+    return index(argv)
+
+
 def _completion(argv: list[str]) -> int:
     from rapidun.completion import main as completion
 
@@ -207,6 +230,7 @@ SUBCOMMANDS: dict[str, Callable[[list[str]], int]] = {
     "pack": _pack,
     "model": _model,
     "store": _store,
+    "index": _index,
     "sweep": _sweep_command,
     "dashboard": _dashboard,
     "wandb": _wandb,

@@ -128,7 +128,9 @@ def _run(
         console.abort()
         if tracker is not None:
             tracker.finish(metrics, failed=ending, run_dir=run_dir)
-        if in_sweep.only is None and processes.is_main():
+        # one that Ctrl-C stopped amid a sweep goes on soon, and somebody waits for the prompt
+        hurried = isinstance(ending, KeyboardInterrupt) and not in_sweep.show
+        if in_sweep.only is None and processes.is_main() and not hurried:
             _report(run_dir, console, show=in_sweep.show)
     return Result(run_dir, metrics)
 

@@ -1,7 +1,8 @@
 """Pieces that several config sections share: fault lists, LoRA settings, optimiser settings."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -99,12 +100,22 @@ class OptimiserSettings:
 
 def plain(config: Any) -> dict[str, Any]:
     """A config section as JSON values; choices become their names."""
-    return {key: _plain(value) for key, value in asdict(config).items()}
+    # dataclasses.asdict copies every leaf; the cells of a large sweep are written out many times
+    return {name: _plain(getattr(config, name)) for name in _field_names(type(config))}
+
+
+@cache
+def _field_names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float):
+        return value
     if isinstance(value, Enum):
         return value.name
+    if is_dataclass(value):
+        return plain(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):

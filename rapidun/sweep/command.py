@@ -13,6 +13,7 @@ from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.drive import Driver, live_jobs
 from rapidun.sweep.finish import finish
 from rapidun.sweep.folder import SWEEPS, CellState, SweepFolder
+from rapidun.sweep.interrupts import one_interrupt
 from rapidun.sweep.launchers.base import JobState, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import make_launcher
 from rapidun.sweep.recovery import known_jobs
@@ -47,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
         return _logs(folder, args.cells)
     if args.action == "cancel":
         return _cancel(folder)
-    return _go_on(_enter(folder), retry=args.action == "retry")
+    with one_interrupt():
+        return _go_on(_enter(folder), retry=args.action == "retry")
 
 
 def _enter(folder: SweepFolder) -> SweepFolder:

@@ -13,9 +13,10 @@ SETTLING_SECONDS = 5.0
 
 @contextmanager
 def one_interrupt() -> Iterator[None]:
-    """Within, the first Ctrl-C raises KeyboardInterrupt; the next ones wait until it has been dealt with.
+    """Within, the first Ctrl-C raises KeyboardInterrupt; the next ones are ignored while it is dealt with.
 
-    After SETTLING_SECONDS another one raises again, so that nothing can hang for ever.
+    After SETTLING_SECONDS another one raises again, so that nothing can hang for ever. For a process that ends
+    afterwards: once interrupted it stays deaf, so that what is done at exit is not cut short either.
     """
     if not _can_handle():
         yield
@@ -34,7 +35,7 @@ def one_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if last > float("-inf") else previous)
 
 
 @contextmanager

@@ -26,6 +26,9 @@ from rapidun.sweep.launchers.registry import make_launcher
 from rapidun.sweep.plan import Node, Plan, Planner, folder_of, plan_cells
 from rapidun.sweep.recovery import known_jobs
 
+# so many get a line that says how far planning is, however quick it is
+MANY_CELLS = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -117,7 +120,7 @@ def prepare(
 
     def on_progress(done: int, total: int) -> None:
         nonlocal began
-        if time.monotonic() - began > 1.0:
+        if time.monotonic() - began > 1.0 or done == total >= MANY_CELLS:
             began = time.monotonic()
             console.say(f"planning: {done} of {total} cells")
 
@@ -285,7 +288,10 @@ def _opening(sweep: Sweep) -> str:
 def _reset(folder: SweepFolder, names: Sequence[str]) -> None:
     """What failed before and runs now waits again: its old error must not be taken for a new one."""
     for name, state in folder.states(names).items():
-        if state.state in ("failed", "interrupted", "lost", "running", "pruned"):
+        if state.state == "done":
+            # stale, or its artifact is gone: nothing of it counts, least of all that it is done
+            (folder.folder(name) / "status.json").unlink()
+        elif state.state != "waiting":
             folder.mark(name, "", state="waiting")
 
 

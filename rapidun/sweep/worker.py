@@ -4,6 +4,7 @@ The job file says all of it as JSON; nothing is composed again and nothing in it
 in its run folder, whatever happens to this process.
 """
 
+import gc
 import os
 import sys
 import time
@@ -24,6 +25,11 @@ HEAVY_MODULES = ("torch", "transformers", "peft")
 
 _memo = Memo()
 _had_a_job = False
+
+
+def forget_inputs() -> None:
+    """Look at input files anew: a process that launches a second sweep may find them changed."""
+    _memo.known.clear()
 
 
 class JobFailed(RuntimeError):
@@ -49,6 +55,9 @@ def run_job(file: str) -> None:
     if missing is None:
         for name in HEAVY_MODULES if job["heavy"] else ():
             __import__(name)
+        if not job["shared_process"]:
+            # what was imported stays: the collections that accelerate asks for need not walk it each time
+            gc.freeze()
     for unit in job["units"]:
         preemption.raise_if_requested()
         skip = None

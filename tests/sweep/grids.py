@@ -106,6 +106,11 @@ def end_of(process: "subprocess.Popen[str]", *, timeout_s: float) -> tuple[int, 
     return process.returncode, out
 
 
+def patience(seconds: float) -> float:
+    """So long on a machine that is not overloaded; longer where each process gets only a part of a core."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def interrupt(process: "subprocess.Popen[str]") -> None:
     """Ctrl-C in the terminal where the command runs."""
     os.killpg(process.pid, signal.SIGINT)

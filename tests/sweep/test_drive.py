@@ -68,7 +68,9 @@ def write(sweep: SweepFolder, name: str, state: str) -> None:
     word, _, why = state.partition(": ")
     if word:
         error = {"message": why, "traceback": ""} if why else None
-        write_json(sweep.folder(name) / "status.json", {"state": word, "stage": "unlearning", "stages": {}, "error": error})
+        write_json(
+            sweep.folder(name) / "status.json", {"state": word, "stage": "unlearning", "stages": {}, "error": error}
+        )
 
 
 def make(
@@ -160,7 +162,7 @@ def test_a_cell_gets_its_cause(tmp_path: Path, left: str, state: JobState, expec
 
 
 def test_cells_behind_the_one_that_was_killed_run_in_a_new_job(tmp_path: Path) -> None:
-    """Of a job of three the second is killed: the first is done, the third has a job of its own, with the same memory."""
+    """Of three cells in a job the second is killed: the third gets a job of its own, with the same memory."""
     driver, launcher = make(tmp_path, {"x": (["a", "b", "c"], [])})
     launcher.ends["x"] = ({"a": "done", "b": "running"}, failed("out of memory"))
     driver.run()
@@ -224,7 +226,7 @@ def test_a_dead_pool_does_not_tell_whose_death_it_was(tmp_path: Path) -> None:
 
 
 def test_max_failures_end_the_sweep(tmp_path: Path) -> None:
-    """Two of four fail, as many as allowed: the running one is cancelled and says interrupted, the last never starts."""
+    """Two of four fail, as many as allowed: the running one is cancelled, the last never starts."""
     jobs = {"w": (["a"], []), "x": (["b"], []), "y": (["c"], []), "z": (["d"], ["y"])}
     driver, launcher = make(tmp_path, jobs, max_failures=2)
     launcher.ends["w"] = ({"a": "failed: ValueError: 1"}, failed("exit status 1"))
@@ -270,7 +272,7 @@ def test_cancelled_by_us_is_not_failed(tmp_path: Path) -> None:
 
 def test_only_jobs_that_may_still_run_are_asked_for(tmp_path: Path) -> None:
     """Over, or never submitted, or of a launcher whose jobs end with their process: nothing of them is under way."""
-    driver, launcher = make(tmp_path, {})
+    _, launcher = make(tmp_path, {})
     launcher.endless = {"runs"}
     entry = {"launcher": "fake", "handle": "h", "over": False}
     jobs = {"runs": entry, "over": entry | {"over": True}, "never": entry | {"handle": None}}

@@ -96,4 +96,6 @@ def start(folder: Path, handle: str, environment: dict[str, str]) -> "subprocess
 
 
 if __name__ == "__main__":
+    # started amid a submission, which holds Ctrl-C back; this process has a session of its own
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     JobController(Path(sys.argv[1]), os.environ[HANDLE]).run()

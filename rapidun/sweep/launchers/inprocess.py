@@ -17,8 +17,11 @@ class InProcessLauncher:
     one_at_a_time = True
 
     def __init__(self, context: LauncherContext) -> None:
+        from rapidun.sweep.worker import forget_inputs
+
         self.context = context
         self._states: dict[str, JobState] = {}
+        forget_inputs()
 
     def check(self, jobs: Sequence[Job]) -> list[str]:
         return [

@@ -4,14 +4,20 @@ A worker that is killed takes the pool down, and with it the jobs that ran besid
 """
 
 import os
+import signal
 import tempfile
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from rapidun.sweep.launchers.base import Job, JobState, LauncherContext, Phase
-from rapidun.sweep.launchers.local import available_cores, visible_gpus
+from rapidun.sweep.launchers.local import CANCEL_WAIT_S, available_cores, visible_gpus
+
+# how soon a worker notices that the process which launched the sweep is gone
+PARENT_SECONDS = 1.0
 
 
 class ParallelLauncher:
@@ -98,9 +104,17 @@ class ParallelLauncher:
         for id in handles:
             if id in self._futures:
                 self._futures[id].cancel()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, kill_workers=True)
-            self._pool = None
+        if self._pool is None:
+            return
+        workers = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, kill_workers=True)
+        self._pool = None
+        # a thread of the pool kills them, sooner or later; none may start another cell meanwhile
+        deadline = time.monotonic() + CANCEL_WAIT_S
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+            if worker.is_alive():
+                worker.kill()
 
     def log(self, handle: str) -> Path | None:
         return Path(handle)
@@ -111,6 +125,9 @@ class ParallelLauncher:
 
 def _start_worker(slots: str, shares: list[str], num_threads: int) -> None:
     """Take a free slot, and with it the slot's GPUs, before anything imports torch."""
+    # a terminal's Ctrl-C reaches the launching process, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True, name="parent").start()
     for number, devices in enumerate(shares):
         marker = Path(slots) / str(number)
         try:
@@ -121,6 +138,13 @@ def _start_worker(slots: str, shares: list[str], num_threads: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
         break
     os.environ["RAPIDUN_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(num_threads)
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when the process that launched the sweep is gone: the next launch starts the cells anew."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
 
 
 def _work(file: str, log: str) -> None:
