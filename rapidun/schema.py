@@ -1,5 +1,6 @@
 """Pieces that several config sections share: fault lists, LoRA settings, optimiser settings."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -101,12 +102,13 @@ class OptimiserSettings:
 def plain(config: Any) -> dict[str, Any]:
     """A config section as JSON values; choices become their names."""
     # dataclasses.asdict copies every leaf; the cells of a large sweep are written out many times
-    return {name: _plain(getattr(config, name)) for name in _field_names(type(config))}
+    kind: type[object] = type(config)
+    return {name: _plain(getattr(config, name)) for name in _field_names(kind)}
 
 
 @cache
-def _field_names(kind: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
+def _field_names(kind: Hashable) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))  # type: ignore[arg-type]
 
 
 def _plain(value: Any) -> Any:

@@ -31,7 +31,7 @@ LIGHT = (
     "errors", "files", "store", "plan", "pipeline", "runfolder", "console", "composer", "resolved", "locks", "claims",
     "processes", "recipes", "artifacts", "heartbeat", "preemption", "tracking/__init__", "tracking/base",
     "tracking/run", "tracking/lines", "sweep/entry", "sweep/run", "sweep/plan", "sweep/launch", "sweep/drive",
-    "sweep/folder", "sweep/worker", "sweep/command", "sweep/dryrun", "sweep/grid", "sweep/console",
+    "sweep/folder", "sweep/interrupts", "sweep/worker", "sweep/command", "sweep/dryrun", "sweep/grid", "sweep/console",
 )  # fmt: skip
 
 

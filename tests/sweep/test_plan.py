@@ -56,7 +56,7 @@ def test_what_cells_share_is_made_once_before_them(store: Store) -> None:
 
 
 def test_every_artifact_of_a_cell_is_in_exactly_one_job(store: Store) -> None:
-    cells, plan = planned(store, "mapping=rapidun,uniform", "mapping.tau_f=0.3,0.7", "unlearning=rapidun,retrain")
+    _, plan = planned(store, "mapping=rapidun,uniform", "mapping.tau_f=0.3,0.7", "unlearning=rapidun,retrain")
     made: list[str] = [node.recipe.id for job in plan.jobs for node in job.nodes]
     assert len(made) == len(set(made))
     for node in plan.nodes.values():
@@ -81,7 +81,7 @@ def test_a_setting_that_does_not_matter_repeats_nothing(store: Store) -> None:
 def test_what_is_there_is_not_planned(store: Store) -> None:
     _, plan = planned(store, "seed=0,1")
     pretend(store, plan, "poison", "model", "influence")
-    cells, again = planned(store, "seed=0,1")
+    _, again = planned(store, "seed=0,1")
     assert [job.stage for job in again.jobs] == ["evaluation", None, None]
     assert again.jobs[0].wave == 1
     # the shared mapping can be made at once: its influence is there
