@@ -4,7 +4,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -102,8 +102,7 @@ class OptimiserSettings:
 def plain(config: Any) -> dict[str, Any]:
     """A config section as JSON values; choices become their names."""
     # dataclasses.asdict copies every leaf; the cells of a large sweep are written out many times
-    kind: type[object] = type(config)
-    return {name: _plain(getattr(config, name)) for name in _field_names(kind)}
+    return {name: _plain(getattr(config, name)) for name in _field_names(cast(Hashable, type(config)))}
 
 
 @cache
