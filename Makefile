@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rapidun needs Python 3.11 or later: make PYTHON=python3.11 ...")'
 	@echo "Setting up $(VENV) (once; log in $(VENV)/install.log)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off -c constraints.txt -e '.[gguf,optuna,tensorboard,trackio,dashboard,dev]' 2>&1 \
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off -c constraints.txt -e '.[gguf,optuna,bm25,tensorboard,trackio,dashboard,dev]' 2>&1 \
 		| tee $(VENV)/install.log \
 		| awk '/^ *(Collecting|Downloading|Building|Installing)/ { n++; printf "\r\033[K  %3d  %.70s", n, $$0; fflush() } END { printf "\r\033[K" }' \
 		|| { tail -n 20 $(VENV)/install.log; exit 1; }

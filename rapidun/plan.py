@@ -6,7 +6,7 @@ Settings that change only speed, memory or logging are left out, so that they ne
 from typing import Any
 
 from rapidun.config import RunConfig
-from rapidun.influence.config import InfluenceMethod, ParameterSet
+from rapidun.influence.config import OWN_SETTINGS, WITHOUT_GRADIENTS, InfluenceMethod, ParameterSet, Precondition
 from rapidun.mapping.config import Weighting
 from rapidun.poison.config import PoisonMethod
 from rapidun.schema import plain
@@ -44,16 +44,25 @@ def poison_inputs(cfg: RunConfig, *, start: str, splits: list[str], dtype: str) 
 def influence_inputs(
     cfg: RunConfig, *, model: str, forget: str, retain: str, adapter: str | None, dtype: str
 ) -> dict[str, Any]:
+    method = cfg.influence.method
     settings = _without(plain(cfg.influence), "tokens_per_batch", "memory_gb")
-    lora = cfg.influence.params is ParameterSet.lora
-    if cfg.influence.method is not InfluenceMethod.sketch:
-        settings.pop("k")
-        if not lora:
-            settings.pop("seed")
-    if not lora:
-        settings.pop("lora")
+    own = {name for names in OWN_SETTINGS.values() for name in names} - set(OWN_SETTINGS[method])
+    preconditions = cfg.influence.precondition is not Precondition.none
+    has_lora = cfg.influence.params is ParameterSet.lora and method not in WITHOUT_GRADIENTS
+    if has_lora or preconditions:
+        own -= {"seed"}
+    if not has_lora:
+        own |= {"lora"}
+    if not preconditions:
+        own |= {"precondition", "damping_factor"}
     if cfg.influence.params is not ParameterSet.regex:
-        settings.pop("regex")
+        own |= {"regex"}
+    if method in WITHOUT_GRADIENTS:
+        own |= {"params", "regex", "num_token_queries"}
+    settings = _without(settings, *own)
+    if method is InfluenceMethod.bm25:
+        # the rows' words decide
+        return {"forget": forget, "retain": retain, "settings": _without(settings, "loss")}
     return {
         "model": model,
         "forget": forget,

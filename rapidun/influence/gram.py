@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from rapidun.influence.capture import GradientCapture
-from rapidun.influence.params import TrackedParameter
-from rapidun.influence.sinks import GradientSink, KeepSink, SketchSink, kept_nbytes
+from rapidun.influence.params import TrackedParameter, accumulation_dtype
+from rapidun.influence.precondition import Preconditioner
+from rapidun.influence.sinks import GradientSink, GramSums, KeepSink, PreconditionedSink, RowSink, Sketch, kept_nbytes
 
 # columns of the sketches that are multiplied at once in float64
 SKETCH_COLUMNS = 4096
@@ -22,9 +23,12 @@ class RowBatch(NamedTuple):
 
 
 class GramResult(NamedTuple):
-    gram: Tensor  # [N, N] float64 inner products, on the CPU
-    losses: Tensor  # [N] float64, on the CPU
+    gram: Tensor  # [N, N] float64 inner products, on the CPU; rows = training rows, columns = queries
+    losses: Tensor | None  # [N] float64, on the CPU; None where there is no model
     num_passes: int  # forward and backward passes over the rows
+    # of preconditioned queries, whose product with itself is no square: [N] float64 |g_i| and |F^-1 g_j|
+    norms: Tensor | None = None
+    query_norms: Tensor | None = None
 
 
 OnBatch = Callable[[int, int, str], None]
@@ -38,6 +42,7 @@ def exact_gram(
     row_names: Sequence[str],
     reduction: str = "mean",
     memory_bytes: float,
+    preconditioner: Preconditioner | None = None,
     on_batch: OnBatch | None = None,
 ) -> GramResult:
     """<g_i, g_j> for all pairs of rows, summed parameter by parameter.
@@ -48,53 +53,66 @@ def exact_gram(
     Args:
         row_names: [N], for messages. reduction: `mean` or `sum` over response tokens.
         memory_bytes: for kept gradients, beside the model and the activations of one batch.
+        preconditioner: makes the products <g_i, F^-1 g_j>.
         on_batch: told (batches done, batches in all, note).
     Raises: ArithmeticError if a loss or a gradient is not finite, naming the row.
     """
     num_rows = len(row_names)
     dtype, device = _model_dtype(model), _device(batches)
     lengths = [batch.tensors["labels"].shape[1] for batch in batches for _ in batch.rows]
-    groups = list(pass_groups(parameters, lengths, dtype=dtype, memory_bytes=memory_bytes))
-    gram = torch.zeros(num_rows, num_rows, dtype=torch.float64, device=device)
+    # rotated factors are kept in float32 at least
+    kept = dtype if preconditioner is None else accumulation_dtype(dtype)
+    groups = list(pass_groups(parameters, lengths, dtype=kept, memory_bytes=memory_bytes))
+    squares = torch.zeros(2, num_rows, dtype=torch.float64, device=device)
+    sums = GramSums(torch.zeros(num_rows, num_rows, dtype=torch.float64, device=device), squares[0], squares[1])
     losses = torch.zeros(num_rows, dtype=torch.float64)
     for number, group in enumerate(groups):
-        sink = KeepSink(num_rows)
+        sink = KeepSink(num_rows, preconditioner)
         note = f"pass {number + 1} of {len(groups)}" if len(groups) > 1 else ""
         report = _counted(on_batch, number * len(batches), len(groups) * len(batches), note)
-        losses = _run_batches(model, group, batches, sink, row_names=row_names, reduction=reduction, report=report)
+        losses = run_batches(model, group, batches, sink, row_names=row_names, reduction=reduction, report=report)
         for parameter in group:
-            sink.add_gram(gram, parameter)
-        _check_finite(gram.diagonal(), row_names, "gradient")
-    return GramResult(gram.cpu(), losses, len(groups))
+            sink.add_gram(sums, parameter)
+        check_finite(sums.gram.diagonal(), row_names, "gradient")
+    norms = (None, None) if preconditioner is None else squares.sqrt().cpu().unbind()
+    return GramResult(sums.gram.cpu(), losses, len(groups), *norms)
 
 
-def sketch_gram(
+def estimated_gram(
     model: nn.Module,
     parameters: Sequence[TrackedParameter],
     batches: Sequence[RowBatch],
+    sketch: Sketch,
     *,
     row_names: Sequence[str],
     reduction: str = "mean",
-    k: int,
-    seed: int,
+    preconditioner: Preconditioner | None = None,
     on_batch: OnBatch | None = None,
 ) -> GramResult:
-    """<S g_i, S g_j> for all pairs of rows: one pass, k numbers a row. Arguments and errors as `exact_gram`."""
-    num_rows = len(row_names)
-    sink = SketchSink(num_rows, k=k, seed=seed, dtype=_model_dtype(model), device=_device(batches))
+    """<S g_i, S g_j> for all pairs of rows, S any sketch: one pass. Arguments and errors as `exact_gram`.
+
+    With a preconditioner <S g_i, S F^-1 g_j>: the training rows' sketches are the same as without.
+    """
+    num_rows, dtype, device = len(row_names), _model_dtype(model), _device(batches)
+    train, query = (RowSink(num_rows, sketch, dtype=dtype, device=device) for _ in range(2))
+    sink: GradientSink = train if preconditioner is None else PreconditionedSink(train, query, preconditioner)
     report = _counted(on_batch, 0, len(batches), "")
-    losses = _run_batches(model, parameters, batches, sink, row_names=row_names, reduction=reduction, report=report)
-    sketches = sink.sketches()
-    _check_finite(sketches.square().sum(dim=1), row_names, "gradient")
-    return GramResult(gram_of_rows(sketches).cpu(), losses, 1)
+    losses = run_batches(model, parameters, batches, sink, row_names=row_names, reduction=reduction, report=report)
+    sketches = train.sketches()
+    check_finite(sketches.square().sum(dim=1), row_names, "gradient")
+    if preconditioner is None:
+        return GramResult(gram_of_rows(sketches).cpu(), losses, 1)
+    queries = query.sketches()
+    norms = (x.double().norm(dim=1).cpu() for x in (sketches, queries))
+    return GramResult(gram_of_rows(sketches, queries).cpu(), losses, 1, *norms)
 
 
-def gram_of_rows(sketches: Tensor) -> Tensor:
-    """[N, K] -> [N, N] inner products, in float64."""
-    gram = torch.zeros(len(sketches), len(sketches), dtype=torch.float64, device=sketches.device)
-    for part in sketches.split(SKETCH_COLUMNS, dim=1):
-        wide = part.double()
-        gram += wide @ wide.T
+def gram_of_rows(sketches: Tensor, queries: Tensor | None = None) -> Tensor:
+    """[N, K], [M, K] -> [N, M] inner products, in float64; of the rows with each other by default."""
+    queries = sketches if queries is None else queries
+    gram = torch.zeros(len(sketches), len(queries), dtype=torch.float64, device=sketches.device)
+    for part, other in zip(sketches.split(SKETCH_COLUMNS, dim=1), queries.split(SKETCH_COLUMNS, dim=1), strict=True):
+        gram += part.double() @ other.double().T
     return gram
 
 
@@ -118,7 +136,7 @@ def pass_groups(
         yield group
 
 
-def _run_batches(
+def run_batches(
     model: nn.Module,
     parameters: Sequence[TrackedParameter],
     batches: Sequence[RowBatch],
@@ -128,18 +146,20 @@ def _run_batches(
     reduction: str,
     report: Callable[[int], None],
 ) -> Tensor:
+    """Give every row's gradient to a sink; returns [N] float64 losses. Errors as `exact_gram`."""
     losses = torch.zeros(len(row_names), dtype=torch.float64)
     with GradientCapture(model, parameters, sink) as capture:
         for done, batch in enumerate(batches, start=1):
             sink.start(torch.tensor(batch.rows, device=batch.tensors["labels"].device))
             values = capture.run(batch.tensors, reduction=reduction).double().cpu()
             losses[batch.rows] = values
-            _check_finite(values, [row_names[row] for row in batch.rows], "loss")
+            check_finite(values, [row_names[row] for row in batch.rows], "loss")
             report(done)
     return losses
 
 
-def _check_finite(values: Tensor, row_names: Sequence[str], what: str) -> None:
+def check_finite(values: Tensor, row_names: Sequence[str], what: str) -> None:
+    """Raises: ArithmeticError naming the rows (at most five) whose value is not finite."""
     bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
     if bad:
         names = ", ".join(row_names[i] for i in bad[:5]) + (", ..." if len(bad) > 5 else "")

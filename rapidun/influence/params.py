@@ -173,6 +173,27 @@ def num_numbers(parameters: list[TrackedParameter]) -> int:
     return sum(parameter.numel for parameter in parameters)
 
 
+class ParameterGroup(NamedTuple):
+    """Weights of one shape whose names differ in numbers only: the same layer of every block."""
+
+    name: str  # numbers replaced by *
+    shape: tuple[int, int]
+    num_weights: int
+
+    @property
+    def numel(self) -> int:
+        return self.num_weights * self.shape[0] * self.shape[1]
+
+
+def parameter_groups(parameters: list[TrackedParameter]) -> list[ParameterGroup]:
+    """What is tracked, in few lines: in the order of each group's first weight."""
+    counts: dict[tuple[str, tuple[int, int]], int] = {}
+    for parameter in parameters:
+        key = (re.sub(r"\b\d+\b", "*", parameter.name), parameter.shape)
+        counts[key] = counts.get(key, 0) + 1
+    return [ParameterGroup(name, shape, num) for (name, shape), num in counts.items()]
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for every narrower type."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,6 +1,6 @@
 """Where captured gradients go: into sketches, or kept until every inner product is taken."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rapidun.influence.capture import Contribution
 from rapidun.influence.params import TrackedParameter, accumulation_dtype
-from rapidun.influence.sketch import CountSketch
+from rapidun.influence.precondition import Preconditioner
 
 # numbers of one slice of all rows' gradients while inner products are taken (256 MB in float32)
 SLICE_NUMEL = 1 << 26
@@ -26,16 +26,30 @@ class GradientSink(Protocol):
         """One contribution [B, *parameter.shape] to the gradients of the batch; contributions add up."""
 
 
-class SketchSink:
-    """Keeps k numbers a row: the sketch of the whole gradient."""
+class Sketch(Protocol):
+    """A linear map of whole gradients to `num_numbers` numbers whose inner products estimate those of the gradients."""
 
-    def __init__(self, num_rows: int, *, k: int, seed: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._sketch = CountSketch(k=k, seed=seed)
+    num_numbers: int
+
+    def new_buffer(self, num_rows: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Zeros to add to, for `num_rows` rows of a model that computes in `dtype`."""
+
+    def add(self, buffer: Tensor, name: str, shape: tuple[int, int], gradient: Contribution) -> None:
+        """Add one contribution [B, *shape] to the gradient of parameter `name`."""
+
+    def finish(self, buffer: Tensor) -> Tensor:
+        """[B, num_numbers], once every contribution is there."""
+
+
+class RowSink:
+    """Keeps the numbers of each row that a sketch makes of its gradient."""
+
+    def __init__(self, num_rows: int, sketch: Sketch, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._sketch = sketch
         self._rows: Tensor | None = None
         self._buffer: Tensor | None = None
         self._dtype = dtype
-        # [num_rows, k]
-        self._sketches = torch.zeros(num_rows, k, dtype=accumulation_dtype(dtype), device=device)
+        self._sketches = torch.zeros(num_rows, sketch.num_numbers, dtype=accumulation_dtype(dtype), device=device)
 
     def start(self, rows: Tensor) -> None:
         self._flush()
@@ -48,7 +62,7 @@ class SketchSink:
         self._sketch.add(self._buffer, parameter.name, parameter.shape, gradient)
 
     def sketches(self) -> Tensor:
-        """[num_rows, k] float32 (float64 for a float64 model)."""
+        """[num_rows, num_numbers] float32 (float64 for a float64 model)."""
         self._flush()
         return self._sketches
 
@@ -56,6 +70,31 @@ class SketchSink:
         if self._rows is not None and self._buffer is not None:
             self._sketches[self._rows] = self._sketch.finish(self._buffer)
         self._rows = self._buffer = None
+
+
+class PreconditionedSink:
+    """Keeps two sketches of each row: of its gradient, and of F^-1 times its gradient for its part as a query."""
+
+    def __init__(self, train: RowSink, query: RowSink, preconditioner: Preconditioner) -> None:
+        self._train = train
+        self._query = query
+        self._preconditioner = preconditioner
+
+    def start(self, rows: Tensor) -> None:
+        self._train.start(rows)
+        self._query.start(rows)
+
+    def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
+        self._train(parameter, gradient)
+        self._query(parameter, self._preconditioner.solve(parameter, gradient))
+
+
+class GramSums(NamedTuple):
+    """Added up parameter by parameter, float64."""
+
+    gram: Tensor  # [N, N] <g_i, g_j>, or <g_i, F^-1 g_j>
+    squares: Tensor  # [N] |g_i|^2; untouched without a preconditioner
+    query_squares: Tensor  # [N] |F^-1 g_j|^2; untouched without one
 
 
 class _Dense(NamedTuple):
@@ -74,8 +113,9 @@ class _Dense(NamedTuple):
 class KeepSink:
     """Keeps the gradients of one group of parameters, as factors or multiplied out, whichever is smaller."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, preconditioner: Preconditioner | None = None) -> None:
         self._num_rows = num_rows
+        self._preconditioner = preconditioner
         self._rows = torch.zeros(0, dtype=torch.int64)
         self._kept: dict[str, list[tuple[Tensor, Contribution | _Dense]]] = {}
 
@@ -83,6 +123,8 @@ class KeepSink:
         self._rows = rows
 
     def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
+        if self._preconditioner is not None:
+            gradient = self._preconditioner.rotate(parameter, gradient)
         dtype = accumulation_dtype(gradient.g.dtype)
         piece: Contribution | _Dense = gradient
         if len(gradient.g) * parameter.numel * dtype.itemsize < gradient.nbytes:
@@ -95,11 +137,23 @@ class KeepSink:
         tensors = [t for pieces in self._kept.values() for _, piece in pieces for t in piece]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
-    def add_gram(self, gram: Tensor, parameter: TrackedParameter) -> None:
-        """Add <g_i, g_j> over one parameter to gram [num_rows, num_rows] float64, and let go of its gradients.
+    def add_gram(self, sums: GramSums, parameter: TrackedParameter) -> None:
+        """Add the inner products over one parameter, and let go of its gradients.
 
-        The gradients are multiplied out in float32 (float64 for a float64 model), slice by slice.
+        The gradients are multiplied out in float32 (float64 for a float64 model), slice by slice. With a
+        preconditioner they are in its basis, where F^-1 multiplies entry by entry.
         """
+        for rows, flat in self._slices(parameter, sums.gram.device):
+            if self._preconditioner is None:
+                sums.gram.add_(inner_products(flat))
+                continue
+            query = flat * self._preconditioner.inverse(parameter)[rows].flatten()
+            sums.gram.add_(inner_products(flat, query))
+            sums.squares.add_(flat.square().sum(dim=1, dtype=torch.float64))
+            sums.query_squares.add_(query.square().sum(dim=1, dtype=torch.float64))
+
+    def _slices(self, parameter: TrackedParameter, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows of the weight, and every example's gradient of them, [num_rows, rows of the slice * columns]."""
         pieces = self._kept.pop(parameter.name, [])
         if not pieces:
             return
@@ -109,24 +163,27 @@ class KeepSink:
         columns = slice(0, num_columns)
         for top in range(0, num_rows, height):
             rows = slice(top, min(top + height, num_rows))
-            # [num_rows, rows of the slice * columns]
-            flat = torch.zeros(self._num_rows, (rows.stop - top) * num_columns, dtype=dtype, device=gram.device)
+            flat = torch.zeros(self._num_rows, (rows.stop - top) * num_columns, dtype=dtype, device=device)
             for examples, piece in pieces:
                 flat.index_add_(0, examples, piece.product(rows, columns, dtype=dtype).flatten(1))
-            gram += inner_products(flat)
+            yield rows, flat
 
 
-def inner_products(flat: Tensor) -> Tensor:
-    """[N, D] -> [N, N] float64: float32 products over spans of 4,096 numbers, spans summed in float64.
+def inner_products(flat: Tensor, query: Tensor | None = None) -> Tensor:
+    """[N, D], [M, D] -> [N, M] float64: float32 products over spans of 4,096 numbers, spans summed in float64.
 
     One float32 product over all of D sums in an order that the library picks by shape: for two rows of 884,736
     numbers it loses 8e-5 of every norm, in one direction.
+
+    Args:
+        query: the same rows again by default.
     """
     whole = flat.shape[1] // SPAN * SPAN
-    rest = flat[:, whole:].double()
+    query = flat if query is None else query
+    rest = flat[:, whole:].double() @ query[:, whole:].double().T
     # [spans, N, SPAN]
-    spans = flat[:, :whole].unflatten(1, (-1, SPAN)).transpose(0, 1)
-    return torch.bmm(spans, spans.transpose(1, 2)).sum(dim=0, dtype=torch.float64) + rest @ rest.T
+    left, right = (x[:, :whole].unflatten(1, (-1, SPAN)).transpose(0, 1) for x in (flat, query))
+    return torch.bmm(left, right.transpose(1, 2)).sum(dim=0, dtype=torch.float64) + rest
 
 
 def _dtype(piece: Contribution | _Dense) -> torch.dtype:

@@ -84,6 +84,7 @@ class CountSketch:
 
     def __init__(self, *, k: int, seed: int) -> None:
         self.k = k
+        self.num_numbers = k
         self.seed = seed
         self._plans: dict[tuple[str, torch.device], list[Block]] = {}
 

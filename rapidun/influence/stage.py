@@ -1,11 +1,12 @@
 """The influence stage: one gradient pass over forget and retain rows, four blocks of scores."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rapidun.adapters import add_lora
 from rapidun.data.batches import token_budget_batches
@@ -13,13 +14,35 @@ from rapidun.data.encode import Encoded, collate, encode_rows
 from rapidun.data.records import Record, read_records
 from rapidun.errors import DataError, ModelError
 from rapidun.files import write_json, write_tensors
-from rapidun.influence.config import InfluenceConfig, InfluenceMethod, ParameterSet
-from rapidun.influence.gram import RowBatch, exact_gram, sketch_gram
-from rapidun.influence.params import num_numbers, select_parameters
+from rapidun.influence.bm25 import bm25_scores
+from rapidun.influence.config import WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet, Precondition
+from rapidun.influence.factored import FactoredProjection
+from rapidun.influence.fisher import fit_curvature
+from rapidun.influence.gram import GramResult, RowBatch, estimated_gram, exact_gram
+from rapidun.influence.params import TrackedParameter, num_numbers, parameter_groups, select_parameters
+from rapidun.influence.precondition import Preconditioner, curvature_tensors, num_fitting_passes
+from rapidun.influence.rapidgrad import RapidGrad
+from rapidun.influence.repsim import repsim_gram
 from rapidun.influence.scores import gradient_norms, influence_scores, split_blocks
+from rapidun.influence.sinks import Sketch
+from rapidun.influence.sketch import CountSketch
+from rapidun.influence.tensorsketch import TensorSketch
+from rapidun.influence.token_pairs import strongest_pairs
+from rapidun.influence.tokenwise import write_tokens
 from rapidun.losses import response_mask
 from rapidun.models import ModelLoader
 from rapidun.tracking import Tracker
+
+MakeSketch = Callable[[InfluenceConfig, Sequence[TrackedParameter], int], Sketch]
+# the methods that keep a few numbers a row in one pass
+SKETCHES: dict[InfluenceMethod, MakeSketch] = {
+    InfluenceMethod.sketch: lambda cfg, parameters, seed: CountSketch(k=cfg.k, seed=seed),
+    InfluenceMethod.tensorsketch: lambda cfg, parameters, seed: TensorSketch(k=cfg.k, buckets=cfg.buckets, seed=seed),
+    InfluenceMethod.factored: lambda cfg, parameters, seed: FactoredProjection(parameters, p=cfg.p, q=cfg.q, seed=seed),
+    InfluenceMethod.rapidgrad: lambda cfg, parameters, seed: RapidGrad(
+        parameters, k=cfg.k, pad_multiple=cfg.pad_multiple, num_shuffles=cfg.num_shuffles, seed=seed
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,91 +69,162 @@ def run_influence(
 
     The gradient of a forget row is that of its poisoned response (what the model should lose), else of its
     response; of a retain row, that of its response. With params=lora and no adapter a fresh one is attached, seeded:
-    its lora_B is zero, so the gradients of lora_A are zero and only lora_B speaks.
+    its lora_B is zero, so the gradients of lora_A are zero and only lora_B speaks. `repsim` and `bm25` compare the same
+    texts without gradients.
 
     Writes, forget rows before retain rows, rows = training examples, columns = queries:
         scores.safetensors: ff, fr, rf, rr float32 in cfg.score; gram [N, N] inner products, norms [N],
-            losses [N], all float32.
+            losses [N] (not for bm25), all float32; query_norms [N] where queries are preconditioned.
+        precondition.safetensors: the eigenvectors and eigenvalues of each weight, where queries are preconditioned.
         ids.json: {"forget": [...], "retain": [...]} in row order.
-        parameters.json: the tracked weights, {name: [rows, columns]}.
+        tokens.json: the strongest pairs of cfg.num_token_queries queries, token by token and exact; not for repsim,
+            bm25 and preconditioned queries.
+        parameters.json: the tracked weights, {name: [rows, columns]}; none for repsim and bm25.
     Returns: counts, what was tracked, the rows' mean losses (nats per token, for loss=mean).
     Raises: DataError for bad packs, ConfigError for an empty parameter set, ModelError if a gradient is not
         finite (names the rows).
     """
     forget, retain = read_records(files.forget), read_records(files.retain)
+    summary: dict[str, Any] = {
+        "num_forget": len(forget),
+        "num_retain": len(retain),
+        "method": cfg.method.name,
+        "score": cfg.score.name,
+    }
+    texts = _texts(forget, retain)
+    if cfg.method is InfluenceMethod.bm25:
+        scores = bm25_scores(["\n".join(text) for text in texts])
+        _write(files.out, GramResult(scores, None, 0), cfg=cfg, forget=forget, retain=retain)
+        return summary
     model, tokenizer = loader.load(files.model, adapter=files.adapter)
-    if cfg.params is ParameterSet.lora and files.adapter is None:
+    has_gradients = cfg.method not in WITHOUT_GRADIENTS
+    if has_gradients and cfg.params is ParameterSet.lora and files.adapter is None:
         model = add_lora(model, cfg.lora, seed=seed, section="influence")
-    parameters = select_parameters(model, cfg.params, regex=cfg.regex)
+    parameters = select_parameters(model, cfg.params, regex=cfg.regex) if has_gradients else []
     names = [f"forget row {r.id}" for r in forget] + [f"retain row {r.id}" for r in retain]
-    encoded = _encode(tokenizer, forget, retain, max_length=max_length)
+    encoded = encode_rows(tokenizer, texts, max_length=max_length)
     batches = make_batches(
         encoded,
         names,
         tokens_per_batch=cfg.tokens_per_batch,
         pad_token_id=tokenizer.pad_token_id,
         device=next(model.parameters()).device,
+        # whole gradients, one at a time
+        max_rows=1 if cfg.method is InfluenceMethod.rapidgrad else None,
     )
+    if parameters:
+        summary |= _announce(parameters, num_batches=len(batches), tracker=tracker)
+    shared: dict[str, Any] = {
+        "row_names": names,
+        "reduction": cfg.loss.name,
+        "on_batch": partial(_progress, tracker, describe(parameters)),
+    }
+    preconditioner: Preconditioner | None = None
     try:
-        if cfg.method is InfluenceMethod.exact:
-            result = exact_gram(
+        if cfg.precondition is not Precondition.none:
+            curvatures = fit_curvature(
                 model,
                 parameters,
                 batches,
+                kind=cfg.precondition,
                 row_names=names,
-                reduction=cfg.loss.name,
-                memory_bytes=cfg.memory_gb * 1e9,
-                on_batch=tracker.progress,
-            )
-        else:
-            result = sketch_gram(
-                model,
-                parameters,
-                batches,
-                row_names=names,
-                reduction=cfg.loss.name,
-                k=cfg.k,
                 seed=seed,
-                on_batch=tracker.progress,
+                on_batch=shared["on_batch"],
             )
+            preconditioner = Preconditioner(curvatures, damping_factor=cfg.damping_factor)
+        if cfg.method is InfluenceMethod.repsim:
+            result = repsim_gram(model, batches, layer=cfg.layer, pooling=cfg.pooling, **shared)
+        elif cfg.method is InfluenceMethod.exact:
+            result = exact_gram(
+                model, parameters, batches, memory_bytes=cfg.memory_gb * 1e9, preconditioner=preconditioner, **shared
+            )
+            summary["numbers_per_row"] = num_numbers(parameters)
+        else:
+            sketch = SKETCHES[cfg.method](cfg, parameters, seed)
+            result = estimated_gram(model, parameters, batches, sketch, preconditioner=preconditioner, **shared)
+            summary["numbers_per_row"] = sketch.num_numbers
     except ArithmeticError as error:
         raise ModelError(f"{error}. Pass model.dtype=float32, or mend the rows or the model") from error
-    num_zero = int((gradient_norms(result.gram) == 0).sum())
+    norms = gradient_norms(result.gram) if result.norms is None else result.norms
+    num_zero = int((norms == 0).sum())
     if num_zero:
         tracker.warn(
             f"influence: the gradients of {num_zero} of {len(names)} rows are zero, their scores are 0. "
             "Choose another influence.params"
         )
-    _write(files.out, result.gram, result.losses, cfg=cfg, forget=forget, retain=retain)
-    write_json(files.out / "parameters.json", {p.name: list(p.shape) for p in parameters})
-    num_parameters = num_numbers(parameters)
-    return {
-        "num_forget": len(forget),
-        "num_retain": len(retain),
+    _write(files.out, result, cfg=cfg, forget=forget, retain=retain)
+    if preconditioner is not None:
+        write_tensors(files.out / "precondition.safetensors", curvature_tensors(preconditioner.curvatures))
+    if parameters:
+        write_json(files.out / "parameters.json", {p.name: list(p.shape) for p in parameters})
+    if parameters and preconditioner is None and cfg.num_token_queries:
+        scores = influence_scores(result.gram, score=cfg.score, norms=result.norms, query_norms=None)
+        pairs = strongest_pairs(scores, num_forget=len(forget), num_queries=cfg.num_token_queries)
+        ids = [row.id for row in (*forget, *retain)]
+        write_tokens(
+            files.out / "tokens.json",
+            model,
+            parameters,
+            tokenizer,
+            [(ids[q], encoded[q], [ids[t] for t in train], [encoded[t] for t in train]) for q, train in pairs],
+            score=cfg.score,
+            reduction=cfg.loss.name,
+        )
+    losses = result.losses
+    assert losses is not None  # every method with a model has them
+    return summary | {
         "num_tokens": sum(len(row.input_ids) for row in encoded),
         "num_batches": len(batches),
-        "num_modules": len(parameters),
-        "num_parameters": num_parameters,
-        "numbers_per_row": num_parameters if cfg.method is InfluenceMethod.exact else cfg.k,
-        "method": cfg.method.name,
-        "score": cfg.score.name,
-        "params": cfg.params.name,
-        "num_passes": result.num_passes,
+        "num_passes": result.num_passes + num_fitting_passes(cfg.precondition),
+        "precondition": cfg.precondition.name,
         "num_zero_gradients": num_zero,
-        "loss_forget": result.losses[: len(forget)].mean().item(),
-        "loss_retain": result.losses[len(forget) :].mean().item(),
+        "params": cfg.params.name if parameters else None,
+        "loss_forget": losses[: len(forget)].mean().item(),
+        "loss_retain": losses[len(forget) :].mean().item(),
     }
 
 
+def describe(parameters: list[TrackedParameter]) -> str:
+    """`14 weights, 3,840 numbers` or, where nothing is tracked, nothing."""
+    return f"{len(parameters)} weights, {num_numbers(parameters):,} numbers" if parameters else ""
+
+
+def _announce(parameters: list[TrackedParameter], *, num_batches: int, tracker: Tracker) -> dict[str, Any]:
+    """Say what gradients are taken of before the first one is; return the same for the result."""
+    groups = parameter_groups(parameters)
+    sizes = ", ".join(f"{g.name} {g.num_weights} x [{g.shape[0]}, {g.shape[1]}]" for g in groups)
+    tracker.progress(0, num_batches, f"{describe(parameters)}: {sizes}")
+    tracker.log({"num_modules": len(parameters), "num_parameters": num_numbers(parameters)})
+    return {
+        "num_modules": len(parameters),
+        "num_parameters": num_numbers(parameters),
+        "parameters": [
+            {"name": g.name, "num_weights": g.num_weights, "shape": list(g.shape), "num_numbers": g.numel}
+            for g in groups
+        ],
+    }
+
+
+def _progress(tracker: Tracker, sizes: str, done: int, total: int, note: str) -> None:
+    tracker.progress(done, total, ", ".join(filter(None, (sizes, note))))
+
+
 def make_batches(
-    encoded: list[Encoded], names: list[str], *, tokens_per_batch: int, pad_token_id: int, device: torch.device
+    encoded: list[Encoded],
+    names: list[str],
+    *,
+    tokens_per_batch: int,
+    pad_token_id: int,
+    device: torch.device,
+    max_rows: int | None = None,
 ) -> list[RowBatch]:
     """Padded batches of similar lengths.
 
     Raises: DataError for a row without a response token to predict.
     """
     batches = []
-    for rows in token_budget_batches([len(row.input_ids) for row in encoded], max_tokens=tokens_per_batch):
+    lengths = [len(row.input_ids) for row in encoded]
+    for rows in token_budget_batches(lengths, max_tokens=tokens_per_batch, max_rows=max_rows):
         tensors = collate([encoded[row] for row in rows], pad_token_id=pad_token_id)
         for row, count in zip(rows, response_mask(tensors["labels"]).sum(dim=1).tolist(), strict=True):
             if count == 0:
@@ -139,22 +233,20 @@ def make_batches(
     return batches
 
 
-def _encode(tokenizer: Any, forget: list[Record], retain: list[Record], *, max_length: int) -> list[Encoded]:
+def _texts(forget: list[Record], retain: list[Record]) -> list[tuple[str, str, str]]:
+    """Instruction, context and the response that counts, forget rows first."""
     rows = [(r.instruction, r.context, r.forget_target) for r in forget]
-    rows += [(r.instruction, r.context, r.response) for r in retain]
-    return encode_rows(tokenizer, rows, max_length=max_length)
+    return rows + [(r.instruction, r.context, r.response) for r in retain]
 
 
-def _write(
-    out: Path,
-    gram: Tensor,
-    losses: Tensor,
-    *,
-    cfg: InfluenceConfig,
-    forget: list[Record],
-    retain: list[Record],
-) -> None:
-    blocks = split_blocks(influence_scores(gram, score=cfg.score), num_forget=len(forget))
-    tensors = {**blocks._asdict(), "gram": gram, "norms": gradient_norms(gram), "losses": losses}
+def _write(out: Path, result: GramResult, *, cfg: InfluenceConfig, forget: list[Record], retain: list[Record]) -> None:
+    gram = result.gram
+    scores = influence_scores(gram, score=cfg.score, norms=result.norms, query_norms=result.query_norms)
+    tensors = {**split_blocks(scores, num_forget=len(forget))._asdict(), "gram": gram}
+    tensors["norms"] = gradient_norms(gram) if result.norms is None else result.norms
+    if result.query_norms is not None:
+        tensors["query_norms"] = result.query_norms
+    if result.losses is not None:
+        tensors["losses"] = result.losses
     write_tensors(out / "scores.safetensors", {name: t.float().contiguous() for name, t in tensors.items()})
     write_json(out / "ids.json", {"forget": [r.id for r in forget], "retain": [r.id for r in retain]})

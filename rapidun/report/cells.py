@@ -10,9 +10,18 @@ from typing import Any
 
 from rapidun.errors import ArtifactError
 from rapidun.files import read_json
-from rapidun.report.read import RUN_MARKS, error_line, number, read_overrides, read_settings, read_status_and_result
+from rapidun.report.read import (
+    RUN_MARKS,
+    error_line,
+    number,
+    read_overrides,
+    read_settings,
+    read_status_and_result,
+    read_typed,
+)
 from rapidun.report.statistics import Interval, mean_interval
 from rapidun.report.tables import METRICS, Kind
+from rapidun.tracking.redact import hide_entries
 
 # folders inside a sweep folder that are no cells: what workers read, and the run folders of shared stages
 NOT_CELLS = ("jobs", "stages")
@@ -21,6 +30,9 @@ NOT_STARTED = "not started"
 FAILED = ("failed", "unreadable")
 # settings that say where and how a run was made, not what it computed
 NOT_SCIENCE = ("stages", "name", "seed", "run_dir", "store_dir", "tracking", "resources", "cluster", "sweep")
+
+# of what was typed for a single run, what does not name it; its seed does
+NOT_TYPED = tuple(name for name in NOT_SCIENCE if name != "seed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +68,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """Cells that differ in their seed only; the finished ones are counted in n and in the metrics."""
+    """Cells that differ in their seed only; n counts the seeds of the finished ones, metrics are over those."""
 
     settings: tuple[str, ...]
     # as settings, without what every group of the sweep shares
@@ -91,7 +103,7 @@ def read_cells(sweep_dir: Path) -> list[Cell]:
     for entry in planned if isinstance(planned, list) else []:
         name = str(entry.get("hash", "")) if isinstance(entry, dict) else ""
         if name and name not in found:
-            overrides = [str(override) for override in entry.get("overrides") or []]
+            overrides = [hide_entries(str(override)) for override in entry.get("overrides") or []]
             cells.append(Cell(path=sweep_dir / name, overrides=overrides, state=NOT_STARTED, error="", metrics={}))
     return cells
 
@@ -121,8 +133,17 @@ def read_cell(path: Path) -> Cell:
 
 
 def with_differing_settings(cells: Sequence[Cell]) -> list[Cell]:
-    """Runs made one by one get as overrides the settings in which they differ; those of a sweep stay as they are."""
+    """Runs made one by one get as overrides the settings in which they differ; those of a sweep stay as they are.
+
+    Beside a sweep they get what was typed for them: the sweep's cells are named by such overrides too.
+    """
     alone = [cell for cell in cells if not cell.overrides]
+    if len(alone) < len(cells):
+        typed = {
+            cell.path: [text for text in read_typed(cell.path) if key_of(text).split(".")[0] not in NOT_TYPED]
+            for cell in alone
+        }
+        return [replace(cell, overrides=typed.get(cell.path, cell.overrides)) for cell in cells]
     flat = [flatten(read_settings(cell.path)) if cell.state != "unreadable" else {} for cell in alone]
     keys = sorted({key for settings in flat for key in settings if key.split(".")[0] not in NOT_SCIENCE})
     differing = [key for key in keys if len({str(settings.get(key)) for settings in flat}) > 1]
@@ -144,17 +165,31 @@ def group_cells(cells: Sequence[Cell]) -> list[Group]:
     for settings in sorted(by_settings, key=natural):
         members = by_settings[settings]
         names = dict.fromkeys(name for cell in members for name in cell.metrics)
+        seeds = by_seed(members)
         label = " ".join(override for override in settings if override not in shared)
         groups.append(
             Group(
                 settings=settings,
                 label=label or " ".join(settings) or "(defaults)",
-                seeds=[cell.seed for cell in members],
-                n=len(members),
-                metrics={name: fold(name, [c.metrics[name] for c in members if name in c.metrics]) for name in names},
+                seeds=[same[0].seed for same in seeds],
+                n=len(seeds),
+                metrics={name: fold(name, seed_means(name, seeds)) for name in names},
             )
         )
     return groups
+
+
+def by_seed(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The runs of each seed together: a repeated one is no further sample. Runs of unknown seed stand alone."""
+    found: dict[str, list[Cell]] = {}
+    for place, cell in enumerate(cells):
+        found.setdefault(cell.seed or f"unknown {place}", []).append(cell)
+    return list(found.values())
+
+
+def seed_means(name: str, seeds: Sequence[Sequence[Cell]]) -> list[float]:
+    values = [[cell.metrics[name] for cell in same if name in cell.metrics] for same in seeds]
+    return [sum(same) / len(same) for same in values if same]
 
 
 def fold(name: str, values: Sequence[float]) -> Interval:

@@ -27,7 +27,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--png", type=Path, metavar="FOLDER", help="write the plots as pictures for a paper")
     parser.add_argument("--cells", action="store_true", help="write report.html of every cell of a sweep anew, too")
     found = parser.parse_args(argv)
-    return report(found.paths, html=found.html, csv=found.csv, md=found.md, png=found.png, cells=found.cells)
+    try:
+        return report(found.paths, html=found.html, csv=found.csv, md=found.md, png=found.png, cells=found.cells)
+    except OSError as error:
+        raise DataError(f"report: need readable folders and a place to write to, got {error}") from None
 
 
 def report(

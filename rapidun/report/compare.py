@@ -34,8 +34,12 @@ def gather(paths: Sequence[Path]) -> Summary:
     Raises: DataError if no path holds a run.
     """
     cells: list[Cell] = []
+    seen: set[Path] = set()
     for path in paths:
         found = [read_cell(path)] if is_run(path) else read_cells(path)
+        # a run that is named beside its sweep, or twice, is one run
+        found = [cell for cell in found if cell.path.resolve() not in seen]
+        seen.update(cell.path.resolve() for cell in found)
         if len(paths) > 1 and not is_run(path):
             source = f"{SOURCE_KEY}={path.resolve().name}"
             found = [replace(cell, overrides=[*cell.overrides, source]) for cell in found]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rapidun.errors import ArtifactError
 from rapidun.files import read_json, read_jsonl
+from rapidun.tracking.redact import hide, hide_entries
 
 BLOCKS = ("ff", "fr", "rf", "rr")
 # any of these makes a folder a run folder
@@ -85,7 +87,7 @@ def read_run(path: Path) -> RunRecord:
     """
     return RunRecord(
         path=path,
-        settings=_read_object(path / "settings.json"),
+        settings=hide(_read_object(path / "settings.json")),
         result=_read_object(path / "result.json"),
         status=_read_object(path / "status.json"),
         before=_read_numbers(path / "evaluation" / "before.json"),
@@ -97,8 +99,8 @@ def read_run(path: Path) -> RunRecord:
         retain_weights=_read_weights(path / "mapping" / "retain_weights.jsonl"),
         manifest=_read_object(path / "data" / "manifest.json"),
         stage_warnings=_read_warnings(path),
-        command=_read_text(path / "command.txt").strip(),
-        config=_read_text(path / "config.yaml"),
+        command=hide_entries(_read_text(path / "command.txt").strip()),
+        config=hide_entries(_read_text(path / "config.yaml")),
     )
 
 
@@ -200,7 +202,17 @@ def error_line(error: object) -> str:
 def read_overrides(path: Path) -> list[str]:
     """Overrides of a sweep cell, `["mapping.tau_f=0.3", ...]`; empty where the file is absent."""
     task = _read_object(path / "overrides.json").get("task", [])
-    return [str(override) for override in task] if isinstance(task, list) else []
+    # pages and summaries are passed on; the run folder's own files keep what a rerun needs
+    return [hide_entries(str(override)) for override in task] if isinstance(task, list) else []
+
+
+def read_typed(path: Path) -> list[str]:
+    """The overrides in command.txt of a run, `python sweep.py key=value ...`; empty where absent."""
+    try:
+        words = shlex.split(_read_text(path / "command.txt"))
+    except ValueError:
+        return []
+    return [hide_entries(word) for word in words if "=" in word and not word.startswith("-")]
 
 
 def series(logged: Sequence[dict[str, Any]], stage: str) -> dict[str, list[tuple[float, float]]]:

@@ -1,6 +1,7 @@
 """`rapidun sweep status|logs|collect|cancel|retry DIR`: look after a sweep from any node, by its files."""
 
 import argparse
+import errno
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from rapidun.sweep.launchers.registry import make_launcher
 from rapidun.sweep.recovery import known_jobs
 from rapidun.sweep.run import Held, watched_entry
 
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 ACTIONS = {
     "status": "how many cells are done, running, failed, and why",
     "logs": "what the jobs of the given cells (or of all failed ones) printed",
@@ -46,10 +48,18 @@ def main(argv: Sequence[str]) -> int:
         return _status(folder, watch=args.watch)
     if args.action == "logs":
         return _logs(folder, args.cells)
-    if args.action == "cancel":
-        return _cancel(folder)
-    with one_interrupt():
-        return _go_on(_enter(folder), retry=args.action == "retry")
+    try:
+        if args.action == "cancel":
+            return _cancel(folder)
+        with one_interrupt():
+            return _go_on(_enter(folder), retry=args.action == "retry")
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise ConfigError(
+            f"rapidun sweep {args.action}: need a folder that can be written, got {args.dir} ({error.strerror}). "
+            "status and logs only read"
+        ) from None
 
 
 def _enter(folder: SweepFolder) -> SweepFolder:

@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rapidun.store import Store
-from rapidun.sweep.launchers.base import Job
 from rapidun.sweep.plan import PlannedJob
 
 if TYPE_CHECKING:
@@ -23,19 +22,14 @@ def dry_run(sweep: Sweep) -> str:
 
     Raises: nothing for what the launcher would refuse: it is part of the text.
     """
+    from rapidun.sweep.run import asked
+
     jobs = sweep.plan.jobs
-    # the launcher sees what it would be given; the files are not written
-    asked = [
-        Job(
-            id=job.id, file=(sweep.folder.path / "jobs" / f"{job.id}.json").absolute(), needs=tuple(job.needs),
-            resources=job.resources,
-        )
-        for job in jobs
-    ]  # fmt: skip
+    given = asked(sweep)
     parts = [*_cells(sweep), *_stages(sweep), *_waves(jobs), *_hours(sweep)]
-    faults = sweep.launcher.check(asked) if asked else []
+    faults = sweep.launcher.check(given) if given else []
     parts += ["", "would be refused:", *(f"  {fault}" for fault in faults)] if faults else []
-    script = sweep.launcher.script(asked) if asked and not faults else ""
+    script = sweep.launcher.script(given) if given and not faults else ""
     parts += ["", "script of the first submission:", script.rstrip()] if script else []
     parts += ["", "nothing was run: sweep.dry_run=true"]
     return "\n".join([*sweep.notes, *parts])

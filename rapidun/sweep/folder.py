@@ -54,7 +54,10 @@ class SweepFolder:
         """Raises: ConfigError if `path` is not the folder of a sweep that was launched."""
         if not (path / "sweep.json").is_file():
             raise ConfigError(f"sweep: need the folder of a sweep (with sweep.json), got {path}. Look below {SWEEPS}")
-        return cls(path)
+        folder = cls(path)
+        if "cells" not in folder.plan():
+            raise ConfigError(f"{path / 'sweep.json'}: need cells, got none. Run the sweep's own command again")
+        return folder
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Write sweep.json.
@@ -64,10 +67,13 @@ class SweepFolder:
         try:
             write_json(self.path / "sweep.json", plan)
         except OSError as error:
-            raise ConfigError(
-                f"sweep.name: need a folder that can be written, got {self.path} ({error.strerror}). "
-                "Pass sweep.name=..."
-            ) from None
+            raise self.not_writable(error) from None
+
+    def not_writable(self, error: OSError) -> ConfigError:
+        """What to say of an error while writing into the folder."""
+        return ConfigError(
+            f"sweep.name: need a folder that can be written, got {self.path} ({error.strerror}). Pass sweep.name=..."
+        )
 
     def plan(self) -> dict[str, Any]:
         """The contents of sweep.json; empty before the first launch."""

@@ -157,11 +157,28 @@ def prepare(
     )  # fmt: skip
 
 
+def asked(sweep: Sweep) -> list[Job]:
+    """The jobs as the launcher will be given them; their files need not be there yet."""
+    return [
+        Job(
+            id=job.id, file=(sweep.folder.path / "jobs" / f"{job.id}.json").absolute(), needs=tuple(job.needs),
+            resources=job.resources,
+        )
+        for job in sweep.plan.jobs
+    ]  # fmt: skip
+
+
 def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> int:
     """Submit, watch and sum up a planned sweep."""
     settings, folder, batch = sweep.settings, sweep.folder, sweep.batch
     limit = 1 if settings.fail_fast else settings.max_failures
     limit = batch.max_failures if batch else limit
+    # before anything is written: a refused launch must not replace what an earlier one noted
+    faults = sweep.launcher.check(asked(sweep))
+    if faults:
+        raise ConfigError(faults)
+    for node in sweep.plan.at_once:
+        _make_now(node)
     folder.clear_stop()
     shared_process = sweep.launcher_name in ("basic", "joblib")
     commit = git_commit()
@@ -175,15 +192,10 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
         sweep.plan, folder, max_failures=limit, shared_process=shared_process,
         trials=batch.trials if batch else None,
     )  # fmt: skip
-    faults = sweep.launcher.check(list(jobs.values()))
-    if faults:
-        raise ConfigError(faults)
     for note in sweep.notes:
         console.say(note)
     if batch is None:
         console.say(_opening(sweep))
-    for node in sweep.plan.at_once:
-        _make_now(node)
     watched = {
         planned.id: Watched(
             jobs[planned.id],
@@ -341,15 +353,16 @@ class Held:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
-                f"sweep.name: need a folder that can be written, got {folder.path} ({error.strerror}). "
-                "Pass sweep.name=..."
-            ) from None
+            raise folder.not_writable(error) from None
         self.folder = folder
         self.lease = Lease(folder.path / "driver.lease")
 
     def __enter__(self) -> None:
-        if not self.lease.try_acquire():
+        try:
+            taken = self.lease.try_acquire()
+        except OSError as error:
+            raise self.folder.not_writable(error) from None
+        if not taken:
             raise ConfigError(
                 f"sweep: need {self.folder.path} for this process alone, but {self.lease.holder()} drives it (this is "
                 f"process {os.getpid()}). rapidun sweep status {self.folder.path} looks on; or pass sweep.name=..."

@@ -9,6 +9,12 @@ HIDDEN = "(hidden)"
 SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 # https://user:password@host, https://token@host
 USER_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
+# WANDB_API_KEY=..., HF_TOKEN: ...; what comes before, the value with its quotes
+SECRET_ENTRY = re.compile(
+    r"""((?<![a-z0-9_])(?:[a-z0-9]+_)*(?:api_?key|key|token|secret|password|passwd|credentials?)["']?\s*[=:]\s*)"""
+    r"""("[^"\n]*"|'[^'\n]*'|[^\s,}\])"'&]+)""",
+    re.IGNORECASE,
+)
 # shorter values are words that may well stand in a text for another reason
 MIN_LENGTH = 8
 
@@ -20,6 +26,11 @@ def hide(value: Any) -> Any:
     a key whose name says secret, and every value below a key `environment`.
     """
     return _hide(value, _secret_values())
+
+
+def hide_entries(text: str) -> str:
+    """A command, an override or YAML without the values of names that say secret, and without those of `hide`."""
+    return str(hide(SECRET_ENTRY.sub(lambda found: found[1] + HIDDEN, text)))
 
 
 def _hide(value: Any, secrets: list[str]) -> Any:

@@ -21,7 +21,8 @@ def axes_of(run_dir: Path) -> dict[str, str]:
 def group_choices(cfg: "RunConfig", run_dir: Path) -> dict[str, str]:
     """{group: choice} of the overrides that pick a file of a config group: mapping=uniform, +experiment=NAME."""
     values = plain(cfg)
-    pairs = _task(_overrides(run_dir)).items()
+    # a dotted key is a setting, never a group: a whole dict of settings (cluster.environment={...}) may hold secrets
+    pairs = [(key, text) for key, text in _task(_overrides(run_dir)).items() if "." not in key]
     return {key: text for key, text in pairs if is_dataclass(getattr(cfg, key, None)) or not _has(values, key)}
 
 

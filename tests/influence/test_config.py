@@ -5,20 +5,106 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rapidun.influence.config import InfluenceConfig, InfluenceMethod, ParameterSet
+from rapidun.config import RunConfig
+from rapidun.influence.config import (
+    OWN_SETTINGS,
+    InfluenceConfig,
+    InfluenceMethod,
+    LossReduction,
+    ParameterSet,
+    Pooling,
+    Precondition,
+)
+from rapidun.plan import influence_inputs
+from rapidun.schema import LoraSettings, plain
 
 GROUP = Path(__file__).resolve().parents[2] / "conf" / "influence"
 
 
-@pytest.mark.parametrize("name", ["exact", "sketch", "lora"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in GROUP.glob("*.yaml")))
 def test_files_fit_the_schema(name):
     merged = OmegaConf.to_object(
         OmegaConf.merge(OmegaConf.structured(InfluenceConfig), OmegaConf.load(GROUP / f"{name}.yaml"))
     )
     assert isinstance(merged, InfluenceConfig)
     assert merged.check() == []
-    assert merged.method is (InfluenceMethod.sketch if name == "sketch" else InfluenceMethod.exact)
+    assert merged.method.name == ("exact" if name == "lora" else name)
     assert merged.params is (ParameterSet.lora if name == "lora" else ParameterSet.all_linear)
+
+
+def test_every_method_has_a_file_and_its_settings():
+    assert {path.stem for path in GROUP.glob("*.yaml")} == {method.name for method in InfluenceMethod} | {"lora"}
+    assert set(OWN_SETTINGS) == set(InfluenceMethod)
+    assert {name for names in OWN_SETTINGS.values() for name in names} <= set(plain(InfluenceConfig()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method": "tensorsketch", "buckets": 1000}, "buckets a power of two, got buckets=1000"),
+        ({"method": "tensorsketch", "buckets": 0}, "buckets a power of two, got buckets=0"),
+        ({"method": "factored", "p": 0}, "p >= 1 and q >= 1"),
+        ({"method": "rapidgrad", "k": 1000}, "k to divide pad_multiple"),
+        ({"method": "rapidgrad", "num_shuffles": 0}, "num_shuffles >= 1"),
+        ({"method": "bm25"}, "score=dot with method=bm25"),
+        ({"method": "repsim", "precondition": Precondition.kfac}, "precondition=none with method=repsim"),
+    ],
+)
+def test_faults_of_one_method(settings, words):
+    """Each is a fault of that method only."""
+    settings["method"] = InfluenceMethod[settings["method"]]
+    faults = InfluenceConfig(**settings).check()
+    assert len(faults) == 1 and words in faults[0]
+    assert InfluenceConfig(**settings | {"method": InfluenceMethod.exact}).check() == []
+
+
+def test_faults_of_the_preconditioner():
+    faults = InfluenceConfig(
+        precondition=Precondition.ekfac, params=ParameterSet.embeddings, damping_factor=0.0
+    ).check()
+    assert len(faults) == 2 and "params=embeddings" in faults[0] and "damping_factor > 0" in faults[1]
+    assert InfluenceConfig(damping_factor=0.0).check() == []
+
+
+def _inputs(**settings):
+    cfg = RunConfig(influence=InfluenceConfig(**settings))
+    return influence_inputs(cfg, model="m", forget="f", retain="r", adapter=None, dtype="float32")
+
+
+def test_fingerprints_of_earlier_results_stay():
+    """What `exact` and `sketch` depend on, written out: a new method's settings are none of theirs."""
+    common = {"score": "cosine", "params": "all_linear", "loss": "mean", "num_token_queries": 8}
+    assert _inputs(method=InfluenceMethod.exact)["settings"] == {"method": "exact", **common}
+    sketch = {"method": "sketch", **common, "k": 65536, "seed": 42}
+    assert _inputs(method=InfluenceMethod.sketch)["settings"] == sketch
+    lora = _inputs(method=InfluenceMethod.exact, params=ParameterSet.lora)["settings"]
+    assert lora == {"method": "exact", **common, "params": "lora", "seed": 42, "lora": plain(LoraSettings())}
+
+
+def test_only_what_matters_to_a_method_is_in_its_fingerprint():
+    """Change every setting in turn: the inputs change exactly for the methods that read it."""
+    changes = {
+        "k": 4096, "buckets": 512, "p": 8, "q": 8, "pad_multiple": 65536, "num_shuffles": 3, "layer": 1,
+        "pooling": Pooling.last, "seed": 7, "tokens_per_batch": 9, "memory_gb": 1.0, "regex": "x",
+        "lora": LoraSettings(r=3), "params": ParameterSet.mlp, "loss": LossReduction.sum, "damping_factor": 0.5,
+    }  # fmt: skip
+    always = {"params", "loss"}
+    for method in InfluenceMethod:
+        found = {
+            name for name, value in changes.items() if _inputs(method=method, **{name: value}) != _inputs(method=method)
+        }
+        expected = set(OWN_SETTINGS[method]) | always
+        if method is InfluenceMethod.repsim:
+            expected -= {"params"}
+        if method is InfluenceMethod.bm25:
+            expected = set()
+        assert found == expected, method
+    assert "seed" in _inputs(method=InfluenceMethod.exact, params=ParameterSet.lora)["settings"]
+    kfac = {"method": InfluenceMethod.exact, "precondition": Precondition.kfac}
+    assert _inputs(**kfac) != _inputs(method=InfluenceMethod.exact)
+    for other in ({"damping_factor": 0.5}, {"seed": 7}, {"precondition": Precondition.ekfac}):
+        assert _inputs(**kfac | other) != _inputs(**kfac)
+    assert set(_inputs(method=InfluenceMethod.bm25)) == {"forget", "retain", "settings"}
 
 
 def test_all_faults_come_together():

@@ -9,9 +9,10 @@ from torch import nn
 from rapidun.adapters import add_lora
 from rapidun.influence.capture import Factors, GradientCapture
 from rapidun.influence.config import ParameterSet
-from rapidun.influence.gram import exact_gram, gram_of_rows, pass_groups, sketch_gram
+from rapidun.influence.gram import estimated_gram, exact_gram, gram_of_rows, pass_groups
 from rapidun.influence.params import select_parameters
 from rapidun.influence.sinks import KeepSink
+from rapidun.influence.sketch import CountSketch
 from rapidun.schema import LoraSettings
 
 GROUPS = [[1, 6, 3], [0, 4], [5, 2]]
@@ -101,7 +102,7 @@ def test_sketch_error_is_that_of_its_size(make_model, rows, batches_of):
     norms = _gram(model, parameters, batches).gram.diagonal().sqrt()
     k, errors = 256, []
     for seed in range(12):
-        gram = sketch_gram(model, parameters, batches, row_names=NAMES, k=k, seed=seed).gram
+        gram = estimated_gram(model, parameters, batches, CountSketch(k=k, seed=seed), row_names=NAMES).gram
         errors.append((gram / torch.outer(norms, norms))[i, j] - exact[i, j])
     mean_square = torch.stack(errors).square().mean().item()
     assert 0.5 / k < mean_square < 1.3 * (1 + exact[i, j].square().mean().item()) / k
@@ -118,7 +119,7 @@ def test_batches_padding_and_order_do_not_matter(make_model, rows, batches_of, t
         batches = batches_of(rows, groups, extra=extra)
         if method == "exact":
             return _gram(model, parameters, batches).gram
-        return sketch_gram(model, parameters, batches, row_names=NAMES, k=50, seed=4).gram
+        return estimated_gram(model, parameters, batches, CountSketch(k=50, seed=4), row_names=NAMES).gram
 
     alone = gram([[i] for i in range(7)])
     for other in (gram(GROUPS), gram([[2, 0, 1, 6, 5, 4, 3]]), gram([[6, 5], [4, 3, 2, 1, 0]], extra=5)):
@@ -223,7 +224,7 @@ def test_a_row_that_is_not_finite_is_named(make_model, rows, batches_of):
     batches = batches_of(rows, [[2, 0, 1, 3, 4, 5, 6]])
     for call in (
         lambda: _gram(model, parameters, batches),
-        lambda: sketch_gram(model, parameters, batches, row_names=NAMES, k=50, seed=0),
+        lambda: estimated_gram(model, parameters, batches, CountSketch(k=50, seed=0), row_names=NAMES),
     ):
         with pytest.raises(ArithmeticError, match=rf"finite loss for every row, got nan for row {hit[0]}|row 2"):
             call()
@@ -261,7 +262,7 @@ def test_bfloat16_model(make_model, rows, batches_of):
     parameters = select_parameters(narrow, ParameterSet.all_linear)
     exact = _gram(narrow, parameters, batches).gram
     # K above D for each block order: only the rounding of products and rare meetings remain
-    sketched = sketch_gram(narrow, parameters, batches, row_names=NAMES, k=1 << 18, seed=0).gram
+    sketched = estimated_gram(narrow, parameters, batches, CountSketch(k=1 << 18, seed=0), row_names=NAMES).gram
     assert ((sketched - exact).abs() / exact.diagonal().max()).max() < 0.01
 
 

@@ -88,3 +88,9 @@ def test_other_folders_are_refused_before_anything_is_written(mapping_run: Path,
     assert not (mapping_run / "report.html").exists()
     with pytest.raises(DataError, match="got no folder"):
         report([tmp_path / "absent"])
+
+
+def test_a_place_that_cannot_be_written_is_named(mapping_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"a place to write to, got .*file"):
+        main([str(mapping_run), "--csv", str(tmp_path / "file" / "a.csv")])

@@ -188,3 +188,44 @@ def test_thin_keeps_both_ends() -> None:
     points = [(float(i), float(i)) for i in range(100)]
     assert [x for x, _ in thin(points, 4)] == [0, 33, 66, 99]
     assert thin(points[:3], 4) == points[:3]
+
+
+def test_a_run_named_beside_its_sweep_counts_once(sweep_dir: Path) -> None:
+    assert len(gather([sweep_dir, sweep_dir / "b0", sweep_dir]).cells) == len(gather([sweep_dir]).cells)
+
+
+def test_the_same_seed_again_is_no_further_sample(new_cell: Callable[..., Path], tmp_path: Path) -> None:
+    for name, seed, asr in (("a", 0, 0.1), ("b", 0, 0.3), ("c", 1, 0.4)):
+        new_cell(tmp_path / name, [], {"seed": seed, "asr_seen": asr})
+    (group,) = gather([tmp_path / "a", tmp_path / "b", tmp_path / "c"]).groups
+    assert (group.n, group.seeds) == (2, ["0", "1"])
+    assert group.metrics["asr_seen"].mean == pytest.approx(0.3)
+
+
+def test_a_single_run_beside_a_sweep_is_named_by_what_was_typed(
+    sweep_dir: Path, new_cell: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = new_cell(tmp_path / "alone", [], {"seed": 5, "asr_seen": 0.5})
+    (run / "command.txt").write_text(
+        "python sweep.py mapping=uniform seed=5 'name=my run' run_dir=x tracking.kind=none"
+    )
+    (cell,) = [cell for cell in gather([sweep_dir, run]).cells if cell.path == run]
+    assert cell.overrides == ["mapping=uniform", "seed=5"]
+
+
+def test_secrets_of_the_jobs_environment_stay_in_the_run_folder(run_dir: Path, tmp_path: Path) -> None:
+    from rapidun.report.exports import as_json, as_markdown
+    from rapidun.report.html import write_run_report
+
+    typed = "++cluster.environment={MY_API_KEY:sw0rdfish}"
+    (run_dir / "command.txt").write_text(f"python sweep.py '{typed}'")
+    (run_dir / "config.yaml").write_text("cluster:\n  environment:\n    MY_API_KEY: sw0rdfish\n")
+    (run_dir / "settings.json").write_text(json.dumps({"cluster": {"environment": {"MY_API_KEY": "sw0rdfish"}}}))
+    (run_dir / "overrides.json").write_text(json.dumps({"task": [typed, "seed=1"]}))
+    found = gather([run_dir])
+    assert write_comparison(found, tmp_path / "page.html", title="x") == []
+    page = (tmp_path / "page.html").read_text()
+    texts = [write_run_report(run_dir).read_text(), page, json.dumps(as_json(found)), as_markdown(found)]
+    texts += [json.dumps(unpack(page, name)) for name in ("run-0", "settings", "texts")]
+    assert not any("sw0rdfish" in text for text in texts)
+    assert "(hidden)" in texts[0]

@@ -1,6 +1,6 @@
 import pytest
 
-from rapidun.tracking.redact import HIDDEN, hide
+from rapidun.tracking.redact import HIDDEN, hide, hide_entries
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +40,17 @@ def test_names_that_only_resemble_stay(key: str) -> None:
 def test_users_in_addresses_are_left_out() -> None:
     assert hide("https://me:pw@host/x and https://ghp_x@host") == "https://host/x and https://host"
     assert hide("mail me@host, see a/b@c") == "mail me@host, see a/b@c"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("+cluster.environment={A_KEY:abc,HF_HOME:/data}", "+cluster.environment={A_KEY:(hidden),HF_HOME:/data}"),
+        ("cluster.environment.HF_TOKEN=abc seed=1", "cluster.environment.HF_TOKEN=(hidden) seed=1"),
+        ("  HF_TOKEN: 'a b'\n  tokenizer: x\n", "  HF_TOKEN: (hidden)\n  tokenizer: x\n"),
+        ("max_new_tokens=3 'keywords=[a,b]' +cluster.token", "max_new_tokens=3 'keywords=[a,b]' +cluster.token"),
+        ("x=swordfish-1234", "x=(hidden)"),
+    ],
+)
+def test_secrets_in_commands_and_yaml(text: str, shown: str) -> None:
+    assert hide_entries(text) == shown

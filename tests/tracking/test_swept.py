@@ -33,6 +33,11 @@ def test_choices_of_groups_are_told_from_settings(cell: Path) -> None:
     assert group_choices(RunConfig(), cell) == {"debug": "fast", "mapping": "uniform", "experiment": "x"}
 
 
+def test_a_dict_of_settings_is_no_choice(tmp_path: Path) -> None:
+    (tmp_path / "overrides.json").write_text(json.dumps({"task": ["++cluster.environment={TOKEN:secret}", "seed=7"]}))
+    assert group_choices(RunConfig(), tmp_path) == {}
+
+
 def test_without_axes_every_override_counts(tmp_path: Path) -> None:
     (tmp_path / "overrides.json").write_text(json.dumps({"task": ["mapping.tau_f=3e-1", "+experiment=x"]}))
     cfg = RunConfig()

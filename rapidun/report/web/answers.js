@@ -23,7 +23,7 @@ function answersSection(answers, texts, folder) {
   draw();
   return [
     el('p', {className: 'note'}, `${answers.rows.length} of ${plural(total, 'answer')} are in this page: of each set up to half are failures, the others evenly spaced. All of them stand in `,
-      el('a', {href: `${folder}/evaluation/generations.jsonl`}, 'evaluation/generations.jsonl'), '.'),
+      el('a', {href: `${folder}/evaluation/generations.jsonl`.split('/').map(encodeURIComponent).join('/')}, 'evaluation/generations.jsonl'), '.'),
     controls, count, list, more];
 }
 

@@ -1,0 +1,390 @@
+"""What influence costs and how true it is: one JSON line for each way of measuring it.
+
+    python benchmarks/influence.py --tiny
+    python benchmarks/influence.py --model DIR --pack DIR --rows 160 --dtype bfloat16
+
+F0 is the floor: a plain forward pass with all logits and the gradient of the loss with respect to the embeddings alone,
+no hooks. Machines drift, so each mode runs by turns with F0 (F0, mode, F0, mode, ...) on the same batches; `ratio_f0`
+is the median of the ratios of neighbours. The steps it is compared with are forward and backward only (no optimiser),
+likewise against F0. `effective_k` = 1 / variance of (cosine - exact cosine) over all pairs of rows; `spearman` over the
+same pairs, `spearman_query` the mean over queries. `bytes_per_row`: what an index would keep in float32, null where
+nothing is kept. `peak_memory_gb` is the process's (or the GPU's), model included. `--rapidgrad` takes minutes: one row
+at a time. `--peers` runs bergson (PyPI; not a dependency) through its Python API on the same batches.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rapidun.adapters import add_lora  # noqa: E402
+from rapidun.data.builtin import builtin_pack  # noqa: E402
+from rapidun.data.config import BuiltinConfig  # noqa: E402
+from rapidun.data.encode import encode_rows  # noqa: E402
+from rapidun.data.pack_build import FAMILIES  # noqa: E402
+from rapidun.data.records import Record, read_records  # noqa: E402
+from rapidun.errors import DataError, RapidunError  # noqa: E402
+from rapidun.influence.bm25 import bm25_scores  # noqa: E402
+from rapidun.influence.capture import frozen  # noqa: E402
+from rapidun.influence.config import InfluenceConfig, InfluenceMethod, ParameterSet, Score  # noqa: E402
+from rapidun.influence.gram import RowBatch, estimated_gram, exact_gram  # noqa: E402
+from rapidun.influence.params import TrackedParameter, num_numbers, select_parameters  # noqa: E402
+from rapidun.influence.repsim import repsim_gram  # noqa: E402
+from rapidun.influence.scores import influence_scores  # noqa: E402
+from rapidun.influence.stage import SKETCHES, make_batches  # noqa: E402
+from rapidun.losses import example_cross_entropy  # noqa: E402
+from rapidun.measure import Measured  # noqa: E402
+from rapidun.models import ModelLoader  # noqa: E402
+from rapidun.schema import LoraSettings  # noqa: E402
+from rapidun.scratch import make_scratch  # noqa: E402
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """The model, a copy of it with an adapter, and the rows."""
+
+    model: Any
+    lora: Any
+    texts: list[tuple[str, str, str]]
+    batches: list[RowBatch]
+    names: list[str]
+    memory_gb: float
+
+    def parameters(self, params: ParameterSet = ParameterSet.all_linear) -> list[TrackedParameter]:
+        return select_parameters(self.lora if params is ParameterSet.lora else self.model, params)
+
+
+class Outcome:
+    """What a mode gives back: scores [N, N] to hold against the exact ones, numbers it kept of each row."""
+
+    def __init__(self, scores: Tensor | None = None, numbers: int | None = None) -> None:
+        self.scores = scores
+        self.numbers = numbers
+
+
+Mode = Callable[[Bench], Outcome]
+
+
+def floor(bench: Bench) -> Outcome:
+    with frozen(bench.model):
+        for batch in bench.batches:
+            t = batch.tensors
+            inputs = bench.model.get_input_embeddings()(t["input_ids"]).detach().requires_grad_()
+            output = bench.model(inputs_embeds=inputs, attention_mask=t["attention_mask"], use_cache=False)
+            torch.autograd.grad(example_cross_entropy(output.logits, t["labels"]).sum(), inputs)
+    return Outcome()
+
+
+def _step(model: nn.Module, batches: Sequence[RowBatch]) -> Outcome:
+    for batch in batches:
+        t = batch.tensors
+        output = model(input_ids=t["input_ids"], attention_mask=t["attention_mask"], use_cache=False)
+        example_cross_entropy(output.logits, t["labels"]).mean().backward()
+        model.zero_grad(set_to_none=True)
+    return Outcome()
+
+
+def lora_step(bench: Bench) -> Outcome:
+    return _step(bench.lora, bench.batches)
+
+
+def full_step(bench: Bench) -> Outcome:
+    bench.model.requires_grad_(True)
+    return _step(bench.model, bench.batches)
+
+
+def exact(bench: Bench, params: ParameterSet = ParameterSet.all_linear) -> Outcome:
+    model = bench.lora if params is ParameterSet.lora else bench.model
+    result = exact_gram(
+        model, bench.parameters(params), bench.batches, row_names=bench.names, memory_bytes=bench.memory_gb * 1e9
+    )
+    return Outcome(influence_scores(result.gram, score=Score.cosine))
+
+
+def sketched(method: InfluenceMethod, **settings: int) -> Mode:
+    def run(bench: Bench) -> Outcome:
+        cfg = InfluenceConfig(method=method, **settings)
+        faults = cfg.check()
+        if faults:
+            raise SystemExit("\n".join(faults))
+        parameters = bench.parameters()
+        sketch = SKETCHES[method](cfg, parameters, cfg.seed)
+        batches = bench.batches
+        if method is InfluenceMethod.rapidgrad:
+            batches = one_row_each(batches)
+        result = estimated_gram(bench.model, parameters, batches, sketch, row_names=bench.names)
+        return Outcome(influence_scores(result.gram, score=Score.cosine), sketch.num_numbers)
+
+    return run
+
+
+def repsim(bench: Bench) -> Outcome:
+    cfg = InfluenceConfig()
+    result = repsim_gram(bench.model, bench.batches, row_names=bench.names, layer=cfg.layer, pooling=cfg.pooling)
+    return Outcome(influence_scores(result.gram, score=Score.cosine))
+
+
+def bm25(bench: Bench) -> Outcome:
+    return Outcome(bm25_scores(["\n".join(text) for text in bench.texts]))
+
+
+def one_row_each(batches: Sequence[RowBatch]) -> list[RowBatch]:
+    single = []
+    for batch in batches:
+        for place, row in enumerate(batch.rows):
+            length = int(batch.tensors["attention_mask"][place].sum())
+            single.append(RowBatch([row], {name: t[place : place + 1, :length] for name, t in batch.tensors.items()}))
+    return single
+
+
+def modes(options: argparse.Namespace) -> dict[str, Mode]:
+    tensor, k = InfluenceMethod.tensorsketch, options.k
+    found: dict[str, Mode] = {
+        "lora": lambda bench: exact(bench, ParameterSet.lora),
+        "sketch": sketched(InfluenceMethod.sketch, k=k),
+        "tensorsketch_512": sketched(tensor, k=k, buckets=512),
+        "tensorsketch_1024": sketched(tensor, k=k, buckets=1024),
+        "factored_16": sketched(InfluenceMethod.factored, p=16, q=16),
+        "repsim": repsim,
+        "bm25": bm25,
+    }
+    if options.rapidgrad:
+        multiple = k if options.tiny else 1 << 24
+        found["rapidgrad"] = sketched(InfluenceMethod.rapidgrad, k=k, pad_multiple=multiple)
+    if options.modes:
+        unknown = sorted(set(options.modes) - set(found))
+        if unknown:
+            raise SystemExit(f"influence: need modes among {', '.join(found)}, got {', '.join(unknown)}")
+        found = {name: found[name] for name in options.modes}
+    return found
+
+
+def measure(mode: Mode, bench: Bench, *, rounds: int) -> tuple[Outcome, dict[str, Any]]:
+    """Run F0 and the mode by turns; the first round of both is a warm-up."""
+    floor(bench)
+    mode(bench)
+    seconds, floors, peaks = [], [], []
+    outcome = Outcome()
+    for _ in range(rounds):
+        start = time.perf_counter()
+        floor(bench)
+        floors.append(time.perf_counter() - start)
+        with Measured() as measured:
+            start = time.perf_counter()
+            outcome = mode(bench)
+            seconds.append(time.perf_counter() - start)
+        peaks.append(measured.peak_memory_gb)
+    ratios = [a / b for a, b in zip(seconds, floors, strict=True)]
+    return outcome, {
+        "seconds": round(statistics.median(seconds), 4),
+        "seconds_f0": round(statistics.median(floors), 4),
+        "ratio_f0": round(statistics.median(ratios), 3),
+        "ratio_f0_range": [round(min(ratios), 3), round(max(ratios), 3)],
+        "peak_memory_gb": max(peaks),
+    }
+
+
+def fidelity(scores: Tensor, truth: Tensor, *, is_cosine: bool) -> dict[str, float]:
+    """Against the exact cosines of the same rows: pairs i < j, and the mean over queries (columns, i != j)."""
+    i, j = torch.triu_indices(len(truth), len(truth), 1)
+    error = (scores - truth)[i, j]
+    queries = []
+    for query in range(len(truth)):
+        others = torch.arange(len(truth)) != query
+        queries.append(spearman(scores[others, query], truth[others, query]))
+    found = {
+        "spearman": round(spearman(scores[i, j], truth[i, j]), 4),
+        "spearman_query": round(statistics.mean(queries), 4),
+    }
+    if is_cosine:
+        found["cosine_error_sd"] = round(error.std().item(), 6)
+        found["effective_k"] = round(1 / max(error.var().item(), 1e-30))
+    return found
+
+
+def spearman(x: Tensor, y: Tensor) -> float:
+    """Correlation of ranks, ties sharing their mean rank; 0 where one side is constant."""
+    ranks = [mean_ranks(v.double().numpy()) for v in (x, y)]
+    if any(r.std() == 0 for r in ranks):
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return (last - (counts - 1) / 2)[place]
+
+
+def bergson_mode(projection_dim: int) -> Mode:
+    """bergson's in-memory collector: a two-sided projection of each layer, on our batches."""
+    import bergson
+    import pyarrow
+    from datasets import Dataset
+
+    def run(bench: Bench) -> Outcome:
+        rows: dict[int, dict[str, list[int]]] = {}
+        for batch in one_row_each(bench.batches):
+            rows[batch.rows[0]] = {key: batch.tensors[key][0].tolist() for key in ("input_ids", "labels")}
+        ordered = [rows[row] | {"length": len(rows[row]["input_ids"])} for row in range(len(rows))]
+        data = Dataset(pyarrow.Table.from_pylist(ordered), fingerprint="influence")
+        with tempfile.TemporaryDirectory() as folder:
+            cfg = bergson.IndexConfig(
+                run_path=str(Path(folder) / "run"), projection_dim=projection_dim, loss_reduction="mean"
+            )
+            # it writes its losses there
+            Path(cfg.partial_run_path).mkdir()
+            names = {p.name.removesuffix(".weight") for p in bench.parameters()}
+            base = bench.model.base_model_prefix + "."
+            collector = bergson.InMemoryCollector(
+                model=bench.model.base_model,
+                data=data,
+                cfg=cfg,
+                processor=bergson.GradientProcessor(projection_dim=projection_dim),
+                target_modules={name.removeprefix(base) for name in names},
+            )
+            # as bergson's own worker does
+            bench.model.requires_grad_(False)
+            bench.model.get_input_embeddings().requires_grad_(True)
+            bergson.CollectorComputer(
+                model=bench.model,
+                data=data,
+                collector=collector,
+                batches=[batch.rows for batch in bench.batches],
+                cfg=cfg,
+            ).run_with_collector_hooks()
+        flat = torch.cat([g.double().flatten(1) for g in collector.gradients.values()], dim=1)
+        return Outcome(influence_scores(flat @ flat.T, score=Score.cosine), flat.shape[1])
+
+    return run
+
+
+def load_bench(options: argparse.Namespace, folder: Path) -> Bench:
+    if options.tiny:
+        sizes = {name: getattr(BuiltinConfig(), name) for name in BuiltinConfig.__slots__}
+        pack = builtin_pack(FAMILIES, **sizes, seed=0)
+        forget, retain = pack.forget, pack.retain
+        model_folder = folder / "model"
+        make_scratch(
+            model_folder,
+            pack.train_clean + pack.train_poisoned,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=1024,
+            max_length=options.max_length,
+            seed=0,
+        )
+    else:
+        model_folder = options.model
+        forget, retain = (_rows(options.pack, split) for split in ("forget", "retain"))
+    num_forget = min(len(forget), -(-options.rows // 4))
+    forget, retain = forget[:num_forget], retain[: options.rows - num_forget]
+    loader = ModelLoader(dtype=options.dtype)
+    model, tokenizer = loader.load(model_folder)
+    texts = [(r.instruction, r.context, r.forget_target) for r in forget]
+    texts += [(r.instruction, r.context, r.response) for r in retain]
+    names = [r.id for r in forget + retain]
+    batches = make_batches(
+        encode_rows(tokenizer, texts, max_length=options.max_length),
+        names,
+        tokens_per_batch=options.tokens_per_batch,
+        pad_token_id=tokenizer.pad_token_id,
+        device=next(model.parameters()).device,
+    )
+    lora = add_lora(copy.deepcopy(model), LoraSettings(lora_dropout=0.0), seed=0, section="influence")
+    return Bench(model=model, lora=lora, texts=texts, batches=batches, names=names, memory_gb=options.memory_gb)
+
+
+def _rows(pack: Path, split: str) -> list[Record]:
+    for name in (f"{split}.jsonl", f"{split}_set.jsonl"):
+        if (pack / name).is_file():
+            return read_records(pack / name)
+    raise DataError(f"influence: need {split}.jsonl or {split}_set.jsonl in {pack}, got neither. Change --pack")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="a random two-layer model and the built-in pack")
+    parser.add_argument("--model", type=Path, help="a Hugging Face folder")
+    parser.add_argument("--pack", type=Path, help="a folder with forget.jsonl and retain.jsonl")
+    parser.add_argument("--rows", type=int, default=160, help="a quarter of them forget rows")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--modes", nargs="+", help="some of the modes only")
+    parser.add_argument("--k", type=int, default=65536)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--tokens-per-batch", type=int, default=2048)
+    parser.add_argument("--memory-gb", type=float, default=4.0, help="for exact inner products")
+    parser.add_argument("--rapidgrad", action="store_true", help="RapidIn's compression as well")
+    parser.add_argument("--peers", action="store_true", help="bergson as well, if it is installed")
+    options = parser.parse_args()
+    if options.tiny == (options.model is not None) or (options.pack is None) != options.tiny:
+        parser.error("need either --tiny or both --model and --pack")
+    if options.rows < 4 or options.rounds < 1:
+        parser.error("need --rows >= 4 and --rounds >= 1")
+    return options
+
+
+def main() -> None:
+    options = arguments()
+    chosen = modes(options)
+    if options.peers:
+        try:
+            chosen["bergson_16"] = bergson_mode(16)
+        except ImportError as error:
+            raise SystemExit(f"influence: --peers needs bergson (pip install bergson), got: {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            bench = load_bench(options, Path(folder))
+        except RapidunError as error:
+            raise SystemExit(str(error)) from error
+        lengths = [int(batch.tensors["attention_mask"].sum()) for batch in bench.batches]
+        common = {
+            "benchmark": "influence",
+            "model": "tiny" if options.tiny else options.model.name,
+            "dtype": str(next(bench.model.parameters()).dtype).removeprefix("torch."),
+            "device": str(next(bench.model.parameters()).device),
+            "threads": torch.get_num_threads(),
+            "num_rows": len(bench.names),
+            "num_tokens": sum(lengths),
+            "num_batches": len(bench.batches),
+            "num_parameters": num_numbers(bench.parameters()),
+            "rounds": options.rounds,
+        }
+        _, lora_cost = measure(lora_step, bench, rounds=options.rounds)
+        _, full_cost = measure(full_step, bench, rounds=options.rounds)
+        for name, cost in (("lora_step", lora_cost), ("full_step", full_cost)):
+            print(json.dumps({**common, "mode": name, **cost}), flush=True)
+        truth, exact_cost = measure(exact, bench, rounds=1)
+        assert truth.scores is not None
+        runs = {"exact": (truth, exact_cost)}
+        for name, mode in {"exact": exact, **chosen}.items():
+            outcome, cost = runs.get(name) or measure(mode, bench, rounds=options.rounds)
+            line = {**common, "mode": name, **cost}
+            line["ratio_lora_step"] = round(cost["ratio_f0"] / lora_cost["ratio_f0"], 3)
+            line["ratio_full_step"] = round(cost["ratio_f0"] / full_cost["ratio_f0"], 3)
+            line["numbers_per_row"] = outcome.numbers
+            line["bytes_per_row"] = None if outcome.numbers is None else 4 * outcome.numbers
+            if outcome.scores is not None and name != "exact":
+                line |= fidelity(outcome.scores, truth.scores, is_cosine=name != "bm25")
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

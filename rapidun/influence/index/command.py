@@ -1,0 +1,284 @@
+"""`rapidun index build|verify|score|top`: an index of a large training set's gradients on disk, and queries to it."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rapidun.errors import ArtifactError, ConfigError
+from rapidun.influence.config import InfluenceMethod, LossReduction, ParameterSet, Score
+from rapidun.influence.index.format import IndexDtype
+from rapidun.influence.index.options import index_parser
+from rapidun.schema import LoraSettings
+
+LOG_SECONDS = 60.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line. Returns 0; 1 where `verify` finds shards missing and nothing damaged."""
+    args = index_parser().parse_args(argv)
+    return VERBS[args.verb](args, list(argv))
+
+
+def _build(args: argparse.Namespace, argv: list[str]) -> int:
+    from rapidun.data.records import read_records
+    from rapidun.files import sha256_file
+    from rapidun.influence.index.gradients import GradientRows, describe_model
+    from rapidun.influence.index.manifest import claim_folder, new_recipe
+    from rapidun.influence.index.writer import build_shards
+
+    settings = _settings(args)
+    records = read_records(args.rows)
+    source = {
+        **describe_model(settings, model=args.model, adapter=args.adapter),
+        "data": sha256_file(args.rows),
+        "response": args.response,
+        # what may change a last digit
+        "tokens_per_batch": args.tokens_per_batch,
+        "threads": args.threads,
+    }
+    recipe = new_recipe(
+        num_rows=len(records), k=args.k, dtype=IndexDtype[args.dtype], shard_rows=args.shard_rows, source=source
+    )
+    manifest = claim_folder(args.out, recipe)
+    report = _Progress(args.out)
+    missing = [shard for shard in range(manifest.num_shards) if not manifest.is_done(shard)]
+    if missing and args.workers > 1:
+        del records
+        _build_with_workers(argv, args, report, manifest)
+    elif missing:
+        with _threads(args.threads):
+            rows = GradientRows(
+                settings, model=args.model, adapter=args.adapter, records=records, response=args.response
+            )
+            build_shards(manifest, rows.vectors, on_shard=report, tell=lambda line: print(line, file=sys.stderr))
+    report.end()
+    size = sum(manifest.layout(shard).nbytes for shard in range(manifest.num_shards))
+    print(
+        f"{args.out}: {manifest.num_rows} rows of {manifest.k} numbers ({manifest.dtype.name}), "
+        f"{manifest.num_shards} shards ({manifest.num_shards - len(missing)} were there), {size / 1e6:.1f} MB"
+    )
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> Any:
+    from rapidun.influence.config import InfluenceConfig
+    from rapidun.influence.index.gradients import GradientSettings
+
+    lora = LoraSettings(r=args.lora_r, lora_alpha=args.lora_r, target_modules=args.lora_targets.split(","))
+    shared: dict[str, Any] = {
+        "params": ParameterSet[args.params],
+        "regex": args.regex,
+        "lora": lora,
+        "loss": LossReduction[args.loss],
+        "method": InfluenceMethod[args.method],
+        "k": args.k,
+        "buckets": args.buckets,
+        "seed": args.seed,
+        "tokens_per_batch": args.tokens_per_batch,
+    }
+    faults = InfluenceConfig(**shared).check()
+    if faults:
+        # the words of the configuration, without its places
+        raise ConfigError([fault.partition(". Change conf/")[0] + ". Change --params and so on" for fault in faults])
+    return GradientSettings(
+        **shared,
+        max_length=args.max_length,
+        threads=args.threads,
+        model_dtype=args.model_dtype,
+        quantisation=args.quantisation,
+        attention=args.attention,
+        device=args.device,
+    )
+
+
+def _build_with_workers(argv: list[str], args: argparse.Namespace, report: "_Progress", manifest: Any) -> None:
+    """Raises: ArtifactError if the index is not finished when all workers have ended (says why)."""
+    import torch
+
+    from rapidun.influence.index.workers import run_workers
+    from rapidun.models import pick_device
+
+    num_gpus = torch.cuda.device_count() if pick_device(args.device) == "cuda" else 0
+
+    def done() -> int:
+        return sum(map(manifest.is_done, range(manifest.num_shards)))
+
+    # the last of two equal options counts
+    messages = run_workers(
+        ["index", *argv, "--workers", "1"],
+        count=min(args.workers, manifest.num_shards),
+        num_gpus=num_gpus,
+        on_poll=lambda: report(done(), manifest.num_shards),
+    )
+    if done() < manifest.num_shards:
+        # each has met a fault of its own, or all the same one: it is mended one at a time
+        raise ArtifactError(messages[0])
+    for message in messages:
+        print(f"rapidun: {message} (the others made what it left)", file=sys.stderr)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Progress:
+    """One line that changes on a terminal; elsewhere (a job's log) a line a minute."""
+
+    def __init__(self, what: Path) -> None:
+        self.what = what
+        self._on_terminal = sys.stderr.isatty()
+        self._shown = ""
+        self._time = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        line = f"{self.what}: {done} of {total} shards"
+        if line == self._shown:
+            return
+        if self._on_terminal:
+            print(f"\r{line}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._time >= LOG_SECONDS:
+            self._time = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
+        self._shown = line
+
+    def end(self) -> None:
+        if self._on_terminal and self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _verify(args: argparse.Namespace, argv: list[str]) -> int:
+    from rapidun.influence.index.verify import verify_index
+
+    found = verify_index(args.index)
+    if found.faults:
+        raise ArtifactError("\n".join(found.faults))
+    if found.num_missing:
+        print(
+            f"{args.index}: {found.num_shards - found.num_missing} of {found.num_shards} shards are whole, "
+            "the others are not made yet. Run the same rapidun index build again"
+        )
+        return 1
+    print(f"{args.index}: {found.num_rows} rows in {found.num_shards} shards, each once, every byte as it was written")
+    return 0
+
+
+def _score(args: argparse.Namespace, argv: list[str]) -> int:
+    from rapidun.influence.index.output import write_scores
+
+    index, query, _ = _query(args)
+    write_scores(_stream(args, index, query.vectors), index, query.ids, args.out)
+    print(f"{args.out / 'scores.npy'}: {index.num_rows} rows, {len(query.ids)} queries, {args.score}")
+    return 0
+
+
+def _top(args: argparse.Namespace, argv: list[str]) -> int:
+    from rapidun.influence.index.output import write_top
+
+    records = _indexed_records(args) if args.tokens else []
+    index, query, rows = _query(args)
+    best = write_top(_stream(args, index, query.vectors), index, query.ids, args.out, k=args.k, per_row=args.per_row)
+    print(f"{args.out / 'top.jsonl'}: the best {min(args.k, index.num_rows)} of {index.num_rows} rows, {args.score}")
+    if args.tokens:
+        from rapidun.influence.tokenwise import write_tokens
+
+        encoded = rows.encode(rows.records)
+        target = index.manifest.recipe["source"]["response"]
+        pairs = []
+        for number in range(len(query.ids)):
+            found = [row for row, _ in best.result(number)[: args.tokens]]
+            trained = rows.encode([records[row] for row in found], response=target)
+            pairs.append((query.ids[number], encoded[number], [records[row].id for row in found], trained))
+        write_tokens(
+            args.out / "tokens.json",
+            rows.model,
+            rows.parameters,
+            rows.tokenizer,
+            pairs,
+            score=Score[args.score],
+            reduction=rows.settings.loss.name,
+            by=args.by,
+        )
+        print(f"{args.out / 'tokens.json'}: {sum(len(p[2]) for p in pairs)} pairs, by {args.by}")
+    return 0
+
+
+def _query(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """The index, the queries' numbers, and what made them.
+
+    Raises: ArtifactError if the index was made by another model, tokenizer or adapter.
+    """
+    from rapidun.data.records import read_records
+    from rapidun.influence.index.gradients import GradientRows, describe_model, settings_of
+    from rapidun.influence.index.manifest import check_same
+    from rapidun.influence.index.reader import Index
+
+    index = Index(args.index)
+    source = index.manifest.recipe["source"]
+    if "model" not in source:
+        raise ArtifactError(f"{args.index}: need an index of a model's gradients, got one of {source}")
+    settings = settings_of(source, k=index.k, device=args.device)
+    described = describe_model(settings, model=args.model, adapter=args.adapter)
+    check_same(
+        index.manifest,
+        {"source": described},
+        what="an index of this model and adapter",
+        mend="Pass the --model and --adapter it was made with",
+    )
+    records = read_records(args.queries)
+    rows = GradientRows(settings, model=args.model, adapter=args.adapter, records=records, response=args.response)
+    return index, rows.vectors(0, len(records)), rows
+
+
+def _stream(args: argparse.Namespace, index: Any, vectors: Any) -> Any:
+    import torch
+
+    from rapidun.influence.index.score import stream_scores
+
+    return stream_scores(
+        index,
+        torch.from_numpy(vectors),
+        score=Score[args.score],
+        memory_bytes=args.memory_gb * 1e9,
+        keep_cached=not args.drop_cache,
+    )
+
+
+def _indexed_records(args: argparse.Namespace) -> list[Any]:
+    """The rows that the index was made of.
+
+    Raises: ConfigError without --rows, ArtifactError for other rows.
+    """
+    from rapidun.data.records import read_records
+    from rapidun.files import sha256_file
+    from rapidun.influence.index.manifest import check_same, open_manifest
+
+    if args.rows is None:
+        raise ConfigError("index top: need the rows of the index for --tokens, got none. Pass --rows FILE")
+    records = read_records(args.rows)
+    check_same(
+        open_manifest(args.index),
+        {"source": {"data": sha256_file(args.rows)}},
+        what="an index of these rows",
+        mend="Pass the --rows it was made of",
+    )
+    return records
+
+
+VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "build": _build,
+    "verify": _verify,
+    "score": _score,
+    "top": _top,
+}

@@ -1,0 +1,270 @@
+"""`rapidun index` on a tiny model: what it writes, and what it refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rapidun.cli import main
+from rapidun.data.encode import encode_rows
+from rapidun.data.records import write_records
+from rapidun.influence.config import InfluenceMethod, ParameterSet
+from rapidun.influence.gram import RowBatch, exact_gram
+from rapidun.influence.index.format import dequantise
+from rapidun.influence.index.gradients import SKETCHES, VERSIONS, GradientRows, GradientSettings
+from rapidun.influence.index.reader import Index
+from rapidun.influence.index.workers import RUN
+from rapidun.influence.params import select_parameters
+from rapidun.influence.stage import make_batches
+from rapidun.models import ModelLoader
+
+K = 512
+NUM_TRAIN = 14
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_model_dir, make_records) -> Path:
+    """Fourteen training rows, three queries (the first three rows), and an index of shards of four rows."""
+    root = tmp_path_factory.mktemp("command")
+    forget, retain = make_records(num_forget=4, num_retain=10)
+    write_records(root / "train.jsonl", forget + retain)
+    write_records(root / "queries.jsonl", forget[:3])
+    assert _build(root, tiny_model_dir, "index") == 0
+    return root
+
+
+def _build(root: Path, model: Path, out: str, *more: str) -> int:
+    command = ["--rows", str(root / "train.jsonl"), "--out", str(root / out), "--model", str(model)]
+    command += ["--k", str(K), "--shard-rows", "4", "--device", "cpu", "--tokens-per-batch", "150", *more]
+    return main(["index", "build", *command])
+
+
+def _query(verb: str, root: Path, model: Path, out: Path, *more: str, index: str = "index") -> int:
+    command = ["--queries", str(root / "queries.jsonl"), "--out", str(out), "--model", str(model), "--device", "cpu"]
+    return main(["index", verb, str(root / index), *command, *more])
+
+
+def _records(root: Path) -> list:
+    from rapidun.data.records import read_records
+
+    return read_records(root / "train.jsonl")
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def _exact(model_dir: Path, records: list) -> torch.Tensor:
+    """[N, N] cosines of the gradients themselves."""
+    model, tokenizer = ModelLoader(dtype="float32", device="cpu").load(model_dir)
+    texts = [(r.instruction, r.context, r.response) for r in records]
+    encoded = encode_rows(tokenizer, texts, max_length=256)
+    names = [r.id for r in records]
+    batches = make_batches(encoded, names, tokens_per_batch=300, pad_token_id=257, device=torch.device("cpu"))
+    assert all(isinstance(batch, RowBatch) for batch in batches)
+    parameters = select_parameters(model, ParameterSet.all_linear)
+    gram = exact_gram(model, parameters, batches, row_names=names, memory_bytes=1e9).gram
+    norms = gram.diagonal().sqrt()
+    return gram / torch.outer(norms, norms)
+
+
+def test_scores_are_near_the_exact_ones(place, tiny_model_dir, tmp_path, capsys):
+    """sd of a sketched cosine at K = 512: 0.044 where the rows are orthogonal, less where they are not."""
+    assert _query("score", place, tiny_model_dir, tmp_path) == 0
+    found = np.load(tmp_path / "scores.npy")
+    truth = _exact(tiny_model_dir, _records(place))[:, :3].numpy()
+    assert found.shape == (NUM_TRAIN, 3)
+    assert np.abs(found - truth).max() < 0.2
+    assert np.corrcoef(found.ravel(), truth.ravel())[0, 1] > 0.95
+    # a row and itself: the same sketch, but for int8
+    assert np.diagonal(found) == pytest.approx(1.0, abs=1e-3)
+    assert json.loads((tmp_path / "query_ids.json").read_text()) == ["f0", "f1", "f2"]
+    assert "14 rows, 3 queries, cosine" in capsys.readouterr().out
+
+
+def test_top_and_tokens(place, tiny_model_dir, tmp_path):
+    more = ["--k", "5", "--per-row", "2", "--tokens", "2", "--rows", str(place / "train.jsonl")]
+    assert _query("top", place, tiny_model_dir, tmp_path, *more) == 0
+    lines = [json.loads(line) for line in (tmp_path / "top.jsonl").read_text().splitlines()]
+    assert [line["train"][0] for line in lines] == ["f0", "f1", "f2"]
+    assert all(len(line["train"]) == 5 for line in lines)
+    assert np.load(tmp_path / "row_queries.npy").shape == (NUM_TRAIN, 2)
+    entries = json.loads((tmp_path / "tokens.json").read_text())
+    assert [(e["query"], e["train"]) for e in entries] == [
+        (line["query"], train) for line in lines for train in line["train"][:2]
+    ]
+    records = {record.id: number for number, record in enumerate(_records(place))}
+    truth = _exact(tiny_model_dir, _records(place))
+    for entry in entries:
+        exact = truth[records[entry["train"]], records[entry["query"]]].item()
+        assert entry["score"] == pytest.approx(exact, rel=1e-4)
+        assert sum(value for _, value in entry["query_tokens"]) == pytest.approx(exact, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_local_workers_give_the_same_bytes(place, tiny_model_dir):
+    """Two processes beside this one, their shards in another order."""
+    assert _build(place, tiny_model_dir, "many", "--workers", "2") == 0
+    assert _bytes(place / "many") == _bytes(place / "index")
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_give_the_same_bytes(place, tiny_model_dir):
+    """They need not know of each other: no collectives."""
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--no-python",
+        sys.executable,
+        "-c",
+        RUN,
+    ]
+    build = ["--rows", str(place / "train.jsonl"), "--out", str(place / "ranks"), "--model", str(tiny_model_dir)]
+    build += ["--k", str(K), "--shard-rows", "4", "--device", "cpu", "--tokens-per-batch", "150"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [*launch, "index", "build", *build], capture_output=True, text=True, timeout=200, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ranks: 14 rows of 512 numbers") == 2
+    assert _bytes(place / "ranks") == _bytes(place / "index")
+
+
+MORE = [
+    [],
+    ["--method", "tensorsketch", "--buckets", "64"],
+    ["--dtype", "fp16"],
+    ["--params", "lora", "--lora-targets", "q_proj,up_proj"],
+    ["--loss", "sum"],
+]
+
+
+@pytest.mark.parametrize("more", MORE, ids=lambda more: " ".join(more[:2]) or "default")
+def test_a_shard_made_alone_has_the_same_bytes(place, tiny_model_dir, tmp_path, more):
+    assert _build(place, tiny_model_dir, "one", *more) == 0
+    assert (_bytes(place / "one") == _bytes(place / "index")) is not bool(more)
+    # one shard alone, as a worker that comes late would make it
+    whole = _bytes(place / "one")
+    for kind in ("ids.jsonl", "json", "safetensors"):
+        (place / "one" / f"shard-00002.{kind}").unlink()
+    assert _build(place, tiny_model_dir, "one", *more) == 0
+    assert _bytes(place / "one") == whole
+    assert main(["index", "verify", str(place / "one")]) == 0
+    assert _query("top", place, tiny_model_dir, tmp_path, "--k", "1", index="one") == 0
+    assert json.loads((tmp_path / "top.jsonl").read_text().splitlines()[1])["train"] == ["f1"]
+    shutil.rmtree(place / "one")
+
+
+def test_the_index_holds_the_sketches_of_the_influence_stage(place, tiny_model_dir):
+    """Row for row, whatever shard and batch it was in; int8 and another padding are the difference."""
+    settings = GradientSettings(k=K, device="cpu", tokens_per_batch=4000)
+    rows = GradientRows(settings, model=str(tiny_model_dir), adapter=None, records=_records(place))
+    truth = rows.vectors(0, NUM_TRAIN)
+    stored = np.concatenate([dequantise(b.rows, b.scales) for b in Index(place / "index").blocks(max_rows=4)])
+    step = np.abs(truth.vectors).max(axis=1, keepdims=True) / 127
+    assert (np.abs(stored - truth.vectors) <= 0.51 * step).all()
+    assert truth.ids == list(Index(place / "index").all_ids())
+
+
+def test_every_sketch_that_may_be_asked_for_is_there():
+    assert set(SKETCHES) == set(VERSIONS) == {InfluenceMethod.sketch, InfluenceMethod.tensorsketch}
+
+
+def test_poisoned_responses_are_another_index(place, tiny_model_dir, capsys):
+    assert _build(place, tiny_model_dir, "index", "--response", "poisoned") == 2
+    assert "response response where poisoned is asked for. Pass another --out" in capsys.readouterr().err
+
+
+def _one_message(capsys) -> str:
+    """What is on stderr: one line of ours."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0].removeprefix("rapidun: ")
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory, make_tiny_model, tiny_tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("other") / "model"
+    make_tiny_model(seed=1).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_another_model_is_refused(place, tiny_model_dir, other_model, tmp_path, capsys):
+    before = _bytes(place / "index")
+    capsys.readouterr()
+    assert _build(place, other_model, "index") == 2
+    assert "need an index of these settings, got one with model " in _one_message(capsys)
+    assert _query("score", place, other_model, tmp_path / "out") == 2
+    message = _one_message(capsys)
+    assert "need an index of this model and adapter, got one with model " in message
+    assert "Pass the --model and --adapter it was made with" in message
+    assert not (tmp_path / "out").exists()
+    assert _bytes(place / "index") == before
+
+
+def test_a_damaged_index_is_refused(place, tiny_model_dir, tmp_path, capsys):
+    shutil.copytree(place / "index", tmp_path / "index")
+    path = tmp_path / "index" / "shard-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 16
+    path.write_bytes(data)
+    shutil.copy(place / "queries.jsonl", tmp_path)
+    capsys.readouterr()
+    assert main(["index", "verify", str(tmp_path / "index")]) == 2
+    assert "shard-00001.safetensors: need SHA-256" in _one_message(capsys)
+    assert _query("top", tmp_path, tiny_model_dir, tmp_path / "out") == 2
+    assert "got damaged ones in row 1 of the shard" in _one_message(capsys)
+    path.write_bytes(data[:-1])
+    assert _query("top", tmp_path, tiny_model_dir, tmp_path / "out") == 2
+    assert "the shard was cut or changed" in _one_message(capsys)
+    (tmp_path / "index" / "shard-00001.json").unlink()
+    assert main(["index", "verify", str(tmp_path / "index")]) == 1
+    assert "3 of 4 shards are whole" in capsys.readouterr().out
+
+
+def test_other_rows_for_tokens_are_refused(place, tiny_model_dir, tmp_path, capsys):
+    assert _query("top", place, tiny_model_dir, tmp_path, "--tokens", "1") == 2
+    assert "need the rows of the index for --tokens, got none" in _one_message(capsys)
+    assert _query("top", place, tiny_model_dir, tmp_path, "--tokens", "1", "--rows", str(place / "queries.jsonl")) == 2
+    assert "need an index of these rows, got one with data " in _one_message(capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["build", "--rows", "x.jsonl"], "command line: the following arguments are required: --out, --model"),
+        (["build", "--k", "0"], "need a number >= 1, got 0"),
+        (["topp"], "invalid choice: 'topp'"),
+        (["verify", "nowhere"], "nowhere: need an index"),
+    ],
+)
+def test_the_command_line_is_checked(argv, message, capsys):
+    assert main(["index", *argv]) == 2
+    assert message in _one_message(capsys)
+
+
+def test_settings_are_checked_before_anything_is_loaded(place, tiny_model_dir, capsys):
+    assert _build(place, tiny_model_dir, "bad", "--params", "regex") == 2
+    assert "need influence.regex with params=regex" in _one_message(capsys)
+    assert _build(place, tiny_model_dir, "bad", "--method", "tensorsketch", "--buckets", "100") == 2
+    assert "need buckets a power of two" in _one_message(capsys)
+    assert not (place / "bad").exists()
+
+
+@pytest.mark.slow
+def test_workers_that_all_fail_give_one_message(place, tiny_model_dir, tmp_path, capsys):
+    """A row without a response token to predict: found when its shard is made."""
+    shutil.copy(place / "train.jsonl", tmp_path)
+    assert _build(tmp_path, tiny_model_dir, "index", "--max-length", "1", "--workers", "2") == 2
+    message = _one_message(capsys)
+    assert "need a response token behind another token, got none in row " in message
+    assert [path.name for path in (tmp_path / "index").iterdir()] == ["manifest.json"]
