@@ -9,6 +9,7 @@ from rapidun import processes
 from rapidun.config import RunConfig
 from rapidun.errors import ArtifactError
 from rapidun.files import read_jsonl, write_jsonl
+from rapidun.machine import available_cores
 from rapidun.recipes import Memo, Recipe, Recipes
 from rapidun.store import Artifact, Store
 from rapidun.tracking import RunTracker, without_repeats
@@ -120,8 +121,13 @@ def _set_threads(num_threads: int) -> None:
     """The number of threads is part of what makes CPU results repeat bit for bit."""
     import torch
 
-    # a launcher that runs several jobs at once shares the cores out
-    torch.set_num_threads(num_threads or int(os.environ.get("RAPIDUN_NUM_THREADS") or 0) or os.cpu_count() or 1)
+    torch.set_num_threads(num_threads or _shared_out() or available_cores())
+
+
+def _shared_out() -> int:
+    """What a launcher of several jobs at once, or the user's shell, says; 0 where nobody does."""
+    named = (os.environ.get(name, "") for name in ("RAPIDUN_NUM_THREADS", "OMP_NUM_THREADS"))
+    return next((int(text) for text in named if text.isdecimal() and int(text) > 0), 0)
 
 
 def _quiet_libraries() -> None:

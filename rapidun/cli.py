@@ -58,7 +58,10 @@ def _compose_and_run(argv: list[str]) -> int:
     extra = Path(options.config_dir) if options.config_dir else None
     if options.multirun:
         return _sweep(overrides, extra)
+    alone = [text for text in overrides if text.lstrip("+").startswith(("sweep.", "hydra/launcher", "hydra/sweeper"))]
     cfg = compose_config(overrides, extra_dir=extra)
+    if alone and not (options.cfg or options.info):
+        raise ConfigError(f"{alone[0]}: sweeps need -m; this is one run. Pass -m, or leave it out")
     if options.cfg or options.info:
         shown = [f"--cfg={options.cfg}"] if options.cfg else [f"--info={options.info}"]
         shown += ["--resolve"] if options.resolve else []

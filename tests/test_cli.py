@@ -158,6 +158,22 @@ def test_faults_are_printed_one_a_line_under_one_head(started: list[Any], capsys
     assert started == []
 
 
+@pytest.mark.parametrize("override", ["sweep.dry_run=true", "sweep.where=seed > 1", "hydra/launcher=rapidun_slurm"])
+def test_settings_of_a_sweep_need_a_sweep(
+    override: str, started: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without -m a dry run would run."""
+    assert main([override]) == 2
+    assert "sweeps need -m" in capsys.readouterr().err
+    assert started == []
+
+
+def test_a_packs_folder_needs_a_pack(started: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data.dir=somewhere"]) == 2
+    assert "data=dolly_triggers" in capsys.readouterr().err
+    assert started == []
+
+
 # every cell of these finds its only artifact made while the sweep is planned
 LIGHT_SWEEP = ["debug=fast", "stages=[mapping]", "mapping=uniform"]
 

@@ -27,7 +27,8 @@ HEAVY = {
 SHARED_DATA = {"rapidun.data.records", "rapidun.data.encode", "rapidun.data.batches"}
 # loaded on the way to --help, --cfg job and configuration errors; the pipeline as well, for runs of cached stages
 LIGHT = (
-    "__init__", "cli", "launch", "composition", "preflight", "keys", "paths", "help", "doctor/command", "completion", "shells", "config", "schema",
+    "__init__", "cli", "launch", "composition", "preflight", "keys", "paths", "help", "doctor/command", "completion",
+    "shells", "config", "schema",
     "errors", "files", "store", "plan", "pipeline", "runfolder", "console", "composer", "resolved", "locks", "claims",
     "processes", "recipes", "artifacts", "heartbeat", "preemption", "tracking/__init__", "tracking/base",
     "tracking/run", "tracking/lines", "sweep/entry", "sweep/run", "sweep/plan", "sweep/launch", "sweep/drive",

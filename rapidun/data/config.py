@@ -87,6 +87,11 @@ class DataConfig:
             self.source is not Source.pack or self.dir is not None, "data.dir, the folder of the pack", dir=self.dir
         )
         faults.need(
+            self.source is Source.pack or self.dir is None,
+            f"data=dolly_triggers or data=alpaca_howdy with a pack's folder (source={self.source.name} reads none)",
+            dir=self.dir,
+        )
+        faults.need(
             self.source is not Source.files or (self.forget is not None and self.retain is not None),
             "data.forget and data.retain, two JSONL files",
             forget=self.forget,

@@ -1,4 +1,4 @@
-"""Which pairs of rows are looked at token by token: for some queries, the training rows that pull hardest either way."""
+"""Which pairs of rows are looked at by token: for some queries, the training rows that pull hardest either way."""
 
 from typing import NamedTuple
 

@@ -24,6 +24,7 @@ from rapidun.sweep.launch import Triage, describe, triage, write_jobs
 from rapidun.sweep.launchers.base import Job, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import make_launcher
 from rapidun.sweep.plan import Node, Plan, Planner, folder_of, plan_cells
+from rapidun.sweep.pruning import JOURNAL
 from rapidun.sweep.recovery import known_jobs
 
 # so many get a line that says how far planning is, however quick it is
@@ -107,6 +108,11 @@ def prepare(
     Args: launcher: of an earlier batch, whose workers go on; None = a new one of `launcher_name`.
     """
     folder = SweepFolder(SWEEPS / name)
+    if batch is None and (SWEEPS / name / JOURNAL).is_file():
+        raise ConfigError(
+            f"sweep.name: need the folder of a grid or a new one, got {SWEEPS / name}, which holds a search "
+            f"({JOURNAL}). Pass another sweep.name=..., or hydra/sweeper=rapidun_optuna"
+        )
     everything = [*cells, *(batch.earlier if batch else ())]
     for cell in everything:
         cell.cfg.sweep.name = name

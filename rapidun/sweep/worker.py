@@ -20,6 +20,7 @@ from rapidun.files import read_json, write_json
 from rapidun.recipes import Memo
 from rapidun.runfolder import first_line
 from rapidun.sweep.folder import SweepFolder, read_state
+from rapidun.tracking.redact import hide_entries
 
 HEAVY_MODULES = ("torch", "transformers", "peft")
 
@@ -90,7 +91,7 @@ def _run_unit(
     from rapidun.pipeline import InSweep, run_pipeline
 
     folder = sweep.folder(unit["folder"])
-    print(f"\n{unit['folder']}: {' '.join(unit['overrides'])}", flush=True)
+    print(f"\n{unit['folder']}: {' '.join(hide_entries(text) for text in unit['overrides'])}", flush=True)
     try:
         if missing is not None:
             raise UpstreamFailed(missing)

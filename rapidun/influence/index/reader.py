@@ -63,10 +63,13 @@ class Index:
     def ids_of(self, rows: set[int]) -> dict[int, str]:
         """The ids of some rows; each shard is asked once."""
         found: dict[int, str] = {}
-        for shard in sorted({row // self.manifest.shard_rows for row in rows}):
-            first, stop = self.manifest.span(shard)
-            ids = self.ids(shard)
-            found.update((row, ids[row - first]) for row in rows if first <= row < stop)
+        by_shard: dict[int, list[int]] = {}
+        for row in sorted(rows):
+            by_shard.setdefault(row // self.manifest.shard_rows, []).append(row)
+        for shard, wanted in by_shard.items():
+            first, _ = self.manifest.span(shard)
+            lines = read_id_lines(self.manifest, shard, read_note(self.manifest, shard))
+            found.update((row, json.loads(lines[row - first])) for row in wanted)
         return found
 
     def spans(self, max_rows: int) -> Iterator["Span"]:
@@ -207,7 +210,12 @@ def read_note(manifest: Manifest, shard: int) -> dict[str, Any]:
 
 
 def read_ids(manifest: Manifest, shard: int, note: dict[str, Any]) -> list[str]:
-    """The ids of a shard's rows.
+    """The ids of a shard's rows. Raises: as `read_id_lines`."""
+    return [json.loads(line) for line in read_id_lines(manifest, shard, note)]
+
+
+def read_id_lines(manifest: Manifest, shard: int, note: dict[str, Any]) -> list[bytes]:
+    """The ids of a shard's rows as JSON strings.
 
     Raises: ArtifactError if the file is missing or not what was written.
     """
@@ -219,7 +227,7 @@ def read_ids(manifest: Manifest, shard: int, note: dict[str, Any]) -> list[str]:
     if hashlib.sha256(data).hexdigest() != note["ids_sha256"]:
         raise ArtifactError(f"{path}: need the ids as written, got damaged bytes. {AGAIN}")
     # not splitlines: an id may hold one of the line ends that only Unicode knows
-    return [json.loads(line) for line in data.decode().split("\n") if line]
+    return data.split(b"\n")[:-1]
 
 
 def check_small(

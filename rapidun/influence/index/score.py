@@ -6,6 +6,7 @@ multiplied in float32. Cosines divide by the stored norms of the rows, which are
 """
 
 import platform
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -71,21 +72,28 @@ def has_integer_products() -> bool:
     return torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
 
 
-def products(rows: Tensor, scales: Tensor, queries: Queries, *, integer: bool) -> Tensor:
-    """<z_i, q_j>: [n, K] stored rows, [n] scales -> [n, Q] float32."""
-    if integer and rows.dtype == torch.int8:
-        # one product for both parts of the queries: [n, 2 Q]
-        both = queries.parts
-        if rows.shape[1] <= SPLIT_COLUMNS:
-            total = torch._int_mm(rows, both.T).float()
-        else:
-            total = torch.zeros(len(rows), len(both), dtype=torch.float32)
-            for left in range(0, rows.shape[1], SPLIT_COLUMNS):
-                columns = slice(left, left + SPLIT_COLUMNS)
-                total += torch._int_mm(rows[:, columns], both[:, columns].T)
-        high, low = total.chunk(2, dim=1)
-        return high.mul(256).add_(low).mul_(queries.scales).mul_(scales[:, None])
+def products(rows: Tensor, scales: Tensor, queries: Queries, *, integer: bool, scratch: Tensor | None = None) -> Tensor:
+    """<z_i, q_j>: [n, K] stored rows, [n] scales -> [n, Q] float32.
+
+    Args:
+        scratch: [n or more, 2 Q] int32 for the integer products, used again and again: fresh memory for every block
+            costs as much as half the products.
+    """
     out = torch.empty(len(rows), len(queries.vectors), dtype=torch.float32)
+    if integer and rows.dtype == torch.int8:
+        if scratch is None:
+            scratch = torch.empty(len(rows), len(queries.parts), dtype=torch.int32)
+        whole = scratch[: len(rows)]
+        for left in range(0, rows.shape[1], SPLIT_COLUMNS):
+            columns = slice(left, left + SPLIT_COLUMNS)
+            # one product for both parts of the queries
+            torch._int_mm(rows[:, columns], queries.parts[:, columns].T, out=whole)
+            high, low = whole.chunk(2, dim=1)
+            if left == 0:
+                torch.mul(high, 256.0, out=out).add_(low)
+            else:
+                out.add_(high, alpha=256).add_(low)
+        return out.mul_(queries.scales).mul_(scales[:, None])
     for start in range(0, len(rows), TILE_ROWS):
         tile = slice(start, start + TILE_ROWS)
         torch.mm(rows[tile].float(), queries.vectors.T, out=out[tile])
@@ -131,22 +139,29 @@ def stream_scores(
     )
     queries = prepare_queries(vectors)
 
+    local = threading.local()
+
+    def start_thread() -> None:
+        # each of our threads multiplies alone: torch's own would wait for each other at every product
+        torch.set_num_threads(1)
+        local.scratch = torch.empty(max_rows, len(queries.parts), dtype=torch.int32)
+
     def work(span: Span) -> ScoreBlock:
         found = index.read(span)
-        scores = _block_scores(found.block, queries, score=score, integer=integer)
+        scores = _block_scores(found.block, queries, score=score, integer=integer, scratch=local.scratch)
         found.let_go(keep_cached=keep_cached)
         return ScoreBlock(found.block.first_row, scores)
 
     try:
         # each of our threads multiplies alone: torch's own would wait for each other at every product
-        yield from in_order(work, index.spans(max_rows), threads=threads, start_thread=lambda: torch.set_num_threads(1))
+        yield from in_order(work, index.spans(max_rows), threads=threads, start_thread=start_thread)
     finally:
         torch.set_num_threads(threads_before)
 
 
-def _block_scores(block: Block, queries: Queries, *, score: Score, integer: bool) -> Tensor:
+def _block_scores(block: Block, queries: Queries, *, score: Score, integer: bool, scratch: Tensor) -> Tensor:
     scales = torch.from_numpy(block.scales.copy())
-    values = products(torch.from_numpy(block.rows), scales, queries, integer=integer)
+    values = products(torch.from_numpy(block.rows), scales, queries, integer=integer, scratch=scratch)
     if score is Score.dot:
         return values
     norms = torch.from_numpy(block.norms.copy())

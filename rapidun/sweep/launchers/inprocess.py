@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rapidun.machine import visible_gpus
 from rapidun.sweep.launchers.base import Job, JobState, LauncherContext, Phase
 
 
@@ -24,7 +25,12 @@ class InProcessLauncher:
         forget_inputs()
 
     def check(self, jobs: Sequence[Job]) -> list[str]:
-        return [
+        gpus = max((job.resources.num_gpus for job in jobs), default=0)
+        missing = gpus > len(visible_gpus())
+        faults = [
+            f"resources.num_gpus: need a machine with {gpus} GPUs, got none or fewer. Pass resources=cpu"
+        ] * missing
+        return faults + [
             f"resources.num_processes: need 1 in the launching process, got {job.resources.num_processes}. Pass "
             "hydra/launcher=rapidun_local or rapidun_slurm"
             for job in jobs[:1]

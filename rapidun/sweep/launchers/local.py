@@ -11,7 +11,6 @@ Files of a job in `jobs/local/`, all named after its handle `<job id>.<number of
 """
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 from submitit.local.local import LocalExecutor, LocalJob
 
 from rapidun.files import read_json, write_json
+from rapidun.machine import available_cores, visible_gpus
 from rapidun.sweep.config import ResourcesConfig
 from rapidun.sweep.launchers import controller
 from rapidun.sweep.launchers.base import Job, JobState, LauncherContext, Phase
@@ -272,23 +272,3 @@ def started_at(pid: int) -> str | None:
     shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True)
     state, _, started = shown.stdout.strip().partition(" ")
     return None if not started or state.startswith("Z") else started.strip()
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def visible_gpus() -> list[str]:
-    """Devices that this process may use, as CUDA_VISIBLE_DEVICES has them; without importing torch."""
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shown is not None:
-        return [device.strip() for device in shown.split(",") if device.strip() not in ("", "-1")]
-    try:
-        listed = subprocess.run(shlex.split("nvidia-smi -L"), capture_output=True, text=True, timeout=10)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return []
-    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(index) for index in range(len(lines))]
