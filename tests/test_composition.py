@@ -208,7 +208,7 @@ SWEEPS = [
     ["debug=fast", "max_length=64,96", "poison.max_steps=2,3"],
     ["debug=fast,null", "max_length=64,96"],
     ["+experiment=dolly_smollm2", "data.dir=pack", "seed=0,1", "unlearning.learning_rate=1e-4,2e-4"],
-    ["experiment=dolly_smollm2,null", "data.dir=pack,other", "mapping.tau_r=1"],
+    ["experiment=dolly_smollm2,null", "data=dolly_triggers", "data.dir=pack,other", "mapping.tau_r=1"],
     ["data.families.D.seen=[x]", "data.families.E.ood=[y]", "seed=1,2"],
     ["data.families={D: {seen: [x]}},{}", "seed=1,2"],
     ["~data.families.A_surface", "seed=1,2"],
