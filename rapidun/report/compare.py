@@ -19,10 +19,11 @@ from rapidun.report.comparisons import SOURCE_KEY, difference_text, method_sente
 from rapidun.report.pagedata import PageData, page_data
 from rapidun.report.read import is_run
 from rapidun.report.summary import Summary, summarise
+from rapidun.report.tokens import shade_css
 
 # the page's scripts, in the order in which they need each other
 SCRIPTS = ("base.js", "state.js", "rows.js", "leaderboard.js", "charts.js", "pareto.js", "parallel.js", "heat.js",
-           "curves.js", "answers.js", "run.js", "main.js")  # fmt: skip
+           "curves.js", "answers.js", "tokens.js", "run.js", "main.js")  # fmt: skip
 WEB = Path(__file__).parent / "web"
 # bytes of the details; with the drawing library the file stays below 8 MB
 MAX_DETAILS = 5_000_000
@@ -87,7 +88,7 @@ def page(summary: Summary, data: PageData, *, title: str) -> str:
             index_metrics=data.index["metrics"],
             index_curves=data.index["curves"],
             hashes=[content_hash(script), content_hash(library)],
-            style=(WEB / "compare.css").read_text(encoding="utf-8"),
+            style=(WEB / "compare.css").read_text(encoding="utf-8") + shade_css(),
             script=script,
             index=embedded_json(data.index),
             blocks={**data.blocks, "plotly": packed},

@@ -24,13 +24,15 @@ from rapidun.report.tables import (
     format_number,
     format_seconds,
 )
+from rapidun.report.tokens import BY, Token, choose_pairs, read_tokens, strongest
 
 NUM_BINS = 31
 EXTREMES = 5
 MAX_TEXT = 1500
 FILES = ("report.html", "result.json", "status.json", "config.yaml", "command.txt", "metrics.jsonl",
          "evaluation/generations.jsonl", "evaluation/before.json", "evaluation/after.json",
-         "mapping/forget_weights.jsonl", "mapping/retain_weights.jsonl", "influence/scores.safetensors")  # fmt: skip
+         "mapping/forget_weights.jsonl", "mapping/retain_weights.jsonl", "influence/scores.safetensors",
+         "influence/tokens.json")  # fmt: skip
 
 
 class Texts:
@@ -101,10 +103,12 @@ def changed_prompts(generations: Sequence[dict[str, Any]]) -> list[list[Any]]:
     return lines
 
 
-def influence_details(path: Path, texts: Texts) -> dict[str, Any] | None:
-    """The run's influence: strongest rows of each query and a small map; None where there is none.
+def influence_details(path: Path, texts: Texts, *, num_pairs: int) -> dict[str, Any] | None:
+    """The run's influence: strongest rows of each query, some pairs by token, a small map; None where there is none.
 
-    Raises: ArtifactError if the scores are damaged.
+    Args:
+        num_pairs: at most so many pairs of rows are shown token by token.
+    Raises: ArtifactError if the scores or the tokens are damaged.
     """
     influence = read_influence(path)
     if influence is None or not influence.forget_ids + influence.retain_ids:
@@ -129,7 +133,32 @@ def influence_details(path: Path, texts: Texts) -> dict[str, Any] | None:
         "map": values,
         "border": border,
         "limit": float(f"{limit:.3g}"),
+        "tokens": _tokens(path, num_pairs, forget=set(influence.forget_ids)),
     }
+
+
+def _tokens(path: Path, num_pairs: int, *, forget: set[str]) -> dict[str, Any] | None:
+    found = read_tokens(path)
+    shown = choose_pairs(found, num_pairs)
+
+    def name(row: str) -> str:
+        return f"{row} ({'forget' if row in forget else 'retain'})"
+
+    def side(tokens: list[Token]) -> list[Any]:
+        # left out tokens: their number in place of a text
+        rows = [[one.left_out or one.text, format_number(one.score), one.shade] for one in tokens]
+        return [rows, strongest(tokens)]
+
+    if not shown:
+        return None
+    return {
+        "total": len(found),
+        "pairs": [
+            [name(pair.query), name(pair.train), format_number(pair.score), BY.get(pair.by, pair.by),
+             side(pair.query_tokens), side(pair.train_tokens)]
+            for pair in shown
+        ],
+    }  # fmt: skip
 
 
 def _row(row: MetricRow) -> list[str]:

@@ -17,6 +17,16 @@ from rapidun.report.read import Influence, RunRecord, number, read_influence, re
 from rapidun.report.samples import choose_samples, mark_prompt
 from rapidun.report.statistics import effective_sample_size, wilson_interval
 from rapidun.report.tables import Kind, MetricRow
+from rapidun.report.tokens import (
+    BY,
+    NUM_STATIC_PAIRS,
+    choose_pairs,
+    read_tokens,
+    shade_class,
+    shade_css,
+    show_token,
+    strongest,
+)
 
 if TYPE_CHECKING:
     from rapidun.report.summary import Summary
@@ -126,6 +136,9 @@ def environment() -> Any:
         memory=tables.format_memory,
         number=tables.format_number,
         prompt=mark_prompt,
+        token=show_token,
+        shade=shade_class,
+        strongest=strongest,
     )
     return environment
 
@@ -197,6 +210,7 @@ def _weights(run: RunRecord) -> list[dict[str, Any]]:
 
 def _influence(run: RunRecord, influence: Influence) -> dict[str, Any]:
     pairs = top_pairs(influence)
+    tokens = read_tokens(run.path)
     texts = read_instructions(run.path, {name for pair in pairs for name in (pair.train, pair.query)})
     blocks = influence.blocks
     grouped: dict[str, list[Any]] = {}
@@ -208,6 +222,11 @@ def _influence(run: RunRecord, influence: Influence) -> dict[str, Any]:
         "tiled": len(influence.forget_ids) + len(influence.retain_ids) > plots.MAX_HEAT_CELLS,
         "pairs": grouped,
         "texts": texts,
+        "token_pairs": choose_pairs(tokens, NUM_STATIC_PAIRS),
+        "num_token_pairs": len(tokens),
+        "by": BY,
+        "group": dict.fromkeys(influence.retain_ids, "retain") | dict.fromkeys(influence.forget_ids, "forget"),
+        "shades": shade_css(),
     }
 
 

@@ -23,6 +23,7 @@ DEFAULT = "(default)"
 # of all runs together; what one run shows of each set of prompts is its share of this
 ANSWERS_PER_SET = 1800
 POINTS = 6000  # of all runs together, per line
+TOKEN_PAIRS = 600  # of all runs together; one is about 4 kB
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,6 +49,7 @@ def page_data(summary: Summary, *, base: Path, shrink: int = 1) -> PageData:
     data = PageData(index=page_index(summary, base=base))
     texts, lines = Texts(), Lines(num_points=max(24, min(150, POINTS // max(1, len(cells))) // shrink))
     per_set = max(2, min(30, ANSWERS_PER_SET // max(1, len(cells))) // shrink)
+    num_pairs = max(2, min(16, TOKEN_PAIRS // max(1, len(cells)))) // shrink
     influences: dict[str, int | None] = {}
     settings: list[dict[str, str]] = []
     details: list[dict[str, Any] | None] = []
@@ -58,7 +60,7 @@ def page_data(summary: Summary, *, base: Path, shrink: int = 1) -> PageData:
             settings.append({})
             continue
         lines.add(number, run)
-        block = _influence_block(run, texts, influences, data)
+        block = _influence_block(run, texts, influences, data, num_pairs=num_pairs)
         details.append(run_details(run, texts, per_set=per_set, influence=block))
         settings.append(flat_settings(run))
     shared = _shared(settings)
@@ -192,12 +194,14 @@ def _read(cell: Cell, data: PageData) -> RunRecord | None:
         return None
 
 
-def _influence_block(run: RunRecord, texts: Texts, known: dict[str, int | None], data: PageData) -> int | None:
+def _influence_block(
+    run: RunRecord, texts: Texts, known: dict[str, int | None], data: PageData, *, num_pairs: int
+) -> int | None:
     """Number of the run's influence block; runs that share the artifact share the block."""
     place = os.path.realpath(run.path / "influence" / "scores.safetensors")
     if place not in known:
         try:
-            found = influence_details(run.path, texts)
+            found = influence_details(run.path, texts, num_pairs=num_pairs)
         except ArtifactError as error:
             data.problems.append(str(error))
             found = None

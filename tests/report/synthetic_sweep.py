@@ -171,6 +171,10 @@ def _write_influence(path: Path, seed: int) -> None:
     save_file({name: np.ascontiguousarray(block) for name, block in blocks.items()}, path / "scores.safetensors")
     ids = {"forget": [f"f{i:03d}" for i in range(f)], "retain": [f"r{i:03d}" for i in range(NUM_RETAIN)]}
     write_json(path / "ids.json", ids)
+    sides = {
+        side: [["<b>", 0.2], ["Name", -0.1], ["\n", 0.0], [" a", 0.4]] for side in ("query_tokens", "train_tokens")
+    }
+    write_json(path / "tokens.json", [{"query": "f000", "train": "r001", "by": "position", "score": 0.5, **sides}])
 
 
 def _write_mapping(path: Path, method: str, rng: random.Random) -> None:

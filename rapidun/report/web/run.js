@@ -151,7 +151,7 @@ function influenceSection(number, texts) {
     const group = (label, from, to) => ({label, options: found.queries.map((query, value) => [value, query[0]]).filter(([, row]) => row >= from && row < to).map(([value, row]) => [value, `${found.rows[row][0]}: ${short(row)}`])});
     const chart = el('div', {className: 'chart square', role: 'img'});
     fill(place, el('p', {className: 'note'}, found.queries.length < found.total ? `${found.queries.length} of ${found.total} rows can be asked about here; all scores stand in influence/scores.safetensors. ` : '', 'A row’s influence on itself is left out.'),
-      el('div', {className: 'controls'}, choice('the answer to', 'query', [group('forget rows', 0, found.forget), group('retain rows', found.forget, found.total)].filter(one => one.options.length), 0, show)), list,
+      el('div', {className: 'controls'}, choice('the answer to', 'query', [group('forget rows', 0, found.forget), group('retain rows', found.forget, found.total)].filter(one => one.options.length), 0, show)), list, tokensPart(found),
       el('h3', {}, 'All rows'), el('p', {className: 'note'}, 'Rows train, columns are asked about; forget rows first. Orange: helpful; blue: harmful. Full colour is the 99th percentile of the scores’ size.'), chart);
     show(0);
     const size = found.map.length, line = {color: colour('ink'), width: 1}, edge = found.border - 0.5;
