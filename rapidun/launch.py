@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from rapidun import processes
 from rapidun.composition import config_yaml
 from rapidun.config import RunConfig
 from rapidun.errors import ArtifactError, ConfigError, RapidunError
@@ -15,6 +16,12 @@ from rapidun.runfolder import new_run_dir
 
 def run_once(cfg: RunConfig, overrides: Sequence[str]) -> int:
     """Run one configuration and return the exit status."""
+    wanted, there = cfg.resources.num_processes, processes.world_size()
+    if wanted > 1 and there == 1:
+        raise ConfigError(
+            f"resources.num_processes: need {wanted} processes, got one. Start torchrun --nproc-per-node {wanted} "
+            "sweep.py ..., or a sweep: -m hydra/launcher=rapidun_local or rapidun_slurm"
+        )
     # fixed here, so that a failure can say where its traceback is
     cfg.run_dir = cfg.run_dir or str(new_run_dir(cfg.name))
     return _run(cfg, overrides, cfg.run_dir)

@@ -168,6 +168,12 @@ def test_settings_of_a_sweep_need_a_sweep(
     assert started == []
 
 
+def test_one_process_is_not_two(started: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resources=multi_gpu"]) == 2
+    assert "torchrun --nproc-per-node 2" in capsys.readouterr().err
+    assert started == []
+
+
 def test_a_packs_folder_needs_a_pack(started: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data.dir=somewhere"]) == 2
     assert "data=dolly_triggers" in capsys.readouterr().err
