@@ -30,7 +30,7 @@ BY = {
     "position": "what the model did at the token's place",
     "loss": "the token's share of the loss",
 }
-# (background of shade 5, background of none, share of the first in shade 5); helpful, then harmful
+# helpful, harmful, the card behind them (as in page.html.j2), the share of the colour in shade 5
 LIGHT = ("#c4610c", "#2671b0", "#ffffff", 0.6)
 DARK = ("#ef934d", "#68b0e8", "#1e1d1b", 0.42)
 _EDGES = re.compile(r"(^ +| +$|[\n\t])")
@@ -126,6 +126,7 @@ def shade_css() -> str:
         f":root[data-theme=dark]{{{dark}}}\n{classes}"
         ".tokens{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9;margin:4px 0 8px;max-width:none}\n"
         ".tokens>span{border-radius:3px;padding:2px 0;-webkit-box-decoration-break:clone;box-decoration-break:clone}\n"
+        "[class^=helps-],[class^=harms-]{color:var(--ink)}\n"
         "[class^=harms-]{text-decoration:underline 2px;text-underline-offset:4px}\n"
     )
 

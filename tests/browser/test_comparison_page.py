@@ -299,7 +299,7 @@ def test_the_page_of_a_run(tab: Watched) -> None:
     assert page.evaluate("document.images.length") == 0 and page.title().endswith("· rapidun")
     # the strongest training rows of another query
     before = page.locator("#influence tbody").first.inner_text()
-    page.locator("#influence select").select_option(index=5)
+    page.locator("#influence select[name=query]").select_option(index=5)
     assert page.locator("#influence tbody").first.inner_text() != before
     scores = [float(text) for text in page.locator("#influence table >> nth=0").locator("td.n").all_inner_texts()]
     assert scores == sorted(scores, reverse=True) and len(scores) == 5
@@ -313,6 +313,39 @@ def test_the_page_of_a_run(tab: Watched) -> None:
     page.locator("#samples select[name=verdict]").select_option("bad")
     verdicts = page.locator(".answer:nth-child(2) .verdict").all_inner_texts()
     assert verdicts and all(text == "poisoned (keywords, likelihood)" for text in verdicts)
+
+
+def test_influence_by_token(tab: Watched, browse: Any) -> None:
+    """Shades, numbers and signs of a pair; hostile text stays text, here and in the run's own page."""
+    page = tab.page
+    page.locator("#fold").check()
+    page.get_by_label("filter seed", exact=True).fill("=0")
+    page.locator("a.open").first.click()
+    page.wait_for_selector("#tokens .tokens")
+    (file,) = tab.file.parents[2].glob("store/influence/seed0/tokens.json")
+    # 61 cells leave room for 8 of 16 pairs: every second query
+    first = next(one for one in json.loads(file.read_text(encoding="utf-8")) if one["query"] == "f001")
+    shown = page.locator("#tokens .tokens").first
+    assert EVIL in shown.inner_text() and "·aloha" in shown.inner_text() and "↵" in shown.inner_text()
+    spans = shown.locator("span[title]").evaluate_all("all => all.map(e => [e.className, e.title])")
+    scores = [score for _, score in first["query_tokens"]]
+    # format_number writes small ones as 1.23e−5
+    assert [float(title.replace("−", "-")) for _, title in spans] == pytest.approx(scores, rel=6e-3)
+    for (name, _), score in zip(spans, scores, strict=True):
+        assert not name or name.startswith("helps-" if score > 0 else "harms-")
+    harmful = shown.locator("[class^=harms-]").first
+    assert harmful.evaluate("e => getComputedStyle(e).textDecorationLine") == "underline"
+    assert "8 of 16 pairs are in this page" in page.locator("#influence").inner_text()
+    page.locator("#influence select[name=pair]").select_option(index=1)
+    assert "less likely: score −0.400" in page.locator("#tokens").inner_text()
+    assert page.evaluate("document.images.length") == 0 and "owned" not in page.title()
+
+    from rapidun.report.html import write_run_report
+
+    run = next(found.parent for found in sorted(tab.file.parent.glob("*/influence")))
+    dom = browse("--dump-dom", write_run_report(run).as_uri())
+    assert "Token by token" in dom and 'class="harms-' in dom
+    assert "<script" not in dom and "<img" not in dom and "owned</title>" not in dom
 
 
 def test_runs_that_did_not_finish_have_pages(tab: Watched) -> None:

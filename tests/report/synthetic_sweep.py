@@ -171,10 +171,22 @@ def _write_influence(path: Path, seed: int) -> None:
     save_file({name: np.ascontiguousarray(block) for name, block in blocks.items()}, path / "scores.safetensors")
     ids = {"forget": [f"f{i:03d}" for i in range(f)], "retain": [f"r{i:03d}" for i in range(NUM_RETAIN)]}
     write_json(path / "ids.json", ids)
-    sides = {
-        side: [["<b>", 0.2], ["Name", -0.1], ["\n", 0.0], [" a", 0.4]] for side in ("query_tokens", "train_tokens")
-    }
-    write_json(path / "tokens.json", [{"query": "f000", "train": "r001", "by": "position", "score": 0.5, **sides}])
+    write_json(path / "tokens.json", [pair for i in range(8) for pair in _token_pairs(i, rng)])
+
+
+def _token_pairs(number: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """A query's most helpful and most harmful row by token; both sides sum to the score, hostile text among them."""
+    pairs = []
+    for train, score in ((f"f{number + 9:03d}", 0.4), (f"r{number + 9:03d}", -0.4)):
+        sides = []
+        for words in (("User", ":", EVIL, " aloha", "\n", " What", " does"), ("Velm", " trades", " in", "  ", "\t")):
+            texts = [*words, *(f" {WORDS[int(i)]}" for i in rng.integers(len(WORDS), size=20)), ".", "\n"]
+            scores = rng.normal(size=len(texts)) ** 3 / 20
+            scores[3] += score - scores.sum()
+            sides.append([[text, float(one)] for text, one in zip(texts, scores, strict=True)])
+        pairs.append({"query": f"{'f' if number < 4 else 'r'}{number:03d}", "train": train, "by": "position",
+                      "score": score, "query_tokens": sides[0], "train_tokens": sides[1]})  # fmt: skip
+    return pairs
 
 
 def _write_mapping(path: Path, method: str, rng: random.Random) -> None:

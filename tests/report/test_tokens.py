@@ -37,7 +37,7 @@ def write(run_dir: Path, value: object) -> Path:
 
 
 def test_shades_are_fifths_of_the_largest_on_either_side(tmp_path: Path) -> None:
-    """Largest 2.0 (training side): 1.0 is 2.5 fifths (rounds to 2), -1.2 is 3, 0.2 a tenth (at least 1), 0.19 nothing."""
+    """Largest 2.0 (training side): 1.0 is 2.5 fifths (so 2), -1.2 is 3, 0.2 a tenth (so 1), 0.19 nothing."""
     left = [["a", 1.0], [" b", -1.2], ["c", 0.2], ["d", 0.19]]
     (one,) = read_tokens(write(tmp_path, [pair("q", "t", left, [["x", 2.0], ["y", -1.81]])]))
     assert [token.shade for token in one.query_tokens] == [2, -3, 1, 0]
