@@ -212,5 +212,7 @@ def _go_on(folder: SweepFolder, *, retry: bool) -> int:
                     return status
     names = [cell.hash for cell in cells]
     if all(state.state in ("done", "pruned") for state in folder.states(names).values()):
-        return finish(folder, names)
+        # takes a killed driver's lease over, and with it away
+        with Held(folder):
+            return finish(folder, names)
     return run_sweep(cells, name=folder.path.name, overrides=plan["overrides"], launcher_name=plan["launcher"])

@@ -36,19 +36,22 @@ def moment(grid: Sweeping, name: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("when", "then"), [("submitted", "collect"), ("upstream", "command"), ("array", "command"), ("array", "collect")]
+    ("when", "then"),
+    [("submitted", "collect"), ("upstream", "command"), ("array", "command"), ("array", "collect"), ("end", "collect")],
 )
 def test_a_killed_driver_costs_nothing(grid, tmp_path, when, then):
     """kill -9 of the submitting process; `collect` (from elsewhere) and the same command both end with everything done.
 
-    No job is submitted a second time, and each result is made once.
+    No job is submitted a second time, and each result is made once. "end": nothing is left to do but to tell.
     """
     driver = grid.spawn()
-    wait_until(lambda: moment(grid, when), timeout_s=120, tell=grid.tell)
+    wait_until(lambda: moment(grid, "array" if when == "end" else when), timeout_s=120, tell=grid.tell)
     driver.kill()
     driver.communicate()
     handles = grid.handles
-    assert grid.states()["done"] < 4
+    if when == "end":
+        wait_until(lambda: grid.states() == {"done": 4}, timeout_s=120, tell=grid.tell)
+        assert (grid.dir / "driver.lease").exists()
     if then == "command":
         printed = grid.run()
     else:
