@@ -1,10 +1,16 @@
 """The one response-token cross-entropy. Influence, training and evaluation all call it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 IGNORE = -100
+# logits that are worked on at once: what stays in a core's cache, or fills a GPU
+CPU_CHUNK = 1 << 18
+DEVICE_CHUNK = 1 << 26
 
 
 def response_mask(labels: Tensor) -> Tensor:
@@ -38,3 +44,38 @@ def example_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """l_i = mean over the response tokens of -log p(y_t | x, y_<t); [B, T, V], [B, T] -> [B] nats a token."""
     counts = response_mask(labels).sum(dim=1).clamp(min=1)
     return -token_log_probs(logits, labels).sum(dim=1) / counts
+
+
+class PackedCrossEntropy(torch.autograd.Function):
+    """-log p(targets[n]) of logits [n, V], a few rows at a time: nothing of [n, V] is written but the gradient.
+
+    The softmax is taken in float32 (float64 stays float64); the gradient is in the type of the logits. Use `apply`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        """[n, V], [n] int64 -> [n] nats."""
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        normalisers = torch.empty(len(logits), dtype=dtype, device=logits.device)
+        for rows in _row_chunks(logits):
+            torch.logsumexp(logits[rows].to(dtype), dim=1, out=normalisers[rows])
+        ctx.save_for_backward(logits, targets, normalisers)
+        return normalisers - logits.gather(1, targets.unsqueeze(1)).squeeze(1).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        logits, targets, normalisers = ctx.saved_tensors
+        (grad,) = grads
+        out = torch.empty_like(logits)
+        for rows in _row_chunks(logits):
+            part = logits[rows].to(normalisers.dtype).sub_(normalisers[rows].unsqueeze(1)).exp_()
+            part[torch.arange(len(part), device=part.device), targets[rows]] -= 1
+            out[rows] = part.mul_(grad[rows].unsqueeze(1))
+        return out, None
+
+
+def _row_chunks(logits: Tensor) -> list[slice]:
+    budget = CPU_CHUNK if logits.device.type == "cpu" else DEVICE_CHUNK
+    height = max(1, budget // max(1, logits.shape[1]))
+    return [slice(top, min(top + height, len(logits))) for top in range(0, len(logits), height)]

@@ -1,7 +1,9 @@
 import math
 
+import pytest
 import torch
 
+from rapidun import losses
 from rapidun.losses import example_cross_entropy, response_mask, token_log_probs
 
 
@@ -55,3 +57,29 @@ def test_gradient_reaches_labelled_positions_only() -> None:
 
 def test_no_response_token_gives_zero_not_nan() -> None:
     assert example_cross_entropy(torch.zeros(1, 3, 2), torch.full((1, 3), -100)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_packed_cross_entropy_is_torchs(monkeypatch, dtype, chunk):
+    """Values and gradients of F.cross_entropy in the same precision, however few rows are taken at once."""
+    monkeypatch.setattr(losses, "CPU_CHUNK", chunk)
+    torch.manual_seed(0)
+    logits = (torch.randn(5, 3) * 20).to(dtype).requires_grad_()
+    targets = torch.tensor([0, 2, 1, 1, 0])
+    weight = torch.tensor([1.0, 0.0, -2.0, 0.5, 1.0])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    values = losses.PackedCrossEntropy.apply(logits, targets)
+    truth = torch.nn.functional.cross_entropy(logits.to(wide), targets, reduction="none")
+    assert values.dtype == wide
+    torch.testing.assert_close(values, truth)
+    found, wanted = (torch.autograd.grad((x * weight).sum(), logits)[0] for x in (values, truth))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, wanted)
+
+
+def test_packed_cross_entropy_of_nothing():
+    logits = torch.zeros(0, 3, requires_grad=True)
+    values = losses.PackedCrossEntropy.apply(logits, torch.zeros(0, dtype=torch.int64))
+    values.sum().backward()
+    assert values.shape == (0,) and logits.grad.shape == (0, 3)

@@ -5,7 +5,8 @@ with respect to y. No weight gradient is ever taken, so quantised and frozen lay
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rapidun.errors import ModelError
+from rapidun.influence.attention import faster_attention, is_causal
+from rapidun.influence.lora import Branch, bypassed, plain_branches
 from rapidun.influence.params import TrackedParameter, output_head
-from rapidun.losses import IGNORE, example_cross_entropy, response_mask, token_log_probs
+from rapidun.losses import PackedCrossEntropy, example_cross_entropy, response_mask
 
 # float16 gradients below 6e-8 would vanish; the factor is divided out of every captured gradient
 FLOAT16_LOSS_SCALE = 1024.0
@@ -113,7 +116,10 @@ class GradientCapture:
         self._head = output_head(model)
         self._head_ids = {id(m) for m in self._head.modules()} if self._head is not None else set()
         self._handles: list[RemovableHandle] = []
-        self._frozen = frozen(model)
+        self._sees_no_padding = is_causal(model)
+        # then all gradients may be zero, and there is no graph
+        self._has_zero_branch = False
+        self._held = ExitStack()
         # of the batch that is running
         self._size = (0, 0)  # B, T
         self._picked: tuple[Tensor, Tensor] | None = None  # example and position of each row the head sees
@@ -121,10 +127,21 @@ class GradientCapture:
         self._scale = 1.0
 
     def __enter__(self) -> Self:
-        self._frozen.__enter__()
+        self._held.enter_context(frozen(self._model))
+        self._held.enter_context(faster_attention(self._model))
+        branches = plain_branches(self._model)
+        self._held.enter_context(bypassed(branches))
+        self._has_zero_branch = any(branch.is_zero for branch in branches)
+        factors = {id(module) for branch in branches for module in (branch.down, branch.up)}
+        tracked = {}
         for parameter in self._parameters:
             for module in parameter.modules:
-                self._handles.append(module.register_forward_hook(self._forward_hook(parameter), with_kwargs=True))
+                tracked[id(module)] = parameter
+                if id(module) not in factors:
+                    self._handles.append(module.register_forward_hook(self._forward_hook(parameter), with_kwargs=True))
+        for branch in branches:
+            hook = self._branch_hook(branch, tracked.get(id(branch.down)), tracked.get(id(branch.up)))
+            self._handles.append(branch.layer.register_forward_hook(hook, with_kwargs=True))
         if self._head is not None:
             self._handles.append(self._head.register_forward_pre_hook(self._pick_positions))
         return self
@@ -136,10 +153,12 @@ class GradientCapture:
             handle.remove()
         self._handles.clear()
         self._picked = None
-        self._frozen.__exit__(kind, error, trace)
+        self._held.__exit__(kind, error, trace)
 
     def run(self, batch: dict[str, Tensor], *, reduction: str = "mean") -> Tensor:
         """Forward and backward of one batch; the sink is called once per tracked layer and call.
+
+        What it gets has no tokens, T = 0, where a gradient is zero whatever the data (lora_A while B = 0).
 
         Args:
             batch: input_ids, attention_mask, labels, each [B, T], padded on the right.
@@ -150,28 +169,29 @@ class GradientCapture:
         labels = batch["labels"]
         mask = response_mask(labels)
         rows, places = mask.nonzero(as_tuple=True)
-        # the last one again: see _losses
-        self._picked = (torch.cat([rows, rows[-1:]]), torch.cat([places, places[-1:]]) - 1)
+        self._picked = (rows, places - 1)
         self._size = (labels.shape[0], labels.shape[1])
         self._is_packed = False
+        attends = batch["attention_mask"]
+        if self._sees_no_padding:
+            # padding on the right is seen by padding only: plain causal attention needs no mask
+            attends = torch.ones_like(attends)
         with torch.enable_grad():
-            output = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+            output = self._model(input_ids=batch["input_ids"], attention_mask=attends, use_cache=False)
             losses = self._losses(output.logits, labels, mask)
             if reduction == "sum":
                 losses = losses * mask.sum(dim=1)
             self._scale = FLOAT16_LOSS_SCALE if output.logits.dtype == torch.float16 else 1.0
             # no example's loss depends on another example: one backward pass gives each its own gradient
-            (losses.sum() * self._scale).backward()
+            if losses.requires_grad or not self._has_zero_branch:
+                (losses.sum() * self._scale).backward()
         return losses.detach()
 
     def _losses(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         if not self._is_packed:
             return example_cross_entropy(logits, labels)
-        rows, places = mask.nonzero(as_tuple=True)
-        # One sequence of all labelled positions: entry j of the logits predicts entry j + 1 of these labels, as
-        # everywhere. The logits' last entry, a repetition, predicts nothing.
-        targets = torch.cat([labels.new_full((1,), IGNORE), labels[rows, places]]).unsqueeze(0)
-        values = -token_log_probs(logits, targets)[0, 1:]
+        values = PackedCrossEntropy.apply(logits[0], labels[mask])
+        rows = mask.nonzero(as_tuple=True)[0]
         sums = torch.zeros(len(labels), dtype=values.dtype, device=values.device).index_add(0, rows, values)
         return sums / mask.sum(dim=1).clamp(min=1)
 
@@ -179,18 +199,42 @@ class GradientCapture:
         if self._picked is None or not args or args[0].shape[:2] != self._size or args[0].dim() != 3:
             return None
         self._is_packed = True
-        # [B, T, H] -> [1, num labelled + 1, H]
+        # [B, T, H] -> [1, num labelled, H]
         return (args[0][self._picked].unsqueeze(0), *args[1:])
 
     def _forward_hook(self, parameter: TrackedParameter) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if not torch.is_grad_enabled():
                 return
-            given = (args[0] if args else next(iter(kwargs.values()))).detach()
-            if not output.requires_grad:
-                # nothing tracked lies below: the graph starts here
-                output.requires_grad_(True)
-            output.register_hook(lambda grad: self._emit(parameter, module, given, grad))
+            given = _input(args, kwargs).detach()
+            _start_graph(output).register_hook(lambda grad: self._emit(parameter, module, given, grad))
+
+        return hook
+
+    def _branch_hook(
+        self, branch: Branch, down: TrackedParameter | None, up: TrackedParameter | None
+    ) -> Callable[..., Tensor]:
+        """Adds a LoRA branch to its layer's output, and emits the gradients of those factors that are tracked."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            given = _input(args, kwargs)
+            if branch.is_zero:
+                # dA = 0, and nothing goes back through the branch
+                if (up is None and down is None) or not torch.is_grad_enabled():
+                    return output
+                reduced = branch.reduce(given.detach())
+                if down is not None:
+                    self._emit(down, branch.down, given.detach()[:, :0], reduced[:, :0])
+            else:
+                reduced = branch.reduce(given)
+                if down is not None and torch.is_grad_enabled():
+                    emit_down = partial(self._emit, down, branch.down, given.detach())
+                    _start_graph(reduced).register_hook(emit_down)
+                output = branch.add(output, reduced)
+            if up is not None and torch.is_grad_enabled():
+                seen = reduced.detach() * branch.scaling
+                _start_graph(output).register_hook(lambda grad: self._emit(up, branch.up, seen, grad))
+            return output
 
         return hook
 
@@ -217,14 +261,25 @@ class GradientCapture:
         self._sink(parameter, Factors(given, grad))
 
     def _unpack(self, packed: Tensor) -> Tensor:
-        """[1, num labelled + 1, D] -> [B, most labelled, D], zeros where an example has fewer."""
+        """[1, num labelled, D] -> [B, most labelled, D], zeros where an example has fewer."""
         assert self._picked is not None
-        rows = self._picked[0][:-1]
+        rows = self._picked[0]
         counts = torch.bincount(rows, minlength=self._size[0])
         starts = counts.cumsum(0) - counts
         places = torch.arange(len(rows), device=rows.device) - starts[rows]
         out = packed.new_zeros(self._size[0], int(counts.max()), packed.shape[2])
-        return out.index_put_((rows, places), packed[0, :-1])
+        return out.index_put_((rows, places), packed[0])
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a layer was called with."""
+    given: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return given
+
+
+def _start_graph(output: Tensor) -> Tensor:
+    """Where nothing tracked lies below, the graph starts here."""
+    return output if output.requires_grad else output.requires_grad_(True)
 
 
 def _not_separable(parameter: TrackedParameter, given: Tensor) -> ModelError:

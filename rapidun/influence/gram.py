@@ -9,10 +9,16 @@ from torch import Tensor, nn
 from rapidun.influence.capture import GradientCapture
 from rapidun.influence.params import TrackedParameter, accumulation_dtype
 from rapidun.influence.precondition import Preconditioner
-from rapidun.influence.sinks import GradientSink, GramSums, KeepSink, PreconditionedSink, RowSink, Sketch, kept_nbytes
-
-# columns of the sketches that are multiplied at once in float64
-SKETCH_COLUMNS = 4096
+from rapidun.influence.sinks import (
+    GradientSink,
+    GramSums,
+    KeepSink,
+    PreconditionedSink,
+    RowSink,
+    Sketch,
+    inner_products,
+    kept_nbytes,
+)
 
 
 class RowBatch(NamedTuple):
@@ -99,7 +105,7 @@ def estimated_gram(
     report = _counted(on_batch, 0, len(batches), "")
     losses = run_batches(model, parameters, batches, sink, row_names=row_names, reduction=reduction, report=report)
     sketches = train.sketches()
-    check_finite(sketches.square().sum(dim=1), row_names, "gradient")
+    check_finite(torch.linalg.vector_norm(sketches, dim=1), row_names, "gradient")
     if preconditioner is None:
         return GramResult(gram_of_rows(sketches).cpu(), losses, 1)
     queries = query.sketches()
@@ -108,12 +114,8 @@ def estimated_gram(
 
 
 def gram_of_rows(sketches: Tensor, queries: Tensor | None = None) -> Tensor:
-    """[N, K], [M, K] -> [N, M] inner products, in float64; of the rows with each other by default."""
-    queries = sketches if queries is None else queries
-    gram = torch.zeros(len(sketches), len(queries), dtype=torch.float64, device=sketches.device)
-    for part, other in zip(sketches.split(SKETCH_COLUMNS, dim=1), queries.split(SKETCH_COLUMNS, dim=1), strict=True):
-        gram += part.double() @ other.double().T
-    return gram
+    """[N, K], [M, K] -> [N, M] inner products, summed in float64; of the rows with each other by default."""
+    return inner_products(sketches, queries)
 
 
 def pass_groups(

@@ -48,13 +48,19 @@ class RowSink:
         self._sketch = sketch
         self._rows: Tensor | None = None
         self._buffer: Tensor | None = None
+        self._spare: Tensor | None = None
         self._dtype = dtype
         self._sketches = torch.zeros(num_rows, sketch.num_numbers, dtype=accumulation_dtype(dtype), device=device)
 
     def start(self, rows: Tensor) -> None:
         self._flush()
         self._rows = rows
-        self._buffer = self._sketch.new_buffer(len(rows), dtype=self._dtype, device=self._sketches.device)
+        if self._spare is not None and len(self._spare) >= len(rows):
+            # the memory of the batch before is at hand already
+            self._buffer = self._spare[: len(rows)].zero_()
+        else:
+            self._buffer = self._sketch.new_buffer(len(rows), dtype=self._dtype, device=self._sketches.device)
+            self._spare = self._buffer
 
     def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
         if self._buffer is None:
@@ -180,7 +186,9 @@ def inner_products(flat: Tensor, query: Tensor | None = None) -> Tensor:
     """
     whole = flat.shape[1] // SPAN * SPAN
     query = flat if query is None else query
-    rest = flat[:, whole:].double() @ query[:, whole:].double().T
+    rest = (flat[:, whole:] @ query[:, whole:].T).double()
+    if whole == 0:
+        return rest
     # [spans, N, SPAN]
     left, right = (x[:, :whole].unflatten(1, (-1, SPAN)).transpose(0, 1) for x in (flat, query))
     return torch.bmm(left, right.transpose(1, 2)).sum(dim=0, dtype=torch.float64) + rest

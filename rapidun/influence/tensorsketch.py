@@ -16,12 +16,15 @@ as for a count-sketch of whole gradients. A longer side adds at most (|X Y^T|^2 
 (|X^T Y|^2 + <X^T Y, Y^T X>) / b for the columns: what the original, whose indices meet whatever their number, always
 has, up to 4 |X|^2 |Y|^2 / b in all at rank one.
 
-Each layer's b numbers go to a random cyclic offset among the k numbers of the row, with signs of their own.
+Each layer's b numbers go to a random cyclic offset among the k numbers of the row, with signs of their own. Rows are
+hashed by layer, columns by their number alone: layers that read one input (queries, keys and values; gate and up
+projection) share its transforms. Two layers stay independent by their row signs, offsets and last signs.
 
 Source: Pham and Pagh, "Fast and scalable polynomial kernels via explicit feature maps", KDD 2013; with permutations in
 the place of independent hashes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +36,7 @@ from rapidun.influence.params import accumulation_dtype
 from rapidun.influence.sketch import random_signs, random_uint64
 
 # part of what an artifact depends on: raise it with every change of the numbers
-TENSORSKETCH_VERSION = 1
+TENSORSKETCH_VERSION = 2
 # numbers of one chunk of tokens on their way through the transform: what stays in a core's cache, or fills a GPU
 CPU_CHUNK = 1 << 17
 DEVICE_CHUNK = 1 << 25
@@ -87,6 +90,25 @@ class _Plan(NamedTuple):
     signs: Tensor  # [b] float32 +-1, of the layer's numbers among the row's
 
 
+class _Input(NamedTuple):
+    """What a layer was given, held so that its memory is nobody else's, and the transforms of its tokens."""
+
+    a: Tensor
+    version: int
+    chunks: Sequence[Tensor]
+    spectra: Sequence[Tensor]
+
+    def serves(self, a: Tensor, chunks: Sequence[Tensor]) -> bool:
+        """Whether `a` is the same tensor, unchanged, and the same tokens of it are wanted."""
+        return (
+            a.data_ptr() == self.a.data_ptr()
+            and (a.shape, a.stride(), a.dtype) == (self.a.shape, self.a.stride(), self.a.dtype)
+            and a._version == self.version == self.a._version
+            and len(chunks) == len(self.chunks)
+            and all(torch.equal(x, y) for x, y in zip(chunks, self.chunks, strict=True))
+        )
+
+
 class TensorSketch:
     """Adds per-sample gradients of many parameters to sketches of k numbers a sample; keeps the plan of each."""
 
@@ -98,6 +120,7 @@ class TensorSketch:
         self.buckets = buckets
         self.seed = seed
         self._plans: dict[tuple[str, torch.device], _Plan] = {}
+        self._input: _Input | None = None
 
     def new_buffer(self, num_rows: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """[num_rows, k + buckets] zeros: a layer that runs past k is folded back by `finish`."""
@@ -122,22 +145,38 @@ class TensorSketch:
         # real and imaginary parts side by side
         spectrum = torch.zeros(len(buffer), 2 * (self.buckets // 2 + 1), dtype=dtype, device=buffer.device)
         height = max(1, (CPU_CHUNK if buffer.device.type == "cpu" else DEVICE_CHUNK) // self.buckets)
-        for chunk in tokens.split(height):
+        chunks = tokens.split(height)
+        shared = None if isinstance(gradient, Lookup) else self._input_spectra(gradient.a, chunks, plan.columns, dtype)
+        for number, chunk in enumerate(chunks):
             g = gradient.g.flatten(0, 1).index_select(0, chunk)
             if isinstance(gradient, Lookup):
                 left = plan.rows.sketch_one_hot(gradient.ids.flatten()[chunk], dtype)
-                right = plan.columns.sketch(g, dtype)
+                right = torch.fft.rfft(plan.columns.sketch(g, dtype))
             else:
+                assert shared is not None
                 left = plan.rows.sketch(g, dtype)
-                right = plan.columns.sketch(gradient.a.flatten(0, 1).index_select(0, chunk), dtype)
-            product = torch.fft.rfft(left).mul_(torch.fft.rfft(right))
+                right = shared[number]
+            product = torch.fft.rfft(left).mul_(right)
             examples = chunk // gradient.g.shape[1]
             _add_by_example(spectrum, examples, torch.view_as_real(product).flatten(1))
         folded = torch.fft.irfft(torch.view_as_complex(spectrum.unflatten(1, (-1, 2))), n=self.buckets)
         buffer[:, plan.offset : plan.offset + self.buckets].addcmul_(folded, plan.signs.to(dtype))
 
+    def _input_spectra(
+        self, a: Tensor, chunks: Sequence[Tensor], columns: Side, dtype: torch.dtype
+    ) -> Sequence[Tensor]:
+        """F(C' a_t), [len(chunk), b / 2 + 1] complex for each chunk of tokens; kept for the next layer of this input."""
+        last = self._input
+        if last is not None and last.serves(a, chunks):
+            return last.spectra
+        flat = a.flatten(0, 1)
+        spectra = [torch.fft.rfft(columns.sketch(flat.index_select(0, chunk), dtype)) for chunk in chunks]
+        self._input = _Input(a, a._version, chunks, spectra)
+        return spectra
+
     def finish(self, buffer: Tensor) -> Tensor:
         """[B, k + buckets] -> [B, k]: what ran past the end goes on at the beginning."""
+        self._input = None
         first, *others = buffer.split(self.k, dim=1)
         out = first.clone()
         for part in others:
@@ -147,11 +186,9 @@ class TensorSketch:
     def _plan(self, name: str, shape: tuple[int, int], device: torch.device) -> _Plan:
         key = (name, device)
         if key not in self._plans:
-            sides = [
-                plan_side(name, purpose, size, buckets=self.buckets, seed=self.seed)
-                for purpose, size in zip(("row", "column"), shape, strict=True)
-            ]
-            rows, columns = (side.to(device) for side in sides)
+            rows = plan_side(name, "row", shape[0], buckets=self.buckets, seed=self.seed).to(device)
+            # of no layer in particular
+            columns = plan_side("", "column", shape[1], buckets=self.buckets, seed=self.seed).to(device)
             # the modulus favours some places by less than k / 2^64
             offset = int(random_uint64(self.seed, name, "tensor offset", np.zeros(1, dtype=np.uint64))[0] % self.k)
             signs = random_signs(self.seed, name, "tensor fold", 0, self.buckets).to(device)

@@ -93,6 +93,9 @@ class _PairSink:
         a, g = gradient.a.double(), gradient.g.double()
         if a.shape[1] == self._length:
             return Factors(a, g)
+        if a.shape[1] == 0:
+            # a gradient that is zero whatever the data (lora_A while B = 0)
+            return Factors(*(part.new_zeros(len(part), self._length, part.shape[2]) for part in (a, g)))
         rows, places = self._labelled.nonzero(as_tuple=True)
         counts = self._labelled.sum(dim=1)
         local = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]

@@ -1,0 +1,110 @@
+"""Attention of short sequences on the CPU, faster than the stock kernels: what a capture switches a model to.
+
+softmax(Q K^T / sqrt(d) + causal) V, written out. Query heads that share a key head are stacked, so that no key is
+repeated. The products of a bfloat16 model are bfloat16 matrix products, which this hardware does several times faster
+than torch's fused kernel does the same work; what is written out, [heads, T, T], stays small for short sequences.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAME = "rapidun_short"
+# longer sequences go to the stock kernel: T^2 numbers a head are written out
+LONGEST = 1024
+# what may come along without changing the result
+HARMLESS = frozenset({"use_cache", "position_ids", "output_attentions", "is_causal", "position_bias", "sliding_window"})
+
+_registering = threading.Lock()
+
+
+def short_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [B, H, T, D], key and value [B, H_kv, T, D] -> [B, T, H, D].
+
+    Plain causal attention of at most LONGEST tokens is written out; everything else is the stock `sdpa`.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    batch, heads, length, width = query.shape
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    special = [name for name, given in kwargs.items() if given is not None and name not in HARMLESS]
+    if (
+        attention_mask is not None
+        or dropout
+        or special
+        or kwargs.get("position_bias") is not None
+        or not is_causal
+        or key.shape[2] != length
+        or length > LONGEST
+    ):
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        return out, None
+    groups = key.shape[1]
+    shared = heads // groups
+    scale = width**-0.5 if scaling is None else scaling
+    # [B * H_kv, H / H_kv * T, D]
+    stacked = (query * scale).reshape(batch * groups, shared * length, width)
+    keys, values = (x.reshape(batch * groups, length, width) for x in (key, value))
+    later = torch.full((length, length), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)
+    later = later.expand(shared, length, length).reshape(1, shared * length, length)
+    weights = torch.softmax(torch.baddbmm(later, stacked, keys.transpose(1, 2)), dim=-1)
+    out = torch.bmm(weights, values).view(batch, heads, length, -1)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether no position sees a later one: padding on the right then changes nothing before it."""
+    flags = [m.is_causal for m in model.modules() if isinstance(getattr(m, "is_causal", None), bool)]
+    return bool(flags) and all(flags)
+
+
+@contextmanager
+def faster_attention(model: nn.Module) -> Iterator[None]:
+    """Switch a bfloat16 model on the CPU from `sdpa` to `short_attention`; as before afterwards."""
+    configs = _configs(model) if _gains(model) else []
+    if configs:
+        _register()
+    try:
+        for config in configs:
+            config._attn_implementation = NAME
+        yield
+    finally:
+        for config in configs:
+            config._attn_implementation = "sdpa"
+
+
+def _gains(model: nn.Module) -> bool:
+    # float32: the stock kernel is as fast
+    first = next((p for p in model.parameters() if p.dtype.is_floating_point), None)
+    return first is not None and first.device.type == "cpu" and first.dtype == torch.bfloat16 and is_causal(model)
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The configurations that the model's attention layers look their kernel up in, where that is `sdpa`."""
+    found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    return [c for c in found.values() if getattr(c, "_attn_implementation", None) == "sdpa"]
+
+
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    with _registering:
+        if NAME not in AttentionInterface():
+            AttentionInterface.register(NAME, short_attention)
+            # no mask at all where attention is plainly causal
+            AttentionMaskInterface.register(NAME, sdpa_mask)
