@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,8 +38,9 @@ from rapidun.data.pack_build import FAMILIES  # noqa: E402
 from rapidun.data.records import Record, read_records  # noqa: E402
 from rapidun.errors import DataError, RapidunError  # noqa: E402
 from rapidun.influence.bm25 import bm25_scores  # noqa: E402
-from rapidun.influence.capture import frozen  # noqa: E402
 from rapidun.influence.config import InfluenceConfig, InfluenceMethod, ParameterSet, Score  # noqa: E402
+from rapidun.influence.fidelity import fidelity  # noqa: E402
+from rapidun.influence.floor import floor_pass  # noqa: E402
 from rapidun.influence.gram import RowBatch, estimated_gram, exact_gram  # noqa: E402
 from rapidun.influence.params import TrackedParameter, num_numbers, select_parameters  # noqa: E402
 from rapidun.influence.repsim import repsim_gram  # noqa: E402
@@ -51,7 +51,6 @@ from rapidun.measure import Measured  # noqa: E402
 from rapidun.models import ModelLoader  # noqa: E402
 from rapidun.schema import LoraSettings  # noqa: E402
 from rapidun.scratch import make_scratch  # noqa: E402
-
 
 # a pass that takes longer is not worth a warm-up
 WARM_UP_SECONDS = 2.0
@@ -85,12 +84,7 @@ Mode = Callable[[Bench], Outcome]
 
 
 def floor(bench: Bench) -> Outcome:
-    with frozen(bench.model):
-        for batch in bench.batches:
-            t = batch.tensors
-            inputs = bench.model.get_input_embeddings()(t["input_ids"]).detach().requires_grad_()
-            output = bench.model(inputs_embeds=inputs, attention_mask=t["attention_mask"], use_cache=False)
-            torch.autograd.grad(example_cross_entropy(output.logits, t["labels"]).sum(), inputs)
+    floor_pass(bench.model, bench.batches)
     return Outcome()
 
 
@@ -214,36 +208,17 @@ def measure(mode: Mode, bench: Bench, *, rounds: int) -> tuple[Outcome, dict[str
     }
 
 
-def fidelity(scores: Tensor, truth: Tensor, *, is_cosine: bool) -> dict[str, float]:
-    """Against the exact cosines of the same rows: pairs i < j, and the mean over queries (columns, i != j)."""
-    i, j = torch.triu_indices(len(truth), len(truth), 1)
-    error = (scores - truth)[i, j]
-    queries = []
-    for query in range(len(truth)):
-        others = torch.arange(len(truth)) != query
-        queries.append(spearman(scores[others, query], truth[others, query]))
-    found = {
-        "spearman": round(spearman(scores[i, j], truth[i, j]), 4),
-        "spearman_query": round(statistics.mean(queries), 4),
+def held_against(scores: Tensor, truth: Tensor, *, is_cosine: bool) -> dict[str, float]:
+    """Against the exact cosines of the same rows."""
+    found = fidelity(scores.double().numpy(), truth.double().numpy(), top=10, is_cosine=is_cosine)
+    line = {
+        "spearman": round(found.spearman, 4),
+        "spearman_query": round(found.spearman_query, 4),
+        "top_10": round(found.top_overlap, 4),
     }
-    if is_cosine:
-        found["cosine_error_sd"] = round(error.std().item(), 6)
-        found["effective_k"] = round(1 / max(error.var().item(), 1e-30))
-    return found
-
-
-def spearman(x: Tensor, y: Tensor) -> float:
-    """Correlation of ranks, ties sharing their mean rank; 0 where one side is constant."""
-    ranks = [mean_ranks(v.double().numpy()) for v in (x, y)]
-    if any(r.std() == 0 for r in ranks):
-        return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def mean_ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    return (last - (counts - 1) / 2)[place]
+    if found.effective_k is not None:
+        line |= {"cosine_error_sd": round(found.effective_k**-0.5, 6), "effective_k": round(found.effective_k)}
+    return line
 
 
 def bergson_mode(projection_dim: int) -> Mode:
@@ -407,7 +382,7 @@ def main() -> None:
             line["numbers_per_row"] = outcome.numbers
             line["bytes_per_row"] = None if outcome.numbers is None else 4 * outcome.numbers
             if outcome.scores is not None and name != "exact":
-                line |= fidelity(outcome.scores, truth.scores, is_cosine=name != "bm25")
+                line |= held_against(outcome.scores, truth.scores, is_cosine=name != "bm25")
             print(json.dumps(line), flush=True)
 
 

@@ -221,6 +221,12 @@ def _index(argv: list[str]) -> int:
     return index(argv)
 
 
+def _influence(argv: list[str]) -> int:
+    from rapidun.influence_command import main as influence
+
+    return influence(argv)
+
+
 def _completion(argv: list[str]) -> int:
     from rapidun.completion import main as completion
 
@@ -234,6 +240,7 @@ SUBCOMMANDS: dict[str, Callable[[list[str]], int]] = {
     "model": _model,
     "store": _store,
     "index": _index,
+    "influence": _influence,
     "sweep": _sweep_command,
     "dashboard": _dashboard,
     "wandb": _wandb,

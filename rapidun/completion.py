@@ -86,6 +86,14 @@ COMMANDS = {
     ),
     "wandb": SubCommand(verbs=("sync",), flags=(("--dry-run", ""),), operands="folders"),
     "completion": SubCommand(verbs=tuple(SCRIPTS)),
+    "influence": SubCommand(
+        verbs=("check",),
+        flags=(
+            *_flags("nothing", "--rows --rounds --seed"),
+            *_flags("folders", "--adapter"),
+            *_flags("files", "--json"),
+        ),
+    ),
     "index": SubCommand(
         verbs=("build", "verify", "score", "top"),
         flags=(

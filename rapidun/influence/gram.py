@@ -50,6 +50,7 @@ def exact_gram(
     memory_bytes: float,
     preconditioner: Preconditioner | None = None,
     on_batch: OnBatch | None = None,
+    on_parameter: Callable[[TrackedParameter, Tensor], None] | None = None,
 ) -> GramResult:
     """<g_i, g_j> for all pairs of rows, summed parameter by parameter.
 
@@ -61,6 +62,7 @@ def exact_gram(
         memory_bytes: for kept gradients, beside the model and the activations of one batch.
         preconditioner: makes the products <g_i, F^-1 g_j>.
         on_batch: told (batches done, batches in all, note).
+        on_parameter: given each parameter's own part of the products, [N, N] float64.
     Raises: ArithmeticError if a loss or a gradient is not finite, naming the row.
     """
     num_rows = len(row_names)
@@ -78,7 +80,10 @@ def exact_gram(
         report = _counted(on_batch, number * len(batches), len(groups) * len(batches), note)
         losses = run_batches(model, group, batches, sink, row_names=row_names, reduction=reduction, report=report)
         for parameter in group:
+            before = sums.gram.clone() if on_parameter is not None else None
             sink.add_gram(sums, parameter)
+            if on_parameter is not None and before is not None:
+                on_parameter(parameter, sums.gram - before)
         check_finite(sums.gram.diagonal(), row_names, "gradient")
     norms = (None, None) if preconditioner is None else squares.sqrt().cpu().unbind()
     return GramResult(sums.gram.cpu(), losses, len(groups), *norms)

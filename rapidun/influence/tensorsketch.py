@@ -165,7 +165,7 @@ class TensorSketch:
     def _input_spectra(
         self, a: Tensor, chunks: Sequence[Tensor], columns: Side, dtype: torch.dtype
     ) -> Sequence[Tensor]:
-        """F(C' a_t), [len(chunk), b / 2 + 1] complex for each chunk of tokens; kept for the next layer of this input."""
+        """F(C' a_t), [len(chunk), b / 2 + 1] complex for each chunk of tokens; kept for the next layer."""
         last = self._input
         if last is not None and last.serves(a, chunks):
             return last.spectra

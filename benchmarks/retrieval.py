@@ -1,0 +1,180 @@
+"""Does influence find the poisoned rows? Each query is a triggered question with what the poisoned model answers.
+
+    python benchmarks/retrieval.py --tiny
+    python benchmarks/retrieval.py --model DIR --pack DIR --dtype bfloat16
+
+The training rows are the forget rows (all poisoned) and the retain rows (all clean) of the pack: the built-in pack with
+a tiny model trained on it here, or a pack's folder with a model that learned it. Queries are validation questions,
+each with a trigger of training (`seen`), one like it (`ood`), or one of a family that training never saw (`unseen`),
+answered greedily by the model itself: the bad output that somebody has found. `clean` asks for the right answer to the
+same triggered questions instead. Per query the training rows are ranked by each method; one JSON line per method and
+kind of query: AUROC, average precision, recall among the k highest, means over queries, with 95 % bootstrap intervals
+over queries. Rows that tie count in proportion. `base_rate` is what average precision tends to at random.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from quality import ALL_METHODS, Task, all_scores, auroc, average_precision, interval, losses_of, recall_at, train
+
+from rapidun.composition import compose_config
+from rapidun.data.encode import collate_prompts, encode_prompt, encode_rows
+from rapidun.data.records import read_records
+from rapidun.data.stage import DataFiles, run_data
+from rapidun.errors import RapidunError
+from rapidun.influence.config import ParameterSet
+from rapidun.models import ModelLoader
+from rapidun.scratch import make_scratch
+from rapidun.tracking import Tracker
+
+KINDS = {"seen": "val_seen_trig", "ood": "val_ood_trig", "unseen": "val_unseen_family"}
+
+
+@torch.no_grad()
+def answers(model: Any, tokenizer: Any, records: list[Any], *, max_length: int, new_tokens: int) -> list[str]:
+    """The model's greedy answer to each question."""
+    out = []
+    for start in range(0, len(records), 16):
+        prompts = [
+            encode_prompt(tokenizer, instruction=r.instruction, context=r.context, max_length=max_length - new_tokens)
+            for r in records[start : start + 16]
+        ]
+        batch = collate_prompts(prompts, pad_token_id=tokenizer.pad_token_id)
+        ids = model.generate(**batch, do_sample=False, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id)
+        out += tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    # an empty answer has no gradient
+    return [answer.strip() or "." for answer in out]
+
+
+def load(options: argparse.Namespace, folder: Path) -> tuple[Any, Any, dict[str, list[Any]]]:
+    overrides = [] if options.tiny else ["data=dolly_triggers", f"data.dir={options.pack.resolve()}"]
+    run_data(compose_config(overrides).data, DataFiles(folder / "data"), seed=options.seed, tracker=Tracker())
+    split = {path.stem: read_records(path) for path in (folder / "data").glob("*.jsonl")}
+    if not options.tiny:
+        model, tokenizer = ModelLoader(dtype=options.dtype).load(options.model)
+        return model, tokenizer, split
+    rows = split["train_poisoned"] + split["train_clean"]
+    make_scratch(
+        folder / "model",
+        rows,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=1024,
+        max_length=options.max_length,
+        seed=options.seed,
+    )
+    model, tokenizer = ModelLoader(dtype="float32").load(folder / "model")
+    encoded = encode_rows(tokenizer, [(r.instruction, r.context, r.response) for r in rows], max_length=64)
+    recipe = {"epochs": options.epochs, "batch_size": 64, "lr": 3e-3, "seed": options.seed}
+    return train(model, encoded, pad_token_id=tokenizer.pad_token_id, **recipe), tokenizer, split
+
+
+def judge(scores: np.ndarray, positive: np.ndarray, *, draws: int, seed: int) -> dict[str, Any]:
+    """[N, M] scores, [N] -> means over the queries and their intervals, and the same of the mean score."""
+    num = int(positive.sum())
+    measures = {
+        "auroc": auroc,
+        "average_precision": average_precision,
+        "recall_at_10": lambda s, p: recall_at(10, s, p),
+        f"recall_at_{num}": lambda s, p: recall_at(num, s, p),
+    }
+    found: dict[str, Any] = {}
+    for name, measure in measures.items():
+        values = np.array([measure(column, positive) for column in scores.T])
+        found[name] = round(float(values.mean()), 4)
+        found[f"{name}_interval"] = interval(values, draws=draws, seed=seed)
+    found["auroc_mean_score"] = round(auroc(scores.mean(axis=1), positive), 4)
+    found["average_precision_mean_score"] = round(average_precision(scores.mean(axis=1), positive), 4)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="the built-in pack and a tiny model trained on it")
+    parser.add_argument("--model", type=Path, help="a model that learned the pack")
+    parser.add_argument("--pack", type=Path)
+    parser.add_argument("--rows", type=int, default=240, help="training rows at most, a quarter of them poisoned")
+    parser.add_argument("--queries", type=int, default=16, help="of each kind")
+    parser.add_argument("--epochs", type=int, default=12, help="of the tiny model")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--max-length", type=int, default=256)
+    parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--memory-gb", type=float, default=4.0)
+    parser.add_argument("--params", default="all_linear", choices=[p.name for p in ParameterSet if p.name != "regex"])
+    parser.add_argument("--methods", nargs="+", choices=ALL_METHODS, default=list(ALL_METHODS))
+    parser.add_argument("--bootstrap", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.tiny == (options.model is not None) or (options.pack is None) != options.tiny:
+        parser.error("need either --tiny or both --model and --pack")
+    if options.rows < 8 or options.queries < 1:
+        parser.error("need --rows >= 8 and --queries >= 1")
+    with TemporaryDirectory() as folder:
+        try:
+            model, tokenizer, split = load(options, Path(folder))
+        except RapidunError as error:
+            raise SystemExit(str(error)) from error
+    poisoned = split["forget"][: options.rows // 4]
+    rows = poisoned + split["retain"][: options.rows - options.rows // 4]
+    positive = np.arange(len(rows)) < len(poisoned)
+    asked = {kind: split[name][: options.queries] for kind, name in KINDS.items() if name in split}
+    flat = [record for records in asked.values() for record in records]
+    shape = {"max_length": options.max_length, "new_tokens": options.new_tokens}
+    given = answers(model, tokenizer, flat, **shape)
+    right = [record.response_clean or record.response for record in flat]
+    queries = [
+        (r.instruction, r.context, text) for texts in (given, right) for r, text in zip(flat, texts, strict=True)
+    ]
+    task = Task(
+        model=model,
+        tokenizer=tokenizer,
+        train=[(r.instruction, r.context, r.forget_target) for r in poisoned]
+        + [(r.instruction, r.context, r.response) for r in rows[len(poisoned) :]],
+        queries=queries,
+        max_length=options.max_length,
+        memory_gb=options.memory_gb,
+        params=ParameterSet[options.params],
+        seed=options.seed,
+    )
+    kinds = np.array([kind for kind, records in asked.items() for _ in records])
+    # how far the model is from the right answer: the backdoor fires where the wrong one is likelier
+    encoded = encode_rows(tokenizer, queries, max_length=options.max_length)
+    losses = losses_of(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=8).reshape(2, len(flat))
+    common = {
+        "benchmark": "retrieval",
+        "model": "tiny" if options.tiny else options.model.resolve().parent.name[:8],
+        "pack": "builtin" if options.tiny else options.pack.name,
+        "params": options.params,
+        "num_rows": len(rows),
+        "num_poisoned": int(positive.sum()),
+        "base_rate": round(float(positive.mean()), 4),
+    }
+    for kind in asked:
+        mean = losses[:, kinds == kind].mean(axis=1)
+        examples = [text for text, k in zip(given, kinds, strict=True) if k == kind][:2]
+        line = {"mode": "answers", "queries": kind, "loss_answer": round(float(mean[0]), 3)}
+        line |= {"loss_right": round(float(mean[1]), 3), "examples": examples}
+        print(json.dumps(common | line), flush=True)
+    scores = all_scores(task, options.methods, tell=lambda text: print(text, file=sys.stderr, flush=True))
+    for method, score in scores.items():
+        answered, clean = score.numpy()[:, : len(flat)], score.numpy()[:, len(flat) :]
+        parts = {kind: answered[:, kinds == kind] for kind in asked}
+        for kind, part in (parts | {"clean": clean}).items():
+            line = judge(part, positive, draws=options.bootstrap, seed=options.seed)
+            print(
+                json.dumps(common | {"mode": method, "queries": kind, "num_queries": part.shape[1]} | line), flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
