@@ -146,7 +146,7 @@ def test_the_tables_keep_up_with_what_they_repeat(capsys: pytest.CaptureFixture[
         text = ""
         for words in [
             *([[name]] if name != "model" else []),
-            *(verbs if name in ("pack", "wandb", "model", "index") else []),
+            *(verbs if name in ("pack", "wandb", "model", "index", "influence") else []),
         ]:
             with pytest.raises(SystemExit):
                 main([*words, "--help"])

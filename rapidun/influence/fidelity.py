@@ -90,7 +90,7 @@ class Share(NamedTuple):
 
 
 def shares(parts: dict[str, FloatArray], sizes: dict[str, int]) -> list[Share]:
-    """How groups of weights share in the exact scores; both shares sum to 1 over the groups, or are 0 without gradients.
+    """How groups of weights share in the exact scores; both sum to 1 over the groups (0 without gradients).
 
     Args: parts: group -> [N, N] inner products over its weights. sizes: group -> numbers of one gradient.
     """

@@ -45,6 +45,13 @@ def test_spearman_is_scipys():
     np.testing.assert_array_equal(mean_ranks(x), stats.rankdata(x))
 
 
+def test_ranks_share_their_mean():
+    """5 1 3 3: ranks 4, 1, and 2.5 twice. Against 1 2 3 4: deviations (1.5 -1.5 0 0) and (-1.5 -0.5 0.5 1.5)."""
+    x, y = np.array([5.0, 1, 3, 3]), np.arange(4.0)
+    assert mean_ranks(x).tolist() == [4, 1, 2.5, 2.5]
+    assert spearman(x, y) == pytest.approx((1.5 * -1.5 + -1.5 * -0.5) / (4.5 * 5) ** 0.5)
+
+
 def test_effective_k_of_no_error_is_finite():
     assert effective_k(np.zeros(10)) == pytest.approx(1e30)
 
