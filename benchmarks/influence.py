@@ -4,12 +4,13 @@
     python benchmarks/influence.py --model DIR --pack DIR --rows 160 --dtype bfloat16
 
 F0 is the floor: a plain forward pass with all logits and the gradient of the loss with respect to the embeddings alone,
-no hooks. Machines drift, so each mode runs by turns with F0 (F0, mode, F0, mode, ...) on the same batches; `ratio_f0`
-is the median of the ratios of neighbours. The steps it is compared with are forward and backward only (no optimiser),
-likewise against F0. `effective_k` = 1 / variance of (cosine - exact cosine) over all pairs of rows; `spearman` over the
-same pairs, `spearman_query` the mean over queries. `bytes_per_row`: what an index would keep in float32, null where
-nothing is kept. `peak_memory_gb` is the process's (or the GPU's), model included. `--rapidgrad` takes minutes: one row
-at a time. `--peers` runs bergson (PyPI; not a dependency) through its Python API on the same batches.
+no hooks. Machines drift, so modes and F0 take turns (F0, mode, F0, mode, ...) on the same batches; `ratio_f0` is the
+median over the rounds of a mode's time over the mean of its two neighbours. The training steps it is compared with are
+forward and backward only (no optimiser), likewise against F0. `effective_k` = 1 / variance of (cosine - exact cosine)
+over all pairs of rows; `spearman` over the same pairs, `spearman_query` the mean over queries. `bytes_per_row`: what an
+index would keep in float32, null where nothing is kept. `peak_memory_gb` is the process's (or the GPU's), models
+included (three: plain, with a new adapter, with a trained one). `--rapidgrad` takes minutes: one row at a time.
+`--peers` runs bergson (PyPI; not a dependency) through its Python API on the same batches.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,31 +182,50 @@ def modes(options: argparse.Namespace) -> dict[str, Mode]:
     return found
 
 
-def measure(mode: Mode, bench: Bench, *, rounds: int) -> tuple[Outcome, dict[str, Any]]:
-    """Run F0 and the mode by turns; where they take moments, the first round of both is a warm-up."""
+def measure(modes: Mapping[str, Mode], bench: Bench, *, rounds: int) -> dict[str, tuple[Outcome, dict[str, Any]]]:
+    """Round after round, every mode between two passes of F0; where they take moments, after a round of warm-up.
+
+    A mode's ratio of one round is its time over the mean of the F0 before it and the F0 after it.
+    """
     start = time.perf_counter()
     floor(bench)
     if time.perf_counter() - start < WARM_UP_SECONDS:
-        mode(bench)
-    seconds, floors, peaks = [], [], []
-    outcome = Outcome()
-    for _ in range(rounds):
-        start = time.perf_counter()
-        floor(bench)
-        floors.append(time.perf_counter() - start)
-        with Measured() as measured:
-            start = time.perf_counter()
-            outcome = mode(bench)
-            seconds.append(time.perf_counter() - start)
-        peaks.append(measured.peak_memory_gb)
-    ratios = [a / b for a, b in zip(seconds, floors, strict=True)]
-    return outcome, {
-        "seconds": round(statistics.median(seconds), 4),
-        "seconds_f0": round(statistics.median(floors), 4),
-        "ratio_f0": round(statistics.median(ratios), 3),
-        "ratio_f0_range": [round(min(ratios), 3), round(max(ratios), 3)],
-        "peak_memory_gb": max(peaks),
-    }
+        for mode in modes.values():
+            mode(bench)
+    outcomes: dict[str, Outcome] = {}
+    # (seconds, F0, peak)
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in modes}
+    before = seconds_of(floor, bench)
+    for number in range(rounds):
+        for name, mode in modes.items():
+            if name == "exact" and number and before > WARM_UP_SECONDS:
+                # takes as long as several of the others, and is compared with nothing
+                continue
+            with Measured() as measured:
+                start = time.perf_counter()
+                outcomes[name] = mode(bench)
+                seconds = time.perf_counter() - start
+            after = seconds_of(floor, bench)
+            found[name].append((seconds, (before + after) / 2, measured.peak_memory_gb))
+            before = after
+            print(f"round {number + 1}: {name} {seconds / found[name][-1][1]:.3f} F0", file=sys.stderr, flush=True)
+    costs = {}
+    for name, parts in found.items():
+        ratios = [seconds / floor_seconds for seconds, floor_seconds, _ in parts]
+        costs[name] = {
+            "seconds": round(statistics.median(seconds for seconds, _, _ in parts), 4),
+            "seconds_f0": round(statistics.median(floor_seconds for _, floor_seconds, _ in parts), 4),
+            "ratio_f0": round(statistics.median(ratios), 3),
+            "ratio_f0_range": [round(min(ratios), 3), round(max(ratios), 3)],
+            "peak_memory_gb": max(peak for _, _, peak in parts),
+        }
+    return {name: (outcomes[name], costs[name]) for name in modes}
+
+
+def seconds_of(mode: Mode, bench: Bench) -> float:
+    start = time.perf_counter()
+    mode(bench)
+    return time.perf_counter() - start
 
 
 def held_against(scores: Tensor, truth: Tensor, *, is_cosine: bool) -> dict[str, float]:
@@ -329,6 +349,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--tokens-per-batch", type=int, default=2048)
     parser.add_argument("--memory-gb", type=float, default=4.0, help="for exact inner products")
+    parser.add_argument("--no-steps", action="store_true", help="without the LoRA and the full training step")
     parser.add_argument("--rapidgrad", action="store_true", help="RapidIn's compression as well")
     parser.add_argument("--peers", action="store_true", help="bergson as well, if it is installed")
     options = parser.parse_args()
@@ -344,6 +365,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     chosen = modes(options)
+    steps: dict[str, Mode] = {} if options.no_steps else {"lora_step": lora_step, "full_step": full_step}
     if options.peers:
         try:
             chosen["bergson_16"] = bergson_mode(16)
@@ -367,22 +389,17 @@ def main() -> None:
             "num_parameters": num_numbers(bench.parameters()),
             "rounds": options.rounds,
         }
-        _, lora_cost = measure(lora_step, bench, rounds=options.rounds)
-        _, full_cost = measure(full_step, bench, rounds=options.rounds)
-        for name, cost in (("lora_step", lora_cost), ("full_step", full_cost)):
-            print(json.dumps({**common, "mode": name, **cost}), flush=True)
-        truth, exact_cost = measure(exact, bench, rounds=1)
-        assert truth.scores is not None
-        runs = {"exact": (truth, exact_cost)}
-        for name, mode in {"exact": exact, **chosen}.items():
-            outcome, cost = runs.get(name) or measure(mode, bench, rounds=options.rounds)
+        found = measure({**steps, "exact": exact, **chosen}, bench, rounds=options.rounds)
+        truth = found["exact"][0].scores
+        assert truth is not None
+        for name, (outcome, cost) in found.items():
             line = {**common, "mode": name, **cost}
-            line["ratio_lora_step"] = round(cost["ratio_f0"] / lora_cost["ratio_f0"], 3)
-            line["ratio_full_step"] = round(cost["ratio_f0"] / full_cost["ratio_f0"], 3)
+            for step in steps:
+                line[f"ratio_{step}"] = round(cost["ratio_f0"] / found[step][1]["ratio_f0"], 3)
             line["numbers_per_row"] = outcome.numbers
             line["bytes_per_row"] = None if outcome.numbers is None else 4 * outcome.numbers
             if outcome.scores is not None and name != "exact":
-                line |= held_against(outcome.scores, truth.scores, is_cosine=name != "bm25")
+                line |= held_against(outcome.scores, truth, is_cosine=name != "bm25")
             print(json.dumps(line), flush=True)
 
 

@@ -77,6 +77,7 @@ Sub-commands:
   pack build|check                  make a pack from clean instructions; look at one
   model fetch NAME [DIR]            a small real model without access to the hub
   store list|verify|prune           the stages' results in outputs/store
+  influence check OVERRIDE...      fidelity and cost of an influence setting on a sample of rows
   index build|verify|score|top      an index of a large training set's gradients on disk, and queries to it
   completion bash|zsh|fish          the script for TAB: eval "$(rapidun completion bash)"
 
