@@ -10,7 +10,7 @@ from torch import Tensor
 from rapidun.files import write_atomic, write_json, write_jsonl
 from rapidun.influence.index.manifest import refusing_full_disk
 from rapidun.influence.index.reader import Index
-from rapidun.influence.index.score import ScoreBlock, ScoreStream, TopRows, top_queries
+from rapidun.influence.index.score import ScoreBlock, TopRows, top_queries
 
 
 def write_scores(blocks: Iterable[ScoreBlock], index: Index, query_ids: Sequence[str], out: Path) -> None:
@@ -34,7 +34,7 @@ def write_scores(blocks: Iterable[ScoreBlock], index: Index, query_ids: Sequence
 
 
 def write_top(
-    blocks: ScoreStream, index: Index, query_ids: Sequence[str], out: Path, *, k: int, per_row: int = 0
+    blocks: Iterable[ScoreBlock], index: Index, query_ids: Sequence[str], out: Path, *, k: int, per_row: int = 0
 ) -> TopRows:
     """Write the best rows of each query, and with per_row >= 1 the best queries of each row, in one pass.
 
@@ -66,8 +66,8 @@ def write_top(
         if m:
             write_atomic(out / "row_scores.npy", write_scores_part)
         else:
-            for block in blocks.above(best.thresholds):
-                best.add(block)
+            for _ in watched():
+                pass
         write_json(out / "query_ids.json", list(query_ids))
         write_jsonl(out / "top.jsonl", _top_lines(best, index, query_ids))
     return best

@@ -3,16 +3,11 @@
 int8 rows are multiplied as integers. A query becomes two int8 vectors, q = s (256 h + l), exact to 2^-15 of its
 largest number; their products with a row are summed in int32 without any rounding. float16 rows are widened and
 multiplied in float32. Cosines divide by the stored norms of the rows, which are those before rounding.
-
-Where only the best rows are wanted, the product with h comes first: |l . z| <= |l| |z|, so most rows cannot be among
-the best whatever l is, and the product with l, half of the work, is left out for them. What is left has the same
-scores to the last bit.
 """
 
 import platform
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -35,14 +30,10 @@ MIN_BLOCK_ROWS = 64
 BLOCK_NBYTES = 1 << 23
 
 
-# share of a bound that float32 may lose
-SLACK = 1e-5
-
-
 class ScoreBlock(NamedTuple):
-    """Scores of some rows, in order."""
+    """Scores of consecutive rows."""
 
-    rows: Tensor  # [n] int64
+    first_row: int
     scores: Tensor  # [n, Q] float32, row i for query j; positive = helpful
 
 
@@ -52,7 +43,6 @@ class Queries(NamedTuple):
     vectors: Tensor  # [Q, K] float32
     parts: Tensor  # [2 Q, K] int8: high parts of all, low parts of all
     scales: Tensor  # [Q] float32: vectors = scales * (256 high + low), almost
-    low_norms: Tensor  # [Q] float32: |low|
     inverse_norms: Tensor  # [Q] float32; 0 for a query of zeros
 
 
@@ -74,8 +64,7 @@ def prepare_queries(vectors: Tensor) -> Queries:
     high = torch.div(whole + 128, 256, rounding_mode="floor")
     low = whole - 256 * high
     inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms)).float()
-    low_norms = torch.linalg.vector_norm(low.float(), dim=1)
-    return Queries(vectors, torch.cat([high, low]).to(torch.int8), scales, low_norms, inverse)
+    return Queries(vectors, torch.cat([high, low]).to(torch.int8), scales, inverse)
 
 
 def has_integer_products() -> bool:
@@ -90,133 +79,25 @@ def products(rows: Tensor, scales: Tensor, queries: Queries, *, integer: bool, s
         scratch: [n or more, 2 Q] int32 for the integer products, used again and again: fresh memory for every block
             costs as much as half the products.
     """
-    if integer and rows.dtype == torch.int8:
-        whole = _integer_products(rows, queries.parts, scratch)
-        high, low = whole.chunk(2, dim=1)
-        return _combined(high, low, scales, queries)
     out = torch.empty(len(rows), len(queries.vectors), dtype=torch.float32)
+    if integer and rows.dtype == torch.int8:
+        if scratch is None:
+            scratch = torch.empty(len(rows), len(queries.parts), dtype=torch.int32)
+        whole = scratch[: len(rows)]
+        for left in range(0, rows.shape[1], SPLIT_COLUMNS):
+            columns = slice(left, left + SPLIT_COLUMNS)
+            # one product for both parts of the queries
+            torch._int_mm(rows[:, columns], queries.parts[:, columns].T, out=whole)
+            high, low = whole.chunk(2, dim=1)
+            if left == 0:
+                torch.mul(high, 256.0, out=out).add_(low)
+            else:
+                out.add_(high, alpha=256).add_(low)
+        return out.mul_(queries.scales).mul_(scales[:, None])
     for start in range(0, len(rows), TILE_ROWS):
         tile = slice(start, start + TILE_ROWS)
         torch.mm(rows[tile].float(), queries.vectors.T, out=out[tile])
     return out.mul_(scales[:, None])
-
-
-def _integer_products(rows: Tensor, parts: Tensor, scratch: Tensor | None = None) -> Tensor:
-    """[n, K] int8, [P, K] int8 -> [n, P] int32, or float64 where the sums may not fit."""
-    num_rows, num_parts = len(rows), len(parts)
-    if scratch is None:
-        scratch = torch.empty(num_rows * num_parts, dtype=torch.int32)
-    out = scratch.view(-1)[: num_rows * num_parts].view(num_rows, num_parts)
-    if rows.shape[1] <= SPLIT_COLUMNS:
-        return torch._int_mm(rows, parts.T, out=out)
-    total = torch.zeros(num_rows, num_parts, dtype=torch.float64)
-    for left in range(0, rows.shape[1], SPLIT_COLUMNS):
-        columns = slice(left, left + SPLIT_COLUMNS)
-        total += torch._int_mm(rows[:, columns], parts[:, columns].T, out=out)
-    return total
-
-
-def _combined(high: Tensor, low: Tensor, scales: Tensor, queries: Queries) -> Tensor:
-    """[n, Q] products with the two parts, [n] scales of the rows -> [n, Q] float32 products with the queries."""
-    out = torch.empty(high.shape, dtype=torch.float32)
-    torch.mul(high, 256.0, out=out).add_(low)
-    return out.mul_(queries.scales).mul_(scales[:, None])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreStream:
-    """Scores of all rows for all queries, block after block in the order of the rows, worked out while one iterates."""
-
-    index: Index
-    queries: Queries
-    score: Score
-    max_rows: int
-    threads: int
-    integer: bool
-    keep_cached: bool
-
-    def __iter__(self) -> Iterator[ScoreBlock]:
-        """Every row. Raises: ArtifactError for a damaged index."""
-        return self._blocks(None)
-
-    def above(self, thresholds: Callable[[], Tensor]) -> Iterator[ScoreBlock]:
-        """At least the rows that score above the threshold of some query; all where that is as quick. Raises: as iter.
-
-        Args:
-            thresholds: gives [Q] float32, asked before each block, from several threads; may only rise.
-        """
-        return self._blocks(thresholds if self.integer else None)
-
-    def _blocks(self, thresholds: Callable[[], Tensor] | None) -> Iterator[ScoreBlock]:
-        local = threading.local()
-        threads_before = torch.get_num_threads()
-
-        def start_thread() -> None:
-            # each of our threads multiplies alone: torch's own would wait for each other at every product
-            torch.set_num_threads(1)
-            local.scratch = torch.empty(self.max_rows * len(self.queries.parts), dtype=torch.int32)
-
-        def work(span: Span) -> ScoreBlock:
-            found = self.index.read(span)
-            if thresholds is None:
-                scores = self._all_scores(found.block, local.scratch)
-            else:
-                scores = self._scores_above(found.block, thresholds(), local.scratch)
-            found.let_go(keep_cached=self.keep_cached)
-            return scores
-
-        try:
-            yield from in_order(work, self.index.spans(self.max_rows), threads=self.threads, start_thread=start_thread)
-        finally:
-            torch.set_num_threads(threads_before)
-
-    def _all_scores(self, block: Block, scratch: Tensor) -> ScoreBlock:
-        scales, norms = (torch.from_numpy(x.copy()) for x in (block.scales, block.norms))
-        rows = torch.from_numpy(block.rows)
-        values = products(rows, scales, self.queries, integer=self.integer, scratch=scratch)
-        numbers = torch.arange(block.first_row, block.first_row + len(rows))
-        return ScoreBlock(numbers, self._normalised(values, norms))
-
-    def _scores_above(self, block: Block, thresholds: Tensor, scratch: Tensor) -> ScoreBlock:
-        scales, norms = (torch.from_numpy(x.copy()) for x in (block.scales, block.norms))
-        rows, num_queries = torch.from_numpy(block.rows), len(self.queries.vectors)
-        high_scratch, low_scratch = scratch.chunk(2)
-        high_parts, low_parts = self.queries.parts.split(num_queries)
-        high = _integer_products(rows, high_parts, high_scratch)
-        # a comparison with nan (a row of zeros: 0 / 0) is false: such a row is looked at
-        chosen = (~(high <= self._least(scales, norms, thresholds))).any(dim=1).nonzero().flatten()
-        if 2 * len(chosen) >= len(rows):
-            # a copy of the rows costs more than it spares
-            low = _integer_products(rows, low_parts, low_scratch)[chosen]
-        else:
-            low = _integer_products(rows[chosen], low_parts, low_scratch)
-        values = _combined(high[chosen], low, scales[chosen], self.queries)
-        return ScoreBlock(chosen + block.first_row, self._normalised(values, norms[chosen]))
-
-    def _least(self, scales: Tensor, norms: Tensor, thresholds: Tensor) -> Tensor:
-        """[n], [n], [Q] -> [n, Q] float32: with h . z no larger, a score cannot be above its threshold.
-
-        The score is unit_z unit_q (256 h . z + l . z), and l . z is at most |l| |z|; each of the K numbers of z was
-        rounded by half a step, so |z| is at most norm / scale + sqrt(K) / 2.
-        """
-        queries, lengths = self.queries, norms / scales
-        is_cosine = self.score is Score.cosine
-        inverse_units = lengths if is_cosine else 1 / scales
-        query_units = queries.scales * queries.inverse_norms if is_cosine else queries.scales
-        wanted = thresholds / query_units / 256
-        wanted -= SLACK * wanted.abs()
-        # a query of zeros scores 0 everywhere
-        wanted[(queries.inverse_norms == 0) & (thresholds >= 0)] = torch.inf
-        lost = (1 + SLACK) * queries.low_norms / 256
-        rest = -0.5 * self.index.k**0.5 * lost - 1
-        return torch.addmm(rest, torch.stack([inverse_units, -lengths], dim=1), torch.stack([wanted, lost]))
-
-    def _normalised(self, values: Tensor, norms: Tensor) -> Tensor:
-        if self.score is Score.dot:
-            return values
-        inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-        # one factor after the other: the product of two small norms can underflow
-        return values.mul_(inverse[:, None]).mul_(self.queries.inverse_norms).clamp_(-1.0, 1.0)
 
 
 def stream_scores(
@@ -228,8 +109,8 @@ def stream_scores(
     keep_cached: bool = True,
     integer: bool | None = None,
     threads: int | None = None,
-) -> ScoreStream:
-    """Scores of all rows for all queries.
+) -> Iterator[ScoreBlock]:
+    """Scores of all rows for all queries, block after block in the order of the rows.
 
     Each thread reads, checks and multiplies blocks of its own: while one waits for the disk, another multiplies.
 
@@ -241,29 +122,52 @@ def stream_scores(
         integer: multiply int8 rows as integers; None: where that is faster.
         threads: None: as many as torch uses.
     Raises: ConfigError if the memory does not do, or the queries have another K; ArithmeticError for queries that are
-        not finite.
+        not finite; ArtifactError for a damaged index.
     """
     if vectors.dim() != 2 or vectors.shape[1] != index.k:
         raise ConfigError(f"index: need queries of {index.k} numbers, got {list(vectors.shape)}")
-    threads = threads or torch.get_num_threads()
-    dtype = index.manifest.dtype
+    threads_before = torch.get_num_threads()
+    threads = threads or threads_before
+    integer = has_integer_products() if integer is None else integer
     max_rows = block_rows(
         memory_bytes,
         k=index.k,
         num_queries=len(vectors),
-        dtype=dtype,
+        dtype=index.manifest.dtype,
         most=index.manifest.shard_rows,
         threads=threads,
     )
-    return ScoreStream(
-        index=index,
-        queries=prepare_queries(vectors),
-        score=score,
-        max_rows=max_rows,
-        threads=threads,
-        integer=dtype is IndexDtype.int8 and (has_integer_products() if integer is None else integer),
-        keep_cached=keep_cached,
-    )
+    queries = prepare_queries(vectors)
+
+    local = threading.local()
+
+    def start_thread() -> None:
+        # each of our threads multiplies alone: torch's own would wait for each other at every product
+        torch.set_num_threads(1)
+        local.scratch = torch.empty(max_rows, len(queries.parts), dtype=torch.int32)
+
+    def work(span: Span) -> ScoreBlock:
+        found = index.read(span)
+        scores = _block_scores(found.block, queries, score=score, integer=integer, scratch=local.scratch)
+        found.let_go(keep_cached=keep_cached)
+        return ScoreBlock(found.block.first_row, scores)
+
+    try:
+        # each of our threads multiplies alone: torch's own would wait for each other at every product
+        yield from in_order(work, index.spans(max_rows), threads=threads, start_thread=start_thread)
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def _block_scores(block: Block, queries: Queries, *, score: Score, integer: bool, scratch: Tensor) -> Tensor:
+    scales = torch.from_numpy(block.scales.copy())
+    values = products(torch.from_numpy(block.rows), scales, queries, integer=integer, scratch=scratch)
+    if score is Score.dot:
+        return values
+    norms = torch.from_numpy(block.norms.copy())
+    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
+    # one factor after the other: the product of two small norms can underflow
+    return values.mul_(inverse[:, None]).mul_(queries.inverse_norms).clamp_(-1.0, 1.0)
 
 
 def block_rows(memory_bytes: float, *, k: int, num_queries: int, dtype: IndexDtype, most: int, threads: int = 1) -> int:
@@ -274,8 +178,8 @@ def block_rows(memory_bytes: float, *, k: int, num_queries: int, dtype: IndexDty
     row_nbytes = k * NUMPY[dtype].itemsize
     # the query vectors in float32 and in two int8 parts, twice while they are made; a tile in float32
     fixed = num_queries * k * 14 + threads * TILE_ROWS * k * 4
-    # stored rows, which the product may copy; products of both parts in int32, bounds and scores in float32
-    a_row = threads * (2 * row_nbytes + num_queries * 36)
+    # stored rows, which the product may copy; products of both parts in int32 and float32; scores that wait
+    a_row = threads * (2 * row_nbytes + num_queries * 28)
     rows = int((memory_bytes - fixed) // a_row)
     least = min(MIN_BLOCK_ROWS, most)
     if rows < least:
@@ -298,10 +202,6 @@ class TopRows:
         self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._num_waiting = 0
 
-    def thresholds(self) -> Tensor:
-        """[Q] float32, the score of the k-th best row so far: only a higher one changes anything."""
-        return torch.from_numpy(self._scores[:, -1].copy())
-
     def add(self, block: ScoreBlock) -> None:
         """Blocks come in the order of their rows: what only equals the k-th best comes later and loses."""
         better = block.scores > torch.from_numpy(self._scores[:, -1])
@@ -311,7 +211,7 @@ class TopRows:
         places, queries = (part.numpy() for part in better.nonzero(as_tuple=True))
         if not len(places):
             return
-        self._waiting.append((queries, block.rows.numpy()[places], block.scores.numpy()[places, queries]))
+        self._waiting.append((queries, places + block.first_row, block.scores.numpy()[places, queries]))
         self._num_waiting += len(places)
         # a fuller list costs more to sort, an old threshold lets more rows through
         if self._num_waiting >= self._scores.size:
