@@ -95,15 +95,16 @@ COMMANDS = {
         ),
     ),
     "index": SubCommand(
-        verbs=("build", "verify", "score", "top"),
+        verbs=("build", "verify", "fit", "score", "top"),
         flags=(
             *_flags("files", "--rows --queries"),
-            *_flags("folders", "--out --model --adapter"),
+            *_flags("folders", "--out --model --adapter --precondition"),
             *_flags(
                 "nothing",
                 "--device --response --params --regex --lora-r --lora-targets --loss --method --k --buckets "
                 "--seed --dtype --shard-rows --max-length --tokens-per-batch --threads --model-dtype "
-                "--quantisation --attention --workers --score --memory-gb --per-row --tokens --by",
+                "--quantisation --attention --workers --score --memory-gb --per-row --tokens --by --kind "
+                "--damping-factor",
             ),
             *_flags("", "--drop-cache"),
         ),

@@ -78,7 +78,7 @@ Sub-commands:
   model fetch NAME [DIR]            a small real model without access to the hub
   store list|verify|prune           the stages' results in outputs/store
   influence check OVERRIDE...      fidelity and cost of an influence setting on a sample of rows
-  index build|verify|score|top      an index of a large training set's gradients on disk, and queries to it
+  index build|verify|fit|score|top  an index of a large training set's gradients on disk, and queries to it
   completion bash|zsh|fish          the script for TAB: eval "$(rapidun completion bash)"
 
 Flags: --cfg job (the composed configuration), --info defaults (where each part comes from), --config-dir DIR (more

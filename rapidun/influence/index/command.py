@@ -1,6 +1,7 @@
-"""`rapidun index build|verify|score|top`: an index of a large training set's gradients on disk, and queries to it."""
+"""`rapidun index build|verify|fit|score|top`: a large training set's gradients on disk, and queries to them."""
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.errors import ArtifactError, ConfigError
-from rapidun.influence.config import InfluenceMethod, LossReduction, ParameterSet, Score
+from rapidun.influence.config import (
+    InfluenceConfig,
+    InfluenceMethod,
+    LossReduction,
+    ParameterSet,
+    Precondition,
+    Score,
+)
 from rapidun.influence.index.format import IndexDtype
 from rapidun.influence.index.options import index_parser
 from rapidun.schema import LoraSettings
@@ -65,7 +73,6 @@ def _build(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Any:
-    from rapidun.influence.config import InfluenceConfig
     from rapidun.influence.index.gradients import GradientSettings
 
     lora = LoraSettings(r=args.lora_r, lora_alpha=args.lora_r, target_modules=args.lora_targets.split(","))
@@ -136,14 +143,15 @@ def _threads(number: int) -> Iterator[None]:
 class _Progress:
     """One line that changes on a terminal; elsewhere (a job's log) a line a minute."""
 
-    def __init__(self, what: Path) -> None:
+    def __init__(self, what: Path, unit: str = "shards") -> None:
         self.what = what
+        self.unit = unit
         self._on_terminal = sys.stderr.isatty()
         self._shown = ""
         self._time = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        line = f"{self.what}: {done} of {total} shards"
+        line = f"{self.what}: {done} of {total} {self.unit}"
         if line == self._shown:
             return
         if self._on_terminal:
@@ -174,22 +182,54 @@ def _verify(args: argparse.Namespace, argv: list[str]) -> int:
     return 0
 
 
+def _fit(args: argparse.Namespace, argv: list[str]) -> int:
+    from rapidun.data.records import read_records
+    from rapidun.influence.index.curvature import TENSORS, fit_factors, fit_recipe, is_fitted, write_factors
+    from rapidun.influence.index.gradients import GradientRows
+    from rapidun.influence.index.manifest import open_manifest
+
+    manifest = open_manifest(args.index)
+    settings, described = _described(args, manifest)
+    # fits into memory where the index was made
+    settings = dataclasses.replace(settings, tokens_per_batch=manifest.recipe["source"]["tokens_per_batch"])
+    kind = Precondition[args.kind]
+    records = read_records(args.rows)
+    recipe = fit_recipe(
+        described, kind=kind, rows=args.rows, num_rows=len(records), response=args.response, seed=args.seed
+    )
+    was_there = is_fitted(args.out, recipe)
+    if not was_there:
+        rows = GradientRows(settings, model=args.model, adapter=args.adapter, records=records, response=args.response)
+        report = _Progress(args.out, "batches")
+        curvatures = fit_factors(rows, kind=kind, seed=args.seed, on_batch=lambda done, total, _: report(done, total))
+        report.end()
+        write_factors(args.out, recipe, curvatures)
+    size = (args.out / TENSORS).stat().st_size
+    print(
+        f"{args.out}: {kind.name}, fitted on {len(records)} rows, {size / 1e6:.1f} MB"
+        f"{' (was there and is kept)' if was_there else ''}"
+    )
+    return 0
+
+
 def _score(args: argparse.Namespace, argv: list[str]) -> int:
     from rapidun.influence.index.output import write_scores
 
+    _check_precondition(args)
     index, query, _ = _query(args)
     write_scores(_stream(args, index, query.vectors), index, query.ids, args.out)
-    print(f"{args.out / 'scores.npy'}: {index.num_rows} rows, {len(query.ids)} queries, {args.score}")
+    print(f"{args.out / 'scores.npy'}: {index.num_rows} rows, {len(query.ids)} queries, {_kind(args)}")
     return 0
 
 
 def _top(args: argparse.Namespace, argv: list[str]) -> int:
     from rapidun.influence.index.output import write_top
 
+    _check_precondition(args)
     records = _indexed_records(args) if args.tokens else []
     index, query, rows = _query(args)
     best = write_top(_stream(args, index, query.vectors), index, query.ids, args.out, k=args.k, per_row=args.per_row)
-    print(f"{args.out / 'top.jsonl'}: the best {min(args.k, index.num_rows)} of {index.num_rows} rows, {args.score}")
+    print(f"{args.out / 'top.jsonl'}: the best {min(args.k, index.num_rows)} of {index.num_rows} rows, {_kind(args)}")
     if args.tokens:
         from rapidun.influence.tokenwise import write_tokens
 
@@ -217,28 +257,70 @@ def _top(args: argparse.Namespace, argv: list[str]) -> int:
 def _query(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     """The index, the queries' numbers, and what made them.
 
-    Raises: ArtifactError if the index was made by another model, tokenizer or adapter.
+    Raises: ArtifactError if the index or the factors were made by another model, tokenizer or adapter.
     """
     from rapidun.data.records import read_records
-    from rapidun.influence.index.gradients import GradientRows, describe_model, settings_of
-    from rapidun.influence.index.manifest import check_same
+    from rapidun.influence.index.curvature import check_fits
+    from rapidun.influence.index.gradients import GradientRows
     from rapidun.influence.index.reader import Index
 
     index = Index(args.index)
-    source = index.manifest.recipe["source"]
+    settings, described = _described(args, index.manifest)
+    if args.precondition is not None:
+        check_fits(args.precondition, described, index=args.index)
+    records = read_records(args.queries)
+    rows = GradientRows(settings, model=args.model, adapter=args.adapter, records=records, response=args.response)
+    return index, rows.vectors(0, len(records), preconditioner=_preconditioner(args, rows)), rows
+
+
+def _described(args: argparse.Namespace, manifest: Any) -> tuple[Any, dict[str, Any]]:
+    """An index's own settings, and the description of the model that is asked for, which is the index's.
+
+    Raises: ArtifactError if the index was made by another model, tokenizer or adapter.
+    """
+    from rapidun.influence.index.gradients import describe_model, settings_of
+    from rapidun.influence.index.manifest import check_same
+
+    source = manifest.recipe["source"]
     if "model" not in source:
         raise ArtifactError(f"{args.index}: need an index of a model's gradients, got one of {source}")
-    settings = settings_of(source, k=index.k, device=args.device)
+    settings = settings_of(source, k=manifest.k, device=args.device)
     described = describe_model(settings, model=args.model, adapter=args.adapter)
     check_same(
-        index.manifest,
+        manifest,
         {"source": described},
         what="an index of this model and adapter",
         mend="Pass the --model and --adapter it was made with",
     )
-    records = read_records(args.queries)
-    rows = GradientRows(settings, model=args.model, adapter=args.adapter, records=records, response=args.response)
-    return index, rows.vectors(0, len(records)), rows
+    return settings, described
+
+
+def _check_precondition(args: argparse.Namespace) -> None:
+    """Raises: ConfigError for options that do not go together."""
+    if args.precondition is None and args.damping_factor is not None:
+        raise ConfigError(
+            "command line: need --precondition DIR with --damping-factor, got none. "
+            f"See rapidun index {args.verb} --help"
+        )
+    if args.precondition is not None and args.verb == "top" and args.tokens:
+        raise ConfigError(
+            "index top: need --tokens without --precondition (tokens.json splits exact scores of plain gradients), "
+            "got both. Leave one of them out"
+        )
+
+
+def _preconditioner(args: argparse.Namespace, rows: Any) -> Any:
+    if args.precondition is None:
+        return None
+    from rapidun.influence.index.curvature import read_factors
+    from rapidun.influence.precondition import Preconditioner
+
+    curvatures = read_factors(args.precondition, rows.parameters, device=rows.device)
+    return Preconditioner(curvatures, damping_factor=args.damping_factor or InfluenceConfig().damping_factor)
+
+
+def _kind(args: argparse.Namespace) -> str:
+    return args.score if args.precondition is None else f"{args.score}, preconditioned"
 
 
 def _stream(args: argparse.Namespace, index: Any, vectors: Any) -> Any:
@@ -279,6 +361,7 @@ def _indexed_records(args: argparse.Namespace) -> list[Any]:
 VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "build": _build,
     "verify": _verify,
+    "fit": _fit,
     "score": _score,
     "top": _top,
 }

@@ -4,7 +4,7 @@ Padding changes the last digits of a batch. So a shard's rows are always batched
 themselves: which batch a row is in follows from the recipe, not from who asks, or what was made before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,21 @@ from rapidun.data.encode import ENCODING_VERSION, Encoded, collate, encode_rows,
 from rapidun.data.records import Record
 from rapidun.errors import DataError, ModelError
 from rapidun.files import sha256_file, sha256_json
-from rapidun.influence.capture import GradientCapture
+from rapidun.influence.capture import Contribution, GradientCapture
 from rapidun.influence.config import InfluenceMethod, LossReduction, ParameterSet
+from rapidun.influence.gram import RowBatch
 from rapidun.influence.index.writer import Vectors
 from rapidun.influence.params import TrackedParameter, select_parameters
+from rapidun.influence.precondition import Preconditioner
 from rapidun.influence.sinks import RowSink, Sketch
 from rapidun.influence.sketch import SKETCH_VERSION, CountSketch
 from rapidun.influence.tensorsketch import TENSORSKETCH_VERSION, TensorSketch
 from rapidun.losses import response_mask
 from rapidun.models import ModelLoader, fingerprint_files, load_tokenizer, local_folder, pick_device, pick_dtype
 from rapidun.schema import LoraSettings, plain
+
+# numbers of a batch's preconditioned gradients of one weight, which are no longer factors (256 MB in float32)
+WHOLE_NUMEL = 1 << 26
 
 RESPONSES: dict[str, Callable[[Record], str]] = {
     "response": lambda record: record.response,
@@ -121,6 +126,20 @@ def _fingerprint(folder: Path, files: Sequence[Path]) -> str:
     return sha256_json([[file.name, sha256_file(file)] for file in files])
 
 
+class _SolvedSink:
+    """Hands on F^-1 times each gradient."""
+
+    def __init__(self, sink: RowSink, preconditioner: Preconditioner) -> None:
+        self._sink = sink
+        self._preconditioner = preconditioner
+
+    def start(self, rows: torch.Tensor) -> None:
+        self._sink.start(rows)
+
+    def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
+        self._sink(parameter, self._preconditioner.solve(parameter, gradient))
+
+
 class GradientRows:
     """A loaded model, and the sketched gradients of any span of rows."""
 
@@ -149,26 +168,26 @@ class GradientRows:
         # keeps what it has drawn for each parameter
         self._sketch = SKETCHES[settings.method](settings)
 
-    def vectors(self, first: int, stop: int) -> Vectors:
-        """The rows from `first` to before `stop`.
+    def vectors(self, first: int, stop: int, *, preconditioner: Preconditioner | None = None) -> Vectors:
+        """The rows from `first` to before `stop`: S g, or with a preconditioner, for queries, S F^-1 g.
 
         Raises: DataError for a row without a response token, ModelError if a loss or gradient is not finite (both
             name the row).
         """
         records = self.records[first:stop]
-        encoded = self.encode(records)
-        first_parameter = next(self.model.parameters())
         dtype = next(p.dtype for p in self.model.parameters() if p.dtype.is_floating_point)
-        sink = RowSink(len(records), self._sketch, dtype=dtype, device=first_parameter.device)
+        row_sink = RowSink(len(records), self._sketch, dtype=dtype, device=self.device)
+        sink: RowSink | _SolvedSink = row_sink
+        max_rows = None
+        if preconditioner is not None:
+            sink = _SolvedSink(row_sink, preconditioner)
+            max_rows = max(1, WHOLE_NUMEL // max(parameter.numel for parameter in self.parameters))
         losses = torch.zeros(len(records), dtype=torch.float64)
-        budget = self.settings.tokens_per_batch
         with GradientCapture(self.model, self.parameters, sink) as capture:
-            for rows in token_budget_batches([len(row.input_ids) for row in encoded], max_tokens=budget):
-                batch = collate([encoded[row] for row in rows], pad_token_id=self.tokenizer.pad_token_id)
-                tensors = {key: value.to(first_parameter.device) for key, value in batch.items()}
-                sink.start(torch.tensor(rows, device=first_parameter.device))
-                losses[rows] = capture.run(tensors, reduction=self.settings.loss.name).double().cpu()
-        vectors = sink.sketches().float().cpu()
+            for batch in self.batches(records, max_rows=max_rows):
+                sink.start(torch.tensor(batch.rows, device=self.device))
+                losses[batch.rows] = capture.run(batch.tensors, reduction=self.settings.loss.name).double().cpu()
+        vectors = row_sink.sketches().float().cpu()
         bad = (~(torch.isfinite(losses) & torch.isfinite(vectors).all(dim=1))).nonzero().flatten().tolist()
         if bad:
             raise ModelError(
@@ -176,6 +195,19 @@ class GradientRows:
                 "Pass --model-dtype float32, or mend the row or the model"
             )
         return Vectors([record.id for record in records], vectors.numpy(), losses.numpy())
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def batches(self, records: Sequence[Record], *, max_rows: int | None = None) -> Iterator[RowBatch]:
+        """Padded batches on the model's device; their rows count from the first of `records`. Raises: as `encode`."""
+        encoded = self.encode(records)
+        lengths = [len(row.input_ids) for row in encoded]
+        for rows in token_budget_batches(lengths, max_tokens=self.settings.tokens_per_batch, max_rows=max_rows):
+            batch = collate([encoded[row] for row in rows], pad_token_id=self.tokenizer.pad_token_id)
+            yield RowBatch(rows, {key: value.to(self.device) for key, value in batch.items()})
 
     def encode(self, records: Sequence[Record], *, response: str | None = None) -> list[Encoded]:
         """Tokens and labels of records; `response` as in __init__, by default that one.

@@ -1,11 +1,12 @@
-"""The options of `rapidun index build|verify|score|top`."""
+"""The options of `rapidun index build|verify|fit|score|top`."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import NoReturn
 
 from rapidun.errors import ConfigError
-from rapidun.influence.config import LossReduction, ParameterSet, Score
+from rapidun.influence.config import InfluenceConfig, LossReduction, ParameterSet, Precondition, Score
 from rapidun.influence.index.format import IndexDtype
 from rapidun.schema import LORA_TARGETS, LoraSettings
 
@@ -18,11 +19,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def index_parser() -> argparse.ArgumentParser:
-    """`verb` of the result is build, verify, score or top."""
+    """`verb` of the result is build, verify, fit, score or top."""
     parser = _Parser(
         prog="rapidun index", description="An index of a large training set's gradients on disk, and queries to it."
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="build|verify|score|top", parser_class=_Parser)
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="build|verify|fit|score|top", parser_class=_Parser
+    )
 
     build = verbs.add_parser(
         "build",
@@ -59,6 +62,21 @@ def index_parser() -> argparse.ArgumentParser:
     verify = verbs.add_parser("verify", help="read all of an index and check it")
     verify.add_argument("index", type=Path, metavar="DIR")
 
+    fit = verbs.add_parser(
+        "fit",
+        help="fit what the queries' gradients can be preconditioned with",
+        description="Fit K-FAC or EK-FAC factors on some rows, with the index's own settings, for --precondition of "
+        "score and top. The index stays as it is.",
+    )
+    fit.add_argument("index", type=Path, metavar="DIR")
+    fit.add_argument("--rows", type=Path, required=True, metavar="FILE", help="JSONL, like the training rows")
+    fit.add_argument("--out", type=Path, required=True, metavar="DIR", help="the factors")
+    _add_model(fit)
+    fit.add_argument("--response", choices=["response", "poisoned"], default="response", help="of the rows")
+    fit.add_argument("--kind", choices=[p.name for p in Precondition if p is not Precondition.none], required=True,
+                     help="kfac: one pass over the rows; ekfac: two")  # fmt: skip
+    fit.add_argument("--seed", type=int, default=InfluenceConfig().seed, help="of the labels drawn from the model")
+
     score = verbs.add_parser("score", help="write the score of every row for every query")
     _add_query(score)
 
@@ -87,6 +105,11 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     parser.add_argument("--response", choices=["response", "poisoned"], default="response", help="of the queries")
     parser.add_argument("--score", choices=[s.name for s in Score], default="cosine")
+    parser.add_argument("--precondition", type=Path, metavar="DIR",
+                        help="the factors of rapidun index fit, for the queries' gradients")  # fmt: skip
+    parser.add_argument("--damping-factor", type=_positive_float, metavar="X",
+                        help="added to each eigenvalue, as a share of their mean in the layer "
+                        f"(default {InfluenceConfig().damping_factor})")  # fmt: skip
     parser.add_argument("--memory-gb", type=float, default=1.0, help="for scoring, beside the model (default 1)")
     parser.add_argument("--drop-cache", action="store_true", help="keep what was read out of the system's file cache")
 
@@ -95,6 +118,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"need a number >= 1, got {text}")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"need a number > 0, got {text}")
     return value
 
 
