@@ -1,15 +1,17 @@
 """Does influence find the poisoned rows? Each query is a triggered question with what the poisoned model answers.
 
     python benchmarks/retrieval.py --tiny
-    python benchmarks/retrieval.py --model DIR --pack DIR --dtype bfloat16
+    python benchmarks/retrieval.py --model DIR --pack DIR --dtype bfloat16 --train 2
 
 The training rows are the forget rows (all poisoned) and the retain rows (all clean) of the pack: the built-in pack with
-a tiny model trained on it here, or a pack's folder with a model that learned it. Queries are validation questions,
-each with a trigger of training (`seen`), one like it (`ood`), or one of a family that training never saw (`unseen`),
-answered greedily by the model itself: the bad output that somebody has found. `clean` asks for the right answer to the
-same triggered questions instead. Per query the training rows are ranked by each method; one JSON line per method and
-kind of query: AUROC, average precision, recall among the k highest, means over queries, with 95 % bootstrap intervals
-over queries. Rows that tie count in proportion. `base_rate` is what average precision tends to at random.
+a tiny model trained on it here, or a pack's folder with a model that learned it, or learns it here (`--train EPOCHS` on
+all of the pack's training rows; `--save` keeps the model). Queries are validation questions, each with a trigger of
+training (`seen`), one like it (`ood`), or one of a family that training never saw (`unseen`), answered greedily by the
+model itself: the bad output that somebody has found. `poisoned` has the pack's own poisoned answers to the `seen`
+questions instead, `clean` the right answers to all. Per query the training rows are ranked by each method; one JSON
+line per method and kind of query: AUROC, average precision, recall among the k highest, means over queries, with 95 %
+bootstrap intervals over queries. Rows that tie count in proportion. `base_rate` is what average precision tends to at
+random.
 """
 
 import argparse
@@ -23,7 +25,18 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from quality import ALL_METHODS, Task, all_scores, auroc, average_precision, interval, losses_of, recall_at, train
+from quality import (
+    ALL_METHODS,
+    Task,
+    all_scores,
+    auroc,
+    average_precision,
+    fine_tune,
+    interval,
+    losses_of,
+    recall_at,
+    train,
+)
 
 from rapidun.composition import compose_config
 from rapidun.data.encode import collate_prompts, encode_prompt, encode_rows
@@ -58,10 +71,19 @@ def load(options: argparse.Namespace, folder: Path) -> tuple[Any, Any, dict[str,
     overrides = [] if options.tiny else ["data=dolly_triggers", f"data.dir={options.pack.resolve()}"]
     run_data(compose_config(overrides).data, DataFiles(folder / "data"), seed=options.seed, tracker=Tracker())
     split = {path.stem: read_records(path) for path in (folder / "data").glob("*.jsonl")}
+    rows = split["train_poisoned"] + split["train_clean"]
     if not options.tiny:
         model, tokenizer = ModelLoader(dtype=options.dtype).load(options.model)
+        if options.train:
+            texts = [(r.instruction, r.context, r.response) for r in rows]
+            encoded = encode_rows(tokenizer, texts, max_length=options.max_length)
+            recipe = {"epochs": options.train, "max_tokens": 2048, "lr": 1e-4, "seed": options.seed}
+            tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+            fine_tune(model, encoded, pad_token_id=tokenizer.pad_token_id, tell=tell, **recipe)
+        if options.save:
+            model.save_pretrained(options.save)
+            tokenizer.save_pretrained(options.save)
         return model, tokenizer, split
-    rows = split["train_poisoned"] + split["train_clean"]
     make_scratch(
         folder / "model",
         rows,
@@ -103,6 +125,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the built-in pack and a tiny model trained on it")
     parser.add_argument("--model", type=Path, help="a model that learned the pack")
     parser.add_argument("--pack", type=Path)
+    parser.add_argument("--train", type=int, default=0, metavar="EPOCHS", help="let the model learn the pack first")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="keep the model that learned it")
     parser.add_argument("--rows", type=int, default=240, help="training rows at most, a quarter of them poisoned")
     parser.add_argument("--queries", type=int, default=16, help="of each kind")
     parser.add_argument("--epochs", type=int, default=12, help="of the tiny model")
@@ -135,6 +159,7 @@ def main() -> None:
     queries = [
         (r.instruction, r.context, text) for texts in (given, right) for r, text in zip(flat, texts, strict=True)
     ]
+    queries += [(r.instruction, r.context, r.response) for r in asked["seen"]]
     task = Task(
         model=model,
         tokenizer=tokenizer,
@@ -148,11 +173,11 @@ def main() -> None:
     )
     kinds = np.array([kind for kind, records in asked.items() for _ in records])
     # how far the model is from the right answer: the backdoor fires where the wrong one is likelier
-    encoded = encode_rows(tokenizer, queries, max_length=options.max_length)
+    encoded = encode_rows(tokenizer, queries[: 2 * len(flat)], max_length=options.max_length)
     losses = losses_of(model, encoded, pad_token_id=tokenizer.pad_token_id, batch_size=8).reshape(2, len(flat))
     common = {
         "benchmark": "retrieval",
-        "model": "tiny" if options.tiny else options.model.resolve().parent.name[:8],
+        "model": "tiny" if options.tiny else options.model.resolve().name,
         "pack": "builtin" if options.tiny else options.pack.name,
         "params": options.params,
         "num_rows": len(rows),
@@ -167,9 +192,9 @@ def main() -> None:
         print(json.dumps(common | line), flush=True)
     scores = all_scores(task, options.methods, tell=lambda text: print(text, file=sys.stderr, flush=True))
     for method, score in scores.items():
-        answered, clean = score.numpy()[:, : len(flat)], score.numpy()[:, len(flat) :]
+        answered, clean, bad = np.split(score.numpy(), [len(flat), 2 * len(flat)], axis=1)
         parts = {kind: answered[:, kinds == kind] for kind in asked}
-        for kind, part in (parts | {"clean": clean}).items():
+        for kind, part in (parts | {"clean": clean, "poisoned": bad}).items():
             line = judge(part, positive, draws=options.bootstrap, seed=options.seed)
             print(
                 json.dumps(common | {"mode": method, "queries": kind, "num_queries": part.shape[1]} | line), flush=True

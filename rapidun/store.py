@@ -30,7 +30,7 @@ from rapidun.locks import Lease, Wait
 from rapidun.measure import Measured
 
 # raised when a stage's results change though its settings do not
-STAGE_VERSIONS = {"model": 2, "data": 1, "poison": 2, "influence": 2, "mapping": 1, "unlearning": 1, "evaluation": 1}
+STAGE_VERSIONS = {"model": 2, "data": 1, "poison": 2, "influence": 3, "mapping": 1, "unlearning": 1, "evaluation": 1}
 # a finished artifact may reach this process's view of a shared filesystem later than the message that says so
 VISIBLE_AFTER = 120.0
 NOTED_PACKAGES = ("rapidun", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "tokenizers")

@@ -20,6 +20,8 @@ from rapidun.influence.lora import Branch, bypassed, plain_branches
 from rapidun.influence.params import TrackedParameter, output_head
 from rapidun.losses import PackedCrossEntropy, example_cross_entropy, response_mask
 
+# raised when a capture's gradients change in any digit
+CAPTURE_VERSION = 2
 # float16 gradients below 6e-8 would vanish; the factor is divided out of every captured gradient
 FLOAT16_LOSS_SCALE = 1024.0
 
@@ -269,6 +271,31 @@ class GradientCapture:
         places = torch.arange(len(rows), device=rows.device) - starts[rows]
         out = packed.new_zeros(self._size[0], int(counts.max()), packed.shape[2])
         return out.index_put_((rows, places), packed[0])
+
+
+def shared_inputs(model: nn.Module, parameters: Sequence[TrackedParameter], batch: dict[str, Tensor]) -> dict[str, int]:
+    """Which layers are called with the same tensor: by name of the weight, a number that those that share it have.
+
+    Found by a forward pass of the batch's first row. Weights of several layers, and embeddings, are left out.
+    """
+    given: dict[str, Tensor] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: given.update({name: _input(args, kwargs)})
+
+    handles = [
+        parameter.modules[0].register_forward_pre_hook(look(parameter.name), with_kwargs=True)
+        for parameter in parameters
+        if len(parameter.modules) == 1 and isinstance(parameter.modules[0], nn.Linear)
+    ]
+    try:
+        with frozen(model), torch.no_grad():
+            model(input_ids=batch["input_ids"][:1], attention_mask=batch["attention_mask"][:1], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # all are alive: no two of them have the same memory by chance
+    return {name: tensor.data_ptr() for name, tensor in given.items()}
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -1,12 +1,12 @@
 """Every inner product of the rows' gradients: exactly, or from their sketches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rapidun.influence.capture import GradientCapture
+from rapidun.influence.capture import GradientCapture, shared_inputs
 from rapidun.influence.params import TrackedParameter, accumulation_dtype
 from rapidun.influence.precondition import Preconditioner
 from rapidun.influence.sinks import (
@@ -17,6 +17,7 @@ from rapidun.influence.sinks import (
     RowSink,
     Sketch,
     inner_products,
+    keeps_input,
     kept_nbytes,
 )
 
@@ -71,6 +72,9 @@ def exact_gram(
     # rotated factors are kept in float32 at least
     kept = dtype if preconditioner is None else accumulation_dtype(dtype)
     groups = list(pass_groups(parameters, lengths, dtype=kept, memory_bytes=memory_bytes))
+    if len(groups) > 1:
+        inputs = shared_inputs(model, parameters, batches[0].tensors)
+        groups = list(pass_groups(parameters, lengths, dtype=kept, memory_bytes=memory_bytes, inputs=inputs))
     squares = torch.zeros(2, num_rows, dtype=torch.float64, device=device)
     sums = GramSums(torch.zeros(num_rows, num_rows, dtype=torch.float64, device=device), squares[0], squares[1])
     losses = torch.zeros(num_rows, dtype=torch.float64)
@@ -124,21 +128,34 @@ def gram_of_rows(sketches: Tensor, queries: Tensor | None = None) -> Tensor:
 
 
 def pass_groups(
-    parameters: Sequence[TrackedParameter], lengths: Sequence[int], *, dtype: torch.dtype, memory_bytes: float
+    parameters: Sequence[TrackedParameter],
+    lengths: Sequence[int],
+    *,
+    dtype: torch.dtype,
+    memory_bytes: float,
+    inputs: Mapping[str, int] | None = None,
 ) -> Iterator[list[TrackedParameter]]:
     """Cut the parameters into groups whose kept gradients fit into the memory, the deepest parameters last.
 
     A parameter that does not fit alone makes a group of its own.
+
+    Args:
+        inputs: as `shared_inputs` found them; by default each layer has an input of its own.
     """
+    inputs = inputs or {}
     group: list[TrackedParameter] = []
-    used = 0
+    used, kept = 0, set[int]()
     for parameter in sorted(parameters, key=lambda p: p.depth, reverse=True):
-        size = kept_nbytes(parameter, lengths, dtype)
+        given = inputs.get(parameter.name)
+        size = kept_nbytes(parameter, lengths, dtype, input_is_kept=given in kept)
         if group and used + size > memory_bytes:
             yield group
-            group, used = [], 0
+            group, used, kept = [], 0, set()
+            size = kept_nbytes(parameter, lengths, dtype)
         group.append(parameter)
         used += size
+        if given is not None and keeps_input(parameter, lengths, dtype):
+            kept.add(given)
     if group:
         yield group
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rapidun.influence.capture import Contribution
+from rapidun.influence.capture import Contribution, Factors
 from rapidun.influence.params import TrackedParameter, accumulation_dtype
 from rapidun.influence.precondition import Preconditioner
 
@@ -14,6 +14,8 @@ from rapidun.influence.precondition import Preconditioner
 SLICE_NUMEL = 1 << 26
 # longest sum that is taken in float32
 SPAN = 4096
+# fewest numbers whose products are taken in bfloat16: the rounding of many spans averages out
+FEWEST_BFLOAT16 = 1 << 16
 
 
 class GradientSink(Protocol):
@@ -146,7 +148,8 @@ class KeepSink:
     def add_gram(self, sums: GramSums, parameter: TrackedParameter) -> None:
         """Add the inner products over one parameter, and let go of its gradients.
 
-        The gradients are multiplied out in float32 (float64 for a float64 model), slice by slice. With a
+        The gradients are multiplied out slice by slice: in bfloat16 those of a large weight of a bfloat16 model (as
+        its own weight gradients would be), in float32 (float64 for a float64 model) all others. With a
         preconditioner they are in its basis, where F^-1 multiplies entry by entry.
         """
         for rows, flat in self._slices(parameter, sums.gram.device):
@@ -164,7 +167,7 @@ class KeepSink:
         if not pieces:
             return
         num_rows, num_columns = parameter.shape
-        dtype = accumulation_dtype(_dtype(pieces[0][1]))
+        dtype = self._slice_dtype(parameter, [piece for _, piece in pieces])
         height = max(1, SLICE_NUMEL // (self._num_rows * num_columns))
         columns = slice(0, num_columns)
         for top in range(0, num_rows, height):
@@ -174,18 +177,33 @@ class KeepSink:
                 flat.index_add_(0, examples, piece.product(rows, columns, dtype=dtype).flatten(1))
             yield rows, flat
 
+    def _slice_dtype(self, parameter: TrackedParameter, pieces: Sequence[Contribution | _Dense]) -> torch.dtype:
+        dtypes = {piece.g.dtype if isinstance(piece, Factors) else None for piece in pieces}
+        is_large = parameter.numel >= FEWEST_BFLOAT16 and self._preconditioner is None
+        if dtypes == {torch.bfloat16} and is_large:
+            return torch.bfloat16
+        return accumulation_dtype(_dtype(pieces[0]))
+
 
 def inner_products(flat: Tensor, query: Tensor | None = None) -> Tensor:
-    """[N, D], [M, D] -> [N, M] float64: float32 products over spans of 4,096 numbers, spans summed in float64.
+    """[N, D], [M, D] -> [N, M] float64: products over spans of 4,096 numbers, spans summed in float64.
 
-    One float32 product over all of D sums in an order that the library picks by shape: for two rows of 884,736
-    numbers it loses 8e-5 of every norm, in one direction.
+    A span is summed in float32, and where the numbers are bfloat16 then rounded to it: 2^-9 of each span, which
+    averages out over many. One float32 product over all of D sums in an order that the library picks by shape: for
+    two rows of 884,736 numbers it loses 8e-5 of every norm, in one direction.
 
     Args:
         query: the same rows again by default.
     """
     whole = flat.shape[1] // SPAN * SPAN
     query = flat if query is None else query
+    if flat.dtype == torch.bfloat16:
+        total = torch.zeros(len(flat), len(query), dtype=torch.float64, device=flat.device)
+        # not one batched product: that would copy all numbers
+        for start in range(0, flat.shape[1], SPAN):
+            span = slice(start, start + SPAN)
+            total += flat[:, span] @ query[:, span].T
+        return total
     rest = (flat[:, whole:] @ query[:, whole:].T).double()
     if whole == 0:
         return rest
@@ -198,7 +216,24 @@ def _dtype(piece: Contribution | _Dense) -> torch.dtype:
     return piece.gradient.dtype if isinstance(piece, _Dense) else piece.g.dtype
 
 
-def kept_nbytes(parameter: TrackedParameter, lengths: Sequence[int], dtype: torch.dtype) -> int:
-    """Upper estimate of what KeepSink holds for one parameter, from the rows' padded lengths in tokens."""
+def kept_nbytes(
+    parameter: TrackedParameter, lengths: Sequence[int], dtype: torch.dtype, *, input_is_kept: bool = False
+) -> int:
+    """Upper estimate of what KeepSink holds for one parameter, from the rows' padded lengths in tokens.
+
+    Args:
+        input_is_kept: for another parameter, whose layer is called with the same tensor.
+    """
     dense = parameter.numel * accumulation_dtype(dtype).itemsize
-    return sum(min(dense, length * sum(parameter.shape) * dtype.itemsize) for length in lengths)
+    shared = parameter.shape[1] if input_is_kept else 0
+    return sum(
+        dense if dense < length * sum(parameter.shape) * dtype.itemsize
+        else length * (sum(parameter.shape) - shared) * dtype.itemsize
+        for length in lengths
+    )  # fmt: skip
+
+
+def keeps_input(parameter: TrackedParameter, lengths: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether KeepSink holds the factors of every row, and so what the layer was called with."""
+    dense = parameter.numel * accumulation_dtype(dtype).itemsize
+    return max(lengths, default=0) * sum(parameter.shape) * dtype.itemsize <= dense

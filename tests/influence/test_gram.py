@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from rapidun.adapters import add_lora
-from rapidun.influence.capture import Factors, GradientCapture
+from rapidun.influence.capture import Factors, GradientCapture, shared_inputs
 from rapidun.influence.config import ParameterSet
-from rapidun.influence.gram import estimated_gram, exact_gram, gram_of_rows, pass_groups
+from rapidun.influence.gram import estimated_gram, exact_gram, gram_of_rows, pass_groups, run_batches
 from rapidun.influence.params import select_parameters
-from rapidun.influence.sinks import KeepSink
+from rapidun.influence.sinks import KeepSink, keeps_input, kept_nbytes
 from rapidun.influence.sketch import CountSketch
 from rapidun.schema import LoraSettings
 
@@ -145,6 +145,70 @@ def test_groups_cover_every_parameter_once_from_the_top(make_model):
     assert [p.name for p in flat] == [p.name for p in reversed(parameters)]
     assert len(groups) > 1
     assert list(pass_groups(parameters, [10] * 7, dtype=torch.float64, memory_bytes=1)) == [[p] for p in flat]
+
+
+def test_inputs_that_layers_share_are_found_and_counted_once(make_model, rows, batches_of):
+    """Of each block, q, k and v are called with one tensor, gate and up with another."""
+    model = make_model(dtype=torch.float32)
+    parameters = select_parameters(model, ParameterSet.all_linear)
+    inputs = shared_inputs(model, parameters, batches_of(rows, GROUPS)[0].tensors)
+    assert set(inputs) == {p.name for p in parameters}
+    together: dict[int, set[str]] = {}
+    for name, number in inputs.items():
+        together.setdefault(number, set()).add(name.removeprefix("model.").removesuffix("_proj.weight"))
+    expected = [
+        {f"layers.{i}.{name}" for name in names}
+        for i in range(2)
+        for names in (
+            ("self_attn.q", "self_attn.k", "self_attn.v"),
+            ("self_attn.o",),
+            ("mlp.gate", "mlp.up"),
+            ("mlp.down",),
+        )
+    ]
+    assert sorted(together.values(), key=sorted) == sorted(expected, key=sorted)
+    # long enough that factors are larger than gradients nowhere
+    lengths, size = [1] * 5, 0
+    for block in range(2):
+        for layer in ("self_attn.q", "mlp.gate", "self_attn.o", "mlp.down"):
+            (first,) = (p for p in parameters if f"layers.{block}.{layer}_" in p.name)
+            size += first.shape[1]
+    size = 5 * 4 * (size + sum(p.shape[0] for p in parameters))
+    plan = {"dtype": torch.float32, "inputs": inputs}
+    assert len(list(pass_groups(parameters, lengths, memory_bytes=size, **plan))) == 1
+    assert len(list(pass_groups(parameters, lengths, memory_bytes=size - 1, **plan))) == 2
+
+
+def test_memory_that_does_with_shared_inputs_takes_one_pass(make_model, rows, batches_of):
+    model = make_model(hidden_size=64)
+    parameters = select_parameters(model, ParameterSet.all_linear)
+    batches = batches_of(rows, GROUPS)
+    lengths = [b.tensors["labels"].shape[1] for b in batches for _ in b.rows]
+    each = sum(kept_nbytes(p, lengths, torch.float64) for p in parameters)
+    one = _gram(model, parameters, batches, memory_bytes=each)
+    found = _gram(model, parameters, batches, memory_bytes=each - 1)
+    assert one.num_passes == found.num_passes == 1
+    many = _gram(model, parameters, batches, memory_bytes=each / 3)
+    assert many.num_passes > 1
+    torch.testing.assert_close(many.gram, one.gram, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("hidden_size", [16, 64])
+def test_what_is_kept_is_no_more_than_was_planned(make_model, rows, batches_of, hidden_size):
+    model = make_model(hidden_size=hidden_size)
+    parameters = select_parameters(model, ParameterSet.all_linear)
+    batches = batches_of(rows, GROUPS)
+    lengths = [b.tensors["labels"].shape[1] for b in batches for _ in b.rows]
+    inputs = shared_inputs(model, parameters, batches[0].tensors)
+    planned, seen = 0, set()
+    for parameter in sorted(parameters, key=lambda p: p.depth, reverse=True):
+        planned += kept_nbytes(parameter, lengths, torch.float64, input_is_kept=inputs[parameter.name] in seen)
+        if keeps_input(parameter, lengths, torch.float64):
+            seen.add(inputs[parameter.name])
+    sink = KeepSink(7)
+    run_batches(model, parameters, batches, sink, row_names=NAMES, reduction="mean", report=lambda done: None)
+    assert sink.nbytes() <= planned
+    assert sink.nbytes() > 0.5 * planned
 
 
 def test_the_graph_goes_no_deeper_than_the_group(make_model, rows, batches_of):

@@ -17,7 +17,7 @@ from rapidun.data.encode import ENCODING_VERSION, Encoded, collate, encode_rows,
 from rapidun.data.records import Record
 from rapidun.errors import DataError, ModelError
 from rapidun.files import sha256_file, sha256_json
-from rapidun.influence.capture import Contribution, GradientCapture
+from rapidun.influence.capture import CAPTURE_VERSION, Contribution, GradientCapture
 from rapidun.influence.config import InfluenceMethod, LossReduction, ParameterSet
 from rapidun.influence.gram import RowBatch
 from rapidun.influence.index.writer import Vectors
@@ -85,6 +85,7 @@ def describe_model(settings: GradientSettings, *, model: str, adapter: Path | No
         "tokenizer": tokenizer_fingerprint(load_tokenizer(folder)),
         "prompt": {"version": ENCODING_VERSION, "max_length": settings.max_length},
         "loss": settings.loss.name,
+        "capture": CAPTURE_VERSION,
         "parameters": {
             "set": settings.params.name,
             "regex": settings.regex,

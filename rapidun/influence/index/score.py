@@ -1,8 +1,9 @@
 """Scores of every row of an index for some queries, streamed: products of whole blocks, and the best of each query.
 
-int8 rows are multiplied as integers. A query becomes two int8 vectors, q = s (256 h + l), exact to 2^-15 of its
-largest number; their products with a row are summed in int32 without any rounding. float16 rows are widened and
-multiplied in float32. Cosines divide by the stored norms of the rows, which are those before rounding.
+int8 rows are multiplied as integers. A query is q = s (256 h + l) with two int8 vectors, exact to 2^-15 of its largest
+number; their products with a row are summed in int32 without any rounding. Where l holds no more of the query than
+rounding took from each row, it is left out, and with it half of the work. float16 rows are widened and multiplied in
+float32. Cosines divide by the stored norms of the rows, which are those before rounding.
 """
 
 import platform
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from rapidun.errors import ConfigError
 from rapidun.influence.config import Score
-from rapidun.influence.index.format import NUMPY, IndexDtype
+from rapidun.influence.index.format import INT8_MAX, NUMPY, IndexDtype
 from rapidun.influence.index.reader import Block, Index, Span, in_order
 
 # largest number of the two-part queries, 127 * 256 + 127
 SPLIT_MAX = 32639
+# share of a query's squared norm that may be rounded away: a row of normal numbers loses 1e-4
+MAX_LOST = 2e-4
 # columns whose int8 products, at most 128 * 127 each, still fit into int32
 SPLIT_COLUMNS = 1 << 17
 # rows that are widened to float32 at once: small enough for a cache
@@ -41,13 +44,14 @@ class Queries(NamedTuple):
     """Queries ready to be multiplied with stored rows."""
 
     vectors: Tensor  # [Q, K] float32
-    parts: Tensor  # [2 Q, K] int8: high parts of all, low parts of all
+    parts: Tensor  # [Q + L, K] int8: high parts of all, low parts of those that need them
+    with_low: Tensor  # [L] int64: queries that have a low part
     scales: Tensor  # [Q] float32: vectors = scales * (256 high + low), almost
     inverse_norms: Tensor  # [Q] float32; 0 for a query of zeros
 
 
 def prepare_queries(vectors: Tensor) -> Queries:
-    """Split queries into two int8 parts.
+    """Round queries to int8, or split them into two int8 parts where that would lose more than MAX_LOST.
 
     Args:
         vectors: [Q, K] float.
@@ -58,13 +62,18 @@ def prepare_queries(vectors: Tensor) -> Queries:
     bad = (~torch.isfinite(norms)).nonzero().flatten().tolist()
     if bad:
         raise ArithmeticError(f"need finite queries, got a norm of {norms[bad[0]].item()} for query {bad[0]}")
-    scales = (vectors.abs().amax(dim=1) / SPLIT_MAX).clamp(min=torch.finfo(torch.float32).tiny)
-    whole = torch.round(vectors / scales[:, None]).to(torch.int32)
-    # nearest multiple of 256, so that the rest lies in [-128, 127]
-    high = torch.div(whole + 128, 256, rounding_mode="floor")
-    low = whole - 256 * high
+    largest = vectors.abs().amax(dim=1).clamp(min=SPLIT_MAX * torch.finfo(torch.float32).tiny)
+    scales = largest / (INT8_MAX * 256)
+    high = torch.round(vectors / (256 * scales)[:, None])
+    lost = (vectors - high * (256 * scales)[:, None]).norm(dim=1) > MAX_LOST**0.5 * norms
+    with_low = lost.nonzero().flatten()
+    scales[with_low] = largest[with_low] / SPLIT_MAX
+    whole = torch.round(vectors[with_low] / scales[with_low, None]).to(torch.int32)
+    # so that the rest lies in [-128, 127]
+    high[with_low] = torch.div(whole + 128, 256, rounding_mode="floor").float()
+    low = whole - 256 * high[with_low].to(torch.int32)
     inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms)).float()
-    return Queries(vectors, torch.cat([high, low]).to(torch.int8), scales, inverse)
+    return Queries(vectors, torch.cat([high, low]).to(torch.int8), with_low, scales, inverse)
 
 
 def has_integer_products() -> bool:
@@ -76,23 +85,26 @@ def products(rows: Tensor, scales: Tensor, queries: Queries, *, integer: bool, s
     """<z_i, q_j>: [n, K] stored rows, [n] scales -> [n, Q] float32.
 
     Args:
-        scratch: [n or more, 2 Q] int32 for the integer products, used again and again: fresh memory for every block
+        scratch: [n or more, Q + L] int32 for the integer products, used again and again: fresh memory for every block
             costs as much as half the products.
     """
-    out = torch.empty(len(rows), len(queries.vectors), dtype=torch.float32)
+    num_queries = len(queries.vectors)
+    out = torch.empty(len(rows), num_queries, dtype=torch.float32)
     if integer and rows.dtype == torch.int8:
         if scratch is None:
             scratch = torch.empty(len(rows), len(queries.parts), dtype=torch.int32)
         whole = scratch[: len(rows)]
+        high, low = whole[:, :num_queries], whole[:, num_queries:]
         for left in range(0, rows.shape[1], SPLIT_COLUMNS):
             columns = slice(left, left + SPLIT_COLUMNS)
-            # one product for both parts of the queries
+            # one product for all parts of the queries
             torch._int_mm(rows[:, columns], queries.parts[:, columns].T, out=whole)
-            high, low = whole.chunk(2, dim=1)
             if left == 0:
-                torch.mul(high, 256.0, out=out).add_(low)
+                torch.mul(high, 256.0, out=out)
             else:
-                out.add_(high, alpha=256).add_(low)
+                out.add_(high, alpha=256)
+            if len(queries.with_low):
+                out.index_add_(1, queries.with_low, low.float())
         return out.mul_(queries.scales).mul_(scales[:, None])
     for start in range(0, len(rows), TILE_ROWS):
         tile = slice(start, start + TILE_ROWS)
