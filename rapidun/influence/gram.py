@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rapidun.influence.capture import GradientCapture, shared_inputs
-from rapidun.influence.params import TrackedParameter, accumulation_dtype
+from rapidun.influence.params import TrackedParameter
 from rapidun.influence.precondition import Preconditioner
 from rapidun.influence.sinks import (
     GradientSink,
@@ -69,12 +69,10 @@ def exact_gram(
     num_rows = len(row_names)
     dtype, device = _model_dtype(model), _device(batches)
     lengths = [batch.tensors["labels"].shape[1] for batch in batches for _ in batch.rows]
-    # rotated factors are kept in float32 at least
-    kept = dtype if preconditioner is None else accumulation_dtype(dtype)
-    groups = list(pass_groups(parameters, lengths, dtype=kept, memory_bytes=memory_bytes))
+    groups = list(pass_groups(parameters, lengths, dtype=dtype, memory_bytes=memory_bytes))
     if len(groups) > 1:
         inputs = shared_inputs(model, parameters, batches[0].tensors)
-        groups = list(pass_groups(parameters, lengths, dtype=kept, memory_bytes=memory_bytes, inputs=inputs))
+        groups = list(pass_groups(parameters, lengths, dtype=dtype, memory_bytes=memory_bytes, inputs=inputs))
     squares = torch.zeros(2, num_rows, dtype=torch.float64, device=device)
     sums = GramSums(torch.zeros(num_rows, num_rows, dtype=torch.float64, device=device), squares[0], squares[1])
     losses = torch.zeros(num_rows, dtype=torch.float64)

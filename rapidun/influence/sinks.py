@@ -131,13 +131,11 @@ class KeepSink:
         self._rows = rows
 
     def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
-        if self._preconditioner is not None:
-            gradient = self._preconditioner.rotate(parameter, gradient)
         dtype = accumulation_dtype(gradient.g.dtype)
         piece: Contribution | _Dense = gradient
         if len(gradient.g) * parameter.numel * dtype.itemsize < gradient.nbytes:
             whole = (slice(0, parameter.shape[0]), slice(0, parameter.shape[1]))
-            piece = _Dense(gradient.product(*whole, dtype=dtype))
+            piece = _Dense(self._rotated(parameter, gradient).product(*whole, dtype=dtype))
         self._kept.setdefault(parameter.name, []).append((self._rows, piece))
 
     def nbytes(self) -> int:
@@ -166,6 +164,8 @@ class KeepSink:
         pieces = self._kept.pop(parameter.name, [])
         if not pieces:
             return
+        # only now: factors in the model's type, some of them shared, take a fraction of the room
+        pieces = [(rows, p if isinstance(p, _Dense) else self._rotated(parameter, p)) for rows, p in pieces]
         num_rows, num_columns = parameter.shape
         dtype = self._slice_dtype(parameter, [piece for _, piece in pieces])
         height = max(1, SLICE_NUMEL // (self._num_rows * num_columns))
@@ -176,6 +176,9 @@ class KeepSink:
             for examples, piece in pieces:
                 flat.index_add_(0, examples, piece.product(rows, columns, dtype=dtype).flatten(1))
             yield rows, flat
+
+    def _rotated(self, parameter: TrackedParameter, gradient: Contribution) -> Contribution:
+        return gradient if self._preconditioner is None else self._preconditioner.rotate(parameter, gradient)
 
     def _slice_dtype(self, parameter: TrackedParameter, pieces: Sequence[Contribution | _Dense]) -> torch.dtype:
         dtypes = {piece.g.dtype if isinstance(piece, Factors) else None for piece in pieces}
