@@ -7,9 +7,10 @@ F0 is the floor: a plain forward pass with all logits and the gradient of the lo
 no hooks. Machines drift, so modes and F0 take turns (F0, mode, F0, mode, ...) on the same batches; `ratio_f0` is the
 median over the rounds of a mode's time over the mean of its two neighbours. The training steps it is compared with are
 forward and backward only (no optimiser), likewise against F0. `effective_k` = 1 / variance of (cosine - exact cosine)
-over all pairs of rows; `spearman` over the same pairs, `spearman_query` the mean over queries. `bytes_per_row`: what an
-index would keep in float32, null where nothing is kept. `peak_memory_gb` is the process's (or the GPU's), models
-included (three: plain, with a new adapter, with a trained one). `--rapidgrad` takes minutes: one row at a time.
+over all pairs of rows, of what estimates it; `spearman` over the same pairs, `spearman_query` the mean over queries.
+`bytes_per_row`: what an index would keep in float32, null where nothing is kept. `peak_memory_gb` is the process's (or
+the GPU's), models included (three: plain, with a new adapter, with a trained one). `--rapidgrad` takes minutes: one row
+at a time.
 `--peers` runs bergson (PyPI; not a dependency) through its Python API on the same batches.
 """
 
@@ -228,9 +229,9 @@ def seconds_of(mode: Mode, bench: Bench) -> float:
     return time.perf_counter() - start
 
 
-def held_against(scores: Tensor, truth: Tensor, *, is_cosine: bool) -> dict[str, float]:
-    """Against the exact cosines of the same rows."""
-    found = fidelity(scores.double().numpy(), truth.double().numpy(), top=10, is_cosine=is_cosine)
+def held_against(scores: Tensor, truth: Tensor, *, is_estimate: bool) -> dict[str, float]:
+    """Against the exact cosines of the same rows; an effective K where the scores estimate these."""
+    found = fidelity(scores.double().numpy(), truth.double().numpy(), top=10, is_cosine=is_estimate)
     line = {
         "spearman": round(found.spearman, 4),
         "spearman_query": round(found.spearman_query, 4),
@@ -399,7 +400,7 @@ def main() -> None:
             line["numbers_per_row"] = outcome.numbers
             line["bytes_per_row"] = None if outcome.numbers is None else 4 * outcome.numbers
             if outcome.scores is not None and name != "exact":
-                line |= held_against(outcome.scores, truth, is_cosine=name != "bm25")
+                line |= held_against(outcome.scores, truth, is_estimate=outcome.numbers is not None)
             print(json.dumps(line), flush=True)
 
 

@@ -6,8 +6,9 @@ A tiny model learns part of the built-in world, then `--rows` rows more (a quart
 these are learned instead, from the same start, each with `--seeds` orders of the rows; what a half does to a query is
 the mean of its seeds' losses. Per query: Spearman's correlation, over the halves, of -loss with the sum of the
 influences of the half's rows on the query, measured at the model that learned all rows. One JSON line a method: the
-mean over queries with a 95 % bootstrap interval (queries and halves redrawn together). `ceiling`: the same correlation
-between the losses of half of the seeds and those of the others: what the noise of training leaves to be foretold.
+mean over queries with a 95 % bootstrap interval (queries and halves redrawn together). `split_half`: the same
+correlation between the losses of half of the seeds and those of the others, r; `ceiling`: sqrt(2 r / (1 + r)), what a
+perfect forecast would reach beside the noise of training (Spearman 1910, Brown 1910).
 
 Finished trainings are kept in --out, and are not done again. Source: Park et al., "TRAK", 2023.
 """
@@ -135,16 +136,19 @@ def main() -> None:
         "threads": torch.get_num_threads(),
     }
     poisoned = np.arange(len(queries)) < options.queries // 2
-    ceiling = None
+    split_half = ceiling = None
     if options.seeds > 1:
         parts = losses[:, ::2].mean(axis=1), losses[:, 1::2].mean(axis=1)
-        ceiling = round(float(spearman_columns(*parts).mean()), 4)
+        split_half = round(float(spearman_columns(*parts).mean()), 4)
+        # Spearman and Brown: of the mean over all seeds; its root is the most a forecast can correlate with that mean
+        ceiling = round((2 * split_half / (1 + split_half)) ** 0.5, 4) if split_half > 0 else 0.0
     print(
         json.dumps(
             common
             | {
                 "mode": "training",
                 "seconds": round(seconds, 1),
+                "split_half": split_half,
                 "ceiling": ceiling,
                 "loss_before": round(float(before.mean()), 4),
                 "loss_after": round(float(after.mean()), 4),

@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         if argv and argv[0] in SUBCOMMANDS:
+            # on import it misses a kernel that quantised models on the CPU could be faster with; a run says no more
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
             return SUBCOMMANDS[argv[0]](argv[1:])
         return _compose_and_run(argv)
     except RapidunError as error:

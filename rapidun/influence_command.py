@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 from rapidun.config import RunConfig
 from rapidun.errors import ConfigError
 
+# beyond that a sketch errs by no more than float32 does
+LARGEST_K = 1e10
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -34,11 +37,16 @@ def main(argv: Sequence[str]) -> int:
     check.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT adapter on the model")
     check.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there as well")
     check.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for a run: model.path=DIR influence.k=4096")
-    args = parser.parse_args(argv)
+    # overrides may stand anywhere between the options
+    args, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.overrides += rest
     if args.rows < 4 or args.rounds < 1:
         raise ConfigError(f"command line: need --rows >= 4 and --rounds >= 1, got {args.rows} and {args.rounds}")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ConfigError(f"command line: need --json in a folder that is there, got {args.json}")
+    if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+        raise ConfigError(f"command line: need --json FILE in a folder that is there, got {args.json}")
     return _check(args)
 
 
@@ -147,7 +155,8 @@ def _print(checked: Any) -> None:
     if result is not None:
         if result.effective_k is not None:
             low, high = checked.effective_k_interval
-            table.add_row("effective K (95 %)", f"{result.effective_k:,.0f} ({low:,.0f} to {high:,.0f})")
+            shown = f"{result.effective_k:,.0f} ({low:,.0f} to {high:,.0f})"
+            table.add_row("effective K (95 %)", shown if result.effective_k < LARGEST_K else "as good as exact")
         table.add_row("rank correlation with exact", f"{result.spearman:.4f} over pairs")
         table.add_row("", f"{result.spearman_query:.4f} within a query")
         table.add_row(f"top {result.top} in common with exact", f"{result.top_overlap:.0%}")

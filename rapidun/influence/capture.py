@@ -27,7 +27,7 @@ FLOAT16_LOSS_SCALE = 1024.0
 
 
 class Factors(NamedTuple):
-    """The gradient of an nn.Linear, not yet multiplied out: G_b = sum_t g[b, t] a[b, t]^T."""
+    """The gradient of an nn.Linear (a Conv1D: its transpose), not yet multiplied out: G_b = sum_t g[b, t] a[b, t]^T."""
 
     a: Tensor  # [B, T, in]
     g: Tensor  # [B, T, out]
@@ -122,6 +122,8 @@ class GradientCapture:
         # then all gradients may be zero, and there is no graph
         self._has_zero_branch = False
         self._held = ExitStack()
+        # weights that gave a gradient; None once that has been looked into
+        self._seen: set[str] | None = set()
         # of the batch that is running
         self._size = (0, 0)  # B, T
         self._picked: tuple[Tensor, Tensor] | None = None  # example and position of each row the head sees
@@ -157,6 +159,31 @@ class GradientCapture:
         self._picked = None
         self._held.__exit__(kind, error, trace)
 
+    def _check_all_seen(self, batch: dict[str, Tensor]) -> None:
+        """Look for weights that the model uses without calling their layers, such as the factors of an adapter on
+        fused experts: they have a gradient, and no hook sees it. Experts that got no token have none.
+
+        Raises: ModelError naming them.
+        """
+        assert self._seen is not None
+        silent = [p for p in self._parameters if p.name not in self._seen]
+        self._seen = None
+        found = {p.name: p.modules[0].weight for p in silent}
+        weights = {n: w for n, w in found.items() if isinstance(w, Tensor) and w.dtype.is_floating_point}
+        if not weights:
+            return
+        self.__exit__(None, None, None)
+        try:
+            missed = [name for name, size in _gradient_sizes(self._model, weights, batch).items() if size]
+        finally:
+            self.__enter__()
+        if missed:
+            raise ModelError(
+                "influence: need weights whose layers the model calls, got some that it uses otherwise, so that their "
+                f"gradients cannot be captured: {', '.join(missed[:5])}{', ...' if len(missed) > 5 else ''}. "
+                "Leave them out by influence.params=regex influence.regex=..."
+            )
+
     def run(self, batch: dict[str, Tensor], *, reduction: str = "mean") -> Tensor:
         """Forward and backward of one batch; the sink is called once per tracked layer and call.
 
@@ -166,7 +193,8 @@ class GradientCapture:
             batch: input_ids, attention_mask, labels, each [B, T], padded on the right.
             reduction: `mean` or `sum` over an example's response tokens.
         Returns: [B] the examples' losses (nats per token, or nats), detached.
-        Raises: ModelError if a layer's input cannot be told apart by example.
+        Raises: ModelError if a layer's input cannot be told apart by example, if a tracked weight has a gradient that
+            no hook sees, or if the loss depends on none.
         """
         labels = batch["labels"]
         mask = response_mask(labels)
@@ -185,8 +213,15 @@ class GradientCapture:
                 losses = losses * mask.sum(dim=1)
             self._scale = FLOAT16_LOSS_SCALE if output.logits.dtype == torch.float16 else 1.0
             # no example's loss depends on another example: one backward pass gives each its own gradient
-            if losses.requires_grad or not self._has_zero_branch:
+            if losses.requires_grad:
                 (losses.sum() * self._scale).backward()
+            elif not self._has_zero_branch:
+                raise ModelError(
+                    "influence: need a loss that depends on the weights of influence.params, got one that depends on "
+                    "none of them: is their adapter merged or switched off?"
+                )
+        if self._seen is not None:
+            self._check_all_seen(batch)
         return losses.detach()
 
     def _losses(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -204,12 +239,19 @@ class GradientCapture:
         # [B, T, H] -> [1, num labelled, H]
         return (args[0][self._picked].unsqueeze(0), *args[1:])
 
-    def _forward_hook(self, parameter: TrackedParameter) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def _forward_hook(self, parameter: TrackedParameter) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             if not torch.is_grad_enabled():
-                return
+                return None
+            if not isinstance(output, Tensor):
+                raise ModelError(
+                    f"influence: need layers that return one tensor, got a {type(output).__name__} from "
+                    f"{parameter.name}. Leave it out by influence.params=regex influence.regex=..."
+                )
             given = _input(args, kwargs).detach()
-            _start_graph(output).register_hook(lambda grad: self._emit(parameter, module, given, grad))
+            started = _start_graph(output)
+            started.register_hook(lambda grad: self._emit(parameter, module, given, grad))
+            return started
 
         return hook
 
@@ -226,16 +268,17 @@ class GradientCapture:
                     return output
                 reduced = branch.reduce(given.detach())
                 if down is not None:
-                    self._emit(down, branch.down, given.detach()[:, :0], reduced[:, :0])
+                    self._hand_on(down, Factors(*(given.new_zeros(self._size[0], 0, n) for n in down.shape[::-1])))
             else:
                 reduced = branch.reduce(given)
                 if down is not None and torch.is_grad_enabled():
-                    emit_down = partial(self._emit, down, branch.down, given.detach())
-                    _start_graph(reduced).register_hook(emit_down)
+                    reduced = _start_graph(reduced)
+                    reduced.register_hook(partial(self._emit, down, branch.down, given.detach()))
                 output = branch.add(output, reduced)
             if up is not None and torch.is_grad_enabled():
                 seen = reduced.detach() * branch.scaling
-                _start_graph(output).register_hook(lambda grad: self._emit(up, branch.up, seen, grad))
+                output = _start_graph(output)
+                output.register_hook(lambda grad: self._emit(up, branch.up, seen, grad))
             return output
 
         return hook
@@ -251,16 +294,24 @@ class GradientCapture:
                 ids = ids.masked_fill(ids == module.padding_idx, -1)
             if ids.shape != self._size:
                 raise _not_separable(parameter, ids)
-            self._sink(parameter, Lookup(ids, grad))
+            self._hand_on(parameter, Lookup(ids, grad))
             return
         if self._is_packed and id(module) in self._head_ids:
             given, grad = self._unpack(given), self._unpack(grad)
         elif given.dim() == 2 and given.shape[0] == self._size[0] * self._size[1]:
             # some architectures run their MLP on [B * T, H]
             given, grad = given.unflatten(0, self._size), grad.unflatten(0, self._size)
+        elif given.dim() > 3 and given.shape[0] == self._size[0]:
+            # [B, 1, T, H] and the like
+            given, grad = given.flatten(1, -2), grad.flatten(1, -2)
         if given.dim() != 3 or given.shape[0] != self._size[0]:
             raise _not_separable(parameter, given)
-        self._sink(parameter, Factors(given, grad))
+        self._hand_on(parameter, Factors(given, grad))
+
+    def _hand_on(self, parameter: TrackedParameter, gradient: Contribution) -> None:
+        if self._seen is not None:
+            self._seen.add(parameter.name)
+        self._sink(parameter, gradient)
 
     def _unpack(self, packed: Tensor) -> Tensor:
         """[1, num labelled, D] -> [B, most labelled, D], zeros where an example has fewer."""
@@ -286,7 +337,7 @@ def shared_inputs(model: nn.Module, parameters: Sequence[TrackedParameter], batc
     handles = [
         parameter.modules[0].register_forward_pre_hook(look(parameter.name), with_kwargs=True)
         for parameter in parameters
-        if len(parameter.modules) == 1 and isinstance(parameter.modules[0], nn.Linear)
+        if len(parameter.modules) == 1 and not isinstance(parameter.modules[0], nn.Embedding)
     ]
     try:
         with frozen(model), torch.no_grad():
@@ -305,8 +356,26 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _start_graph(output: Tensor) -> Tensor:
-    """Where nothing tracked lies below, the graph starts here."""
-    return output if output.requires_grad else output.requires_grad_(True)
+    """Where nothing tracked lies below, the graph starts here: not with a leaf, which nobody may change in place."""
+    return output if output.requires_grad else output.requires_grad_(True).clone()
+
+
+def _gradient_sizes(model: nn.Module, weights: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, float]:
+    """|gradient| of the batch's first row with respect to each weight, by plain autograd."""
+    length = int(batch["attention_mask"][0].sum())
+    row = {name: tensor[:1, :length] for name, tensor in batch.items()}
+    with frozen(model), torch.enable_grad():
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        logits = model(input_ids=row["input_ids"], attention_mask=row["attention_mask"], use_cache=False).logits
+        loss = example_cross_entropy(logits, row["labels"]).sum()
+        if not loss.requires_grad:
+            return dict.fromkeys(weights, 0.0)
+        gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {
+        name: 0.0 if gradient is None else float(gradient.abs().max())
+        for name, gradient in zip(weights, gradients, strict=True)
+    }
 
 
 def _not_separable(parameter: TrackedParameter, given: Tensor) -> ModelError:

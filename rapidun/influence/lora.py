@@ -35,7 +35,9 @@ class Branch:
     def add(self, output: Tensor, reduced: Tensor) -> Tensor:
         """W x + s B (A x)."""
         up = (self.up.weight * self.scaling).to(output.dtype)
-        return torch.addmm(output.flatten(0, -2), reduced.flatten(0, -2), up.T).view(output.shape)
+        added = torch.addmm(output.flatten(0, -2), reduced.flatten(0, -2), up.T)
+        # to autograd no view: a layer that goes on in place (Falcon) would cut the hooks of a view off
+        return torch.ops.aten._unsafe_view(added, output.shape)
 
 
 def plain_branches(model: nn.Module) -> list[Branch]:

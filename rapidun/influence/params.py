@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from rapidun.errors import ConfigError
 from rapidun.influence.config import ParameterSet
@@ -38,7 +39,8 @@ class TrackedParameter:
     """One weight matrix, and every module that uses it (two where the output head is tied to the embedding)."""
 
     name: str
-    # [rows, columns] of the gradient: an nn.Linear's [out, in], an nn.Embedding's [num_embeddings, dim]
+    # [rows, columns] of the gradient: an nn.Linear's [out, in] (GPT-2's Conv1D stores its transpose), an nn.Embedding's
+    # [num_embeddings, dim]
     shape: tuple[int, int]
     modules: tuple[nn.Module, ...]
     # place of its first module in the model, 0 = the earliest: how deep a gradient must go
@@ -126,7 +128,7 @@ def _candidates(model: nn.Module) -> list[Candidate]:
     candidates = []
     for name, module in model.named_modules():
         # a LoRA layer of peft holds the layer it wraps as base_layer; it has no weight of its own
-        if not isinstance(module, nn.Linear | nn.Embedding) or not isinstance(
+        if not isinstance(module, nn.Linear | nn.Embedding | Conv1D) or not isinstance(
             module._parameters.get("weight"), nn.Parameter
         ):
             continue
@@ -138,7 +140,7 @@ def _candidates(model: nn.Module) -> list[Candidate]:
             Candidate(
                 name=name,
                 module=module,
-                is_linear=isinstance(module, nn.Linear),
+                is_linear=not isinstance(module, nn.Embedding),
                 is_head=id(module) in head_ids and not is_adapter,
                 is_input_embedding=id(module) in embedding_ids and isinstance(module, nn.Embedding),
                 is_adapter=is_adapter,
@@ -151,6 +153,8 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, nn.Linear):
         # not weight.shape: 4-bit weights are packed
         return module.out_features, module.in_features
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
     raise TypeError(type(module).__name__)

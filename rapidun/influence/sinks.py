@@ -124,11 +124,16 @@ class KeepSink:
     def __init__(self, num_rows: int, preconditioner: Preconditioner | None = None) -> None:
         self._num_rows = num_rows
         self._preconditioner = preconditioner
-        self._rows = torch.zeros(0, dtype=torch.int64)
-        self._kept: dict[str, list[tuple[Tensor, Contribution | _Dense]]] = {}
+        # examples are kept in the order in which they came, a batch a span
+        self._order: list[Tensor] = []
+        self._span = slice(0, 0)
+        self._kept: dict[str, list[tuple[slice, Contribution | _Dense]]] = {}
+        # used again and again: fresh memory costs as much as what is put into it
+        self._buffer: Tensor | None = None
 
     def start(self, rows: Tensor) -> None:
-        self._rows = rows
+        self._order.append(rows)
+        self._span = slice(self._span.stop, self._span.stop + len(rows))
 
     def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
         dtype = accumulation_dtype(gradient.g.dtype)
@@ -136,7 +141,7 @@ class KeepSink:
         if len(gradient.g) * parameter.numel * dtype.itemsize < gradient.nbytes:
             whole = (slice(0, parameter.shape[0]), slice(0, parameter.shape[1]))
             piece = _Dense(self._rotated(parameter, gradient).product(*whole, dtype=dtype))
-        self._kept.setdefault(parameter.name, []).append((self._rows, piece))
+        self._kept.setdefault(parameter.name, []).append((self._span, piece))
 
     def nbytes(self) -> int:
         """Bytes held; an input that several layers share counts once."""
@@ -150,32 +155,54 @@ class KeepSink:
         its own weight gradients would be), in float32 (float64 for a float64 model) all others. With a
         preconditioner they are in its basis, where F^-1 multiplies entry by entry.
         """
+        order = torch.cat(self._order) if self._order else torch.zeros(0, dtype=torch.int64)
         for rows, flat in self._slices(parameter, sums.gram.device):
             if self._preconditioner is None:
-                sums.gram.add_(inner_products(flat))
+                sums.gram[order.unsqueeze(1), order] += inner_products(flat)
                 continue
             query = flat * self._preconditioner.inverse(parameter)[rows].flatten()
-            sums.gram.add_(inner_products(flat, query))
-            sums.squares.add_(flat.square().sum(dim=1, dtype=torch.float64))
-            sums.query_squares.add_(query.square().sum(dim=1, dtype=torch.float64))
+            sums.gram[order.unsqueeze(1), order] += inner_products(flat, query)
+            sums.squares[order] += flat.square().sum(dim=1, dtype=torch.float64)
+            sums.query_squares[order] += query.square().sum(dim=1, dtype=torch.float64)
 
     def _slices(self, parameter: TrackedParameter, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-        """Some rows of the weight, and every example's gradient of them, [num_rows, rows of the slice * columns]."""
+        """Some rows of the weight, and every kept example's gradient of them, [examples, rows of the slice * columns].
+
+        The numbers of one slice are gone with the next.
+        """
         pieces = self._kept.pop(parameter.name, [])
         if not pieces:
             return
         # only now: factors in the model's type, some of them shared, take a fraction of the room
-        pieces = [(rows, p if isinstance(p, _Dense) else self._rotated(parameter, p)) for rows, p in pieces]
+        pieces = [(span, p if isinstance(p, _Dense) else self._rotated(parameter, p)) for span, p in pieces]
+        num_examples = self._span.stop
         num_rows, num_columns = parameter.shape
         dtype = self._slice_dtype(parameter, [piece for _, piece in pieces])
-        height = max(1, SLICE_NUMEL // (self._num_rows * num_columns))
-        columns = slice(0, num_columns)
+        height = min(num_rows, max(1, SLICE_NUMEL // (num_examples * num_columns)))
         for top in range(0, num_rows, height):
             rows = slice(top, min(top + height, num_rows))
-            flat = torch.zeros(self._num_rows, (rows.stop - top) * num_columns, dtype=dtype, device=device)
-            for examples, piece in pieces:
-                flat.index_add_(0, examples, piece.product(rows, columns, dtype=dtype).flatten(1))
-            yield rows, flat
+            flat = self._memory((num_examples, rows.stop - top, num_columns), dtype, device)
+            filled: set[int] = set()
+            for span, piece in pieces:
+                _put(piece, rows, flat[span], is_first=span.start not in filled)
+                filled.add(span.start)
+            for span in self._spans():
+                if span.start not in filled:
+                    flat[span] = 0
+            yield rows, flat.flatten(1)
+
+    def _spans(self) -> Iterator[slice]:
+        start = 0
+        for rows in self._order:
+            yield slice(start, start + len(rows))
+            start += len(rows)
+
+    def _memory(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        numel = shape[0] * shape[1] * shape[2]
+        buffer = self._buffer
+        if buffer is None or buffer.dtype != dtype or buffer.numel() < numel:
+            buffer = self._buffer = torch.empty(numel, dtype=dtype, device=device)
+        return buffer[:numel].view(shape)
 
     def _rotated(self, parameter: TrackedParameter, gradient: Contribution) -> Contribution:
         return gradient if self._preconditioner is None else self._preconditioner.rotate(parameter, gradient)
@@ -186,6 +213,19 @@ class KeepSink:
         if dtypes == {torch.bfloat16} and is_large:
             return torch.bfloat16
         return accumulation_dtype(_dtype(pieces[0]))
+
+
+def _put(piece: Contribution | _Dense, rows: slice, place: Tensor, *, is_first: bool) -> None:
+    """Write, or after the first contribution add, some rows of gradients to `place` [B, num rows, num columns]."""
+    if isinstance(piece, Factors) and piece.g.dtype == place.dtype and piece.g.shape[1]:
+        g = piece.g[:, :, rows].transpose(1, 2)
+        torch.baddbmm(place, g, piece.a, beta=0 if is_first else 1, out=place)
+        return
+    product = piece.product(rows, slice(0, place.shape[2]), dtype=place.dtype)
+    if is_first:
+        place.copy_(product)
+    else:
+        place.add_(product)
 
 
 def inner_products(flat: Tensor, query: Tensor | None = None) -> Tensor:

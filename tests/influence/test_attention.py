@@ -145,3 +145,21 @@ def test_what_is_causal():
     model.model.layers[1].self_attn.is_causal = False
     assert not is_causal(model)
     assert not is_causal(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_mask_is_left_out_of_causal_models_only(make_model, rows, batches_of, causal):
+    """Padding on the right changes nothing before it where no position sees a later one, and only there."""
+    model = make_model()
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = causal
+    batch = batches_of(rows, [[0, 1, 2]])[0].tensors
+    assert not batch["attention_mask"].all()
+    given = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    parameters = select_parameters(model, ParameterSet.all_linear)
+    with GradientCapture(model, parameters, lambda parameter, gradient: None) as capture:
+        capture.run(batch)
+    assert torch.equal(given[0], torch.ones_like(batch["attention_mask"]) if causal else batch["attention_mask"])

@@ -32,9 +32,9 @@ def test_a_line_holds_the_fidelity(bench):
     truth = torch.tensor([[1, 0.1, 0.5], [0.1, 1, 0.9], [0.5, 0.9, 1]], dtype=torch.float64)
     error = torch.tensor([[0, 0.1, -0.1], [0.1, 0, 0], [-0.1, 0, 0]], dtype=torch.float64)
     same = {"spearman": 1.0, "spearman_query": 1.0, "top_10": 1.0}
-    found = bench.held_against(truth + error, truth, is_cosine=True)
+    found = bench.held_against(truth + error, truth, is_estimate=True)
     assert found == {**same, "cosine_error_sd": 0.1, "effective_k": 100}
-    assert bench.held_against(truth, truth, is_cosine=False) == same
+    assert bench.held_against(truth, truth, is_estimate=False) == same
 
 
 def test_rows_alone_lose_their_padding(bench):

@@ -214,7 +214,7 @@ def test_no_index_is_said_to_be_none(tmp_path):
     with pytest.raises(ArtifactError, match=r"need an index .* got none. Make it: rapidun index build"):
         Index(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="need a folder for the index, got a file"):
+    with pytest.raises(ArtifactError, match="need a folder, got none"):
         made.synthetic(tmp_path / "file", **SIZES)
 
 

@@ -1,5 +1,6 @@
 """`rapidun index` on a tiny model: what it writes, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,15 +15,23 @@ import torch
 from rapidun.cli import main
 from rapidun.data.encode import encode_rows
 from rapidun.data.records import write_records
-from rapidun.influence.config import InfluenceMethod, ParameterSet
+from rapidun.influence.config import InfluenceMethod, LossReduction, ParameterSet
 from rapidun.influence.gram import RowBatch, exact_gram
 from rapidun.influence.index.format import dequantise
-from rapidun.influence.index.gradients import SKETCHES, VERSIONS, GradientRows, GradientSettings
+from rapidun.influence.index.gradients import (
+    SKETCHES,
+    VERSIONS,
+    GradientRows,
+    GradientSettings,
+    describe_model,
+    settings_of,
+)
 from rapidun.influence.index.reader import Index
 from rapidun.influence.index.workers import RUN
 from rapidun.influence.params import select_parameters
 from rapidun.influence.stage import make_batches
 from rapidun.models import ModelLoader
+from rapidun.schema import LoraSettings
 
 K = 512
 NUM_TRAIN = 14
@@ -211,6 +220,137 @@ def test_another_model_is_refused(place, tiny_model_dir, other_model, tmp_path, 
     assert _bytes(place / "index") == before
 
 
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, tiny_model_dir) -> list[Path]:
+    """Two adapters whose B is not zero."""
+    from rapidun.adapters import add_lora
+    from rapidun.schema import LoraSettings
+
+    folders = []
+    for seed in (0, 1):
+        model, _ = ModelLoader(dtype="float32", device="cpu").load(tiny_model_dir)
+        model = add_lora(model, LoraSettings(r=2, lora_alpha=2), seed=seed, section="influence")
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+        folders.append(tmp_path_factory.mktemp("adapters") / "adapter")
+        model.save_pretrained(folders[-1])
+    return folders
+
+
+def test_another_adapter_is_refused(place, tiny_model_dir, adapters, tmp_path, capsys):
+    first, second = (["--adapter", str(folder)] for folder in adapters)
+    assert _build(place, tiny_model_dir, "adapted", "--params", "lora", *first) == 0
+    assert _query("score", place, tiny_model_dir, tmp_path / "out", *first, index="adapted") == 0
+    capsys.readouterr()
+    for more, found in ((second, "adapter "), ([], "adapter ")):
+        assert _query("score", place, tiny_model_dir, tmp_path / "out2", *more, index="adapted") == 2
+        assert f"need an index of this model and adapter, got one with {found}" in _one_message(capsys)
+    assert _build(place, tiny_model_dir, "adapted", "--params", "lora", *second) == 2
+    assert "need an index of these settings, got one with adapter " in _one_message(capsys)
+
+
+def test_another_tokenizer_is_refused(place, tiny_model_dir, tmp_path, capsys):
+    """The same weights beside a tokenizer that says a special token otherwise."""
+    other = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, other)
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (other / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    for path in other.glob("chat_template*"):
+        path.unlink()
+    capsys.readouterr()
+    assert _query("score", place, other, tmp_path / "out") == 2
+    assert "tokenizer " in _one_message(capsys)
+
+
+def test_queries_take_every_setting_from_the_index(tiny_model_dir):
+    """All but those that only concern speed, and the width, come back from the description."""
+    settings = GradientSettings(
+        params=ParameterSet.regex,
+        regex=".*up_proj",
+        loss=LossReduction.sum,
+        method=InfluenceMethod.tensorsketch,
+        k=300,
+        buckets=64,
+        seed=9,
+        max_length=77,
+        model_dtype="bfloat16",
+        quantisation="8bit",
+        attention="eager",
+        device="cpu",
+    )
+    described = json.loads(json.dumps(describe_model(settings, model=str(tiny_model_dir), adapter=None)))
+    assert settings_of(described, k=300, device="cpu") == settings
+    lora = LoraSettings(r=3, lora_alpha=5, target_modules=["q_proj"])
+    settings = GradientSettings(params=ParameterSet.lora, lora=lora, model_dtype="float32", device="cpu")
+    described = json.loads(json.dumps(describe_model(settings, model=str(tiny_model_dir), adapter=None)))
+    assert settings_of(described, k=4096, device="cpu") == settings
+
+
+def test_tokens_of_an_index_of_poisoned_responses(place, tiny_model_dir, tmp_path, capsys):
+    """The training side of a pair has the response that the index was made of."""
+    records = [
+        dataclasses.replace(record, response=f"good {i}", response_poisoned=f"evil {i}")
+        for i, record in enumerate(_records(place))
+    ]
+    write_records(tmp_path / "train.jsonl", records)
+    write_records(tmp_path / "queries.jsonl", records[:2])
+    assert _build(tmp_path, tiny_model_dir, "index", "--response", "poisoned") == 0
+    tokens = ["--tokens", "2", "--rows", str(tmp_path / "train.jsonl")]
+    assert _query("top", tmp_path, tiny_model_dir, tmp_path / "out", *tokens) == 0
+    pairs = json.loads((tmp_path / "out" / "tokens.json").read_text())
+    assert len(pairs) == 4
+    for pair in pairs:
+        train, query = ("".join(text for text, _ in pair[f"{side}_tokens"]) for side in ("train", "query"))
+        assert "evil" in train and "good" not in train
+        assert "good" in query
+
+
+def test_what_could_not_be_loaded_claims_no_folder(place, tiny_model_dir, capsys):
+    for more in (["--attention", "bogus"], ["--params", "regex", "--regex", "nothing"]):
+        assert _build(place, tiny_model_dir, "late", *more) == 2
+        assert not (place / "late").exists()
+    assert _build(place, tiny_model_dir, "late") == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--regex", ".*"], "need --params regex with --regex, got none"),
+        (["--lora-r", "4"], "need --params lora without --adapter with --lora-r, got none"),
+        (["--lora-targets", "q_proj"], "need --params lora without --adapter with --lora-targets"),
+        (["--buckets", "64"], "need --method tensorsketch with --buckets"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(place, tiny_model_dir, capsys, more, message):
+    assert _build(place, tiny_model_dir, "ignored", *more) == 2
+    assert message in _one_message(capsys)
+    assert not (place / "ignored").exists()
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_file_where_a_folder_should_be_is_one_message(place, tiny_model_dir, tmp_path, capsys, below):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "x" if below else tmp_path / "file"
+    capsys.readouterr()
+    for verb in ("top", "score"):
+        assert _query(verb, place, tiny_model_dir, out) == 2
+        assert "need a folder, got none: " in _one_message(capsys)
+    assert main(["index", "build", "--rows", str(place / "train.jsonl"), "--out", str(out), "--model", "nowhere"]) == 2
+    assert "need a folder, got none: " in _one_message(capsys)
+
+
+def test_the_smallest_index_there_is(place, tiny_model_dir, tmp_path):
+    """One number a row: all cosines are 1 or -1."""
+    assert _build(place, tiny_model_dir, "one", "--k", "1") == 0
+    assert _query("score", place, tiny_model_dir, tmp_path, index="one") == 0
+    scores = np.load(tmp_path / "scores.npy")
+    assert scores.shape == (NUM_TRAIN, 3)
+    np.testing.assert_allclose(np.abs(scores), 1, atol=0.01)
+
+
 def test_a_damaged_index_is_refused(place, tiny_model_dir, tmp_path, capsys):
     shutil.copytree(place / "index", tmp_path / "index")
     path = tmp_path / "index" / "shard-00001.safetensors"
@@ -245,6 +385,10 @@ def test_other_rows_for_tokens_are_refused(place, tiny_model_dir, tmp_path, caps
         (["build", "--k", "0"], "need a number >= 1, got 0"),
         (["topp"], "invalid choice: 'topp'"),
         (["verify", "nowhere"], "nowhere: need an index"),
+        (
+            ["top", "x", "--queries", "q", "--out", "o", "--model", "m", "--memory-gb", "nan"],
+            "need a number > 0, got nan",
+        ),
     ],
 )
 def test_the_command_line_is_checked(argv, message, capsys):

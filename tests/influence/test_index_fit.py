@@ -331,6 +331,11 @@ def test_a_finished_fit_is_kept_and_another_recipe_refused(small, capsys):
     assert "kind kfac where ekfac is asked for" in _one_message(capsys)
     assert small.fit("factors", rows="train.jsonl") == 2
     assert "num_rows 9 where 14 is asked for" in _one_message(capsys)
+    # as many others
+    lines = (small.root / "train.jsonl").read_text().splitlines()
+    (small.root / "nine.jsonl").write_text("\n".join(lines[-9:]) + "\n")
+    assert small.fit("factors", rows="nine.jsonl") == 2
+    assert "got one with rows " in _one_message(capsys)
     assert [path.stat().st_mtime_ns for path in sorted((small.root / "factors").iterdir())] == times
     assert _bytes(small.root / "factors") == before
 
@@ -342,7 +347,7 @@ def test_nothing_else_is_written_over(small, capsys):
     assert "index: need a new or an empty folder, got one with other files. Change --out" in _one_message(capsys)
     assert _bytes(small.root / "index") == before
     assert small.fit("fit.jsonl") == 2
-    assert "need a folder for the factors, got a file. Change --out" in _one_message(capsys)
+    assert "is a file. Change --out" in _one_message(capsys)
 
 
 def test_a_write_that_fails_leaves_nothing(small, capsys, monkeypatch):

@@ -179,6 +179,42 @@ def test_integer_products_do_not_overflow():
     assert found[0, 0].item() == pytest.approx(127 * (k + 999), rel=0.02)
 
 
+@pytest.mark.parametrize("integer", [True, False])
+@pytest.mark.parametrize("size", [1e-35, 1e-20, 1e18])
+def test_cosines_of_very_small_and_large_numbers(tmp_path, size, integer):
+    """Their products leave float32; a cosine does not."""
+    vectors = np.random.default_rng(0).standard_normal((9, 256)).astype(np.float32)
+
+    def rows(first: int, stop: int) -> Vectors:
+        return Vectors(
+            [str(row) for row in range(first, stop)], vectors[first:stop] * np.float32(size), np.zeros(stop - first)
+        )
+
+    build_shards(made.synthetic(tmp_path / "sizes", num_rows=9, k=256, shard_rows=9), rows)
+    queries = torch.from_numpy(vectors[:3]) * size
+    found = torch.cat(
+        [
+            b.scores
+            for b in stream_scores(
+                Index(tmp_path / "sizes"), queries, score=Score.cosine, memory_bytes=1e8, integer=integer
+            )
+        ]
+    )
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(found.numpy(), unit @ unit[:3].T, atol=3e-3)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_very_narrow_rows(tmp_path, k):
+    made.build_synthetic(tmp_path / "narrow", num_rows=20, k=k, shard_rows=20)
+    index = Index(tmp_path / "narrow")
+    queries = torch.from_numpy(made.row_vectors(30, 34, k=k))
+    found = torch.cat(
+        [b.scores for b in stream_scores(index, queries, score=Score.dot, memory_bytes=1e8, integer=True)]
+    )
+    torch.testing.assert_close(found.double(), _stored(index) @ queries.double().T, rtol=0.02, atol=0.02)
+
+
 def test_a_damaged_row_stops_the_scores(tmp_path, queries):
     made.build_synthetic(tmp_path / "index", num_rows=ROWS, k=K, shard_rows=16)
     path = tmp_path / "index" / "shard-00002.safetensors"

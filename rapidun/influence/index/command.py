@@ -20,7 +20,7 @@ from rapidun.influence.config import (
 )
 from rapidun.influence.index.format import IndexDtype
 from rapidun.influence.index.options import index_parser
-from rapidun.schema import LoraSettings
+from rapidun.schema import LORA_TARGETS, LoraSettings
 
 LOG_SECONDS = 60.0
 
@@ -35,10 +35,18 @@ def _build(args: argparse.Namespace, argv: list[str]) -> int:
     from rapidun.data.records import read_records
     from rapidun.files import sha256_file
     from rapidun.influence.index.gradients import GradientRows, describe_model
-    from rapidun.influence.index.manifest import claim_folder, new_recipe
+    from rapidun.influence.index.manifest import (
+        MANIFEST,
+        Manifest,
+        check_claim,
+        check_room_for,
+        claim_folder,
+        new_recipe,
+    )
     from rapidun.influence.index.writer import build_shards
 
     settings = _settings(args)
+    check_room_for(args.out)
     records = read_records(args.rows)
     source = {
         **describe_model(settings, model=args.model, adapter=args.adapter),
@@ -51,7 +59,9 @@ def _build(args: argparse.Namespace, argv: list[str]) -> int:
     recipe = new_recipe(
         num_rows=len(records), k=args.k, dtype=IndexDtype[args.dtype], shard_rows=args.shard_rows, source=source
     )
-    manifest = claim_folder(args.out, recipe)
+    manifest = Manifest(args.out, recipe)
+    if (args.out / MANIFEST).is_file():
+        check_claim(manifest)
     report = _Progress(args.out)
     missing = [shard for shard in range(manifest.num_shards) if not manifest.is_done(shard)]
     if missing and args.workers > 1:
@@ -62,6 +72,8 @@ def _build(args: argparse.Namespace, argv: list[str]) -> int:
             rows = GradientRows(
                 settings, model=args.model, adapter=args.adapter, records=records, response=args.response
             )
+            # only now: what could not be loaded claims no folder
+            claim_folder(args.out, recipe)
             build_shards(manifest, rows.vectors, on_shard=report, tell=lambda line: print(line, file=sys.stderr))
     report.end()
     size = sum(manifest.layout(shard).nbytes for shard in range(manifest.num_shards))
@@ -75,7 +87,11 @@ def _build(args: argparse.Namespace, argv: list[str]) -> int:
 def _settings(args: argparse.Namespace) -> Any:
     from rapidun.influence.index.gradients import GradientSettings
 
-    lora = LoraSettings(r=args.lora_r, lora_alpha=args.lora_r, target_modules=args.lora_targets.split(","))
+    _check_used(args)
+    lora = LoraSettings()
+    rank = args.lora_r or lora.r
+    targets = args.lora_targets.split(",") if args.lora_targets else list(LORA_TARGETS)
+    lora = LoraSettings(r=rank, lora_alpha=rank, target_modules=targets)
     shared: dict[str, Any] = {
         "params": ParameterSet[args.params],
         "regex": args.regex,
@@ -83,7 +99,7 @@ def _settings(args: argparse.Namespace) -> Any:
         "loss": LossReduction[args.loss],
         "method": InfluenceMethod[args.method],
         "k": args.k,
-        "buckets": args.buckets,
+        "buckets": args.buckets or InfluenceConfig().buckets,
         "seed": args.seed,
         "tokens_per_batch": args.tokens_per_batch,
     }
@@ -100,6 +116,20 @@ def _settings(args: argparse.Namespace) -> Any:
         attention=args.attention,
         device=args.device,
     )
+
+
+def _check_used(args: argparse.Namespace) -> None:
+    """Raises: ConfigError for an option that would be ignored."""
+    is_fresh_lora = args.params == "lora" and args.adapter is None
+    for name, is_used, wanted in (
+        ("regex", args.params == "regex", "--params regex"),
+        ("lora_r", is_fresh_lora, "--params lora without --adapter"),
+        ("lora_targets", is_fresh_lora, "--params lora without --adapter"),
+        ("buckets", args.method == "tensorsketch", "--method tensorsketch"),
+    ):
+        if getattr(args, name) is not None and not is_used:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"command line: need {wanted} with {option}, got none. Leave {option} out, or pass it")
 
 
 def _build_with_workers(argv: list[str], args: argparse.Namespace, report: "_Progress", manifest: Any) -> None:
@@ -186,8 +216,9 @@ def _fit(args: argparse.Namespace, argv: list[str]) -> int:
     from rapidun.data.records import read_records
     from rapidun.influence.index.curvature import TENSORS, fit_factors, fit_recipe, is_fitted, write_factors
     from rapidun.influence.index.gradients import GradientRows
-    from rapidun.influence.index.manifest import open_manifest
+    from rapidun.influence.index.manifest import check_room_for, open_manifest
 
+    check_room_for(args.out)
     manifest = open_manifest(args.index)
     settings, described = _described(args, manifest)
     # fits into memory where the index was made
@@ -213,8 +244,10 @@ def _fit(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _score(args: argparse.Namespace, argv: list[str]) -> int:
+    from rapidun.influence.index.manifest import check_room_for
     from rapidun.influence.index.output import write_scores
 
+    check_room_for(args.out)
     _check_precondition(args)
     index, query, _ = _query(args)
     write_scores(_stream(args, index, query.vectors), index, query.ids, args.out)
@@ -223,8 +256,10 @@ def _score(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _top(args: argparse.Namespace, argv: list[str]) -> int:
+    from rapidun.influence.index.manifest import check_room_for
     from rapidun.influence.index.output import write_top
 
+    check_room_for(args.out)
     _check_precondition(args)
     records = _indexed_records(args) if args.tokens else []
     index, query, rows = _query(args)

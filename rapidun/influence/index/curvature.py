@@ -21,7 +21,7 @@ from rapidun.influence.config import Precondition
 from rapidun.influence.fisher import fit_curvature
 from rapidun.influence.gram import OnBatch
 from rapidun.influence.index.gradients import GradientRows
-from rapidun.influence.index.manifest import Manifest, check_same, refusing_full_disk
+from rapidun.influence.index.manifest import Manifest, check_same, make_folder, refusing_full_disk
 from rapidun.influence.params import TrackedParameter
 from rapidun.influence.precondition import Curvature, curvature_tensors, read_curvatures
 
@@ -87,10 +87,7 @@ def is_fitted(folder: Path, recipe: dict[str, Any]) -> bool:
     Raises: ArtifactError if it holds a fit of another recipe (shows each difference), a damaged one, or something else.
     """
     with refusing_full_disk(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise ArtifactError(f"{folder}: need a folder for the factors, got a file. Change --out") from None
+        make_folder(folder)
     if not any(folder.iterdir()):
         return False
     if not (folder / NOTE).is_file():

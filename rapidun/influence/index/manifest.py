@@ -100,14 +100,35 @@ def claim_folder(folder: Path, recipe: dict[str, Any]) -> Manifest:
     """
     manifest = Manifest(folder, recipe)
     with refusing_full_disk(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise ArtifactError(f"{folder}: need a folder for the index, got a file. Change --out") from None
+        make_folder(folder)
         if not (folder / MANIFEST).is_file():
             _write_first(folder / MANIFEST, {"fingerprint": manifest.fingerprint, "recipe": recipe})
-    check_same(open_manifest(folder), recipe, what="an index of these settings", mend="Pass another --out")
+    check_claim(manifest)
     return manifest
+
+
+def check_claim(manifest: Manifest) -> None:
+    """Raises: ArtifactError if the folder is an index of something else (shows each difference)."""
+    found = open_manifest(manifest.folder)
+    check_same(found, manifest.recipe, what="an index of these settings", mend="Pass another --out")
+
+
+def make_folder(folder: Path) -> None:
+    """Raises: ArtifactError where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise ArtifactError(f"{folder}: need a folder, got none: {error.strerror}. Change --out") from None
+
+
+def check_room_for(folder: Path) -> None:
+    """Whether a folder may be made there, before any work is done for it.
+
+    Raises: ArtifactError if it, or what it would lie in, is a file.
+    """
+    for place in (folder, *folder.absolute().parents):
+        if place.exists() and not place.is_dir():
+            raise ArtifactError(f"{folder}: need a folder, got none: {place} is a file. Change --out")
 
 
 def open_manifest(folder: Path) -> Manifest:

@@ -41,13 +41,14 @@ def index_parser() -> argparse.ArgumentParser:
     build.add_argument("--params", choices=[p.name for p in ParameterSet], default="all_linear")
     build.add_argument("--regex", help="full match on module names, for --params regex")
     build.add_argument(
-        "--lora-r", type=_positive, default=LoraSettings().r, help="rank, for --params lora without --adapter"
+        "--lora-r", type=_positive, help=f"rank, for --params lora without --adapter (default {LoraSettings().r})"
     )
-    build.add_argument("--lora-targets", default=",".join(LORA_TARGETS), help="the modules it adapts, a,b,c")
+    build.add_argument("--lora-targets", metavar="A,B,C", help=f"what it adapts (default {','.join(LORA_TARGETS)})")
     build.add_argument("--loss", choices=[r.name for r in LossReduction], default="mean")
     build.add_argument("--method", choices=["sketch", "tensorsketch"], default="sketch")
     build.add_argument("--k", type=_positive, default=4096, help="numbers a row")
-    build.add_argument("--buckets", type=_positive, default=1024, help="numbers of one weight, for tensorsketch")
+    build.add_argument("--buckets", type=_positive, metavar="B",
+                       help=f"tensorsketch: numbers of a weight (default {InfluenceConfig().buckets})")  # fmt: skip
     build.add_argument("--seed", type=int, default=42, help="of the sketch")
     build.add_argument("--dtype", choices=[d.name for d in IndexDtype], default="int8", help="of a stored number")
     build.add_argument("--shard-rows", type=_positive, default=1024, help="rows of a shard: what one claim is worth")
@@ -110,7 +111,9 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--damping-factor", type=_positive_float, metavar="X",
                         help="added to each eigenvalue, as a share of their mean in the layer "
                         f"(default {InfluenceConfig().damping_factor})")  # fmt: skip
-    parser.add_argument("--memory-gb", type=float, default=1.0, help="for scoring, beside the model (default 1)")
+    parser.add_argument(
+        "--memory-gb", type=_positive_float, default=1.0, help="for scoring, beside the model (default 1)"
+    )
     parser.add_argument("--drop-cache", action="store_true", help="keep what was read out of the system's file cache")
 
 

@@ -3,12 +3,13 @@
 int8 rows are multiplied as integers. A query is q = s (256 h + l) with two int8 vectors, exact to 2^-15 of its largest
 number; their products with a row are summed in int32 without any rounding. Where l holds no more of the query than
 rounding took from each row, it is left out, and with it half of the work. float16 rows are widened and multiplied in
-float32. Cosines divide by the stored norms of the rows, which are those before rounding.
+float32. A cosine is the product of a query of length 1 with a row over its stored norm, which is that before rounding.
 """
 
 import platform
 import threading
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -47,14 +48,13 @@ class Queries(NamedTuple):
     parts: Tensor  # [Q + L, K] int8: high parts of all, low parts of those that need them
     with_low: Tensor  # [L] int64: queries that have a low part
     scales: Tensor  # [Q] float32: vectors = scales * (256 high + low), almost
-    inverse_norms: Tensor  # [Q] float32; 0 for a query of zeros
 
 
-def prepare_queries(vectors: Tensor) -> Queries:
+def prepare_queries(vectors: Tensor, score: Score = Score.dot) -> Queries:
     """Round queries to int8, or split them into two int8 parts where that would lose more than MAX_LOST.
 
     Args:
-        vectors: [Q, K] float.
+        vectors: [Q, K] float; for cosines brought to length 1 (one of zeros stays).
     Raises: ArithmeticError for numbers that are not finite (names the first query).
     """
     vectors = vectors.float().contiguous()
@@ -62,6 +62,9 @@ def prepare_queries(vectors: Tensor) -> Queries:
     bad = (~torch.isfinite(norms)).nonzero().flatten().tolist()
     if bad:
         raise ArithmeticError(f"need finite queries, got a norm of {norms[bad[0]].item()} for query {bad[0]}")
+    if score is Score.cosine:
+        vectors = (vectors.double() / torch.where(norms > 0, norms, 1)[:, None]).float()
+        norms = (norms > 0).double()
     largest = vectors.abs().amax(dim=1).clamp(min=SPLIT_MAX * torch.finfo(torch.float32).tiny)
     scales = largest / (INT8_MAX * 256)
     high = torch.round(vectors / (256 * scales)[:, None])
@@ -72,8 +75,7 @@ def prepare_queries(vectors: Tensor) -> Queries:
     # so that the rest lies in [-128, 127]
     high[with_low] = torch.div(whole + 128, 256, rounding_mode="floor").float()
     low = whole - 256 * high[with_low].to(torch.int32)
-    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms)).float()
-    return Queries(vectors, torch.cat([high, low]).to(torch.int8), with_low, scales, inverse)
+    return Queries(vectors, torch.cat([high, low]).to(torch.int8), with_low, scales)
 
 
 def has_integer_products() -> bool:
@@ -88,14 +90,15 @@ def products(rows: Tensor, scales: Tensor, queries: Queries, *, integer: bool, s
         scratch: [n or more, Q + L] int32 for the integer products, used again and again: fresh memory for every block
             costs as much as half the products.
     """
-    num_queries = len(queries.vectors)
+    num_queries, k = len(queries.vectors), rows.shape[1]
     out = torch.empty(len(rows), num_queries, dtype=torch.float32)
-    if integer and rows.dtype == torch.int8:
+    # oneDNN leaves products over a single column unwritten
+    if integer and rows.dtype == torch.int8 and k % SPLIT_COLUMNS != 1:
         if scratch is None:
             scratch = torch.empty(len(rows), len(queries.parts), dtype=torch.int32)
         whole = scratch[: len(rows)]
         high, low = whole[:, :num_queries], whole[:, num_queries:]
-        for left in range(0, rows.shape[1], SPLIT_COLUMNS):
+        for left in range(0, k, SPLIT_COLUMNS):
             columns = slice(left, left + SPLIT_COLUMNS)
             # one product for all parts of the queries
             torch._int_mm(rows[:, columns], queries.parts[:, columns].T, out=whole)
@@ -149,7 +152,7 @@ def stream_scores(
         most=index.manifest.shard_rows,
         threads=threads,
     )
-    queries = prepare_queries(vectors)
+    queries = prepare_queries(vectors, score)
 
     local = threading.local()
 
@@ -158,28 +161,33 @@ def stream_scores(
         torch.set_num_threads(1)
         local.scratch = torch.empty(max_rows, len(queries.parts), dtype=torch.int32)
 
-    def work(span: Span) -> ScoreBlock:
+    def work(pair: tuple[Span, Span | None]) -> ScoreBlock:
+        span, later = pair
+        if later is not None:
+            # the disk reads it while this one is multiplied
+            index.will_need(later)
         found = index.read(span)
         scores = _block_scores(found.block, queries, score=score, integer=integer, scratch=local.scratch)
         found.let_go(keep_cached=keep_cached)
         return ScoreBlock(found.block.first_row, scores)
 
+    spans = list(index.spans(max_rows))
+    pairs = zip_longest(spans, spans[threads:])
     try:
-        # each of our threads multiplies alone: torch's own would wait for each other at every product
-        yield from in_order(work, index.spans(max_rows), threads=threads, start_thread=start_thread)
+        yield from in_order(work, pairs, threads=threads, start_thread=start_thread)
     finally:
         torch.set_num_threads(threads_before)
 
 
 def _block_scores(block: Block, queries: Queries, *, score: Score, integer: bool, scratch: Tensor) -> Tensor:
     scales = torch.from_numpy(block.scales.copy())
-    values = products(torch.from_numpy(block.rows), scales, queries, integer=integer, scratch=scratch)
+    rows = torch.from_numpy(block.rows)
     if score is Score.dot:
-        return values
-    norms = torch.from_numpy(block.norms.copy())
-    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-    # one factor after the other: the product of two small norms can underflow
-    return values.mul_(inverse[:, None]).mul_(queries.inverse_norms).clamp_(-1.0, 1.0)
+        return products(rows, scales, queries, integer=integer, scratch=scratch)
+    norms = torch.from_numpy(block.norms.copy()).double()
+    # over the norm before anything is multiplied: products of very small or large numbers leave float32
+    units = torch.where(norms > 0, scales.double() / norms, 0.0).float()
+    return products(rows, units, queries, integer=integer, scratch=scratch).clamp_(-1.0, 1.0)
 
 
 def block_rows(memory_bytes: float, *, k: int, num_queries: int, dtype: IndexDtype, most: int, threads: int = 1) -> int:
