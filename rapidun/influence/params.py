@@ -108,6 +108,19 @@ def select_parameters(model: nn.Module, params: ParameterSet, *, regex: str | No
     return tracked
 
 
+def other_weights(model: nn.Module) -> dict[str, int]:
+    """Matrices of the model that no parameter set can hold, since they are no layer's weight: name -> numbers.
+
+    The experts of most mixtures of experts are such: one tensor for all of a block.
+    """
+    known = {id(candidate.module.weight) for candidate in _candidates(model)}
+    return {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and id(parameter) not in known
+    }
+
+
 def output_head(model: nn.Module) -> nn.Module | None:
     """The module that turns hidden states into logits, or None where the model does not say."""
     try:

@@ -19,7 +19,7 @@ from rapidun.influence.config import WITHOUT_GRADIENTS, InfluenceConfig, Influen
 from rapidun.influence.factored import FactoredProjection
 from rapidun.influence.fisher import fit_curvature
 from rapidun.influence.gram import GramResult, RowBatch, estimated_gram, exact_gram
-from rapidun.influence.params import TrackedParameter, num_numbers, parameter_groups, select_parameters
+from rapidun.influence.params import TrackedParameter, num_numbers, other_weights, parameter_groups, select_parameters
 from rapidun.influence.precondition import Preconditioner, curvature_tensors, num_fitting_passes
 from rapidun.influence.rapidgrad import RapidGrad
 from rapidun.influence.repsim import repsim_gram
@@ -113,6 +113,7 @@ def run_influence(
         max_rows=1 if cfg.method is InfluenceMethod.rapidgrad else None,
     )
     if parameters:
+        _warn_of_others(model, cfg.params, tracker)
         summary |= _announce(parameters, num_batches=len(batches), tracker=tracker)
     shared: dict[str, Any] = {
         "row_names": names,
@@ -203,6 +204,16 @@ def _announce(parameters: list[TrackedParameter], *, num_batches: int, tracker: 
             for g in groups
         ],
     }
+
+
+def _warn_of_others(model: Any, params: ParameterSet, tracker: Tracker) -> None:
+    left_out = other_weights(model) if params in (ParameterSet.all_linear, ParameterSet.mlp) else {}
+    if left_out:
+        tracker.warn(
+            f"influence: no gradients are taken of {sum(left_out.values()):,} numbers of the model, which are in "
+            f"{len(left_out)} tensors that are no layer's weight: {', '.join(list(left_out)[:3])}"
+            f"{', ...' if len(left_out) > 3 else ''}"
+        )
 
 
 def _progress(tracker: Tracker, sizes: str, done: int, total: int, note: str) -> None:

@@ -11,7 +11,7 @@ from rapidun.errors import ModelError
 from rapidun.influence.capture import GradientCapture
 from rapidun.influence.config import ParameterSet
 from rapidun.influence.gram import exact_gram
-from rapidun.influence.params import select_parameters
+from rapidun.influence.params import other_weights, select_parameters
 from rapidun.models import peft_renaming
 
 COMMON = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -30,6 +30,10 @@ SIZES = {
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4,
         "num_key_value_heads": 4, "kv_lora_rank": 8, "q_lora_rank": None, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4,
         "v_head_dim": 4, "first_k_dense_replace": 1, "max_position_embeddings": 64,
+    },
+    "mixtral": {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_local_experts": 3, "max_position_embeddings": 64,
     },
     "phimoe": {
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -87,6 +91,14 @@ def test_the_conv1d_layers_of_gpt2_are_linear(rows, batches_of):
     # [out, in]: the weight itself is [16, 48]
     assert parameters["transformer.h.0.attn.c_attn.weight"].shape == (48, 16)
     assert {p.name.split(".")[3] for p in select_parameters(build("gpt2"), ParameterSet.mlp)} == {"mlp"}
+
+
+def test_experts_that_are_no_layers_are_named():
+    """Of each block 3 experts of [48, 16] and [16, 24], and the router [3, 16]."""
+    found = other_weights(build("mixtral"))
+    assert sum(found.values()) == 2 * (3 * (48 * 16 + 16 * 24) + 3 * 16)
+    assert all(".mlp." in name or ".block_sparse_moe." in name for name in found)
+    assert other_weights(build("gpt2")) == other_weights(build("deepseek_v2")) == {}
 
 
 @pytest.mark.parametrize("zero", [True, False])
