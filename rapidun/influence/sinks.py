@@ -162,8 +162,8 @@ class KeepSink:
                 continue
             query = flat * self._preconditioner.inverse(parameter)[rows].flatten()
             sums.gram[order.unsqueeze(1), order] += inner_products(flat, query)
-            sums.squares[order] += flat.square().sum(dim=1, dtype=torch.float64)
-            sums.query_squares[order] += query.square().sum(dim=1, dtype=torch.float64)
+            sums.squares[order] += _squared_norms(flat)
+            sums.query_squares[order] += _squared_norms(query)
 
     def _slices(self, parameter: TrackedParameter, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
         """Some rows of the weight, and every kept example's gradient of them, [examples, rows of the slice * columns].
@@ -226,6 +226,11 @@ def _put(piece: Contribution | _Dense, rows: slice, place: Tensor, *, is_first: 
         place.copy_(product)
     else:
         place.add_(product)
+
+
+def _squared_norms(flat: Tensor) -> Tensor:
+    """[N, D] -> [N] float64."""
+    return torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square()
 
 
 def inner_products(flat: Tensor, query: Tensor | None = None) -> Tensor:
