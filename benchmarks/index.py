@@ -94,12 +94,13 @@ def score(folder: Path, threads: int) -> dict[str, float]:
     from rapidun.influence.config import Score
     from rapidun.influence.index.output import write_top
     from rapidun.influence.index.reader import Index
-    from rapidun.influence.index.score import stream_scores
+    from rapidun.influence.index.score import BLOCK_NBYTES, prepare_queries, products, stream_scores
 
     torch.set_num_threads(1)
     queries = torch.from_numpy(np.random.default_rng(1).standard_normal((QUERIES, K), dtype=np.float32))
-    # oneDNN compiles its kernel at its first product
-    torch._int_mm(torch.zeros(64, K, dtype=torch.int8), torch.zeros(2 * QUERIES, K, dtype=torch.int8).T)
+    # oneDNN compiles its kernel at the first product of a shape
+    rows = torch.zeros(BLOCK_NBYTES // K, K, dtype=torch.int8)
+    products(rows, torch.ones(len(rows)), prepare_queries(queries), integer=True)
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_bytes()
     start, cpu = time.perf_counter(), time.process_time()

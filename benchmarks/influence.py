@@ -165,6 +165,7 @@ def modes(options: argparse.Namespace) -> dict[str, Mode]:
         "lora": lambda bench: exact(bench, ParameterSet.lora),
         "lora_trained": lora_trained,
         "sketch": sketched(InfluenceMethod.sketch, k=k),
+        "tensorsketch_256": sketched(tensor, k=k, buckets=256),
         "tensorsketch_512": sketched(tensor, k=k, buckets=512),
         "tensorsketch_1024": sketched(tensor, k=k, buckets=1024),
         "tensorsketch_2048": sketched(tensor, k=k, buckets=2048),

@@ -79,14 +79,6 @@ class Index:
             for start in range(0, num_rows, max_rows):
                 yield Span(shard, start, min(start + max_rows, num_rows))
 
-    def will_need(self, span: "Span") -> None:
-        """Let the system begin to read some rows into its file cache. Raises: ArtifactError as `open_data`."""
-        shard, start, stop = span
-        layout = self.manifest.layout(shard)
-        with open_data(self.manifest.data_path(shard), layout.nbytes) as file:
-            length = (stop - start) * layout.row_nbytes
-            os.posix_fadvise(file.fileno(), PAGE + start * layout.row_nbytes, length, os.POSIX_FADV_WILLNEED)
-
     def read(self, span: "Span") -> "Mapped":
         """Map some rows, read them from the disk and check them: the bytes of each row are added up.
 

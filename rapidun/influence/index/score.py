@@ -9,7 +9,6 @@ float32. A cosine is the product of a query of length 1 with a row over its stor
 import platform
 import threading
 from collections.abc import Iterator
-from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -161,20 +160,14 @@ def stream_scores(
         torch.set_num_threads(1)
         local.scratch = torch.empty(max_rows, len(queries.parts), dtype=torch.int32)
 
-    def work(pair: tuple[Span, Span | None]) -> ScoreBlock:
-        span, later = pair
-        if later is not None:
-            # the disk reads it while this one is multiplied
-            index.will_need(later)
+    def work(span: Span) -> ScoreBlock:
         found = index.read(span)
         scores = _block_scores(found.block, queries, score=score, integer=integer, scratch=local.scratch)
         found.let_go(keep_cached=keep_cached)
         return ScoreBlock(found.block.first_row, scores)
 
-    spans = list(index.spans(max_rows))
-    pairs = zip_longest(spans, spans[threads:])
     try:
-        yield from in_order(work, pairs, threads=threads, start_thread=start_thread)
+        yield from in_order(work, index.spans(max_rows), threads=threads, start_thread=start_thread)
     finally:
         torch.set_num_threads(threads_before)
 
