@@ -77,7 +77,7 @@ def exact_gram(
     sums = GramSums(torch.zeros(num_rows, num_rows, dtype=torch.float64, device=device), squares[0], squares[1])
     losses = torch.zeros(num_rows, dtype=torch.float64)
     for number, group in enumerate(groups):
-        sink = KeepSink(num_rows, preconditioner)
+        sink = KeepSink(preconditioner)
         note = f"pass {number + 1} of {len(groups)}" if len(groups) > 1 else ""
         report = _counted(on_batch, number * len(batches), len(groups) * len(batches), note)
         losses = run_batches(model, group, batches, sink, row_names=row_names, reduction=reduction, report=report)

@@ -80,13 +80,26 @@ class RowSink:
         self._rows = self._buffer = None
 
 
+class SolvedSink:
+    """Hands on F^-1 times each gradient."""
+
+    def __init__(self, sink: RowSink, preconditioner: Preconditioner) -> None:
+        self._sink = sink
+        self._preconditioner = preconditioner
+
+    def start(self, rows: Tensor) -> None:
+        self._sink.start(rows)
+
+    def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
+        self._sink(parameter, self._preconditioner.solve(parameter, gradient))
+
+
 class PreconditionedSink:
     """Keeps two sketches of each row: of its gradient, and of F^-1 times its gradient for its part as a query."""
 
     def __init__(self, train: RowSink, query: RowSink, preconditioner: Preconditioner) -> None:
         self._train = train
-        self._query = query
-        self._preconditioner = preconditioner
+        self._query = SolvedSink(query, preconditioner)
 
     def start(self, rows: Tensor) -> None:
         self._train.start(rows)
@@ -94,7 +107,7 @@ class PreconditionedSink:
 
     def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
         self._train(parameter, gradient)
-        self._query(parameter, self._preconditioner.solve(parameter, gradient))
+        self._query(parameter, gradient)
 
 
 class GramSums(NamedTuple):
@@ -121,8 +134,7 @@ class _Dense(NamedTuple):
 class KeepSink:
     """Keeps the gradients of one group of parameters, as factors or multiplied out, whichever is smaller."""
 
-    def __init__(self, num_rows: int, preconditioner: Preconditioner | None = None) -> None:
-        self._num_rows = num_rows
+    def __init__(self, preconditioner: Preconditioner | None = None) -> None:
         self._preconditioner = preconditioner
         # examples are kept in the order in which they came, a batch a span
         self._order: list[Tensor] = []

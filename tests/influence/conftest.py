@@ -1,6 +1,7 @@
 """Tiny models, random rows, and the slow obvious gradient: one row at a time through autograd."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,3 +101,12 @@ def autograd_gradients() -> Callable[..., Tensor]:
         return torch.stack(gradients)
 
     return compute
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory, make_tiny_model, tiny_tokenizer) -> Path:
+    """Another model beside the same tokenizer."""
+    folder: Path = tmp_path_factory.mktemp("other") / "model"
+    make_tiny_model(seed=1).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder

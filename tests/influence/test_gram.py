@@ -205,7 +205,7 @@ def test_what_is_kept_is_no_more_than_was_planned(make_model, rows, batches_of, 
         planned += kept_nbytes(parameter, lengths, torch.float64, input_is_kept=inputs[parameter.name] in seen)
         if keeps_input(parameter, lengths, torch.float64):
             seen.add(inputs[parameter.name])
-    sink = KeepSink(7)
+    sink = KeepSink()
     run_batches(model, parameters, batches, sink, row_names=NAMES, reduction="mean", report=lambda done: None)
     assert sink.nbytes() <= planned
     assert sink.nbytes() > 0.5 * planned
@@ -310,7 +310,7 @@ def test_small_gradients_are_kept_multiplied_out(make_model, rows, batches_of):
             torch.nn.init.ones_(parameter)
     parameters = select_parameters(model, ParameterSet.lora)
     batch = batches_of(rows, [[0, 1, 2, 3, 4, 5, 6]])[0]
-    sink = KeepSink(7)
+    sink = KeepSink()
     with GradientCapture(model, parameters, sink) as capture:
         sink.start(torch.arange(7))
         capture.run(batch.tensors)

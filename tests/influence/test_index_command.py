@@ -199,14 +199,6 @@ def _one_message(capsys) -> str:
     return lines[0].removeprefix("rapidun: ")
 
 
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory, make_tiny_model, tiny_tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("other") / "model"
-    make_tiny_model(seed=1).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_another_model_is_refused(place, tiny_model_dir, other_model, tmp_path, capsys):
     before = _bytes(place / "index")
     capsys.readouterr()

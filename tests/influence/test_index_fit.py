@@ -22,7 +22,7 @@ from rapidun.errors import ArtifactError
 from rapidun.influence.capture import Factors
 from rapidun.influence.config import InfluenceMethod, ParameterSet, Precondition, Score
 from rapidun.influence.fisher import fit_curvature
-from rapidun.influence.gram import RowBatch, exact_gram
+from rapidun.influence.gram import GramResult, RowBatch, exact_gram
 from rapidun.influence.index import curvature, gradients
 from rapidun.influence.index.curvature import is_fitted, read_factors, write_factors
 from rapidun.influence.index.format import dequantise
@@ -162,6 +162,17 @@ def _exact(place: Place) -> Exact:
     return Exact(model, parameters, train, batches(train), batches(encode("fit")))
 
 
+def _exact_products(exact: Exact, curvatures: dict[str, Curvature], *, damping_factor: float) -> GramResult:
+    return exact_gram(
+        exact.model,
+        exact.parameters,
+        exact.batches,
+        row_names=[str(row) for row in range(len(exact.train))],
+        memory_bytes=1e9,
+        preconditioner=Preconditioner(curvatures, damping_factor=damping_factor),
+    )
+
+
 def _exact_scores(place: Place, *, damping_factor: float) -> np.ndarray:
     """[rows, queries] cosines <g_i, F^-1 g_j> of the gradients themselves, F fitted here."""
     exact = _exact(place)
@@ -174,14 +185,7 @@ def _exact_scores(place: Place, *, damping_factor: float) -> np.ndarray:
         row_names=[str(row) for row in range(num_fit)],
         seed=FIT_SEED,
     )
-    result = exact_gram(
-        exact.model,
-        exact.parameters,
-        exact.batches,
-        row_names=[str(row) for row in range(len(exact.train))],
-        memory_bytes=1e9,
-        preconditioner=Preconditioner(curvatures, damping_factor=damping_factor),
-    )
+    result = _exact_products(exact, curvatures, damping_factor=damping_factor)
     scores = influence_scores(result.gram, score=Score.cosine, norms=result.norms, query_norms=result.query_norms)
     return scores[:, :NUM_QUERIES].numpy()
 
@@ -201,15 +205,6 @@ def test_scores_are_near_the_exact_preconditioned_ones(place, tmp_path, capsys):
     found, plain = np.load(tmp_path / "scores.npy"), np.load(tmp_path / "plain" / "scores.npy")
     truth = _exact_scores(place, damping_factor=0.1)
     sd = np.sqrt((1 + truth**2) / K)
-    print(
-        "DBG",
-        _rank_correlation(found, truth),
-        np.abs((found - truth) / sd).max(),
-        truth.min(),
-        truth.max(),
-        truth.std(),
-        (np.abs(plain - truth) > 5 * sd).mean(),
-    )
     assert (np.abs(found - truth) < 5 * sd).all()
     assert abs((found - truth).mean()) < 3 * sd.mean()
     assert _rank_correlation(found, truth) > 0.98
@@ -281,14 +276,7 @@ def test_sketched_products_are_unbiased(small, method):
     """Over 60 seeds of the sketch: |mean error| < 4.5 sd / sqrt(60) for each pair; a wrong F^-1 is far outside."""
     exact = _exact(small)
     factors = read_factors(small.root / "factors", exact.parameters, device=torch.device("cpu"))
-    truth = exact_gram(
-        exact.model,
-        exact.parameters,
-        exact.batches,
-        row_names=[str(row) for row in range(len(exact.train))],
-        memory_bytes=1e9,
-        preconditioner=Preconditioner(factors, damping_factor=0.1),
-    )
+    truth = _exact_products(exact, factors, damping_factor=0.1)
     errors = np.stack([_sketched(small, method, seed, factors) for seed in range(60)])
     errors -= truth.gram[:, :NUM_QUERIES].numpy()
     assert (np.abs(errors.mean(axis=0)) < 4.5 * errors.std(axis=0, ddof=1) / 60**0.5).all()
@@ -401,14 +389,6 @@ def _refused(place: Place, out: Path, factors: Path, capsys: Any, *more: str, in
     assert place.query("score", out, "--precondition", str(factors), *more, index=index) == 2
     assert not out.exists()
     return _one_message(capsys)
-
-
-@pytest.fixture(scope="module")
-def other_model(tmp_path_factory, make_tiny_model, tiny_tokenizer) -> Path:
-    folder: Path = tmp_path_factory.mktemp("other") / "model"
-    make_tiny_model(seed=1).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_factors_of_another_model_are_refused(small, other_model, tmp_path, capsys):

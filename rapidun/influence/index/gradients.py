@@ -17,13 +17,13 @@ from rapidun.data.encode import ENCODING_VERSION, Encoded, collate, encode_rows,
 from rapidun.data.records import Record
 from rapidun.errors import DataError, ModelError
 from rapidun.files import sha256_file, sha256_json
-from rapidun.influence.capture import CAPTURE_VERSION, Contribution, GradientCapture
+from rapidun.influence.capture import CAPTURE_VERSION, GradientCapture
 from rapidun.influence.config import InfluenceMethod, LossReduction, ParameterSet
 from rapidun.influence.gram import RowBatch
 from rapidun.influence.index.writer import Vectors
 from rapidun.influence.params import TrackedParameter, select_parameters
 from rapidun.influence.precondition import Preconditioner
-from rapidun.influence.sinks import RowSink, Sketch
+from rapidun.influence.sinks import GradientSink, RowSink, Sketch, SolvedSink
 from rapidun.influence.sketch import SKETCH_VERSION, CountSketch
 from rapidun.influence.tensorsketch import TENSORSKETCH_VERSION, TensorSketch
 from rapidun.losses import response_mask
@@ -127,20 +127,6 @@ def _fingerprint(folder: Path, files: Sequence[Path]) -> str:
     return sha256_json([[file.name, sha256_file(file)] for file in files])
 
 
-class _SolvedSink:
-    """Hands on F^-1 times each gradient."""
-
-    def __init__(self, sink: RowSink, preconditioner: Preconditioner) -> None:
-        self._sink = sink
-        self._preconditioner = preconditioner
-
-    def start(self, rows: torch.Tensor) -> None:
-        self._sink.start(rows)
-
-    def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
-        self._sink(parameter, self._preconditioner.solve(parameter, gradient))
-
-
 class GradientRows:
     """A loaded model, and the sketched gradients of any span of rows."""
 
@@ -178,10 +164,10 @@ class GradientRows:
         records = self.records[first:stop]
         dtype = next(p.dtype for p in self.model.parameters() if p.dtype.is_floating_point)
         row_sink = RowSink(len(records), self._sketch, dtype=dtype, device=self.device)
-        sink: RowSink | _SolvedSink = row_sink
+        sink: GradientSink = row_sink
         max_rows = None
         if preconditioner is not None:
-            sink = _SolvedSink(row_sink, preconditioner)
+            sink = SolvedSink(row_sink, preconditioner)
             max_rows = max(1, WHOLE_NUMEL // max(parameter.numel for parameter in self.parameters))
         losses = torch.zeros(len(records), dtype=torch.float64)
         with GradientCapture(self.model, self.parameters, sink) as capture:
