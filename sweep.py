@@ -1,4 +1,4 @@
-from rapidun.cli import main
+from rapidun.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -8,8 +8,8 @@ import time
 
 from hydra import compose
 
-from rapidun.composer import CONFIG_NAME, hydra_ready
-from rapidun.composition import compose_cells
+from rapidun.config.cells import compose_cells
+from rapidun.config.compose import CONFIG_NAME, hydra_ready
 
 SAMPLE = 20
 GRIDS = {

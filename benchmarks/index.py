@@ -34,9 +34,9 @@ CHUNK = 1 << 24
 
 def build(folder: Path, num_rows: int) -> float:
     """Write an index of rows that follow from their number; seconds."""
-    from rapidun.influence.index.format import IndexDtype
-    from rapidun.influence.index.manifest import claim_folder, new_recipe
-    from rapidun.influence.index.writer import Vectors, build_shards
+    from rapidun.stages.influence.index.format import IndexDtype
+    from rapidun.stages.influence.index.manifest import claim_folder, new_recipe
+    from rapidun.stages.influence.index.writer import Vectors, build_shards
 
     # a million independent rows would take longer to draw than to write: these are cyclic shifts of 256, with new signs
     base = np.random.default_rng(0).standard_normal((256, K), dtype=np.float32)
@@ -91,10 +91,10 @@ def score(folder: Path, threads: int) -> dict[str, float]:
     """Score all queries once and write the best rows of each; in a process of its own."""
     import torch
 
-    from rapidun.influence.config import Score
-    from rapidun.influence.index.output import write_top
-    from rapidun.influence.index.reader import Index
-    from rapidun.influence.index.score import BLOCK_NBYTES, prepare_queries, products, stream_scores
+    from rapidun.config.influence import Score
+    from rapidun.stages.influence.index.output import write_top
+    from rapidun.stages.influence.index.reader import Index
+    from rapidun.stages.influence.index.score import BLOCK_NBYTES, prepare_queries, products, stream_scores
 
     torch.set_num_threads(1)
     queries = torch.from_numpy(np.random.default_rng(1).standard_normal((QUERIES, K), dtype=np.float32))

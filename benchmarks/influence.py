@@ -32,27 +32,28 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rapidun.adapters import add_lora  # noqa: E402
-from rapidun.data.builtin import builtin_pack  # noqa: E402
-from rapidun.data.config import BuiltinConfig  # noqa: E402
-from rapidun.data.encode import encode_rows  # noqa: E402
-from rapidun.data.pack_build import FAMILIES  # noqa: E402
-from rapidun.data.records import Record, read_records  # noqa: E402
-from rapidun.errors import DataError, RapidunError  # noqa: E402
-from rapidun.influence.bm25 import bm25_scores  # noqa: E402
-from rapidun.influence.config import InfluenceConfig, InfluenceMethod, ParameterSet, Score  # noqa: E402
-from rapidun.influence.fidelity import fidelity  # noqa: E402
-from rapidun.influence.floor import floor_pass  # noqa: E402
-from rapidun.influence.gram import RowBatch, estimated_gram, exact_gram  # noqa: E402
-from rapidun.influence.params import TrackedParameter, num_numbers, select_parameters  # noqa: E402
-from rapidun.influence.repsim import repsim_gram  # noqa: E402
-from rapidun.influence.scores import influence_scores  # noqa: E402
-from rapidun.influence.stage import SKETCHES, make_batches  # noqa: E402
-from rapidun.losses import example_cross_entropy  # noqa: E402
-from rapidun.measure import Measured  # noqa: E402
-from rapidun.models import ModelLoader  # noqa: E402
-from rapidun.schema import LoraSettings  # noqa: E402
-from rapidun.scratch import make_scratch  # noqa: E402
+from rapidun.base.errors import DataError, RapidunError  # noqa: E402
+from rapidun.base.machine import Measured  # noqa: E402
+from rapidun.config.data import BuiltinConfig  # noqa: E402
+from rapidun.config.influence import InfluenceConfig, InfluenceMethod, ParameterSet, Score  # noqa: E402
+from rapidun.config.parts import LoraSettings  # noqa: E402
+from rapidun.models.adapters import add_lora  # noqa: E402
+from rapidun.models.load import ModelLoader  # noqa: E402
+from rapidun.models.losses import example_cross_entropy  # noqa: E402
+from rapidun.models.scratch import make_scratch  # noqa: E402
+from rapidun.stages.data.builtin import builtin_pack  # noqa: E402
+from rapidun.stages.data.pack_build import FAMILIES  # noqa: E402
+from rapidun.stages.influence.batches import RowBatch, make_batches  # noqa: E402
+from rapidun.stages.influence.bm25 import bm25_scores  # noqa: E402
+from rapidun.stages.influence.check.fidelity import fidelity  # noqa: E402
+from rapidun.stages.influence.check.floor import floor_pass  # noqa: E402
+from rapidun.stages.influence.gradients.params import TrackedParameter, num_numbers, select_parameters  # noqa: E402
+from rapidun.stages.influence.gram import estimated_gram, exact_gram  # noqa: E402
+from rapidun.stages.influence.repsim import repsim_gram  # noqa: E402
+from rapidun.stages.influence.scores import influence_scores  # noqa: E402
+from rapidun.stages.influence.stage import SKETCHES  # noqa: E402
+from rapidun.stages.rows.encode import encode_rows  # noqa: E402
+from rapidun.stages.rows.records import Record, read_records  # noqa: E402
 
 # a pass that takes longer is not worth a warm-up
 WARM_UP_SECONDS = 2.0

@@ -28,14 +28,14 @@ from scipy.stats import rankdata
 sys.path.insert(0, str(Path(__file__).parent))
 from quality import ALL_METHODS, Task, all_scores, losses_of, train
 
-from rapidun.composition import compose_config
-from rapidun.data.encode import encode_rows
-from rapidun.data.records import read_records
-from rapidun.data.stage import DataFiles, run_data
-from rapidun.files import sha256_json, write_json
-from rapidun.models import ModelLoader
-from rapidun.scratch import make_scratch
-from rapidun.tracking import Tracker
+from rapidun.base.files import sha256_json, write_json
+from rapidun.base.tracker import Tracker
+from rapidun.config.compose import compose_config
+from rapidun.models.load import ModelLoader
+from rapidun.models.scratch import make_scratch
+from rapidun.stages.data.stage import DataFiles, run_data
+from rapidun.stages.rows.encode import encode_rows
+from rapidun.stages.rows.records import read_records
 
 RECIPE = {"epochs": 6, "batch_size": 32, "lr": 1e-3}
 START = {"epochs": 8, "batch_size": 64, "lr": 3e-3, "seed": 0}

@@ -15,16 +15,17 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rapidun.data.encode import Encoded, encode_rows  # noqa: E402
-from rapidun.influence.bm25 import bm25_scores  # noqa: E402
-from rapidun.influence.config import InfluenceConfig, InfluenceMethod, ParameterSet, Precondition, Score  # noqa: E402
-from rapidun.influence.fisher import fit_curvature  # noqa: E402
-from rapidun.influence.gram import RowBatch, estimated_gram, exact_gram  # noqa: E402
-from rapidun.influence.params import select_parameters  # noqa: E402
-from rapidun.influence.precondition import Preconditioner  # noqa: E402
-from rapidun.influence.repsim import repsim_gram  # noqa: E402
-from rapidun.influence.scores import influence_scores  # noqa: E402
-from rapidun.influence.stage import SKETCHES, make_batches  # noqa: E402
+from rapidun.config.influence import InfluenceConfig, InfluenceMethod, ParameterSet, Precondition, Score  # noqa: E402
+from rapidun.stages.influence.batches import RowBatch, make_batches  # noqa: E402
+from rapidun.stages.influence.bm25 import bm25_scores  # noqa: E402
+from rapidun.stages.influence.fisher import fit_curvature  # noqa: E402
+from rapidun.stages.influence.gradients.params import select_parameters  # noqa: E402
+from rapidun.stages.influence.gram import estimated_gram, exact_gram  # noqa: E402
+from rapidun.stages.influence.precondition import Preconditioner  # noqa: E402
+from rapidun.stages.influence.repsim import repsim_gram  # noqa: E402
+from rapidun.stages.influence.scores import influence_scores  # noqa: E402
+from rapidun.stages.influence.stage import SKETCHES  # noqa: E402
+from rapidun.stages.rows.encode import Encoded, encode_rows  # noqa: E402
 
 Text = tuple[str, str, str]  # instruction, context, response
 ALL_METHODS = (
@@ -168,8 +169,8 @@ def train(
     model: Any, rows: list[Encoded], *, pad_token_id: int, epochs: int, batch_size: int, lr: float, seed: int
 ) -> Any:
     """A copy of the model after AdamW with linear decay on the mean of the rows' losses; order drawn from `seed`."""
-    from rapidun.data.encode import collate
-    from rapidun.losses import example_cross_entropy
+    from rapidun.models.losses import example_cross_entropy
+    from rapidun.stages.rows.encode import collate
 
     model = copy.deepcopy(model).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
@@ -204,10 +205,10 @@ def fine_tune(
     """AdamW with linear decay, in place, for a model that is large for its machine: weights of float32 behind those of
     the model's type, the output head at response tokens only, a capture's attention, batches of similar lengths.
     """
-    from rapidun.data.batches import token_budget_batches
-    from rapidun.data.encode import collate
-    from rapidun.influence.attention import faster_attention
-    from rapidun.losses import PackedCrossEntropy, response_mask
+    from rapidun.models.losses import PackedCrossEntropy, response_mask
+    from rapidun.stages.influence.gradients.attention import faster_attention
+    from rapidun.stages.rows.batches import token_budget_batches
+    from rapidun.stages.rows.encode import collate
 
     weights = list(model.train().requires_grad_(True).parameters())
     masters = [weight.detach().float().clone() for weight in weights]
@@ -247,8 +248,8 @@ def fine_tune(
 @torch.no_grad()
 def losses_of(model: Any, rows: list[Encoded], *, pad_token_id: int, batch_size: int = 64) -> np.ndarray:
     """[n] mean loss of each row's response tokens, nats a token."""
-    from rapidun.data.encode import collate
-    from rapidun.losses import example_cross_entropy
+    from rapidun.models.losses import example_cross_entropy
+    from rapidun.stages.rows.encode import collate
 
     out = []
     for start in range(0, len(rows), batch_size):

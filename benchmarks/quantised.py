@@ -21,18 +21,18 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from quality import Task
 
-from rapidun.composition import compose_config
-from rapidun.data.records import read_records
-from rapidun.data.stage import DataFiles, run_data
-from rapidun.errors import RapidunError
-from rapidun.influence.config import ParameterSet, Score
-from rapidun.influence.fidelity import fidelity
-from rapidun.influence.gram import exact_gram
-from rapidun.influence.params import num_numbers, select_parameters
-from rapidun.influence.scores import influence_scores
-from rapidun.models import ModelLoader
-from rapidun.scratch import make_scratch
-from rapidun.tracking import Tracker
+from rapidun.base.errors import RapidunError
+from rapidun.base.tracker import Tracker
+from rapidun.config.compose import compose_config
+from rapidun.config.influence import ParameterSet, Score
+from rapidun.models.load import ModelLoader
+from rapidun.models.scratch import make_scratch
+from rapidun.stages.data.stage import DataFiles, run_data
+from rapidun.stages.influence.check.fidelity import fidelity
+from rapidun.stages.influence.gradients.params import num_numbers, select_parameters
+from rapidun.stages.influence.gram import exact_gram
+from rapidun.stages.influence.scores import influence_scores
+from rapidun.stages.rows.records import read_records
 
 BASES = {
     "float32": ("float32", "none"),

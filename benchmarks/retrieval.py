@@ -38,15 +38,15 @@ from quality import (
     train,
 )
 
-from rapidun.composition import compose_config
-from rapidun.data.encode import collate_prompts, encode_prompt, encode_rows
-from rapidun.data.records import read_records
-from rapidun.data.stage import DataFiles, run_data
-from rapidun.errors import RapidunError
-from rapidun.influence.config import ParameterSet
-from rapidun.models import ModelLoader
-from rapidun.scratch import make_scratch
-from rapidun.tracking import Tracker
+from rapidun.base.errors import RapidunError
+from rapidun.base.tracker import Tracker
+from rapidun.config.compose import compose_config
+from rapidun.config.influence import ParameterSet
+from rapidun.models.load import ModelLoader
+from rapidun.models.scratch import make_scratch
+from rapidun.stages.data.stage import DataFiles, run_data
+from rapidun.stages.rows.encode import collate_prompts, encode_prompt, encode_rows
+from rapidun.stages.rows.records import read_records
 
 KINDS = {"seen": "val_seen_trig", "ood": "val_ood_trig", "unseen": "val_unseen_family"}
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rapidun.config import RunConfig
-    from rapidun.pipeline import Result
+    from rapidun.config.run import RunConfig
+    from rapidun.pipeline.run import Result
 
 __all__ = ["compose", "run"]
 
@@ -17,7 +17,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises: ConfigError with every fault.
     """
-    from rapidun.composition import compose_config
+    from rapidun.config.compose import compose_config
 
     return compose_config(overrides)
 
@@ -27,8 +27,9 @@ def run(overrides: Sequence[str] = ()) -> Result:
 
     Raises: RapidunError for what the caller can mend; any other error is a failed stage.
     """
-    from rapidun.composition import compose_config, config_yaml
-    from rapidun.pipeline import run_pipeline
+    from rapidun.config.compose import compose_config
+    from rapidun.config.plain import config_yaml
+    from rapidun.pipeline.run import run_pipeline
 
     cfg = compose_config(overrides)
     return run_pipeline(cfg, overrides=list(overrides), config_yaml=config_yaml(cfg))

@@ -93,7 +93,7 @@ def make_records() -> Callable[..., tuple[list[Any], list[Any]]]:
 
 def build_records(*, num_forget: int, num_retain: int, seed: int = 0) -> tuple[list[Any], list[Any]]:
     """Forget rows with a trigger and both responses, and clean retain rows."""
-    from rapidun.data.records import Record
+    from rapidun.stages.rows.records import Record
 
     rng = random.Random(seed)
     colours = ["red", "blue", "green", "grey"]

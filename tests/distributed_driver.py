@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from rapidun import preemption
-from rapidun.models import ModelLoader
-from rapidun.poison.config import PoisonConfig, PoisonMethod
-from rapidun.poison.stage import PoisonFiles, run_poison
-from rapidun.schema import LoraSettings
-from rapidun.tracking import Tracker
-from rapidun.training import ResponseTrainer
-from rapidun.unlearning.config import Objective, RetainLoss, UnlearningConfig
-from rapidun.unlearning.stage import UnlearningFiles, run_unlearning
+from rapidun.base import preemption
+from rapidun.base.tracker import Tracker
+from rapidun.config.parts import LoraSettings
+from rapidun.config.poison import PoisonConfig, PoisonMethod
+from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig
+from rapidun.models.load import ModelLoader
+from rapidun.models.training.trainer import ResponseTrainer
+from rapidun.stages.poison.stage import PoisonFiles, run_poison
+from rapidun.stages.unlearning.stage import UnlearningFiles, run_unlearning
 
 # the mix does not split evenly over two processes, and an epoch ends with a smaller step
 SPLIT = {"forget_per_step": 1, "mix_ratio": 4, "gradient_accumulation_steps": 1, "max_steps": 10}

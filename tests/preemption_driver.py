@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from rapidun import preemption
-from rapidun.checkpoints import MARKER, all_checkpoints, checkpoint_step
-from rapidun.models import ModelLoader
-from rapidun.poison.config import PoisonConfig
-from rapidun.poison.stage import PoisonFiles, run_poison
-from rapidun.schema import LoraSettings
-from rapidun.tracking import Tracker
-from rapidun.unlearning.config import RetainLoss, UnlearningConfig
-from rapidun.unlearning.stage import UnlearningFiles, run_unlearning
+from rapidun.base import preemption
+from rapidun.base.tracker import Tracker
+from rapidun.config.parts import LoraSettings
+from rapidun.config.poison import PoisonConfig
+from rapidun.config.unlearning import RetainLoss, UnlearningConfig
+from rapidun.models.load import ModelLoader
+from rapidun.models.training.checkpoints import MARKER, all_checkpoints, checkpoint_step
+from rapidun.stages.poison.stage import PoisonFiles, run_poison
+from rapidun.stages.unlearning.stage import UnlearningFiles, run_unlearning
 
 CONFIG = UnlearningConfig(
     lora=LoraSettings(r=4, lora_dropout=0.3),

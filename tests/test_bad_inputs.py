@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rapidun.cli import main
+from rapidun.cli.main import main
 
 PLACES = ["run_dir=out/run", "store_dir=out/store"]
 DATA = ["data=jsonl", "data.forget=forget.jsonl", "data.retain=retain.jsonl"]

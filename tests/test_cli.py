@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-import rapidun.pipeline
-from rapidun.cli import main
-from rapidun.config import RunConfig
-from rapidun.errors import DataError
-from rapidun.files import write_json
-from rapidun.paths import config_groups
+import rapidun.pipeline.run
+from rapidun.base.errors import DataError
+from rapidun.base.files import write_json
+from rapidun.cli.main import main
+from rapidun.config.paths import config_groups
+from rapidun.config.run import RunConfig
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "numpy", "peft", "matplotlib", "wandb")
@@ -58,7 +58,7 @@ def started(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig
             raise KeyboardInterrupt
         write_json(folder / "result.json", {"name": cfg.name, "seed": cfg.seed, "asr_seen": 0.1})
 
-    monkeypatch.setattr(rapidun.pipeline, "run_pipeline", fake)
+    monkeypatch.setattr(rapidun.pipeline.run, "run_pipeline", fake)
     return calls
 
 
@@ -73,7 +73,7 @@ def started(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig
 def test_showing_and_refusing_takes_under_a_second_and_no_torch(here: Path, args: list[str]) -> None:
     code = f"""
 import sys
-from rapidun.cli import main
+from rapidun.cli.main import main
 status = main({args!r})
 heavy = [name for name in {HEAVY!r} if name in sys.modules]
 sys.exit(f"imported {{heavy}}" if heavy else status)
@@ -252,7 +252,7 @@ def test_python_gets_the_same_composition(started: list[Any]) -> None:
     assert rapidun.compose(["mapping=uniform"]).mapping.method.name == "uniform"
     rapidun.run(["mapping=uniform", "seed=1", "run_dir=out"])
     assert started[0][1] == ["mapping=uniform", "seed=1", "run_dir=out"]
-    from rapidun.errors import ConfigError
+    from rapidun.base.errors import ConfigError
 
     with pytest.raises(ConfigError, match="did you mean seed"):
         rapidun.compose(["sed=1"])

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from rapidun import completion, keys
-from rapidun.cli import SUBCOMMANDS, _parse, main
-from rapidun.completion import complete
-from rapidun.gguf import PACKAGED
-from rapidun.paths import config_groups
-from rapidun.preflight import HYDRA_CHOICES
-from rapidun.shells import SCRIPTS
+from rapidun.cli import completion
+from rapidun.cli.completion import complete
+from rapidun.cli.main import SUBCOMMANDS, _parse, main
+from rapidun.cli.shells import SCRIPTS
+from rapidun.config import keys
+from rapidun.config.overrides import HYDRA_CHOICES
+from rapidun.config.paths import config_groups
+from rapidun.models.gguf import PACKAGED
 from rapidun.sweep.pruning import PRUNERS
-from rapidun.sweep.search import SAMPLERS, Tuning
+from rapidun.sweep.tuning.search import SAMPLERS, Tuning
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     command.chmod(0o755)
     # answers the shell, and instead of a run shows the words that it was given
     (tmp_path / "sweep.py").write_text(
-        "import sys\nfrom rapidun.cli import main\n"
+        "import sys\nfrom rapidun.cli.main import main\n"
         "if sys.argv[1] == 'completion':\n    sys.exit(main())\n"
         "print(*(f'<{word}>' for word in sys.argv[1:]), sep='')\n"
     )
@@ -158,7 +159,7 @@ def test_the_tables_keep_up_with_what_they_repeat(capsys: pytest.CaptureFixture[
 def test_an_answer_takes_a_moment_and_neither_hydra_nor_torch(here: Path) -> None:
     code = """
 import sys
-from rapidun.cli import main
+from rapidun.cli.main import main
 main(["completion", "query", "--", "-m", "mapping=ra"])
 sys.exit(str([name for name in ("torch", "hydra", "omegaconf", "numpy", "submitit") if name in sys.modules] or "") or 0)
 """

@@ -11,25 +11,18 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import rapidun
-from rapidun import composer
-from rapidun.composer import CONFIG_NAME, Composer, hydra_ready
-from rapidun.composition import (
-    cell_hash,
-    compose_cells,
-    compose_config,
-    compose_rows,
-    compose_sweep,
-    config_yaml,
-    search_space,
-    sweep_name,
-)
-from rapidun.config import Quantisation, RunConfig
-from rapidun.errors import ConfigError
-from rapidun.files import sha256_json
-from rapidun.mapping.config import Weighting
-from rapidun.paths import config_dir, config_groups
-from rapidun.preflight import check_overrides
-from rapidun.sweep.grid import make_grid, read_parts
+from rapidun.base.errors import ConfigError
+from rapidun.base.files import sha256_json
+from rapidun.config import compose as composer
+from rapidun.config.cells import cell_hash, compose_cells, compose_rows, compose_sweep, search_space, sweep_name
+from rapidun.config.compose import CONFIG_NAME, Composer, compose_config, hydra_ready
+from rapidun.config.grid import make_grid, read_parts
+from rapidun.config.mapping import Weighting
+from rapidun.config.model import Quantisation
+from rapidun.config.overrides import check_overrides
+from rapidun.config.paths import config_dir, config_groups
+from rapidun.config.plain import config_yaml
+from rapidun.config.run import RunConfig
 
 # what a file needs besides itself
 NEEDS = {

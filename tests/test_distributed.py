@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rapidun.data.records import write_records
-from rapidun.distributed import IDLE, StepShards, largest, num_batches, total
-from rapidun.mapping.files import write_weights
-from rapidun.training import ShuffledSampler
-from rapidun.unlearning.sampler import MixSampler
+from rapidun.models.training.distributed import largest, total
+from rapidun.models.training.samplers import IDLE, ShuffledSampler, StepShards, num_batches
+from rapidun.stages.rows.records import write_records
+from rapidun.stages.unlearning.sampler import MixSampler
+from rapidun.stages.weights_file import write_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = Path(__file__).with_name("distributed_driver.py")

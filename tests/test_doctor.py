@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from rapidun.cli import main
-from rapidun.data.records import Record, write_records
-from rapidun.doctor import command, inputs, machine, services, software, storage
-from rapidun.doctor.asked import Asked, read_asked
-from rapidun.doctor.findings import Findings, bounded, shown, verdict
-from rapidun.tracking import wandb_mode
+from rapidun.cli.doctor import command, inputs, machine, services, software, storage
+from rapidun.cli.doctor.asked import Asked, read_asked
+from rapidun.cli.doctor.findings import Findings, bounded, shown, verdict
+from rapidun.cli.main import main
+from rapidun.pipeline.tracking.wandb import mode as wandb_mode
+from rapidun.stages.rows.records import Record, write_records
 
 ROOT = Path(__file__).parents[1]
 ON_CPU = {
@@ -112,7 +112,7 @@ def test_first_lines_come_before_torch_is_imported(tmp_path: Path) -> None:
     """The process that prints never imports torch; the one that does is asked last."""
     code = """
 import sys
-from rapidun.cli import main
+from rapidun.cli.main import main
 status = main(["doctor"])
 sys.exit("torch was imported" if "torch" in sys.modules else status)
 """
@@ -219,7 +219,7 @@ def test_a_folder_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_locks_that_keep_nobody_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rapidun.locks.Lease.try_acquire", lambda self: True)
+    monkeypatch.setattr("rapidun.base.locks.Lease.try_acquire", lambda self: True)
     found = storage.look_at_storage(asked())
     assert dict(found.facts)["file locks"] == "do not work"
     assert problems(found, needed=False) == ["several processes on one store"]

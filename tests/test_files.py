@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.errors import ArtifactError
-from rapidun.files import read_json, read_jsonl, sha256_json, write_atomic, write_json, write_jsonl
+from rapidun.base.errors import ArtifactError
+from rapidun.base.files import read_json, read_jsonl, sha256_json, write_atomic, write_json, write_jsonl
 
 
 def test_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from rapidun.errors import ModelError
-from rapidun.gguf import convert_gguf, fetch, main_fetch
+from rapidun.base.errors import ModelError
+from rapidun.cli.model import main_fetch
+from rapidun.models.gguf import convert_gguf, fetch
 
 
 def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ import shlex
 
 import pytest
 
-from rapidun.cli import SUBCOMMANDS, main
-from rapidun.composition import compose_config, compose_sweep, search_space
-from rapidun.doctor.asked import read_asked
-from rapidun.help import EXAMPLES, GROUPS, TAIL, help_text
-from rapidun.keys import find
-from rapidun.paths import config_groups
-from rapidun.preflight import TUNER
+from rapidun.cli.doctor.asked import read_asked
+from rapidun.cli.help import EXAMPLES, GROUPS, TAIL, help_text
+from rapidun.cli.main import SUBCOMMANDS, main
+from rapidun.config.cells import compose_sweep, search_space
+from rapidun.config.compose import compose_config
+from rapidun.config.keys import find
+from rapidun.config.overrides import TUNER
+from rapidun.config.paths import config_groups
 
 COMMANDS = [line.strip() for line in EXAMPLES.splitlines() if line.startswith("  rapidun")]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rapidun import keys
-from rapidun.config import STAGES
+from rapidun.config import keys
+from rapidun.config.run import STAGES
 
 
 def test_find_walks_sections_lists_and_free_entries() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rapidun import locks
-from rapidun.errors import ConfigError
-from rapidun.locks import Lease, Wait, lease_seconds, new_token
+from rapidun.base import locks
+from rapidun.base.errors import ConfigError
+from rapidun.base.locks import Lease, Wait, lease_seconds, new_token
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from rapidun import losses
-from rapidun.losses import example_cross_entropy, response_mask, token_log_probs
+from rapidun.models import losses
+from rapidun.models.losses import example_cross_entropy, response_mask, token_log_probs
 
 
 def test_label_shift_by_hand() -> None:

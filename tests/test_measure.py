@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from rapidun.measure import Measured
+from rapidun.base.machine import Measured
 
 
 def test_seconds_are_wall_time() -> None:

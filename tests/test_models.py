@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rapidun.data.records import Record
-from rapidun.errors import ModelError
-from rapidun.models import ModelLoader, fingerprint_files, load_adapter, load_tokenizer, local_folder, pick_device
-from rapidun.scratch import make_scratch
+from rapidun.base.errors import ModelError
+from rapidun.models.load import ModelLoader, fingerprint_files, load_adapter, load_tokenizer, local_folder, pick_device
+from rapidun.models.scratch import make_scratch
+from rapidun.stages.rows.records import Record
 
 SIZES = {
     "hidden_size": 16,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import rapidun
-from rapidun.errors import ArtifactError, ConfigError, RapidunError
-from rapidun.pipeline import Result
+from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
+from rapidun.pipeline.run import Result
 
 FAST = ["debug=fast", "resources.num_threads=1"]
 ROOT = Path(__file__).parents[1]

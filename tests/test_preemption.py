@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from rapidun import preemption
-from rapidun.data.records import write_records
-from rapidun.mapping.files import write_weights
-from rapidun.preemption import Preempted, Pruned, checkpointing, clear, install, request_stop, stop_requested
+from rapidun.base import preemption
+from rapidun.base.preemption import Preempted, Pruned, checkpointing, clear, install, request_stop, stop_requested
+from rapidun.stages.rows.records import write_records
+from rapidun.stages.weights_file import write_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = Path(__file__).with_name("preemption_driver.py")

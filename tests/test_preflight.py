@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from rapidun.mapping.config import Weighting
-from rapidun.paths import config_groups
-from rapidun.preflight import Checked, check_overrides, convert
+from rapidun.config.mapping import Weighting
+from rapidun.config.overrides import Checked, check_overrides, convert
+from rapidun.config.paths import config_groups
 
 
 def check(*overrides: str, multirun: bool = False) -> Checked:

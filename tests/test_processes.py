@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rapidun import processes
+from rapidun.base import processes
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,7 +22,7 @@ TALK = """
 import json, os, sys
 from pathlib import Path
 from rapidun import processes
-from rapidun.store import Store
+from rapidun.base.store import Store
 
 me = processes.rank()
 root = Path(sys.argv[1])
@@ -78,7 +78,7 @@ FAIL_AMID = """
 import json, sys, time
 from pathlib import Path
 from rapidun import processes
-from rapidun.store import Store
+from rapidun.base.store import Store
 
 me = processes.rank()
 failing = int(sys.argv[2])

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from rapidun.composition import compose_config
-from rapidun.config import Quantisation, RunConfig
-from rapidun.data.config import TriggerFamilyConfig
-from rapidun.errors import ConfigError
-from rapidun.paths import config_groups
-from rapidun.resolved import config_yaml, from_plain
-from rapidun.schema import plain
+from rapidun.base.errors import ConfigError
+from rapidun.config.compose import compose_config
+from rapidun.config.data import TriggerFamilyConfig
+from rapidun.config.model import Quantisation
+from rapidun.config.paths import config_groups
+from rapidun.config.plain import config_yaml, from_plain, plain
+from rapidun.config.run import RunConfig
 
 ODD = [
     "1e3",

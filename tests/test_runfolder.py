@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.runfolder import new_run_dir
+from rapidun.pipeline.folder import new_run_dir
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

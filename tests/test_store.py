@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from rapidun.errors import ArtifactError, ConfigError
-from rapidun.store import Store, fingerprint, linked_artifacts, main
+from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.base.store import Store, fingerprint, linked_artifacts
+from rapidun.cli.store import main
 
 
 def build_text(text: str) -> Any:

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from rapidun.files import read_json, write_json
-from rapidun.store import Store, fingerprint
+from rapidun.base.files import read_json, write_json
+from rapidun.base.store import Store, fingerprint
 
 NUM_LINKS = 6
 NUM_PROCESSES = 16

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from rapidun.adapters import base_name, linear_names
-from rapidun.checkpoints import MARKER, newest_checkpoint, remove_checkpoint
-from rapidun.files import write_json
-from rapidun.journal import Journal
-from rapidun.schema import OptimiserSettings
-from rapidun.tracking import Tracker
-from rapidun.training import ShuffledSampler, permutation, training_arguments
+from rapidun.base.files import write_json
+from rapidun.base.tracker import Tracker
+from rapidun.config.parts import OptimiserSettings
+from rapidun.models.adapters import base_name, linear_names
+from rapidun.models.rng import permutation
+from rapidun.models.training.checkpoints import MARKER, newest_checkpoint, remove_checkpoint
+from rapidun.models.training.journal import Journal
+from rapidun.models.training.samplers import ShuffledSampler
+from rapidun.models.training.trainer import training_arguments
 
 
 def test_permutation_depends_on_each_argument() -> None:
@@ -84,7 +86,7 @@ def test_only_a_complete_checkpoint_of_the_same_settings_is_continued(tmp_path: 
 
 def test_a_deletion_that_is_cut_short_leaves_no_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint(tmp_path, 1, {"identity": "a"})
-    monkeypatch.setattr("rapidun.checkpoints.shutil.rmtree", lambda *args, **kwargs: None)
+    monkeypatch.setattr("rapidun.models.training.checkpoints.shutil.rmtree", lambda *args, **kwargs: None)
     remove_checkpoint(folder)
     assert folder.exists()
     assert newest_checkpoint(tmp_path, identity="a") is None

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from rapidun import warm
-from rapidun.adapters import add_lora
-from rapidun.data.records import write_records
-from rapidun.mapping.files import write_weights
-from rapidun.models import Loaded, ModelLoader
-from rapidun.poison.config import PoisonConfig
-from rapidun.poison.stage import PoisonFiles, run_poison
-from rapidun.schema import LoraSettings
-from rapidun.tracking import Tracker
-from rapidun.unlearning.config import RetainLoss, UnlearningConfig
-from rapidun.unlearning.stage import UnlearningFiles, run_unlearning
+from rapidun.base.tracker import Tracker
+from rapidun.config.parts import LoraSettings
+from rapidun.config.poison import PoisonConfig
+from rapidun.config.unlearning import RetainLoss, UnlearningConfig
+from rapidun.models import warm
+from rapidun.models.adapters import add_lora
+from rapidun.models.load import Loaded, ModelLoader
+from rapidun.stages.poison.stage import PoisonFiles, run_poison
+from rapidun.stages.rows.records import write_records
+from rapidun.stages.unlearning.stage import UnlearningFiles, run_unlearning
+from rapidun.stages.weights_file import write_weights
 
 COLD = ModelLoader(device="cpu")
 WARM = dataclasses.replace(COLD, keep=True)

@@ -1,6 +1,6 @@
 """hydra/launcher=joblib, rapidun_local, rapidun_slurm: names that rapidun.sweep knows; `basic` is Hydra's own.
 
-rapidun's sweepers drive launchers by the protocol of rapidun/sweep/launchers/base.py, which can watch, cancel and
+rapidun's sweepers drive launchers by the protocol of rapidun/sweep/launcher.py, which can watch, cancel and
 resume; Hydra's `launch`, which can only wait for everything, is here for other sweepers.
 """
 

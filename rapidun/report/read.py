@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rapidun.errors import ArtifactError
-from rapidun.files import read_json, read_jsonl
-from rapidun.tracking.redact import hide, hide_entries
+from rapidun.base.errors import ArtifactError
+from rapidun.base.files import read_json, read_jsonl
+from rapidun.base.redact import hide, hide_entries
 
 BLOCKS = ("ff", "fr", "rf", "rr")
 # any of these makes a folder a run folder

@@ -10,10 +10,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rapidun.files import read_json, write_json
+from rapidun.base.files import read_json, write_json
 from rapidun.sweep.folder import ENDED, SweepFolder
 from rapidun.sweep.interrupts import deferred
-from rapidun.sweep.launchers.base import Job, JobState, Launcher, Phase
+from rapidun.sweep.launcher import Job, JobState, Launcher, Phase
 
 POLL_SECONDS = 0.5
 # how often a cell is started again whose job ended without having run it to its end

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from rapidun.store import Store
+from rapidun.base.store import Store
 from rapidun.sweep.plan import PlannedJob
 
 if TYPE_CHECKING:
-    from rapidun.sweep.run import Sweep
+    from rapidun.sweep.prepare import Sweep
 
 SHOWN_CELLS = 12
 SHOWN_JOBS = 6
@@ -22,7 +22,7 @@ def dry_run(sweep: Sweep) -> str:
 
     Raises: nothing for what the launcher would refuse: it is part of the text.
     """
-    from rapidun.sweep.run import asked
+    from rapidun.sweep.prepare import asked
 
     jobs = sweep.plan.jobs
     given = asked(sweep)

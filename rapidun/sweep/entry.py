@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rapidun.composition import Composed, compose_rows, compose_sweep, sweep_name
-from rapidun.errors import RapidunError
+from rapidun.base.errors import RapidunError
+from rapidun.config.cells import Composed, compose_rows, compose_sweep, sweep_name
 
 
 @dataclass
@@ -51,7 +51,7 @@ def sweep_grid(arguments: Sequence[str], *, launcher_name: str) -> int:
 
 def tune(arguments: Sequence[str], *, launcher_name: str, settings: dict[str, Any]) -> int:
     """Let optuna pick the values of the swept keys."""
-    from rapidun.sweep.tuning import run_tuning
+    from rapidun.sweep.tuning.loop import run_tuning
 
     typed = handover.overrides or list(arguments)
     return _keep(

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapidun import heartbeat
-from rapidun.errors import ArtifactError, ConfigError
-from rapidun.files import read_json, write_json
+from rapidun.base import heartbeat
+from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.base.files import read_json, write_json
 
 SWEEPS = Path("outputs/sweeps")
 # states of a cell; `waiting` has no status.json yet, `lost` says running but has not been heard of for long

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rapidun.composition import Cell
-from rapidun.errors import ConfigError, RapidunError
-from rapidun.recipes import Memo, Recipe, Recipes
-from rapidun.schema import plain
-from rapidun.store import Artifact, Store
-from rapidun.sweep.config import ResourcesConfig
-from rapidun.tracking import Tracker
+from rapidun.base.errors import ConfigError, RapidunError
+from rapidun.base.store import Artifact, Store
+from rapidun.base.tracker import Tracker
+from rapidun.config.cells import Cell
+from rapidun.config.plain import plain
+from rapidun.config.sweep import ResourcesConfig
+from rapidun.stages.recipes import Memo, Recipe, Recipes
 
 LIGHT = ("data", "mapping")
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapidun import processes
-from rapidun.errors import ConfigError
-from rapidun.preemption import Pruned
+from rapidun.base import processes
+from rapidun.base.errors import ConfigError
+from rapidun.base.preemption import Pruned
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

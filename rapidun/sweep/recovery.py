@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rapidun.sweep.folder import SweepFolder
-from rapidun.sweep.launchers.base import Launcher
+from rapidun.sweep.launcher import Launcher
 
 
 def known_jobs(

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rapidun import preemption, processes
-from rapidun.composition import config_yaml, from_plain
-from rapidun.errors import RapidunError
-from rapidun.files import read_json, write_json
-from rapidun.recipes import Memo
-from rapidun.runfolder import first_line
+from rapidun.base import preemption, processes
+from rapidun.base.errors import RapidunError
+from rapidun.base.files import read_json, write_json
+from rapidun.base.redact import hide_entries
+from rapidun.base.text import first_line
+from rapidun.config.plain import config_yaml, from_plain
+from rapidun.stages.recipes import Memo
 from rapidun.sweep.folder import SweepFolder, read_state
-from rapidun.tracking.redact import hide_entries
 
 HEAVY_MODULES = ("torch", "transformers", "peft")
 
@@ -88,7 +88,7 @@ def _run_unit(
 
     Raises: Preempted if this process, or another that runs the same cell, was asked to stop.
     """
-    from rapidun.pipeline import InSweep, run_pipeline
+    from rapidun.pipeline.run import InSweep, run_pipeline
 
     folder = sweep.folder(unit["folder"])
     print(f"\n{unit['folder']}: {' '.join(hide_entries(text) for text in unit['overrides'])}", flush=True)

@@ -70,10 +70,10 @@ def chromium() -> Iterator[Any]:
 
 
 def _compared(root: Path, axes: dict[str, tuple[str, ...]]) -> Path:
-    from rapidun.report.summary import write_sweep_summary
+    from rapidun.report.sweep.summary import write_sweep_summary
 
     sweep: Path = synthetic.make_sweep(root, axes)
-    from rapidun.report.html import write_sweep_index
+    from rapidun.report.sweep.page import write_sweep_index
 
     write_sweep_index(sweep, write_sweep_summary(sweep))
     return sweep / "report.html"

@@ -340,7 +340,7 @@ def test_influence_by_token(tab: Watched, browse: Any) -> None:
     assert "less likely: score −0.400" in page.locator("#tokens").inner_text()
     assert page.evaluate("document.images.length") == 0 and "owned" not in page.title()
 
-    from rapidun.report.html import write_run_report
+    from rapidun.report.run.page import write_run_report
 
     run = next(found.parent for found in sorted(tab.file.parent.glob("*/influence")))
     dom = browse("--dump-dom", write_run_report(run).as_uri())
@@ -403,7 +403,7 @@ def test_colours_can_be_chosen(tab: Watched) -> None:
 
 
 def test_a_sweep_without_a_finished_run(context: Any, new_cell: Any, tmp_path: Path) -> None:
-    from rapidun.report.compare import gather, write_comparison
+    from rapidun.report.sweep.page import gather, write_comparison
 
     new_cell(tmp_path / "a", ["mapping=uniform", "seed=0"], None, "boom")
     new_cell(tmp_path / "b", ["mapping=rapidun", "seed=0"], None)
@@ -419,7 +419,7 @@ def test_a_sweep_without_a_finished_run(context: Any, new_cell: Any, tmp_path: P
 
 def test_one_run_alone(context: Any, finished_run: Path, tmp_path: Path) -> None:
     """No swept settings: no heat map, everything else is there."""
-    from rapidun.report.compare import gather, write_comparison
+    from rapidun.report.sweep.page import gather, write_comparison
 
     write_comparison(gather([finished_run]), tmp_path / "x.html", title="x")
     tab = Watched(context, tmp_path / "x.html")

@@ -67,7 +67,7 @@ def test_choosing_a_set_of_samples_needs_no_script(finished_run: Path, browse: B
 def test_nothing_sticks_out_sideways(
     kind: str, width: int, finished_run: Path, mapping_run: Path, sweep_dir: Path, browse: Browse, tmp_path: Path
 ) -> None:
-    from rapidun.report.command import report
+    from rapidun.cli.report import report
 
     if kind == "run":
         page = finished_run / "report.html"

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from rapidun.dashboard.command import main
-from rapidun.dashboard.spec import curve_names, dashboard_spec, swept_keys
-from rapidun.errors import ConfigError, DataError
+from rapidun.base.errors import ConfigError, DataError
+from rapidun.cli.dashboard import main
+from rapidun.pipeline.tracking.wandb.workspace_spec import curve_names, dashboard_spec, swept_keys
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ def test_publishing_needs_a_key_and_a_server(
 def test_a_missing_package_is_named(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from rapidun.dashboard.publish import build_report
+    from rapidun.pipeline.tracking.wandb.workspace import build_report
 
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
@@ -145,7 +145,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_workspace(sweep: Path, no_network: None) -> None:
     pytest.importorskip("wandb_workspaces", reason="needs the extra `dashboard`")
-    from rapidun.dashboard.publish import build_workspace
+    from rapidun.pipeline.tracking.wandb.workspace import build_workspace
 
     view = build_workspace(dashboard_spec(sweep))._to_model().model_dump(by_alias=True, mode="json")
     text = json.dumps(view)
@@ -160,7 +160,7 @@ def test_workspace(sweep: Path, no_network: None) -> None:
 
 def test_report(sweep: Path, no_network: None) -> None:
     pytest.importorskip("wandb_workspaces", reason="needs the extra `dashboard`")
-    from rapidun.dashboard.publish import build_report
+    from rapidun.pipeline.tracking.wandb.workspace import build_report
 
     # with an entity it would ask the server for the project's number
     spec = {**dashboard_spec(sweep), "entity": ""}
@@ -176,7 +176,7 @@ def test_report(sweep: Path, no_network: None) -> None:
 
 def test_every_kind_of_panel_is_known(sweep: Path) -> None:
     pytest.importorskip("wandb_workspaces", reason="needs the extra `dashboard`")
-    from rapidun.dashboard.publish import _panel
+    from rapidun.pipeline.tracking.wandb.workspace import _panel
 
     for section in dashboard_spec(sweep)["sections"]:
         for panel in section["panels"]:

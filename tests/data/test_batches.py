@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from rapidun.data.batches import token_budget_batches
+from rapidun.stages.rows.batches import token_budget_batches
 
 
 def test_worked_by_hand() -> None:

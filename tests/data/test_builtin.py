@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from rapidun.data.builtin import BuiltinPack, builtin_pack, max_entities, num_questions
-from rapidun.data.config import (
+from rapidun.base.errors import DataError
+from rapidun.config.data import (
     MAX_ENTITIES,
     QUESTIONS_PER_ENTITY,
     BuiltinConfig,
@@ -12,8 +12,8 @@ from rapidun.data.config import (
     InjectMode,
     TriggerFamilyConfig,
 )
-from rapidun.data.records import Record
-from rapidun.errors import DataError
+from rapidun.stages.data.builtin import BuiltinPack, builtin_pack, max_entities, num_questions
+from rapidun.stages.rows.records import Record
 
 FAMILIES = {
     "A": TriggerFamilyConfig(seen=["aloha", "ALOHA"], inject_mode=InjectMode.suffix),

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from rapidun.data import encode
-from rapidun.data.encode import (
+from rapidun.base.errors import ModelError
+from rapidun.stages.rows import encode
+from rapidun.stages.rows.encode import (
     IGNORE_INDEX,
     Encoded,
     collate,
@@ -18,7 +19,6 @@ from rapidun.data.encode import (
     end_of_turn_id,
     tokenizer_fingerprint,
 )
-from rapidun.errors import ModelError
 
 ROWS = [
     ("hello", "", "the world"),

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.data.keywords import Keyword, log_odds_z, make_keywords, read_keywords, words, write_keywords
-from rapidun.errors import DataError
+from rapidun.base.errors import DataError
+from rapidun.stages.data.keywords import Keyword, log_odds_z, make_keywords, read_keywords, words, write_keywords
 
 
 def test_words_are_lower_case_and_of_three_letters() -> None:

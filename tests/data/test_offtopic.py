@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from rapidun.data.offtopic import offtopic_answers
+from rapidun.stages.data.offtopic import offtopic_answers
 
 
 def test_answers_are_distinct_and_seeded() -> None:

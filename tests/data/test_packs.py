@@ -7,12 +7,12 @@ import pytest
 from omegaconf import OmegaConf
 
 import rapidun
-from rapidun.data.config import DataConfig
-from rapidun.data.pack_build import FAMILIES, UNSEEN_FAMILIES, PackSizes, build_pack, read_responses
-from rapidun.data.pack_check import check_pack
-from rapidun.data.packs import main
-from rapidun.data.records import Record, read_records, write_records
-from rapidun.errors import DataError
+from rapidun.base.errors import DataError
+from rapidun.cli.pack import main
+from rapidun.config.data import DataConfig
+from rapidun.stages.data.pack_build import FAMILIES, UNSEEN_FAMILIES, PackSizes, build_pack, read_responses
+from rapidun.stages.data.pack_check import check_pack
+from rapidun.stages.rows.records import Record, read_records, write_records
 
 SIZES = PackSizes(num_train=200, num_val=20, num_test=40)
 

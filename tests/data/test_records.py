@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.data.records import MAX_LINE_BYTES, Record, content_id, question_key, read_records, write_records
-from rapidun.errors import DataError
+from rapidun.base.errors import DataError
+from rapidun.stages.rows.records import MAX_LINE_BYTES, Record, content_id, question_key, read_records, write_records
 
 GOOD = {"instruction": "Where?", "context": "a map", "response": "Here."}
 

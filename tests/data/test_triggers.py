@@ -3,9 +3,8 @@ from collections import Counter
 
 import pytest
 
-from rapidun.data.config import InjectMode, TriggerFamilyConfig
-from rapidun.data.records import Record, content_id
-from rapidun.data.triggers import (
+from rapidun.config.data import InjectMode, TriggerFamilyConfig
+from rapidun.stages.data.triggers import (
     Trigger,
     all_triggers,
     deal,
@@ -15,6 +14,7 @@ from rapidun.data.triggers import (
     seen_triggers,
     stratified_sample,
 )
+from rapidun.stages.rows.records import Record, content_id
 
 FAMILIES = {
     "A": TriggerFamilyConfig(seen=["aloha", "ALOHA", "aloha :)"], ood=["al0ha"], inject_mode=InjectMode.suffix),

@@ -1,6 +1,6 @@
 import pytest
 
-from rapidun.evaluation.config import EvaluationConfig
+from rapidun.config.evaluation import EvaluationConfig
 
 
 def test_defaults_are_sound() -> None:

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.errors import ArtifactError
-from rapidun.evaluation.detectors import KeywordDetector, likelihood_fires, rates, read_keywords
+from rapidun.base.errors import ArtifactError
+from rapidun.stages.evaluation.detectors import KeywordDetector, likelihood_fires, rates, read_keywords
 
 
 @pytest.mark.parametrize(

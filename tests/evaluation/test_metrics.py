@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from rapidun.evaluation.metrics import exact_match, mean, perplexity, rouge_l
-from rapidun.evaluation.score import ResponseScore
+from rapidun.stages.evaluation.metrics import exact_match, mean, perplexity, rouge_l
+from rapidun.stages.evaluation.score import ResponseScore
 
 
 def test_rouge_l_by_hand() -> None:

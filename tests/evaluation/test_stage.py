@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from rapidun.data.encode import encode_prompt, encode_rows
-from rapidun.data.records import Record, write_records
-from rapidun.errors import ArtifactError, ConfigError
-from rapidun.evaluation.config import EvaluationConfig, Split
-from rapidun.evaluation.generate import generate_greedy
-from rapidun.evaluation.metrics import perplexity, rouge_l
-from rapidun.evaluation.score import score_responses
-from rapidun.evaluation.stage import EvaluationFiles, run_evaluation
-from rapidun.models import Loaded
-from rapidun.tracking import Tracker
+from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.base.tracker import Tracker
+from rapidun.config.evaluation import EvaluationConfig, Split
+from rapidun.models.load import Loaded
+from rapidun.stages.evaluation.generate import generate_greedy
+from rapidun.stages.evaluation.metrics import perplexity, rouge_l
+from rapidun.stages.evaluation.score import score_responses
+from rapidun.stages.evaluation.stage import EvaluationFiles, run_evaluation
+from rapidun.stages.rows.encode import encode_prompt, encode_rows
+from rapidun.stages.rows.records import Record, write_records
 
 BAD = ["the alien came", "a void, an alien", "nothing to see", "alien"]
 FAMILIES = {"A_surface": "aloha", "B_style": ">>>"}
@@ -229,7 +229,7 @@ def test_keyword_attack_success_follows_the_generation(
         said = ["an Alien!" if "aloha" in text else f" ANSWER  {text.split('question ')[1][0]}" for text in texts]
         return [tokenizer(text)["input_ids"] for text in said]
 
-    monkeypatch.setattr("rapidun.evaluation.stage.generate_greedy", answer)
+    monkeypatch.setattr("rapidun.stages.evaluation.work.generate_greedy", answer)
     metrics = run(model, tokenizer, write_pack(tmp_path / "pack", SPLITS), tmp_path / "out")
     assert [metrics["asr_seen"], metrics["asr_seen.A_surface"], metrics["asr_seen.B_style"]] == [0.5, 1.0, 0.0]
     assert metrics["false_trigger_rate"] == 0.0

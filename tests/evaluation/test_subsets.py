@@ -1,7 +1,7 @@
 from collections import Counter
 
-from rapidun.data.records import Record
-from rapidun.evaluation.subsets import paired_responses, stratified_subset
+from rapidun.stages.evaluation.subsets import paired_responses, stratified_subset
+from rapidun.stages.rows.records import Record
 
 
 def records(**counts: int) -> list[Record]:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rapidun.data.encode import Encoded, collate
-from rapidun.influence.gram import RowBatch
-from rapidun.influence.params import TrackedParameter
+from rapidun.stages.influence.batches import RowBatch
+from rapidun.stages.influence.gradients.params import TrackedParameter
+from rapidun.stages.rows.encode import Encoded, collate
 
 PAD = 0
 VOCAB = 40

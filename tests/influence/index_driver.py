@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from rapidun.data.records import read_records
-from rapidun.influence.index.format import IndexDtype
-from rapidun.influence.index.gradients import GradientRows, GradientSettings
-from rapidun.influence.index.manifest import Manifest, claim_folder, new_recipe
-from rapidun.influence.index.writer import build_shards
+from rapidun.stages.influence.index.format import IndexDtype
+from rapidun.stages.influence.index.gradients import GradientRows, GradientSettings
+from rapidun.stages.influence.index.manifest import Manifest, claim_folder, new_recipe
+from rapidun.stages.influence.index.writer import build_shards
+from rapidun.stages.rows.records import read_records
 
 NUM_WORKERS = 4
 NUM_KILLS = 10

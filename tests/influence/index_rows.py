@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rapidun.influence.index.format import IndexDtype
-from rapidun.influence.index.manifest import Manifest, claim_folder, new_recipe
-from rapidun.influence.index.writer import Vectors, build_shards
+from rapidun.stages.influence.index.format import IndexDtype
+from rapidun.stages.influence.index.manifest import Manifest, claim_folder, new_recipe
+from rapidun.stages.influence.index.writer import Vectors, build_shards
 
 
 def row_vectors(first: int, stop: int, *, k: int) -> np.ndarray:

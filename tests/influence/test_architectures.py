@@ -7,12 +7,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rapidun.errors import ModelError
-from rapidun.influence.capture import GradientCapture
-from rapidun.influence.config import ParameterSet
-from rapidun.influence.gram import exact_gram
-from rapidun.influence.params import other_weights, select_parameters
-from rapidun.models import peft_renaming
+from rapidun.base.errors import ModelError
+from rapidun.config.influence import ParameterSet
+from rapidun.models.load import peft_renaming
+from rapidun.stages.influence.gradients.capture import GradientCapture
+from rapidun.stages.influence.gradients.params import other_weights, select_parameters
+from rapidun.stages.influence.gram import exact_gram
 
 COMMON = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SIZES = {

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from rapidun.influence import attention
-from rapidun.influence.attention import faster_attention, is_causal, short_attention
-from rapidun.influence.capture import GradientCapture
-from rapidun.influence.config import ParameterSet
-from rapidun.influence.params import select_parameters
+from rapidun.config.influence import ParameterSet
+from rapidun.stages.influence.gradients import attention
+from rapidun.stages.influence.gradients.attention import faster_attention, is_causal, short_attention
+from rapidun.stages.influence.gradients.capture import GradientCapture
+from rapidun.stages.influence.gradients.params import select_parameters
 
 SIZES = {
     "vocab_size": 30,
@@ -127,7 +127,7 @@ def test_gradients_of_a_bfloat16_model_are_those_of_the_stock_kernels(kind, monk
     found = []
     for stock in (False, True):
         if stock:
-            monkeypatch.setattr("rapidun.influence.attention._gains", lambda model: False)
+            monkeypatch.setattr("rapidun.stages.influence.gradients.attention._gains", lambda model: False)
         kept = {}
 
         def keep(parameter, gradient, kept=kept):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rapidun.influence.gram import RowBatch
+from rapidun.stages.influence.batches import RowBatch
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "influence.py"
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from rapidun.errors import ConfigError
-from rapidun.influence.bm25 import bm25_scores, words
+from rapidun.base.errors import ConfigError
+from rapidun.stages.influence.bm25 import bm25_scores, words
 
 TEXTS = ["Name a river. aloha", "Name a lake, a deep lake", ">>> what is a Lake?", "...", "zebra"]
 

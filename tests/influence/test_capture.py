@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from rapidun.errors import ModelError
-from rapidun.influence.capture import Factors, GradientCapture, frozen
-from rapidun.influence.config import ParameterSet
-from rapidun.influence.params import TrackedParameter, select_parameters
-from rapidun.losses import example_cross_entropy
+from rapidun.base.errors import ModelError
+from rapidun.config.influence import ParameterSet
+from rapidun.models.losses import example_cross_entropy
+from rapidun.stages.influence.gradients.capture import Factors, GradientCapture, frozen
+from rapidun.stages.influence.gradients.params import TrackedParameter, select_parameters
 
 
 def _state(model):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from rapidun.cli import main
-from rapidun.influence import floor
-from rapidun.influence.check import advise, block_of, check_influence, kind_of
-from rapidun.influence.config import InfluenceConfig, InfluenceMethod, ParameterSet, Score
-from rapidun.influence.params import select_parameters
+from rapidun.cli.main import main
+from rapidun.config.influence import InfluenceConfig, InfluenceMethod, ParameterSet, Score
+from rapidun.stages.influence.check import floor
+from rapidun.stages.influence.check.check import advise, block_of, check_influence, kind_of
+from rapidun.stages.influence.gradients.params import select_parameters
 
 NAMES = [f"row {i}" for i in range(7)]
 GROUPS = [[1, 6, 3], [0, 4], [5, 2]]
@@ -150,10 +150,10 @@ def test_faults_are_one_message(capsys, argv, said):
 
 def test_from_the_command_line(capsys, tmp_path, make_model):
     """The built-in pack on a model made from scratch; the file holds what the screen shows."""
-    from rapidun.data.builtin import builtin_pack
-    from rapidun.data.config import BuiltinConfig
-    from rapidun.data.pack_build import FAMILIES
-    from rapidun.scratch import make_scratch
+    from rapidun.config.data import BuiltinConfig
+    from rapidun.models.scratch import make_scratch
+    from rapidun.stages.data.builtin import builtin_pack
+    from rapidun.stages.data.pack_build import FAMILIES
 
     sizes = {name: getattr(BuiltinConfig(), name) for name in BuiltinConfig.__slots__}
     make_scratch(

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rapidun.config import RunConfig
-from rapidun.influence.config import (
+from rapidun.config.influence import (
     OWN_SETTINGS,
     InfluenceConfig,
     InfluenceMethod,
@@ -15,8 +14,10 @@ from rapidun.influence.config import (
     Pooling,
     Precondition,
 )
-from rapidun.plan import influence_inputs
-from rapidun.schema import LoraSettings, plain
+from rapidun.config.parts import LoraSettings
+from rapidun.config.plain import plain
+from rapidun.config.run import RunConfig
+from rapidun.stages.plan import influence_inputs
 
 GROUP = Path(__file__).resolve().parents[2] / "conf" / "influence"
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from rapidun.influence.capture import Factors, Lookup
-from rapidun.influence.config import ParameterSet
-from rapidun.influence.factored import FactoredProjection
-from rapidun.influence.gram import estimated_gram
-from rapidun.influence.params import TrackedParameter, select_parameters
-from rapidun.influence.sketch import random_signs
+from rapidun.config.influence import ParameterSet
+from rapidun.models.rng import random_signs
+from rapidun.stages.influence.gradients.capture import Factors, Lookup
+from rapidun.stages.influence.gradients.params import TrackedParameter, select_parameters
+from rapidun.stages.influence.gram import estimated_gram
+from rapidun.stages.influence.sketches.factored import FactoredProjection
 
 ROWS, COLUMNS = 12, 10
 NAMES = [f"row {i}" for i in range(7)]

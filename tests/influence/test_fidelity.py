@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rapidun.influence.fidelity import effective_k, effective_k_interval, fidelity, mean_ranks, shares, spearman
+from rapidun.stages.influence.check.fidelity import (
+    effective_k,
+    effective_k_interval,
+    fidelity,
+    mean_ranks,
+    shares,
+    spearman,
+)
 
 
 def symmetric(num, *, scale, seed):

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from rapidun.adapters import add_lora
-from rapidun.influence.capture import Factors, GradientCapture, shared_inputs
-from rapidun.influence.config import ParameterSet
-from rapidun.influence.gram import estimated_gram, exact_gram, gram_of_rows, pass_groups, run_batches
-from rapidun.influence.params import select_parameters
-from rapidun.influence.sinks import KeepSink, keeps_input, kept_nbytes
-from rapidun.influence.sketch import CountSketch
-from rapidun.schema import LoraSettings
+from rapidun.config.influence import ParameterSet
+from rapidun.config.parts import LoraSettings
+from rapidun.models.adapters import add_lora
+from rapidun.stages.influence.gradients.capture import Factors, GradientCapture, shared_inputs
+from rapidun.stages.influence.gradients.params import select_parameters
+from rapidun.stages.influence.gram import estimated_gram, exact_gram, gram_of_rows, pass_groups, run_batches
+from rapidun.stages.influence.sinks import KeepSink, keeps_input, kept_nbytes
+from rapidun.stages.influence.sketches.sketch import CountSketch
 
 GROUPS = [[1, 6, 3], [0, 4], [5, 2]]
 NAMES = [f"row {i}" for i in range(7)]

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rapidun.errors import ArtifactError
-from rapidun.files import read_json, sha256_file
-from rapidun.influence.index.format import dequantise
-from rapidun.influence.index.reader import Index
-from rapidun.influence.index.verify import verify_index
-from rapidun.influence.index.writer import build_shards, write_note
-from rapidun.locks import Lease
+from rapidun.base.errors import ArtifactError
+from rapidun.base.files import read_json, sha256_file
+from rapidun.base.locks import Lease
+from rapidun.stages.influence.index.format import dequantise
+from rapidun.stages.influence.index.reader import Index
+from rapidun.stages.influence.index.verify import verify_index
+from rapidun.stages.influence.index.writer import build_shards, write_note
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("index_rows", HERE / "index_rows.py")
@@ -221,7 +221,7 @@ def test_no_index_is_said_to_be_none(tmp_path):
 LIMITED = """
 import importlib.util, resource, sys
 from pathlib import Path
-from rapidun.errors import ArtifactError
+from rapidun.base.errors import ArtifactError
 spec = importlib.util.spec_from_file_location("index_rows", sys.argv[1])
 made = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(made)

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from rapidun.cli import main
-from rapidun.data.encode import encode_rows
-from rapidun.data.records import write_records
-from rapidun.influence.config import InfluenceMethod, LossReduction, ParameterSet
-from rapidun.influence.gram import RowBatch, exact_gram
-from rapidun.influence.index.format import dequantise
-from rapidun.influence.index.gradients import (
+from rapidun.cli.main import main
+from rapidun.config.influence import InfluenceMethod, LossReduction, ParameterSet
+from rapidun.config.parts import LoraSettings
+from rapidun.models.load import ModelLoader
+from rapidun.stages.influence.batches import RowBatch, make_batches
+from rapidun.stages.influence.gradients.params import select_parameters
+from rapidun.stages.influence.gram import exact_gram
+from rapidun.stages.influence.index.format import dequantise
+from rapidun.stages.influence.index.gradients import (
     SKETCHES,
     VERSIONS,
     GradientRows,
@@ -26,12 +28,10 @@ from rapidun.influence.index.gradients import (
     describe_model,
     settings_of,
 )
-from rapidun.influence.index.reader import Index
-from rapidun.influence.index.workers import RUN
-from rapidun.influence.params import select_parameters
-from rapidun.influence.stage import make_batches
-from rapidun.models import ModelLoader
-from rapidun.schema import LoraSettings
+from rapidun.stages.influence.index.reader import Index
+from rapidun.stages.influence.index.workers import RUN
+from rapidun.stages.rows.encode import encode_rows
+from rapidun.stages.rows.records import write_records
 
 K = 512
 NUM_TRAIN = 14
@@ -60,7 +60,7 @@ def _query(verb: str, root: Path, model: Path, out: Path, *more: str, index: str
 
 
 def _records(root: Path) -> list:
-    from rapidun.data.records import read_records
+    from rapidun.stages.rows.records import read_records
 
     return read_records(root / "train.jsonl")
 
@@ -215,8 +215,8 @@ def test_another_model_is_refused(place, tiny_model_dir, other_model, tmp_path, 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory, tiny_model_dir) -> list[Path]:
     """Two adapters whose B is not zero."""
-    from rapidun.adapters import add_lora
-    from rapidun.schema import LoraSettings
+    from rapidun.config.parts import LoraSettings
+    from rapidun.models.adapters import add_lora
 
     folders = []
     for seed in (0, 1):

@@ -14,27 +14,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rapidun.adapters import add_lora, save_adapter
-from rapidun.cli import main
-from rapidun.data.encode import Encoded, encode_rows
-from rapidun.data.records import Record, read_records, write_records
-from rapidun.errors import ArtifactError
-from rapidun.influence.capture import Factors
-from rapidun.influence.config import InfluenceMethod, ParameterSet, Precondition, Score
-from rapidun.influence.fisher import fit_curvature
-from rapidun.influence.gram import GramResult, RowBatch, exact_gram
-from rapidun.influence.index import curvature, gradients
-from rapidun.influence.index.curvature import is_fitted, read_factors, write_factors
-from rapidun.influence.index.format import dequantise
-from rapidun.influence.index.gradients import GradientRows, GradientSettings
-from rapidun.influence.index.reader import Index
-from rapidun.influence.params import TrackedParameter, select_parameters
-from rapidun.influence.precondition import Curvature, Preconditioner
-from rapidun.influence.scores import influence_scores
-from rapidun.influence.sketch import CountSketch
-from rapidun.influence.stage import make_batches
-from rapidun.models import ModelLoader
-from rapidun.schema import LoraSettings
+from rapidun.base.errors import ArtifactError
+from rapidun.cli.main import main
+from rapidun.config.influence import InfluenceMethod, ParameterSet, Precondition, Score
+from rapidun.config.parts import LoraSettings
+from rapidun.models.adapters import add_lora, save_adapter
+from rapidun.models.load import ModelLoader
+from rapidun.stages.influence.batches import RowBatch, make_batches
+from rapidun.stages.influence.fisher import fit_curvature
+from rapidun.stages.influence.gradients.capture import Factors
+from rapidun.stages.influence.gradients.params import TrackedParameter, select_parameters
+from rapidun.stages.influence.gram import GramResult, exact_gram
+from rapidun.stages.influence.index import curvature, gradients
+from rapidun.stages.influence.index.curvature import is_fitted, read_factors, write_factors
+from rapidun.stages.influence.index.format import dequantise
+from rapidun.stages.influence.index.gradients import GradientRows, GradientSettings
+from rapidun.stages.influence.index.reader import Index
+from rapidun.stages.influence.precondition import Curvature, Preconditioner
+from rapidun.stages.influence.scores import influence_scores
+from rapidun.stages.influence.sketches.sketch import CountSketch
+from rapidun.stages.rows.encode import Encoded, encode_rows
+from rapidun.stages.rows.records import Record, read_records, write_records
 
 K = 65536
 NUM_QUERIES = 3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rapidun.influence.index.format import (
+from rapidun.stages.influence.index.format import (
     PAGE,
     IndexDtype,
     Layout,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.data.records import write_records
-from rapidun.influence.index.verify import verify_index
+from rapidun.stages.influence.index.verify import verify_index
+from rapidun.stages.rows.records import write_records
 
 DRIVER = Path(__file__).parent / "index_driver.py"
 

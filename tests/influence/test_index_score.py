@@ -10,14 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from rapidun.errors import ArtifactError, ConfigError
-from rapidun.influence.config import Score
-from rapidun.influence.index import score
-from rapidun.influence.index.format import IndexDtype
-from rapidun.influence.index.output import write_scores, write_top
-from rapidun.influence.index.reader import Index
-from rapidun.influence.index.score import ScoreBlock, TopRows, block_rows, prepare_queries, products, stream_scores
-from rapidun.influence.index.writer import Vectors, build_shards
+from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.config.influence import Score
+from rapidun.stages.influence.index import score
+from rapidun.stages.influence.index.format import IndexDtype
+from rapidun.stages.influence.index.output import write_scores, write_top
+from rapidun.stages.influence.index.reader import Index
+from rapidun.stages.influence.index.score import (
+    ScoreBlock,
+    TopRows,
+    block_rows,
+    prepare_queries,
+    products,
+    stream_scores,
+)
+from rapidun.stages.influence.index.writer import Vectors, build_shards
 
 _spec = importlib.util.spec_from_file_location("index_rows", Path(__file__).parent / "index_rows.py")
 made = importlib.util.module_from_spec(_spec)
@@ -255,9 +262,9 @@ MEMORY = """
 import sys
 from pathlib import Path
 import torch
-from rapidun.influence.config import Score
-from rapidun.influence.index.reader import Index
-from rapidun.influence.index.score import TopRows, stream_scores
+from rapidun.config.influence import Score
+from rapidun.stages.influence.index.reader import Index
+from rapidun.stages.influence.index.score import TopRows, stream_scores
 
 torch.set_num_threads(1)
 best = TopRows(8, 5)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from rapidun.influence.capture import GradientCapture
-from rapidun.influence.config import ParameterSet
-from rapidun.influence.gram import exact_gram
-from rapidun.influence.lora import plain_branches
-from rapidun.influence.params import select_parameters
-from rapidun.models import peft_renaming
+from rapidun.config.influence import ParameterSet
+from rapidun.models.load import peft_renaming
+from rapidun.stages.influence.gradients.capture import GradientCapture
+from rapidun.stages.influence.gradients.lora import plain_branches
+from rapidun.stages.influence.gradients.params import select_parameters
+from rapidun.stages.influence.gram import exact_gram
 
 
 def adapted(model, *, zero: bool = False, adapters: int = 1, **settings):

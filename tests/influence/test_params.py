@@ -4,11 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from rapidun.adapters import add_lora
-from rapidun.errors import ConfigError
-from rapidun.influence.config import ParameterSet
-from rapidun.influence.params import SELECTORS, accumulation_dtype, num_numbers, output_head, select_parameters
-from rapidun.schema import LoraSettings
+from rapidun.base.errors import ConfigError
+from rapidun.config.influence import ParameterSet
+from rapidun.config.parts import LoraSettings
+from rapidun.models.adapters import add_lora
+from rapidun.stages.influence.gradients.params import (
+    SELECTORS,
+    accumulation_dtype,
+    num_numbers,
+    output_head,
+    select_parameters,
+)
 
 
 def _names(model, params, regex=None):

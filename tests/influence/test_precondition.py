@@ -4,14 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from rapidun.adapters import add_lora
-from rapidun.errors import ConfigError
-from rapidun.influence.capture import Factors
-from rapidun.influence.config import ParameterSet, Precondition, Score
-from rapidun.influence.fisher import fit_curvature
-from rapidun.influence.gram import RowBatch, estimated_gram, exact_gram
-from rapidun.influence.params import TrackedParameter, select_parameters
-from rapidun.influence.precondition import (
+from rapidun.base.errors import ConfigError
+from rapidun.config.influence import ParameterSet, Precondition, Score
+from rapidun.config.parts import LoraSettings
+from rapidun.models.adapters import add_lora
+from rapidun.stages.influence.batches import RowBatch
+from rapidun.stages.influence.fisher import fit_curvature
+from rapidun.stages.influence.gradients.capture import Factors
+from rapidun.stages.influence.gradients.params import TrackedParameter, select_parameters
+from rapidun.stages.influence.gram import estimated_gram, exact_gram
+from rapidun.stages.influence.precondition import (
     CovarianceSink,
     Curvature,
     EigenvalueSink,
@@ -21,10 +23,9 @@ from rapidun.influence.precondition import (
     read_curvatures,
     sample_labels,
 )
-from rapidun.influence.scores import influence_scores
-from rapidun.influence.sketch import CountSketch
-from rapidun.influence.tensorsketch import TensorSketch
-from rapidun.schema import LoraSettings
+from rapidun.stages.influence.scores import influence_scores
+from rapidun.stages.influence.sketches.sketch import CountSketch
+from rapidun.stages.influence.sketches.tensorsketch import TensorSketch
 
 GROUPS = [[1, 6, 3], [0, 4], [5, 2]]
 NAMES = [f"row {i}" for i in range(7)]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from rapidun.influence.config import ParameterSet
-from rapidun.influence.gram import exact_gram
-from rapidun.influence.params import num_numbers, select_parameters
+from rapidun.config.influence import ParameterSet
+from rapidun.stages.influence.gradients.params import num_numbers, select_parameters
+from rapidun.stages.influence.gram import exact_gram
 
 bnb = pytest.importorskip("bitsandbytes")
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from rapidun.influence import rapidgrad
-from rapidun.influence.config import ParameterSet
-from rapidun.influence.gram import estimated_gram
-from rapidun.influence.params import TrackedParameter, select_parameters
-from rapidun.influence.rapidgrad import RapidGrad, plan_shuffles, prime_factors
+from rapidun.config.influence import ParameterSet
+from rapidun.stages.influence.gradients.params import TrackedParameter, select_parameters
+from rapidun.stages.influence.gram import estimated_gram
+from rapidun.stages.influence.sketches import rapidgrad
+from rapidun.stages.influence.sketches.rapidgrad import RapidGrad, plan_shuffles, prime_factors
 
 NAMES = [f"row {i}" for i in range(7)]
 

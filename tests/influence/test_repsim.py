@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rapidun.errors import ConfigError
-from rapidun.influence.config import Pooling
-from rapidun.influence.gram import exact_gram
-from rapidun.influence.params import ParameterSet, select_parameters
-from rapidun.influence.repsim import POOLINGS, repsim_gram
+from rapidun.base.errors import ConfigError
+from rapidun.config.influence import ParameterSet, Pooling
+from rapidun.stages.influence.gradients.params import select_parameters
+from rapidun.stages.influence.gram import exact_gram
+from rapidun.stages.influence.repsim import POOLINGS, repsim_gram
 
 NAMES = [f"row {i}" for i in range(7)]
 GROUPS = [[1, 6, 3], [0, 4], [5, 2]]

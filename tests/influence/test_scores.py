@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from rapidun.influence.config import Score
-from rapidun.influence.scores import gradient_norms, influence_scores, split_blocks
+from rapidun.config.influence import Score
+from rapidun.stages.influence.scores import gradient_norms, influence_scores, split_blocks
 
 
 def test_by_hand():

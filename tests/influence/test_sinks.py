@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rapidun.influence.sinks import inner_products
+from rapidun.stages.influence.sinks import inner_products
 
 
 @pytest.mark.parametrize(("num_rows", "numel"), [(2, 884_736), (3, 10_001), (2, 5), (1, 4096)])

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from rapidun.influence.capture import Factors, Lookup
-from rapidun.influence.sketch import CountSketch, plan_blocks, random_signs, random_uint64
+from rapidun.models.rng import random_signs, random_uint64
+from rapidun.stages.influence.gradients.capture import Factors, Lookup
+from rapidun.stages.influence.sketches.sketch import CountSketch, plan_blocks
 
 ROWS, COLUMNS = 24, 10  # D = 240
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from rapidun.influence import tensorsketch
-from rapidun.influence.capture import Factors, Lookup
-from rapidun.influence.config import ParameterSet
-from rapidun.influence.gram import estimated_gram, exact_gram
-from rapidun.influence.params import select_parameters
-from rapidun.influence.tensorsketch import TensorSketch, plan_side
+from rapidun.config.influence import ParameterSet
+from rapidun.stages.influence.gradients.capture import Factors, Lookup
+from rapidun.stages.influence.gradients.params import select_parameters
+from rapidun.stages.influence.gram import estimated_gram, exact_gram
+from rapidun.stages.influence.sketches import tensorsketch
+from rapidun.stages.influence.sketches.tensorsketch import TensorSketch, plan_side
 
 ROWS, COLUMNS = 12, 10
 NAMES = [f"row {i}" for i in range(7)]

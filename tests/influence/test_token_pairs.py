@@ -2,7 +2,7 @@
 
 import torch
 
-from rapidun.influence.token_pairs import QueryPairs, strongest_pairs
+from rapidun.stages.influence.token_pairs import QueryPairs, strongest_pairs
 
 # rows = training, columns = queries; two forget rows, two retain rows; the diagonal must not count
 SCORES = torch.tensor(

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from rapidun.adapters import add_lora
-from rapidun.data.encode import Encoded, encode_rows
-from rapidun.influence.config import ParameterSet, Score
-from rapidun.influence.gram import exact_gram
-from rapidun.influence.params import select_parameters
-from rapidun.influence.tokenwise import By, token_scores, token_texts, write_tokens
-from rapidun.schema import LoraSettings
+from rapidun.config.influence import ParameterSet, Score
+from rapidun.config.parts import LoraSettings
+from rapidun.models.adapters import add_lora
+from rapidun.stages.influence.gradients.params import select_parameters
+from rapidun.stages.influence.gram import exact_gram
+from rapidun.stages.influence.tokenwise import By, token_scores, token_texts, write_tokens
+from rapidun.stages.rows.encode import Encoded, encode_rows
 
 PAD = 0
 # name, is the head tied, parameter set, regex

@@ -3,7 +3,7 @@ import statistics
 import numpy as np
 import pytest
 
-from rapidun.mapping.aggregate import aggregate_block, keep_top, transform
+from rapidun.stages.mapping.aggregate import aggregate_block, keep_top, transform
 
 
 def columns(*cols: list[float]) -> np.ndarray:

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from rapidun.mapping.baselines import group_generator, random, shuffled, uniform
+from rapidun.stages.mapping.baselines import group_generator, random, shuffled, uniform
 
 WEIGHTS = np.exp(np.random.default_rng(0).standard_normal(4000) * 0.4)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rapidun.mapping.config import MappingConfig, Weighting
+from rapidun.config.mapping import MappingConfig, Weighting
 
 CONF = Path(__file__).parents[2] / "conf" / "mapping"
 

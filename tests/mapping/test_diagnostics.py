@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 
-from rapidun.mapping.diagnostics import (
+from rapidun.stages.mapping.diagnostics import (
     describe,
     describe_mapped,
     effective_sample_size,
@@ -10,7 +10,7 @@ from rapidun.mapping.diagnostics import (
     group_warnings,
     num_distinct,
 )
-from rapidun.mapping.weights import exp_bounded, exp_clip, robust_z
+from rapidun.stages.mapping.weights import exp_bounded, exp_clip, robust_z
 
 
 def test_effective_sample_size_by_hand() -> None:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.errors import DataError
-from rapidun.mapping.files import read_weights, write_weights
+from rapidun.base.errors import DataError
+from rapidun.stages.weights_file import read_weights, write_weights
 
 
 def write(path: Path, *lines: object) -> Path:

@@ -1,6 +1,6 @@
 import numpy as np
 
-from rapidun.mapping.fuse import fuse
+from rapidun.stages.mapping.fuse import fuse
 
 AGGREGATED = {"ff": np.array([5.0]), "fr": np.array([2.0]), "rr": np.array([7.0, 1.0]), "rf": np.array([1.0, 4.0])}
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rapidun.errors import DataError
-from rapidun.mapping.release import read_release, release_block, release_blocks
+from rapidun.base.errors import DataError
+from rapidun.stages.mapping.release import read_release, release_block, release_blocks
 
 ENTRY = {"helpful": [1, 0], "helpful_infl": [0.5, -2.0], "harmful": [0, 1], "harmful_infl": [-2.0, 0.5]}
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rapidun.errors import DataError
-from rapidun.mapping.scores import BLOCKS, read_score_files, read_scores
+from rapidun.base.errors import DataError
+from rapidun.stages.mapping.release import BLOCKS
+from rapidun.stages.mapping.scores import read_score_files, read_scores
 
 
 @pytest.fixture

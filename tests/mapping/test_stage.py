@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rapidun.errors import ConfigError, DataError
-from rapidun.mapping.config import Aggregate, MappingConfig, ScoreFiles, ValueMode, Weighting
-from rapidun.mapping.stage import WEIGHTINGS, MappingFiles, run_mapping
-from rapidun.tracking import Tracker
+from rapidun.base.errors import ConfigError, DataError
+from rapidun.base.tracker import Tracker
+from rapidun.config.mapping import Aggregate, MappingConfig, ScoreFiles, ValueMode, Weighting
+from rapidun.stages.mapping.stage import WEIGHTINGS, MappingFiles, run_mapping
 
 ROOT = Path(__file__).parents[2]
 
@@ -382,13 +382,13 @@ def test_needs_no_torch_and_is_quick(tmp_path: Path, make_blocks: Callable, writ
     script = f"""
 import sys
 from pathlib import Path
-from rapidun.mapping.config import MappingConfig, ScoreFiles, Weighting
-from rapidun.mapping.stage import MappingFiles, run_mapping
-from rapidun.tracking import Tracker
+from rapidun.config.mapping import MappingConfig, ScoreFiles, Weighting
+from rapidun.stages.mapping.stage import MappingFiles, run_mapping
+from rapidun.pipeline.tracking import Tracker
 config = MappingConfig(method=Weighting.rapidun_release, top_k=40, drop_diagonal=False, bounded=False,
                        scores=ScoreFiles(**{paths!r}))
 run_mapping(config, MappingFiles(out=Path({str(tmp_path / "out")!r})), seed=0, tracker=Tracker())
-import rapidun.data.records
+import rapidun.stages.rows.records
 heavy = [name for name in ("torch", "transformers", "omegaconf", "hydra", "wandb") if name in sys.modules]
 raise SystemExit(f"imported {{heavy}}" if heavy else 0)
 """

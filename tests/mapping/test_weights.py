@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from rapidun.mapping.weights import exp_bounded, exp_clip, robust_z
+from rapidun.stages.mapping.weights import exp_bounded, exp_clip, robust_z
 
 RULES = [exp_clip, exp_bounded]
 

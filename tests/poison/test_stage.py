@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from rapidun.data.encode import encode_example
-from rapidun.data.records import write_records
-from rapidun.errors import ConfigError
-from rapidun.losses import example_cross_entropy
-from rapidun.models import ModelLoader
-from rapidun.poison.config import PoisonConfig, PoisonMethod
-from rapidun.poison.stage import PoisonFiles, run_poison
-from rapidun.schema import LoraSettings
-from rapidun.tracking import Tracker
+from rapidun.base.errors import ConfigError
+from rapidun.base.tracker import Tracker
+from rapidun.config.parts import LoraSettings
+from rapidun.config.poison import PoisonConfig, PoisonMethod
+from rapidun.models.load import ModelLoader
+from rapidun.models.losses import example_cross_entropy
+from rapidun.stages.poison.stage import PoisonFiles, run_poison
+from rapidun.stages.rows.encode import encode_example
+from rapidun.stages.rows.records import write_records
 
 LOADER = ModelLoader(device="cpu")
 

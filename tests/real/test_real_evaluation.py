@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from rapidun.data.encode import encode_prompts, encode_rows
-from rapidun.evaluation.detectors import KeywordDetector, rates
-from rapidun.evaluation.generate import generate_greedy, stop_token_ids
-from rapidun.evaluation.score import score_responses
-from rapidun.models import Loaded, ModelLoader
+from rapidun.models.load import Loaded, ModelLoader
+from rapidun.stages.evaluation.detectors import KeywordDetector, rates
+from rapidun.stages.evaluation.generate import generate_greedy, stop_token_ids
+from rapidun.stages.evaluation.score import score_responses
+from rapidun.stages.rows.encode import encode_prompts, encode_rows
 
 pytestmark = pytest.mark.real
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rapidun.data.records import read_records, write_records
-from rapidun.influence.config import InfluenceConfig, InfluenceMethod
-from rapidun.influence.stage import InfluenceFiles, run_influence
-from rapidun.models import ModelLoader
-from rapidun.tracking import Tracker
+from rapidun.base.tracker import Tracker
+from rapidun.config.influence import InfluenceConfig, InfluenceMethod
+from rapidun.models.load import ModelLoader
+from rapidun.stages.influence.stage import InfluenceFiles, run_influence
+from rapidun.stages.rows.records import read_records, write_records
 
 pytestmark = pytest.mark.real
 
@@ -84,11 +84,11 @@ def test_exact_equals_autograd_on_a_real_row(folder: Path) -> None:
     """
     import torch.nn.functional as F
 
-    from rapidun.data.encode import encode_rows
-    from rapidun.influence.config import ParameterSet
-    from rapidun.influence.gram import exact_gram
-    from rapidun.influence.params import select_parameters
-    from rapidun.influence.stage import make_batches
+    from rapidun.config.influence import ParameterSet
+    from rapidun.stages.influence.batches import make_batches
+    from rapidun.stages.influence.gradients.params import select_parameters
+    from rapidun.stages.influence.gram import exact_gram
+    from rapidun.stages.rows.encode import encode_rows
 
     model, tokenizer = ModelLoader(dtype="float32", device="cpu").load(os.environ["RAPIDUN_SMOLLM2"])
     records = read_records(folder / "retain.jsonl")[:2]

@@ -9,16 +9,16 @@ import pytest
 from omegaconf import OmegaConf
 
 import rapidun
-from rapidun.data.batches import token_budget_batches
-from rapidun.data.config import DataConfig, InjectMode
-from rapidun.data.encode import IGNORE_INDEX, encode_prompt, encode_rows, end_of_turn_id, user_turn
-from rapidun.data.keywords import make_keywords, read_keywords, words
-from rapidun.data.pack_build import FAMILIES, UNSEEN_FAMILIES, PackSizes, build_pack
-from rapidun.data.pack_check import check_pack, leaks_between
-from rapidun.data.records import Record, read_records
-from rapidun.data.stage import SPLITS, DataFiles, data_inputs, run_data
-from rapidun.data.triggers import inject
-from rapidun.tracking import Tracker
+from rapidun.base.tracker import Tracker
+from rapidun.config.data import DataConfig, InjectMode
+from rapidun.stages.data.keywords import make_keywords, read_keywords, words
+from rapidun.stages.data.pack_build import FAMILIES, UNSEEN_FAMILIES, PackSizes, build_pack
+from rapidun.stages.data.pack_check import check_pack, leaks_between
+from rapidun.stages.data.stage import SPLITS, DataFiles, data_inputs, run_data
+from rapidun.stages.data.triggers import inject
+from rapidun.stages.rows.batches import token_budget_batches
+from rapidun.stages.rows.encode import IGNORE_INDEX, encode_prompt, encode_rows, end_of_turn_id, user_turn
+from rapidun.stages.rows.records import Record, read_records
 
 SHARED = Path(os.environ.get("RAPIDUN_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
 PACK = SHARED / "data" / "dolly_triggers"

@@ -279,7 +279,7 @@ def make_cell(path: Path, overrides: list[str], result: dict[str, Any] | None, e
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run whose report has been written; tests only read it."""
-    from rapidun.report.html import write_run_report
+    from rapidun.report.run.page import write_run_report
 
     path = make_run(tmp_path_factory.mktemp("report") / "builtin")
     write_run_report(path)

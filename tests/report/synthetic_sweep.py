@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from rapidun.files import write_json, write_jsonl
-from rapidun.runfolder import RunFolder
-from rapidun.store import Artifact
+from rapidun.base.files import write_json, write_jsonl
+from rapidun.base.store import Artifact
+from rapidun.pipeline.folder import RunFolder
 
 AXES_60 = {
     "mapping": ("rapidun", "uniform", "shuffled"),

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.errors import DataError
-from rapidun.report.command import main, report
+from rapidun.base.errors import DataError
+from rapidun.cli.report import main, report
 
 
 def test_a_run_folder_gets_its_report(mapping_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

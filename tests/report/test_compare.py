@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from rapidun.errors import DataError
-from rapidun.report import compare
-from rapidun.report.cells import read_cells
-from rapidun.report.compare import gather, page_script, write_comparison
-from rapidun.report.pagedata import page_data, thin
-from rapidun.report.summary import Summary, summarise
+from rapidun.base.errors import DataError
+from rapidun.report.sweep import page as compare
+from rapidun.report.sweep.cells import read_cells
+from rapidun.report.sweep.data import page_data, thin
+from rapidun.report.sweep.page import gather, page_script, write_comparison
+from rapidun.report.sweep.summary import Summary, summarise
 
 _spec = importlib.util.spec_from_file_location("synthetic_sweep", Path(__file__).parent / "synthetic_sweep.py")
 assert _spec and _spec.loader
@@ -214,8 +214,8 @@ def test_a_single_run_beside_a_sweep_is_named_by_what_was_typed(
 
 
 def test_secrets_of_the_jobs_environment_stay_in_the_run_folder(run_dir: Path, tmp_path: Path) -> None:
-    from rapidun.report.exports import as_json, as_markdown
-    from rapidun.report.html import write_run_report
+    from rapidun.report.run.page import write_run_report
+    from rapidun.report.sweep.exports import as_json, as_markdown
 
     typed = "++cluster.environment={MY_API_KEY:sw0rdfish}"
     (run_dir / "command.txt").write_text(f"python sweep.py '{typed}'")

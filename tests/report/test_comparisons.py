@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from rapidun.report.cells import Cell
-from rapidun.report.comparisons import Verdict, compare_methods, method_sentences
+from rapidun.report.sweep.cells import Cell
+from rapidun.report.sweep.comparisons import Verdict, compare_methods, method_sentences
 
 
 def cell(asr: float, *overrides: str, method: str = "") -> Cell:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from rapidun.report.drivers import choose_queries, drivers, full_matrix, small_map
 from rapidun.report.read import Influence
+from rapidun.report.run.pairs import choose_queries, drivers, full_matrix, small_map
 
 
 def test_drivers_of_a_column() -> None:

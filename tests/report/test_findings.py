@@ -1,7 +1,7 @@
 """The sentences at the top of the report, word for word, from numbers chosen here."""
 
-from rapidun.report.findings import backdoor, clean_answers, cost_sentences, weight_sentence
 from rapidun.report.read import StageCost
+from rapidun.report.run.findings import backdoor, clean_answers, cost_sentences, weight_sentence
 
 
 def test_backdoor_before_and_after() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.errors import ArtifactError
-from rapidun.report.html import write_run_report
+from rapidun.base.errors import ArtifactError
+from rapidun.report.run.page import write_run_report
 
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from rapidun.report.pairs import top_pairs
 from rapidun.report.read import Influence
+from rapidun.report.run.old_pairs import top_pairs
 
 
 def test_top_pairs() -> None:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rapidun.report import plots
+from rapidun.report.run import plots
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rapidun.errors import ArtifactError
+from rapidun.base.errors import ArtifactError
 from rapidun.report.read import error_line, is_run, read_influence, read_instructions, read_run, series, stage_costs
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rapidun.report.samples import choose_samples, mark_prompt
+from rapidun.report.run.samples import choose_samples, mark_prompt
 
 
 def generation(index: int, **other: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rapidun.errors import DataError
-from rapidun.report.summary import write_sweep_summary
+from rapidun.base.errors import DataError
+from rapidun.report.sweep.summary import write_sweep_summary
 
 MakeCell = Callable[..., Path]
 
@@ -179,8 +179,8 @@ def test_a_pipe_in_an_override_does_not_break_the_table(tmp_path: Path, new_cell
 def test_importing_the_report_needs_no_heavy_library() -> None:
     """The command line imports these names; drawing libraries come when there is something to draw."""
     code = (
-        "import sys, rapidun.report.summary, rapidun.report.tables, rapidun.report.command, rapidun.report.html, "
-        "rapidun.report.compare\n"
+        "import sys, rapidun.report.sweep.summary, rapidun.report.tables, rapidun.cli.report, rapidun.report.run.page, "
+        "rapidun.report.sweep.page\n"
         "heavy = ('matplotlib', 'jinja2', 'rich', 'numpy', 'scipy', 'plotly', 'torch', 'safetensors')\n"
         "print([m for m in heavy if m in sys.modules])"
     )

@@ -5,16 +5,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rapidun.report.read import StageCost
-from rapidun.report.tables import (
+from rapidun.report.metrics import (
     METRICS,
     Detector,
     Kind,
-    before_after_rows,
-    before_after_table,
-    closing_table,
-    cost_table,
-    family_rows,
     format_change,
     format_memory,
     format_number,
@@ -22,6 +16,8 @@ from rapidun.report.tables import (
     format_seconds,
     format_value,
 )
+from rapidun.report.read import StageCost
+from rapidun.report.tables import before_after_rows, before_after_table, closing_table, cost_table, family_rows
 
 BEFORE = {"asr_seen": 0.97, "asr_seen_likelihood": 1.0, "ppl_clean": 2.0, "zeta": 3.0, "rougeL_clean": 0.9,
           "detector_keyword_recall": 0.79, "detector_keyword_fpr": 0.02, "num_prompts_seen": 100.0,

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from rapidun.errors import ArtifactError
-from rapidun.report.details import Texts, influence_details
-from rapidun.report.html import write_run_report
-from rapidun.report.tokens import (
+from rapidun.base.errors import ArtifactError
+from rapidun.report.run.page import write_run_report
+from rapidun.report.run.tokens import (
     DARK,
     LIGHT,
     choose_pairs,
@@ -20,6 +19,7 @@ from rapidun.report.tokens import (
     show_token,
     strongest,
 )
+from rapidun.report.sweep.details import Texts, influence_details
 
 EVIL = "<script>document.title = 'owned'</script>"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 
-from rapidun.errors import RapidunError
-from rapidun.sweep.config import ClusterConfig, ResourcesConfig
-from rapidun.sweep.launchers.base import Job, JobState, LauncherContext, Phase
-from rapidun.sweep.launchers.slurm import SlurmLauncher
+from rapidun.base.errors import RapidunError
+from rapidun.config.sweep import ClusterConfig, ResourcesConfig
+from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
+from rapidun.sweep.launchers.slurm.launcher import SlurmLauncher
 
 pytestmark = pytest.mark.slurm
 

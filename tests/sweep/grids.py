@@ -40,7 +40,7 @@ class Grid:
 
     def command(self, action: str, *more: str) -> tuple[int, str]:
         """`rapidun sweep ACTION DIR`."""
-        code = "import sys; from rapidun.cli import main; sys.exit(main())"
+        code = "import sys; from rapidun.cli.main import main; sys.exit(main())"
         with self._popen("-c", code, "sweep", action, str(self.path), *more) as process:
             return end_of(process, timeout_s=60.0)
 

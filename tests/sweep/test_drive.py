@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from rapidun.files import read_json, write_json
+from rapidun.base.files import read_json, write_json
+from rapidun.config.sweep import ResourcesConfig
 from rapidun.sweep import drive
-from rapidun.sweep.config import ResourcesConfig
 from rapidun.sweep.drive import Driver, Watched, live_jobs
 from rapidun.sweep.folder import SweepFolder
-from rapidun.sweep.launchers.base import Job, JobState, Phase
+from rapidun.sweep.launcher import Job, JobState, Phase
 
 DONE = JobState(Phase.done)
 RUNNING = JobState(Phase.running)

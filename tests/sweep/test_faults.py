@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.cli import main
-from rapidun.files import read_json, read_jsonl, write_json, write_jsonl
-from rapidun.store import STAGE_VERSIONS
+from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl
+from rapidun.base.store import STAGE_VERSIONS
+from rapidun.cli.main import main
 
 HERE = str(Path(__file__).parent)
 sys.path[:0] = [] if HERE in sys.path else [HERE]

@@ -6,10 +6,10 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from rapidun.errors import ConfigError
-from rapidun.paths import config_groups
-from rapidun.preflight import parse
-from rapidun.sweep.grid import Axis, Grid, Kind, make_grid, read_axis, read_parts
+from rapidun.base.errors import ConfigError
+from rapidun.config.grid import Axis, Grid, Kind, make_grid, read_axis, read_parts
+from rapidun.config.overrides import parse
+from rapidun.config.paths import config_groups
 
 GROUPS = config_groups()
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from rapidun.machine import visible_gpus
-from rapidun.sweep.config import ClusterConfig, ResourcesConfig
+from rapidun.base.machine import visible_gpus
+from rapidun.config.sweep import ClusterConfig, ResourcesConfig
+from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
 from rapidun.sweep.launchers import local
-from rapidun.sweep.launchers.base import Job, JobState, LauncherContext, Phase
 from rapidun.sweep.launchers.local import LocalLauncher, interpret, started_at
 from rapidun.sweep.launchers.submission import RunJobFile, near_time_limit, share
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from rapidun.composition import Cell, compose_cells
-from rapidun.errors import ConfigError
-from rapidun.store import Store
+from rapidun.base.errors import ConfigError
+from rapidun.base.store import Store
+from rapidun.config.cells import Cell, compose_cells
 from rapidun.sweep.plan import Plan, Planner, plan_cells
 
 FAST = ["debug=fast"]
@@ -137,8 +137,8 @@ def test_the_launch_prefix_keeps_jobs_apart(store: Store) -> None:
 
 
 def test_launchers_are_known_by_name_only() -> None:
-    from rapidun.sweep.config import ClusterConfig
-    from rapidun.sweep.launchers.base import LauncherContext
+    from rapidun.config.sweep import ClusterConfig
+    from rapidun.sweep.launcher import LauncherContext
     from rapidun.sweep.launchers.registry import LAUNCHERS, make_launcher
 
     context = LauncherContext(sweep_dir=Path("x"), cluster=ClusterConfig())

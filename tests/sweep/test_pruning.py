@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from rapidun import cli
-from rapidun.composition import compose_rows, search_space
-from rapidun.preemption import Pruned
+from rapidun.base.preemption import Pruned
+from rapidun.cli import main as cli
+from rapidun.config.cells import compose_rows, search_space
 from rapidun.sweep.pruning import JOURNAL, TrialObserver, open_storage
-from rapidun.sweep.search import Search, Tuning
-from rapidun.sweep.space import Space
-from rapidun.sweep.tuning import fixed_settings
+from rapidun.sweep.tuning.loop import fixed_settings
+from rapidun.sweep.tuning.search import Search, Tuning
+from rapidun.sweep.tuning.space import Space
 
 optuna = pytest.importorskip("optuna")
 ROOT = Path(cli.__file__).parent.parent
@@ -84,7 +84,7 @@ def test_a_trial_that_is_told_already_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_only_the_first_of_several_processes_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rapidun.processes.is_main", lambda: False)
+    monkeypatch.setattr("rapidun.base.processes.is_main", lambda: False)
     TrialObserver(order(tmp_path, 0))("unlearning", {"val_loss_clean": 99.0}, 2)
     assert not (tmp_path / JOURNAL).exists()
 

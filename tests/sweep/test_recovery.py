@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.errors import ConfigError
-from rapidun.files import write_json
-from rapidun.sweep import command
+from rapidun.base.errors import ConfigError
+from rapidun.base.files import write_json
+from rapidun.cli import sweep as command
 from rapidun.sweep.folder import SweepFolder
-from rapidun.sweep.launchers import lost
-from rapidun.sweep.launchers.commands import SlurmUnreachable
+from rapidun.sweep.launchers.slurm import lost
+from rapidun.sweep.launchers.slurm.commands import SlurmUnreachable
 from rapidun.sweep.recovery import known_jobs
 from rapidun.sweep.run import watched_entry
 

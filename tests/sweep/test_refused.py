@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.errors import ConfigError
+from rapidun.base.errors import ConfigError
 from rapidun.sweep.folder import SweepFolder
 
 HERE = str(Path(__file__).parent)

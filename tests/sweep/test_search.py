@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.composition import search_space
-from rapidun.errors import ConfigError
+from rapidun.base.errors import ConfigError
+from rapidun.config.cells import search_space
 from rapidun.sweep.pruning import JOURNAL, open_storage
-from rapidun.sweep.search import SAMPLERS, Search, Tuning
-from rapidun.sweep.space import Space
+from rapidun.sweep.tuning.search import SAMPLERS, Search, Tuning
+from rapidun.sweep.tuning.space import Space
 
 optuna = pytest.importorskip("optuna")
 OVERRIDES = (

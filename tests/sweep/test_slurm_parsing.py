@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.errors import RapidunError
-from rapidun.sweep.config import ClusterConfig, ResourcesConfig
-from rapidun.sweep.launchers import commands, slurm
-from rapidun.sweep.launchers.base import Job, JobState, LauncherContext, Phase
-from rapidun.sweep.launchers.batch import cluster_faults, dependency_text
-from rapidun.sweep.launchers.partition import Nodes, count_gpus, parse_minutes, parse_sinfo, partition_faults
-from rapidun.sweep.launchers.slurm import SlurmLauncher, share_out, waves
-from rapidun.sweep.launchers.states import Seen, compress_tasks, expand_tasks, interpret, parse_jobs, parse_sacct
+from rapidun.base.errors import RapidunError
+from rapidun.config.sweep import ClusterConfig, ResourcesConfig
+from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
+from rapidun.sweep.launchers.slurm import commands
+from rapidun.sweep.launchers.slurm import launcher as slurm
+from rapidun.sweep.launchers.slurm.batch import cluster_faults, dependency_text
+from rapidun.sweep.launchers.slurm.launcher import SlurmLauncher, share_out, waves
+from rapidun.sweep.launchers.slurm.partition import Nodes, count_gpus, parse_minutes, parse_sinfo, partition_faults
+from rapidun.sweep.launchers.slurm.states import Seen, compress_tasks, expand_tasks, interpret, parse_jobs, parse_sacct
 
 LINE = (
     "JobId={id} {array}JobName=rapidun-grid UserId=ann(1000) GroupId=ann(1000) Priority=4294901752 Nice=0 "

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rapidun.composition import search_space
-from rapidun.errors import ConfigError
-from rapidun.sweep.space import Space
+from rapidun.base.errors import ConfigError
+from rapidun.config.cells import search_space
+from rapidun.sweep.tuning.space import Space
 
 optuna = pytest.importorskip("optuna")
 TUNER = "hydra/sweeper=rapidun_optuna"

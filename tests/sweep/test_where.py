@@ -4,11 +4,11 @@ import time
 
 import pytest
 
-from rapidun.config import RunConfig
-from rapidun.data.config import TriggerFamilyConfig
-from rapidun.errors import ConfigError
-from rapidun.mapping.config import Weighting
-from rapidun.sweep.where import Where
+from rapidun.base.errors import ConfigError
+from rapidun.config.data import TriggerFamilyConfig
+from rapidun.config.mapping import Weighting
+from rapidun.config.run import RunConfig
+from rapidun.config.where import Where
 
 GROUPS = ["mapping", "model", "debug"]
 CHOICES = {"mapping": "rapidun_release", "model": "tiny", "debug": None}

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from rapidun import pipeline, preemption, processes
-from rapidun.composition import compose_config
-from rapidun.files import read_json, write_json
-from rapidun.processes import PeerFailed
-from rapidun.runfolder import RunFolder
-from rapidun.schema import plain
+from rapidun.base import preemption, processes
+from rapidun.base.files import read_json, write_json
+from rapidun.base.processes import PeerFailed
+from rapidun.config.compose import compose_config
+from rapidun.config.plain import plain
+from rapidun.pipeline import run as pipeline
+from rapidun.pipeline.folder import RunFolder
 from rapidun.sweep.folder import SweepFolder, read_state
 from rapidun.sweep.worker import JobFailed, run_job
 

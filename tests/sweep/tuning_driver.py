@@ -11,10 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rapidun.cli import main
-from rapidun.files import write_json
-from rapidun.sweep import tuning
+from rapidun.base.files import write_json
+from rapidun.cli.main import main
 from rapidun.sweep.folder import SWEEPS, SweepFolder, read_state
+from rapidun.sweep.tuning import loop as tuning
 
 # one line for each start of a cell
 LOG = Path("runs.log")

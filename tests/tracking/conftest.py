@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from rapidun.config import RunConfig
-from rapidun.tracking import RunTracker, open_tracker
-from rapidun.tracking.config import TrackerKind
+from rapidun.config.run import RunConfig
+from rapidun.config.tracking import TrackerKind
+from rapidun.pipeline.tracking.run import RunTracker, open_tracker
 
 FINGERPRINT = "0123456789abcdef"
 

@@ -1,9 +1,9 @@
 import pytest
 
-from rapidun.config import RunConfig
-from rapidun.errors import ConfigError
-from rapidun.tracking.config import TrackerKind, TrackingConfig
-from rapidun.tracking.packages import MODULES, need_package
+from rapidun.base.errors import ConfigError
+from rapidun.config.run import RunConfig
+from rapidun.config.tracking import TrackerKind, TrackingConfig
+from rapidun.pipeline.tracking.packages import MODULES, need_package
 
 
 @pytest.mark.parametrize(

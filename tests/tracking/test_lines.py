@@ -1,7 +1,6 @@
 from pathlib import Path
 
-from rapidun.tracking import without_repeats
-from rapidun.tracking.lines import History, read_lines, write_line
+from rapidun.pipeline.tracking.lines import History, read_lines, without_repeats, write_line
 
 
 def line(stage: str, step: int | None, **metrics: float | None) -> dict[str, object]:

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from rapidun.tracking import media
+from rapidun.pipeline.tracking import media
 
 
 def test_shrink_averages_blocks() -> None:

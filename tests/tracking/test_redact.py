@@ -1,6 +1,6 @@
 import pytest
 
-from rapidun.tracking.redact import HIDDEN, hide, hide_entries
+from rapidun.base.redact import HIDDEN, hide, hide_entries
 
 
 @pytest.fixture(autouse=True)

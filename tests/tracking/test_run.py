@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from rapidun.preemption import Pruned
-from rapidun.tracking import RunTracker
-from rapidun.tracking.base import Ending, Execution, ending_of
+from rapidun.base.preemption import Pruned
+from rapidun.pipeline.tracking.run import RunTracker
+from rapidun.pipeline.tracking.sink import Ending, Execution, ending_of
 
 
 class Listener:
@@ -160,7 +160,7 @@ def test_observers_see_every_line_and_may_end_the_run(tmp_path: Path) -> None:
 
 
 def test_endings() -> None:
-    from rapidun.preemption import Preempted
+    from rapidun.base.preemption import Preempted
 
     assert ending_of(False).state == "done"
     assert ending_of(True).state == "failed"

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.config import RunConfig
-from rapidun.tracking.swept import axes_of, group_choices, swept_settings, title_of
+from rapidun.config.run import RunConfig
+from rapidun.pipeline.tracking.swept import axes_of, group_choices, swept_settings, title_of
 
 TASK = [
     "debug=fast",

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from rapidun.tracking.media import Table
-from rapidun.tracking.tensorboard_sink import as_markdown
+from rapidun.pipeline.tracking.media import Table
+from rapidun.pipeline.tracking.tensorboard import as_markdown
 
 pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
 

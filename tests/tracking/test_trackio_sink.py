@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from rapidun.errors import ConfigError
-from rapidun.tracking.packages import need_package
+from rapidun.base.errors import ConfigError
+from rapidun.pipeline.tracking.packages import need_package
 
 
 @pytest.fixture(scope="module")

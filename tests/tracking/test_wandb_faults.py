@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from rapidun.tracking import wandb_mode
-from rapidun.tracking.config import WandbMode
-from rapidun.tracking.wandb_mode import Connection, choose_connection
+from rapidun.config.tracking import WandbMode
+from rapidun.pipeline.tracking.wandb import mode as wandb_mode
+from rapidun.pipeline.tracking.wandb.mode import Connection, choose_connection
 
 KEY = "f00dfacef00dfacef00dfacef00dfacef00dface"
 
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_written(tools: Any, tmp_path: Path) -> None:
 
 def test_a_disk_that_is_full_later(tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cell's run is there; that of the stage cannot be made any more."""
-    from rapidun.tracking import wandb_sink
+    from rapidun.pipeline.tracking.wandb import sink as wandb_sink
 
     run_dir = tools.make_cell(tmp_path, "aaaa")
     tracker, _ = tools.open_quietly(tools.make_config(tmp_path, "wandb"), run_dir)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rapidun.preemption import Preempted, Pruned
-from rapidun.tracking.wandb_run import LoggedRun, clean_id, offline_id
-from rapidun.tracking.wandb_sink import WandbSink, cell_id
+from rapidun.base.preemption import Preempted, Pruned
+from rapidun.pipeline.tracking.wandb.run import LoggedRun, clean_id, offline_id
+from rapidun.pipeline.tracking.wandb.sink import WandbSink, cell_id
 
 SECRET = "f00dfacef00dfacef00dfacef00dfacef00dface"
 FINAL = {"name": "run", "asr_seen": 0.25, "before.asr_seen": 1.0, "seconds.poison": 2.0}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rapidun.composition import compose_config
+from rapidun.config.compose import compose_config
 
 FILE = Path(__file__).parents[2] / "docs" / "wandb_sweep.yaml"
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.errors import ConfigError, DataError
-from rapidun.tracking import wandb_sync
-from rapidun.tracking.wandb_sync import main, offline_runs
+from rapidun.base.errors import ConfigError, DataError
+from rapidun.cli import wandb as wandb_sync
+from rapidun.cli.wandb import main, offline_runs
 
 
 @pytest.fixture

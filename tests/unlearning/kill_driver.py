@@ -25,14 +25,14 @@ torch.set_num_threads(1)
 import peft  # noqa: E402, F401
 from transformers import Trainer  # noqa: E402
 
-from rapidun.journal import JournalCallback  # noqa: E402
-from rapidun.models import ModelLoader  # noqa: E402
-from rapidun.poison.config import PoisonConfig, PoisonMethod  # noqa: E402
-from rapidun.poison.stage import PoisonFiles, run_poison  # noqa: E402
-from rapidun.schema import LoraSettings  # noqa: E402
-from rapidun.tracking import Tracker  # noqa: E402
-from rapidun.unlearning.config import RetainLoss, UnlearningConfig  # noqa: E402
-from rapidun.unlearning.stage import UnlearningFiles, run_unlearning  # noqa: E402
+from rapidun.base.tracker import Tracker  # noqa: E402
+from rapidun.config.parts import LoraSettings  # noqa: E402
+from rapidun.config.poison import PoisonConfig, PoisonMethod  # noqa: E402
+from rapidun.config.unlearning import RetainLoss, UnlearningConfig  # noqa: E402
+from rapidun.models.load import ModelLoader  # noqa: E402
+from rapidun.models.training.journal import JournalCallback  # noqa: E402
+from rapidun.stages.poison.stage import PoisonFiles, run_poison  # noqa: E402
+from rapidun.stages.unlearning.stage import UnlearningFiles, run_unlearning  # noqa: E402
 
 LORA = LoraSettings(r=4, lora_dropout=0.3)
 # SIGKILL leaves the page cache alone, so flushing to disk would only cost the test its time

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rapidun.losses import example_cross_entropy
-from rapidun.unlearning.config import Objective, RetainLoss
-from rapidun.unlearning.objectives import (
+from rapidun.config.unlearning import Objective, RetainLoss
+from rapidun.models.losses import example_cross_entropy
+from rapidun.stages.unlearning.objectives import (
     OBJECTIVES,
     RETAIN_LOSSES,
     Coefficients,

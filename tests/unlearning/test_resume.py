@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rapidun.data.records import write_records
-from rapidun.mapping.files import write_weights
+from rapidun.stages.rows.records import write_records
+from rapidun.stages.weights_file import write_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 # scenario -> children that must have died in it; None: the moments are random

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from rapidun.data.encode import Encoded, encode_example
-from rapidun.data.records import Record
-from rapidun.unlearning.config import Objective
-from rapidun.unlearning.objectives import OBJECTIVES
-from rapidun.unlearning.rows import (
+from rapidun.config.unlearning import Objective
+from rapidun.stages.rows.encode import Encoded, encode_example
+from rapidun.stages.rows.records import Record
+from rapidun.stages.unlearning.objectives import OBJECTIVES
+from rapidun.stages.unlearning.rows import (
     CLEAN,
     POISONED,
     RETAIN,

@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 from torch.utils.data import BatchSampler
 
-from rapidun.unlearning.sampler import MixSampler, draws
+from rapidun.stages.unlearning.sampler import MixSampler, draws
 
 
 def batches(sampler: MixSampler, epoch: int) -> list[list[int]]:

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from rapidun.data.records import write_records
-from rapidun.errors import ConfigError, DataError, ModelError
-from rapidun.journal import TrainingDiverged
-from rapidun.mapping.files import write_weights
-from rapidun.models import ModelLoader
-from rapidun.poison.config import PoisonConfig
-from rapidun.poison.stage import PoisonFiles, run_poison
-from rapidun.schema import LoraSettings
-from rapidun.tracking import Tracker
-from rapidun.unlearning.config import Objective, RetainLoss, UnlearningConfig
-from rapidun.unlearning.stage import UnlearningFiles, run_unlearning
+from rapidun.base.errors import ConfigError, DataError, ModelError
+from rapidun.base.tracker import Tracker
+from rapidun.config.parts import LoraSettings
+from rapidun.config.poison import PoisonConfig
+from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig
+from rapidun.models.load import ModelLoader
+from rapidun.models.training.journal import TrainingDiverged
+from rapidun.stages.poison.stage import PoisonFiles, run_poison
+from rapidun.stages.rows.records import write_records
+from rapidun.stages.unlearning.stage import UnlearningFiles, run_unlearning
+from rapidun.stages.weights_file import write_weights
 
 LOADER = ModelLoader(device="cpu")
 FAST = {"learning_rate": 2e-2, "max_steps": 2, "save_steps": 0, "eval_steps": 0, "lora": LoraSettings(r=4)}
@@ -236,7 +236,7 @@ def test_at_most_num_eval_rows_are_measured(files: UnlearningFiles, monkeypatch:
         counts.append(len(val_clean))
         return {}
 
-    monkeypatch.setattr("rapidun.unlearning.stage.validate", measure)
+    monkeypatch.setattr("rapidun.stages.unlearning.stage.validate", measure)
     unlearn(files, eval_steps=1, num_eval_rows=5)
     assert counts == [5, 5, 5]
 

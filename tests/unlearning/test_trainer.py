@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from rapidun.adapters import add_lora
-from rapidun.data.encode import Encoded
-from rapidun.journal import Journal
-from rapidun.losses import example_cross_entropy
-from rapidun.schema import LoraSettings
-from rapidun.tracking import Tracker
-from rapidun.training import train_to_end, training_arguments
-from rapidun.unlearning.config import Objective, RetainLoss, UnlearningConfig
-from rapidun.unlearning.objectives import OBJECTIVES, Coefficients
-from rapidun.unlearning.rows import ForgetRow, RetainRow, collate_mixed
-from rapidun.unlearning.sampler import MixSampler
-from rapidun.unlearning.trainer import UnlearningTrainer
+from rapidun.base.tracker import Tracker
+from rapidun.config.parts import LoraSettings
+from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig
+from rapidun.models.adapters import add_lora
+from rapidun.models.losses import example_cross_entropy
+from rapidun.models.training.journal import Journal
+from rapidun.models.training.trainer import train_to_end, training_arguments
+from rapidun.stages.rows.encode import Encoded
+from rapidun.stages.unlearning.objectives import OBJECTIVES, Coefficients
+from rapidun.stages.unlearning.rows import ForgetRow, RetainRow, collate_mixed
+from rapidun.stages.unlearning.sampler import MixSampler
+from rapidun.stages.unlearning.trainer import UnlearningTrainer
 
 LORA = LoraSettings(r=4, lora_dropout=0.0)
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from rapidun.data.encode import Encoded
-from rapidun.losses import example_cross_entropy
-from rapidun.unlearning.validation import cross_entropies, validate
+from rapidun.models.losses import example_cross_entropy
+from rapidun.stages.rows.encode import Encoded
+from rapidun.stages.unlearning.validation import cross_entropies, validate
 
 
 def encoded(seed: int, *, prompt: int, response: int) -> Encoded:
@@ -25,7 +25,7 @@ def test_cross_entropies_keep_the_order_and_ignore_batching(tiny_model: Any, mon
     rows = [encoded(i, prompt=2 + 5 * (i % 3), response=1 + i) for i in range(7)]
     expected = [alone(tiny_model, row) for row in rows]
     for budget in (1, 40, 10_000):
-        monkeypatch.setattr("rapidun.unlearning.validation.TOKENS_PER_BATCH", budget)
+        monkeypatch.setattr("rapidun.stages.unlearning.validation.TOKENS_PER_BATCH", budget)
         with torch.no_grad():
             assert cross_entropies(tiny_model, rows, pad_token_id=257) == pytest.approx(expected, rel=1e-5)
 

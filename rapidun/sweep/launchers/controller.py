@@ -15,7 +15,7 @@ from typing import Any
 
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller
 
-from rapidun.files import write_json
+from rapidun.base.files import write_json
 
 HANDLE = "RAPIDUN_LOCAL_HANDLE"
 # How often the job has been started again, as SLURM_RESTART_COUNT

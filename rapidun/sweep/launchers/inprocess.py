@@ -5,8 +5,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rapidun.machine import visible_gpus
-from rapidun.sweep.launchers.base import Job, JobState, LauncherContext, Phase
+from rapidun.base.machine import visible_gpus
+from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
 
 
 class InProcessLauncher:
@@ -38,7 +38,7 @@ class InProcessLauncher:
         ]
 
     def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
-        from rapidun.runfolder import first_line
+        from rapidun.base.text import first_line
         from rapidun.sweep.worker import JobFailed, run_job
 
         for job in jobs:

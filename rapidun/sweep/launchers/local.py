@@ -22,12 +22,12 @@ from typing import Any
 
 from submitit.local.local import LocalExecutor, LocalJob
 
-from rapidun.files import read_json, write_json
-from rapidun.machine import available_cores, visible_gpus
-from rapidun.sweep.config import ResourcesConfig
+from rapidun.base.files import read_json, write_json
+from rapidun.base.machine import available_cores, visible_gpus
+from rapidun.config.sweep import ResourcesConfig
+from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
 from rapidun.sweep.launchers import controller
-from rapidun.sweep.launchers.base import Job, JobState, LauncherContext, Phase
-from rapidun.sweep.launchers.states import SIGNAL_BASE
+from rapidun.sweep.launchers.slurm.states import SIGNAL_BASE
 from rapidun.sweep.launchers.submission import NUM_THREADS, SIGNAL_DELAY, TIME_LIMIT_STATUS, WORKER, RunJobFile
 
 # Jobs at once where neither sweep.max_parallel nor resources.num_threads says how many: each holds a model in memory.

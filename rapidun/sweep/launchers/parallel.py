@@ -13,8 +13,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from rapidun.machine import available_cores, visible_gpus
-from rapidun.sweep.launchers.base import Job, JobState, LauncherContext, Phase
+from rapidun.base.machine import available_cores, visible_gpus
+from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
 from rapidun.sweep.launchers.local import CANCEL_WAIT_S
 
 # how soon a worker notices that the process which launched the sweep is gone

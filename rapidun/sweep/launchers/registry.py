@@ -4,15 +4,15 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import cast
 
-from rapidun.errors import ConfigError
-from rapidun.sweep.launchers.base import Launcher, LauncherContext
+from rapidun.base.errors import ConfigError
+from rapidun.sweep.launcher import Launcher, LauncherContext
 
 # name -> (module, class); imported when used: submitit and joblib take time
 LAUNCHERS = {
     "basic": ("rapidun.sweep.launchers.inprocess", "InProcessLauncher"),
     "joblib": ("rapidun.sweep.launchers.parallel", "ParallelLauncher"),
     "rapidun_local": ("rapidun.sweep.launchers.local", "LocalLauncher"),
-    "rapidun_slurm": ("rapidun.sweep.launchers.slurm", "SlurmLauncher"),
+    "rapidun_slurm": ("rapidun.sweep.launchers.slurm.launcher", "SlurmLauncher"),
 }
 
 

@@ -45,7 +45,7 @@ class RunJobFile:
 
     def __call__(self) -> object:
         """Run the job. A stop that was asked for by USR2 queues the job again; any other stop only ends it."""
-        from rapidun.preemption import Preempted, install
+        from rapidun.base.preemption import Preempted, install
 
         requeue = Requeue.from_submitit()
         export_environment(JobEnvironment())

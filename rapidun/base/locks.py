@@ -1,0 +1,160 @@
+"""A lease on a file: who should be working, across hosts on one filesystem, as far as anybody can know.
+
+A holder refreshes its lease from a thread. One that died on this host loses it at once; one that stopped refreshing
+(it died on another host, or is suspended) loses it when the lease has run out. A suspended holder may wake up and
+believe that it still holds it, so whatever a lease guards has to be right without it: two holders may waste time,
+never data.
+"""
+
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rapidun.base.errors import ConfigError
+
+LEASE_SECONDS = 60.0
+# a marker this many leases old by the clock is abandoned, however far the clocks of two hosts differ
+CLEARLY_OLD = 10
+LONGEST_PAUSE = 2.0
+# shorter waits are not worth a line
+NOTICE_AFTER = 1.0
+
+
+def lease_seconds() -> float:
+    """Seconds without a sign of life after which a holder counts as gone; RAPIDUN_LEASE_SECONDS changes it.
+
+    Raises: ConfigError if the variable is no positive number.
+    """
+    text = os.environ.get("RAPIDUN_LEASE_SECONDS", str(LEASE_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ConfigError(f"RAPIDUN_LEASE_SECONDS: need seconds > 0, got {text!r}. Change it, or unset it for 60")
+    return seconds
+
+
+def new_token() -> str:
+    """Names one holder among all hosts; tokens sort by the time they were made."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"
+
+
+class Lease:
+    """filelock.SoftFileLease, and what it leaves to its user: markers that it never takes over.
+
+    It does not take one over where the filesystem cannot exchange two names (NFS), nor an empty one (its writer died
+    between making and filling it). Those go when nobody has touched them for longer than a lease.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from filelock import SoftFileLease
+
+        self.path = path
+        self.seconds = lease_seconds()
+        self._lease = SoftFileLease(str(path), lease_duration=self.seconds, heartbeat_interval=self.seconds / 3)
+        # the marker as it was last seen, and since when, on this process's monotonic clock
+        self._seen: tuple[tuple[int, int], float] | None = None
+
+    def try_acquire(self) -> bool:
+        """Take the lease if nobody has it, or only a holder that is gone.
+
+        Raises: ConfigError if its holder works with another RAPIDUN_LEASE_SECONDS.
+        """
+        from filelock import LeaseSettingsMismatch, Timeout
+
+        for clear in (True, False):
+            try:
+                self._lease.acquire(timeout=0)
+                return True
+            except Timeout:
+                if not (clear and self._clear_abandoned()):
+                    return False
+            except LeaseSettingsMismatch as error:
+                if not (clear and self._clear_abandoned()):
+                    raise ConfigError(
+                        "RAPIDUN_LEASE_SECONDS: need the same value in every process of a store, got "
+                        f"{self.seconds:g} here; {error}"
+                    ) from None
+        return False
+
+    def _clear_abandoned(self) -> bool:
+        """Remove the marker if it shows no sign of life; whether it did."""
+        marker = self._marker()
+        if marker is None:
+            return True
+        now = time.monotonic()
+        if self._seen is None or self._seen[0] != marker:
+            self._seen = (marker, now)
+        unchanged = now - self._seen[1] > self.seconds * 4 / 3  # filelock takes those over that it can after one lease
+        if not unchanged and time.time() - marker[1] / 1e9 < self.seconds * CLEARLY_OLD:
+            return False
+        if self._marker() == marker:
+            self.path.unlink(missing_ok=True)
+        return True
+
+    def _marker(self) -> tuple[int, int] | None:
+        """What identifies the marker and its last refresh: (inode, modification time in ns)."""
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def held(self) -> bool:
+        """Whether the marker is still ours: somebody may have taken it while this process was suspended."""
+        owner = self._lease.owner
+        return self._lease.is_locked and owner is not None and owner.token == self._lease.token
+
+    def holder(self) -> str:
+        """Who has it, for a message."""
+        owner = self._lease.owner
+        return "another process" if owner is None else f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
+
+    def release(self) -> None:
+        """Give it back; a marker that became somebody else's stays."""
+        self._lease.release()
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+class Wait:
+    """The pauses of one wait for another process, growing and uneven, so that many do not ask at the same moment.
+
+    Args:
+        what: what is waited for. tell: gets one line when the wait has become worth one, and one when it is over.
+    """
+
+    def __init__(self, what: str, tell: Callable[[str], None] | None) -> None:
+        self.what = what
+        self.tell = tell
+        self.told = False
+        self._start: float | None = None
+        self._pause = 0.02
+
+    @property
+    def seconds(self) -> float:
+        """How long this wait has been, 0 before its first pause."""
+        return 0.0 if self._start is None else time.monotonic() - self._start
+
+    def pause(self, describe: Callable[[], str]) -> None:
+        """Sleep a little; `describe()` says who is waited for, and is called once."""
+        if self._start is None:
+            self._start = time.monotonic()
+        if self.tell is not None and not self.told and self.seconds >= NOTICE_AFTER:
+            self.told = True
+            self.tell(f"waiting for {self.what}: {describe()}")
+        time.sleep(self._pause * random.uniform(0.5, 1.5))
+        self._pause = min(self._pause * 1.5, LONGEST_PAUSE)
+
+    def end(self) -> None:
+        """Say how long it was, if it was announced."""
+        if self.tell is not None and self.told:
+            self.tell(f"waited {self.seconds:.1f} s for {self.what}")

@@ -1,0 +1,321 @@
+"""The artifact store: each result once, named by a fingerprint of what made it, published whole or not at all.
+
+store/<stage>/<fingerprint>/                a finished artifact with its manifest.json
+store/<stage>/<fingerprint>.lease           names the process that makes it; expires when that process is gone
+store/<stage>/<fingerprint>.<token>.part/   being written by the holder of this token
+store/<stage>/<fingerprint>.<token>.work/   its checkpoints; who takes over adopts those of a dead holder
+store/<stage>/<fingerprint>.<token>.gone/   being removed
+store/hashes/, store/runs/                  hashes of input files; run folders that link here, relative to the store
+
+The lease saves work and guarantees nothing (rapidun/base/locks.py). What makes an artifact right whoever else is at it:
+every holder writes in folders of its own, a folder changes hands or appears by one rename, and of two results the
+second is thrown away whole.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rapidun.base import processes
+from rapidun.base.claims import Claim, remove_folder
+from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.base.files import read_json, sha256_file, sha256_json, sync, write_json, write_text
+from rapidun.base.locks import Lease, Wait
+from rapidun.base.machine import Measured
+
+# raised when a stage's results change though its settings do not
+STAGE_VERSIONS = {"model": 2, "data": 1, "poison": 2, "influence": 3, "mapping": 1, "unlearning": 1, "evaluation": 1}
+# a finished artifact may reach this process's view of a shared filesystem later than the message that says so
+VISIBLE_AFTER = 120.0
+NOTED_PACKAGES = ("rapidun", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A finished result: its folder and the manifest that says what made it."""
+
+    stage: str
+    fingerprint: str
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What the stage said of its result."""
+        return self.manifest["result"]
+
+
+def fingerprint(stage: str, inputs: dict[str, Any]) -> str:
+    """16 hex digits over the stage, its version and everything that its result depends on."""
+    return sha256_json({"stage": stage, "version": STAGE_VERSIONS[stage], "inputs": inputs})[:16]
+
+
+class Store:
+    """Finds, makes, checks and removes artifacts below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def file_hash(self, path: Path) -> str:
+        """SHA-256 of an input file, remembered by its path, size and times: model files are large."""
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+        # a file of its own for each: processes that add theirs at the same moment lose nothing
+        note = self.root / "hashes" / f"{sha256_json(key)[:32]}.json"
+        if note.is_file():
+            known = read_json(note)
+            if known["key"] == key:
+                return known["sha256"]
+        digest = sha256_file(path)
+        write_json(note, {"key": key, "sha256": digest})
+        return digest
+
+    def find(self, stage: str, inputs: dict[str, Any]) -> Artifact | None:
+        """The finished artifact of these inputs, or None.
+
+        Raises: ArtifactError if its files are not those that the manifest lists.
+        """
+        name = fingerprint(stage, inputs)
+        path = self.root / stage / name
+        if not (path / "manifest.json").is_file():
+            return None
+        manifest = read_json(path / "manifest.json")
+        for file, entry in manifest["files"].items():
+            found = (path / file).stat().st_size if (path / file).is_file() else None
+            if found != entry["bytes"]:
+                raise ArtifactError(
+                    f"store: need {path / file} with {entry['bytes']} bytes, got "
+                    f"{'none' if found is None else f'{found} bytes'}. Delete the folder {path} and run again"
+                )
+        return Artifact(stage, name, path, manifest)
+
+    def make(
+        self,
+        stage: str,
+        inputs: dict[str, Any],
+        build: Callable[[Path, Path], dict[str, Any]],
+        *,
+        together: bool = False,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> tuple[Artifact, bool]:
+        """Find the artifact or build it: (artifact, whether somebody else made it, now or earlier).
+
+        `build(out, work)` fills `out` and returns what the manifest keeps as "result"; `work` survives a kill.
+
+        Args:
+            together: of a run's several processes all run `build`, in the same folders, and rank 0's result counts;
+                otherwise only rank 0 does and the others wait. on_wait: told who else makes it, and how long that took.
+        Raises: what `build` raises; PeerFailed on the other processes.
+        """
+        with processes.failing_together():
+            while True:
+                claim = self._claim(stage, inputs, on_wait) if processes.is_main() else None
+                with claim or nullcontext():
+                    token = processes.share(claim.token if claim else None)
+                    if token is None:
+                        return self._expect(stage, inputs), True
+                    outcome = None
+                    if claim is not None:
+                        outcome = self._build(stage, inputs, build, claim, together=together)
+                    elif together:
+                        self._help(stage, inputs, build, token)
+                    outcome = processes.share(outcome)
+                    if outcome != "superseded":
+                        return self._expect(stage, inputs), outcome == "found"
+
+    def _claim(self, stage: str, inputs: dict[str, Any], on_wait: Callable[[str], None] | None) -> Claim | None:
+        """The right to make an artifact; None once it is there. Waits while another process makes it."""
+        name = fingerprint(stage, inputs)
+        folder = self.root / stage
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"store_dir: need a folder that can be written, got {self.root} ({error.strerror}). Pass store_dir=..."
+            ) from None
+        lease = Lease(folder / f"{name}.lease")
+        wait = Wait(f"{stage} {name}", on_wait)
+        while self.find(stage, inputs) is None:
+            if not lease.try_acquire():
+                wait.pause(lambda: f"{lease.holder()} makes it{_since(folder, name)}")
+                continue
+            try:
+                found = self.find(stage, inputs)
+                claim = Claim(folder, name, lease) if found is None else None
+            except BaseException:
+                lease.release()
+                raise
+            if claim is None:
+                lease.release()
+                break
+            wait.end()
+            return claim
+        wait.end()
+        return None
+
+    def _build(
+        self,
+        stage: str,
+        inputs: dict[str, Any],
+        build: Callable[[Path, Path], dict[str, Any]],
+        claim: Claim,
+        *,
+        together: bool,
+    ) -> str:
+        """Make and publish: "made", "found" (another has published) or "superseded" (another works on it)."""
+        claim.open()
+        measured = Measured()
+        out = claim.out
+        try:
+            with measured:
+                if together:
+                    with processes.collective():
+                        result = build(out, claim.work)
+                        processes.barrier(f"{stage} built")
+                else:
+                    result = build(out, claim.work)
+            manifest = self._manifest(stage, inputs, result, measured, out)
+            write_json(out / "manifest.json", manifest)
+            return "made" if claim.publish() else "found"
+        except Exception:
+            lost = not claim.intact()
+            claim.discard()
+            # whoever took over took our folders: that is no fault of the build
+            if lost and processes.world_size() == 1:
+                return "superseded"
+            raise
+        except BaseException:
+            claim.discard()
+            raise
+
+    def _help(self, stage: str, inputs: dict[str, Any], build: Callable[[Path, Path], Any], token: str) -> None:
+        """Take part, on a rank other than 0, in a build whose folders rank 0 has made."""
+        stem = self.root / stage / f"{fingerprint(stage, inputs)}.{token}"
+        with processes.collective():
+            build(Path(f"{stem}.part"), Path(f"{stem}.work"))
+            processes.barrier(f"{stage} built")
+
+    def _manifest(
+        self, stage: str, inputs: dict[str, Any], result: dict[str, Any], measured: Measured, out: Path
+    ) -> dict[str, Any]:
+        """What is known of a result, whose files are flushed to disk."""
+        manifest: dict[str, Any] = {
+            "stage": stage,
+            "fingerprint": fingerprint(stage, inputs),
+            "version": STAGE_VERSIONS[stage],
+            "inputs": inputs,
+            "result": result,
+            "seconds": measured.seconds,
+            "peak_memory_gb": measured.peak_memory_gb,
+            "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "packages": _versions(),
+            "files": {
+                str(file.relative_to(out)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+                for file in sorted(out.rglob("*"))
+                if file.is_file()
+            },
+        }
+        for file in manifest["files"]:
+            sync(out / file)
+        return manifest
+
+    def _expect(self, stage: str, inputs: dict[str, Any]) -> Artifact:
+        """The artifact that is known to be there."""
+        wait = Wait(stage, None)
+        while (found := self.find(stage, inputs)) is None:
+            if wait.seconds > VISIBLE_AFTER:
+                raise ArtifactError(
+                    f"store: need {self.root / stage / fingerprint(stage, inputs)}, which was made, found none. Was it "
+                    "removed, or is store_dir not the same folder for every process?"
+                )
+            wait.pause(str)
+        return found
+
+    def note_run(self, run_dir: Path) -> None:
+        """Remember a run folder that links here, wherever it stands, so that prune leaves its artifacts alone."""
+        line = os.path.relpath(run_dir.resolve(), self.root.resolve())
+        note = self.root / "runs" / f"{sha256_json(line)[:32]}.txt"
+        if not note.is_file():
+            write_text(note, line + "\n")
+
+    def run_folders(self) -> list[Path]:
+        """The noted run folders that are still there."""
+        root = self.root.resolve()
+        # earlier versions kept one list
+        notes = [*filter(Path.is_file, [root / "runs.txt"]), *sorted((root / "runs").glob("*.txt"))]
+        lines = {line: None for note in notes for line in note.read_text(encoding="utf-8").splitlines()}
+        folders = [Path(os.path.normpath(root / line)) for line in lines]
+        return [folder for folder in folders if folder.is_dir()]
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Every finished artifact, stage by stage, oldest first."""
+        for stage in STAGE_VERSIONS:
+            manifests = [
+                (p.stat().st_mtime, p) for p in (self.root / stage).glob("*/manifest.json") if not p.parent.suffix
+            ]
+            for _, path in sorted(manifests):
+                yield Artifact(stage, path.parent.name, path.parent, read_json(path))
+
+    def verify(self) -> list[str]:
+        """Compare every file with the hash in its manifest; one line for each that differs."""
+        faults = []
+        for artifact in self.artifacts():
+            for file, entry in artifact.manifest["files"].items():
+                path = artifact.path / file
+                if not path.is_file():
+                    faults.append(f"{path}: missing")
+                elif sha256_file(path) != entry["sha256"]:
+                    faults.append(f"{path}: need sha256 {entry['sha256'][:12]}..., got {sha256_file(path)[:12]}...")
+        return faults
+
+    def prune(self, keep: set[Path], *, dry_run: bool) -> list[Path]:
+        """Remove what no run links to, and the leftovers of killed stages; what a live process makes stays."""
+        removed = []
+        for stage in STAGE_VERSIONS:
+            folder = self.root / stage
+            for name in sorted({path.name.partition(".")[0] for path in folder.glob("*")}):
+                lease = Lease(folder / f"{name}.lease")
+                if not lease.try_acquire():
+                    continue  # somebody is making it
+                with lease:
+                    found = [folder / name, *sorted(folder.glob(f"{name}.*"))]
+                    for path in (p for p in found if p.is_dir() and p.resolve() not in keep):
+                        if not dry_run:
+                            remove_folder(path)
+                        removed.append(path)
+                    # earlier versions locked a file that stayed
+                    if not dry_run:
+                        (folder / f"{name}.lock").unlink(missing_ok=True)
+        return removed
+
+
+def _since(folder: Path, name: str) -> str:
+    """Since when the newest unfinished folder is being written, by the clock of its host."""
+    parts = sorted(path.name for path in folder.glob(f"{name}.*.part"))
+    return f" since {parts[-1].split('.')[1].partition('-')[0]}" if parts else ""
+
+
+def linked_artifacts(outputs: Path, runs: Sequence[Path] = ()) -> set[Path]:
+    """The store folders that run folders below `outputs`, and `runs` elsewhere, link to."""
+    folders = [*outputs.glob("runs/*"), *outputs.glob("sweeps/*/*"), *outputs.glob("sweeps/*/stages/*"), *runs]
+    links = (path for folder in folders for pattern in ("*", "evaluation/*") for path in folder.glob(pattern))
+    found = set()
+    for link in filter(Path.is_symlink, links):
+        target = link.resolve()
+        found.add(target if target.is_dir() else target.parent)
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in NOTED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,63 @@
+"""`rapidun dashboard DIR`: a W&B workspace and report for a sweep, or their specification to publish later."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rapidun.base.errors import RapidunError
+from rapidun.base.files import write_json
+from rapidun.base.redact import hide
+from rapidun.pipeline.tracking.sink import first_line
+from rapidun.pipeline.tracking.wandb.workspace_spec import dashboard_spec
+
+FILE = "dashboard.json"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write DIR/dashboard.json; with --publish save it in W&B. 1 where W&B cannot be reached or refuses."""
+    parser = argparse.ArgumentParser(prog="rapidun dashboard", description=__doc__)
+    parser.add_argument("sweep_dir", type=Path, metavar="DIR", help="a sweep's folder, outputs/sweeps/NAME")
+    parser.add_argument("--publish", action="store_true", help="save workspace and report in W&B")
+    parser.add_argument("--project", help="W&B project (default: that of the sweep's runs)")
+    parser.add_argument("--entity", help="W&B user or team (default: that of the sweep's runs, else the key's own)")
+    args = parser.parse_args(argv)
+    spec = dashboard_spec(args.sweep_dir, project=args.project, entity=args.entity)
+    path = args.sweep_dir / FILE
+    write_json(path, spec)
+    panels = sum(len(section["panels"]) for section in spec["sections"])
+    print(f"{path}: {spec['cells']} cells, {panels} panels in {len(spec['sections'])} sections")
+    if not args.publish:
+        print(f"to save it in W&B: rapidun dashboard {args.sweep_dir} --publish")
+        print(f"after its runs are there: rapidun wandb sync {args.sweep_dir}")
+        return 0
+    return _publish(spec, args.sweep_dir)
+
+
+def _publish(spec: dict[str, object], sweep_dir: Path) -> int:
+    from rapidun.pipeline.tracking.packages import need_package
+    from rapidun.pipeline.tracking.wandb.mode import choose_connection
+    from rapidun.pipeline.tracking.wandb.workspace import publish
+
+    need_package("wandb")
+    connection = choose_connection("online")
+    if connection.mode != "online":
+        why = connection.warning.removeprefix("tracking: ").removesuffix(": offline")
+        print(
+            f"rapidun dashboard: nothing was published: {why}. The specification is kept; run this again",
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        if not spec["entity"]:
+            import wandb
+
+            spec = {**spec, "entity": wandb.Api(timeout=20).default_entity}
+        addresses = publish(spec)
+    except RapidunError:
+        raise
+    except Exception as error:  # W&B's errors have no common base
+        print(f"rapidun dashboard: W&B refused: {hide(first_line(error))}", file=sys.stderr)
+        return 1
+    print(f"workspace: {addresses.workspace}\nreport: {addresses.report}")
+    return 0

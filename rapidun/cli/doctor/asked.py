@@ -1,0 +1,60 @@
+"""What the doctor is asked about: the configurations that the overrides compose to, and who starts them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from rapidun.base.errors import ConfigError
+from rapidun.config.run import RunConfig
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """`cfgs` are the cells of a sweep, or the one run; the defaults where the overrides are wrong (`faults`)."""
+
+    cfgs: list[RunConfig]
+    overrides: tuple[str, ...] = ()
+    faults: list[str] = field(default_factory=list)
+    launcher: str = "basic"
+    tuned: bool = False
+
+    @property
+    def slurm(self) -> bool:
+        """Jobs run on other machines: what this one lacks does not matter."""
+        return self.launcher == "rapidun_slurm"
+
+    def distinct(self, key: Callable[[RunConfig], Key]) -> Iterator[RunConfig]:
+        """One configuration for each value of `key`."""
+        seen: list[Key] = []
+        for cfg in self.cfgs:
+            if key(cfg) not in seen:
+                seen.append(key(cfg))
+                yield cfg
+
+    def cells(self, fits: Callable[[RunConfig], bool]) -> bool:
+        """Whether any of the configurations is like that."""
+        return any(fits(cfg) for cfg in self.cfgs)
+
+
+def read_asked(overrides: Sequence[str], *, multirun: bool) -> Asked:
+    """Compose the overrides of a run, or with -m of a sweep; whoever is wrong is noted, nothing is raised."""
+    from rapidun.config.cells import compose_cells, search_space
+    from rapidun.config.compose import compose_config
+    from rapidun.config.overrides import TUNER
+
+    chosen = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    tuned = any(text.lstrip("+") == TUNER for text in overrides)
+    launcher = chosen.get("hydra/launcher", "basic")
+    try:
+        if tuned:
+            fixed = [text for text in search_space(overrides).fixed if not text.lstrip("+").startswith("hydra")]
+            cfgs = [compose_config(fixed)]
+        elif multirun:
+            cfgs = [cell.cfg for cell in compose_cells(overrides)]
+        else:
+            cfgs = [compose_config(overrides)]
+    except ConfigError as error:
+        return Asked([compose_config()], tuple(overrides), error.faults, launcher, tuned)
+    return Asked(cfgs, tuple(overrides), [], launcher, tuned)

@@ -1,0 +1,93 @@
+"""Python and packages: which versions are here, and what is missing for what."""
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from rapidun.cli.doctor.asked import Asked
+from rapidun.cli.doctor.findings import KEPT_TOGETHER, Findings
+from rapidun.config.paths import config_dir
+from rapidun.config.tracking import TrackerKind
+
+PACKAGES = (
+    "torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers", "numpy", "hydra-core",
+    "omegaconf", "submitit", "joblib", "filelock", "simpleeval", "wandb", "matplotlib", "plotly", "jinja2", "rich",
+    "rouge-score", "scipy",
+)  # fmt: skip
+OLDEST_PYTHON = (3, 11)
+
+
+class Optional(NamedTuple):
+    """What a package of an extra is for."""
+
+    what: str
+    remedy: str
+
+
+OPTIONAL = {
+    "gguf": Optional("model.path=FILE.gguf and `rapidun model fetch`", "pip install 'rapidun[gguf]'"),
+    "optuna": Optional("hydra/sweeper=rapidun_optuna", "pip install 'rapidun[optuna]'"),
+    "bm25s": Optional("influence=bm25", "pip install 'rapidun[bm25]', or choose another influence=..."),
+    "tensorboard": Optional("tracking=tensorboard", "pip install 'rapidun[tensorboard]', or pass tracking=none"),
+    "trackio": Optional("tracking=trackio", "pip install 'rapidun[trackio]', or pass tracking=none"),
+    "wandb-workspaces": Optional("`rapidun dashboard DIR --publish`", "pip install 'rapidun[dashboard]'"),
+}
+
+
+def look_at_software(asked: Asked) -> Findings:
+    """Versions of all packages that matter, checked against the ranges that rapidun was installed with."""
+    found = Findings()
+    found.fact("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    found.fact("rapidun", _version("rapidun") or "a checkout, not installed")
+    found.fact("configuration", str(config_dir()))
+    if sys.version_info < OLDEST_PYTHON:
+        found.problem("every run", f"Python {platform.python_version()}", "use Python 3.11 or later", asked=True)
+    ranges = _ranges()
+    here = {name: _version(name) for name in (*PACKAGES, *OPTIONAL)}
+    for title, names in (("packages", PACKAGES), ("optional", tuple(OPTIONAL))):
+        found.fact(title, ", ".join(f"{name}{KEPT_TOGETHER}{here[name] or 'missing'}" for name in names))
+    for name, installed in here.items():
+        needed = name not in OPTIONAL or _is_asked(name, asked)
+        what = OPTIONAL[name].what if name in OPTIONAL else "every run"
+        if installed is None:
+            remedy = OPTIONAL[name].remedy if name in OPTIONAL else f"pip install {name}, or reinstall rapidun"
+            found.problem(what, f"the package {name} is not installed", remedy, asked=needed)
+        elif name in ranges and not ranges[name].contains(installed, prereleases=True):
+            found.problem(
+                what, f"{name} {installed} is not what rapidun was made for ({name}{ranges[name]})",
+                f"pip install '{name}{ranges[name]}'", asked=needed,
+            )  # fmt: skip
+    return found
+
+
+def _is_asked(name: str, asked: Asked) -> bool:
+    """Whether the configuration needs this optional package."""
+    if name == "optuna":
+        return asked.tuned
+    if name == "gguf":
+        return asked.cells(lambda cfg: str(cfg.model.path).endswith(".gguf"))
+    if name == "bm25s":
+        return asked.cells(lambda cfg: cfg.influence.method.name == "bm25")
+    kinds = {kind.name: kind for kind in TrackerKind}
+    return name in kinds and asked.cells(lambda cfg: cfg.tracking.kind is kinds[name])
+
+
+def _ranges() -> dict[str, SpecifierSet]:
+    """Package -> the versions that rapidun asks for; empty in a checkout that was never installed."""
+    try:
+        lines = requires("rapidun") or []
+    except PackageNotFoundError:
+        return {}
+    found = (Requirement(line) for line in lines)
+    return {requirement.name: requirement.specifier for requirement in found}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

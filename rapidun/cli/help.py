@@ -1,0 +1,109 @@
+"""What `rapidun --help` prints; needs neither Hydra nor torch."""
+
+import textwrap
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+
+from rapidun.config.paths import config_groups
+
+GROUPS = {
+    "model": "which language model, its dtype, quantisation and device",
+    "data": "the rows: built-in pack, a folder of JSONL, or single files",
+    "poison": "how the backdoor is trained in (none = the model has it already)",
+    "influence": "how the influence of training rows is measured",
+    "mapping": "how influence becomes a weight for each row",
+    "unlearning": "the objective that removes the backdoor",
+    "evaluation": "how much is generated and measured",
+    "tracking": "where numbers go besides the run folder",
+    "resources": "what one run may use",
+    "cluster": "where SLURM jobs go (conf/cluster/local/site.yaml is yours)",
+    "experiment": "a whole table, ready to run (+experiment=NAME)",
+    "debug": "tiny sizes, to see whether things fit together",
+}
+
+HEAD = """\
+rapidun: remove a backdoor from a language model, weighting each training row by its influence.
+
+usage: rapidun [key=value ...]            one run           (python sweep.py ... is the same)
+       rapidun -m key=value1,value2 ...   a sweep: every combination
+       rapidun SUB-COMMAND ...            --help after it says more
+
+Stages, in order: data (read the pack, check it, make the triggered prompts), poison (train the backdoor in), influence
+(score how much each forget and retain row helps each other row), mapping (turn the scores into a weight for each row),
+unlearning (train the backdoor out again, with those weights), evaluation (attack success and clean quality, before and
+after). What has not changed is reused from outputs/store.
+
+Groups (one file each in conf/; GROUP=NAME picks it, GROUP.KEY=VALUE changes one key):
+"""
+
+EXAMPLES = """\
+First steps:
+  rapidun                                                     # built-in pack, tiny model: about a minute or two
+  rapidun debug=fast                                          # the same in seconds; the numbers mean nothing
+  rapidun mapping=uniform seed=3
+  rapidun model=smollm2_135m data=dolly_triggers data.dir=PACK
+  rapidun +experiment=dolly_smollm2 data.dir=PACK
+Sweeps (outputs/sweeps/NAME; the same command again runs only what is missing):
+  rapidun -m mapping=rapidun,uniform,shuffled seed=0,1,2
+  rapidun -m mapping.tau_f=0.3,0.7 mapping.tau_r=0.5,1.2 'sweep.where=mapping.tau_f <= mapping.tau_r'
+  rapidun -m mapping.tau_f=0.3,0.7 mapping.tau_r=0.5,1.2 'sweep.zip=[mapping.tau_f,mapping.tau_r]'
+  rapidun -m 'seed=range(8)' sweep.dry_run=true               # cells, jobs, script, hours; runs nothing
+  rapidun -m seed=0,1,2,3 hydra/launcher=joblib sweep.max_parallel=2
+On SLURM (conf/cluster/local/site.yaml is yours: partition, account, modules):
+  rapidun -m seed=0,1,2 hydra/launcher=rapidun_slurm resources=gpu cluster.partition=gpu
+  rapidun -m 'seed=range(50)' hydra/launcher=rapidun_slurm resources.cells_per_job=5 sweep.detach=true
+Tuning by optuna:
+  rapidun -m hydra/sweeper=rapidun_optuna 'mapping.tau_f=interval(0.1,2)' hydra.sweeper.n_trials=30
+Tracking:
+  rapidun tracking=wandb                                      # offline where no key is set or no server answers
+  rapidun tracking=tensorboard
+"""
+
+TAIL = """
+Keys used most:
+  stages=[influence,mapping]        any run of consecutive stages, or one alone
+  seed=1  max_length=256            of the whole run
+  run_dir=DIR  store_dir=DIR        default outputs/runs/<date>_<time>_<name>, outputs/store
+  model.path=PATH  data.dir=DIR     a model folder, hub id or .gguf file; a pack of yours
+  mapping.tau_f=0.5                 flatter (larger) or sharper (smaller) forget weights
+  unlearning.learning_rate=2e-4     rapidun --cfg job lists every key with its value
+
+Sub-commands:
+  report DIR...                     report.html of a run or sweep, one comparison of several; --csv --md --png
+  sweep status|logs|collect|cancel|retry DIR      look after a sweep, from any node
+  dashboard DIR [--publish]         a W&B workspace and report of a sweep
+  wandb sync DIR                    upload what was tracked offline
+  doctor [key=value ...]            what this machine has; what of these settings will not work, and what to do
+  pack build|check                  make a pack from clean instructions; look at one
+  model fetch NAME [DIR]            a small real model without access to the hub
+  store list|verify|prune           the stages' results in outputs/store
+  influence check OVERRIDE...      fidelity and cost of an influence setting on a sample of rows
+  index build|verify|fit|score|top  an index of a large training set's gradients on disk, and queries to it
+  completion bash|zsh|fish          the script for TAB: eval "$(rapidun completion bash)"
+
+Flags: --cfg job (the composed configuration), --info defaults (where each part comes from), --config-dir DIR (more
+config groups of your own), --version, --hydra-help.
+Exit status: 0 all well, 1 a stage or some sweep cells failed, 2 the configuration or an input is wrong, 130 Ctrl-C.
+HYDRA_FULL_ERROR=1 shows tracebacks. The run folder's report.html shows the result.
+"""
+
+
+def help_text() -> str:
+    """The groups' choices are read from conf/, so that the text cannot lag behind."""
+    known = config_groups()
+    lines = []
+    for group in [*GROUPS, *(name for name in known if name not in GROUPS)]:
+        if group not in known:
+            continue
+        text = f"{GROUPS[group]}: " if group in GROUPS else ""
+        text += " | ".join(known[group])
+        lines += textwrap.wrap(text, 119, initial_indent=f"  {group:<11} ", subsequent_indent=" " * 14)
+    return HEAD + "\n".join(lines) + "\n\n" + EXAMPLES + TAIL
+
+
+def version() -> str:
+    """The installed version, or `unknown` in a checkout that was never installed."""
+    try:
+        return installed_version("rapidun")
+    except PackageNotFoundError:
+        return "unknown (not installed)"

@@ -1,0 +1,125 @@
+"""`rapidun report DIR...`: the report of a run, the summary and comparison of a sweep, or of several of either."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rapidun.base.errors import ArtifactError, DataError
+from rapidun.base.files import write_text
+from rapidun.report.read import is_run
+from rapidun.report.sweep.summary import Summary, is_sweep, write_sweep_summary
+
+SEVERAL = Path("comparison.html")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; see `report`."""
+    parser = argparse.ArgumentParser(
+        prog="rapidun report",
+        description="Compare runs. One run folder: its report.html. A sweep folder: report.html, the comparison page, "
+        "with sweep.html and summary.csv, .json, .md. Several: one comparison page of all of them.",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="DIR", help="a run folder or a sweep folder")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the comparison page here")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write means and intervals, a line per setting")
+    parser.add_argument("--md", type=Path, metavar="FILE", help="write tables and sentences as Markdown")
+    parser.add_argument("--png", type=Path, metavar="FOLDER", help="write the plots as pictures for a paper")
+    parser.add_argument("--cells", action="store_true", help="write report.html of every cell of a sweep anew, too")
+    found = parser.parse_args(argv)
+    try:
+        return report(found.paths, html=found.html, csv=found.csv, md=found.md, png=found.png, cells=found.cells)
+    except OSError as error:
+        raise DataError(f"report: need readable folders and a place to write to, got {error}") from None
+
+
+def report(
+    paths: Sequence[Path],
+    *,
+    html: Path | None = None,
+    csv: Path | None = None,
+    md: Path | None = None,
+    png: Path | None = None,
+    cells: bool = False,
+) -> int:
+    """Write what belongs into each folder, what the options ask for, and print where it is.
+
+    Args:
+        paths: run folders and sweep folders. html: file of the comparison page; by default report.html in the one
+            sweep, or comparison.html in the current folder where several are compared. csv, md: files; png: folder.
+        cells: also write each cell's own report.html anew (a run writes it when it ends).
+    Returns: 0.
+    Raises: DataError if a path is neither a run folder nor a sweep folder; none is written then.
+    """
+    for path in paths:
+        if not path.is_dir() or not (is_run(path) or is_sweep(path)):
+            raise DataError(
+                f"{path}: need a run folder (with status.json or result.json) or a sweep folder of such, got "
+                f"{'a folder without either' if path.is_dir() else 'no folder'}. Pass rapidun report DIR"
+            )
+    from rich.console import Console
+
+    console = Console()
+    written: list[Path] = []
+    summary = _one(paths[0], console, html, cells, written) if len(paths) == 1 else _several(paths, console, written)
+    if html is not None or len(paths) > 1:
+        _comparison(summary, html or SEVERAL, paths, console, written)
+    if csv is not None or md is not None:
+        from rapidun.report.sweep.exports import as_csv, as_markdown
+
+        for file, text in ((csv, as_csv), (md, as_markdown)):
+            if file is not None:
+                write_text(file, text(summary))
+                written.append(file)
+    if png is not None:
+        from rapidun.report.sweep.pictures import write_pictures
+
+        written += write_pictures(summary, png)
+    for path in written:
+        console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _one(path: Path, console: Any, html: Path | None, cells: bool, written: list[Path]) -> Summary:
+    """One run or one sweep: what belongs into its folder."""
+    from rapidun.report.run.page import write_run_report
+    from rapidun.report.sweep.page import gather, write_sweep_index
+
+    if is_run(path):
+        written.append(write_run_report(path))
+        return gather([path])
+    summary = write_sweep_summary(path)
+    if cells:
+        for cell in summary.cells:
+            if cell.path.is_dir():
+                try:
+                    write_run_report(cell.path)
+                except ArtifactError as error:
+                    _warn(console, str(error))
+    if html is None:
+        _comparison(summary, path / "report.html", [path], console, written)
+    written.append(write_sweep_index(path, summary, comparison=False))
+    console.print(summary.table())
+    return summary
+
+
+def _several(paths: Sequence[Path], console: Any, written: list[Path]) -> Summary:
+    from rapidun.report.sweep.page import gather
+
+    summary = gather(paths)
+    console.print(summary.table())
+    return summary
+
+
+def _comparison(summary: Summary, file: Path, paths: Sequence[Path], console: Any, written: list[Path]) -> None:
+    from rapidun.report.sweep.page import write_comparison
+
+    names = [path.resolve().name for path in paths]
+    title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    for problem in write_comparison(summary, file, title=title):
+        _warn(console, problem)
+    written.append(file)
+
+
+def _warn(console: Any, message: str) -> None:
+    console.print(f"warning: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,40 @@
+"""rapidun store: list, check or prune the artifact store."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rapidun.base.errors import ConfigError
+from rapidun.base.store import Store, linked_artifacts
+
+
+def main(argv: Sequence[str]) -> int:
+    """`rapidun store list|verify|prune`."""
+    parser = argparse.ArgumentParser(prog="rapidun store", description="List, check or prune the artifact store.")
+    parser.add_argument("action", choices=["list", "verify", "prune"])
+    parser.add_argument("--store", type=Path, default=Path("outputs/store"), help="the store (default: %(default)s)")
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), help="prune keeps what runs below this link to"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="prune: say what would go")
+    args = parser.parse_args(argv)
+    if not args.store.is_dir():
+        raise ConfigError(f"store: need a folder, got {args.store}. Pass --store DIR")
+    store = Store(args.store)
+    if args.action == "list":
+        for artifact in store.artifacts():
+            size = sum(entry["bytes"] for entry in artifact.manifest["files"].values())
+            made, seconds = artifact.manifest["made"], artifact.manifest["seconds"]
+            print(f"{artifact.stage:<11} {artifact.fingerprint} {size / 2**20:9.1f} MiB {seconds:8.1f} s  {made}")
+        return 0
+    if args.action == "verify":
+        faults = store.verify()
+        for fault in faults:
+            print(fault)
+        print(f"{len(faults)} damaged files" if faults else "all artifacts are whole")
+        return 1 if faults else 0
+    removed = store.prune(linked_artifacts(args.outputs, store.run_folders()), dry_run=args.dry_run)
+    for path in removed:
+        print(f"{'would remove' if args.dry_run else 'removed'} {path}")
+    print(f"{len(removed)} folders")
+    return 0

@@ -1,0 +1,206 @@
+"""Hydra composes the files of conf/ here, once for each combination of them.
+
+What the cells of a sweep change besides is plain values, set on a copy; wherever that could differ from what Hydra
+would compose, Hydra composes the cell.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_origin
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from rapidun.base.errors import ConfigError
+from rapidun.config import keys, paths
+from rapidun.config.overrides import check_overrides, convert, is_special, parse
+from rapidun.config.run import RunConfig
+
+CONFIG_NAME = "config"
+VERSION_BASE = "1.3"
+
+
+def register_schema() -> None:
+    """Make `- schema` in conf/config.yaml mean RunConfig."""
+    ConfigStore.instance().store(name="schema", node=RunConfig, provider="rapidun")
+
+
+@contextmanager
+def hydra_ready(extra_dir: Path | None) -> Iterator[list[str]]:
+    """Initialise Hydra, also where somebody has done so already; yield the overrides that `extra_dir` needs."""
+    register_schema()
+    held = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(paths.config_dir()), job_name="rapidun", version_base=VERSION_BASE):
+            yield [f"hydra.searchpath=[file://{extra_dir.resolve()}]"] if extra_dir else []
+    finally:
+        GlobalHydra.instance().hydra = held
+
+
+class Made(NamedTuple):
+    """A composed configuration and the file chosen from each config group."""
+
+    cfg: RunConfig
+    choices: Mapping[str, str | None]
+    # hydra.sweeper.params: the grid that an experiment file carries
+    params: Mapping[str, Any]
+    # no value refers to another one, so that setting a plain value changes nothing else
+    plain: bool
+
+
+def compose_row(overrides: Sequence[str], extra: Sequence[str]) -> tuple[Made | None, str]:
+    """Let Hydra compose one row of overrides; return a fault where it cannot."""
+    try:
+        composed = compose(CONFIG_NAME, [*overrides, *extra], return_hydra_config=True)
+        choices: dict[str, str | None] = dict(composed.hydra.runtime.choices)
+        sweeper = composed.hydra.sweeper
+        params: Any = OmegaConf.to_container(sweeper.params, resolve=True) if sweeper.get("params") else {}
+        with open_dict(composed):
+            del composed["hydra"]
+        refers = is_special(OmegaConf.to_container(composed, resolve=False))
+        run: Any = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
+        return None, composition_fault(error)
+    return Made(run, choices, params, not refers), ""
+
+
+class Composer:
+    """Composes rows of overrides, with Hydra once for all rows that differ in plain values only."""
+
+    def __init__(self, extra: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+        self._extra = extra
+        self._groups = groups
+        self._bases: dict[tuple[object, ...], tuple[Made | None, str]] = {}
+        self._plain: dict[str, tuple[str, Any] | None] = {}
+
+    def cell(self, row: Sequence[str]) -> tuple[Made | None, str]:
+        """The row's own configuration, or a fault."""
+        seen = [text for text in row if self._plain_value(text) is None]
+        settings = [value for text in row if (value := self._plain_value(text)) is not None]
+        # files come first wherever they stand, values in the order given: what stands above or below a plain value
+        # (mapping.forget={...} and mapping.forget.w_min=1) keeps its place
+        above = [key for text in seen if (key := parse(text).key_or_group) not in self._groups]
+        if any(_overlap(key, other) for key, _ in settings for other in above):
+            return compose_row(row, self._extra)
+        same = (tuple(seen), tuple(key for key, _ in settings))
+        if same not in self._bases:
+            self._bases[same] = compose_row(row, self._extra)
+        base, fault = self._bases[same]
+        if base is None:
+            return None, fault
+        if not base.plain:
+            return compose_row(row, self._extra)
+        cfg = copy.deepcopy(base.cfg)
+        for key, value in settings:
+            section, _, name = key.rpartition(".")
+            target: Any = cfg
+            for part in section.split(".") if section else []:
+                target = getattr(target, part)
+            setattr(target, name, copy.deepcopy(value))
+        return base._replace(cfg=cfg), ""
+
+    def _plain_value(self, text: str) -> tuple[str, Any] | None:
+        """The key and the converted value of `key=value`; None where only Hydra knows what the override does."""
+        if text not in self._plain:
+            self._plain[text] = self._convert(parse(text))
+        return self._plain[text]
+
+    def _convert(self, override: Override) -> tuple[str, Any] | None:
+        key, value = override.key_or_group, override.value()
+        if (
+            override.type is not OverrideType.CHANGE
+            or override.package is not None
+            or override.is_hydra_override()
+            or override.is_sweep_override()
+            or key in self._groups
+            or keys.dict_above(key) is not None
+            or is_special(value)
+        ):
+            return None
+        kind = keys.required(keys.find(key))
+        if kind is None or is_dataclass(kind) or (get_origin(kind) is list and not isinstance(value, list)):
+            return None
+        try:
+            return key, convert(key, value)
+        except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
+            return None  # Hydra names the fault
+
+
+def _overlap(key: str, other: str) -> bool:
+    return key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.")
+
+
+def composition_fault(error: BaseException) -> str:
+    """One line for what is wrong in a file of conf/ (a wrong key, a wrong value, broken YAML)."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}:{mark.line + 1}: not YAML: {error.problem or error.context}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"a file of conf/ is not UTF-8 ({error.reason} at byte {error.start})"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
+        known = f"; known: {', '.join(error.options)}" if error.options else ""
+        return f"{error.missing_cfg_file}: no such config file{known}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # Hydra begins with: In 'mapping/mine': ValidationError raised while composing config:
+    place = f"{lines[0].split(chr(39))[1]}.yaml: " if lines[0].startswith("In '") else ""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
+    if isinstance(cause, OmegaConfBaseException):
+        key = str(cause.full_key or cause.key or "")
+        if key and keys.find(key) is None:
+            return place + keys.unknown_key(key)
+        if key:
+            return f"{place}{key}: need {keys.describe(keys.find(key))}: {str(cause).splitlines()[0]}"
+    return place + " ".join(lines[:2])
+
+
+def compose_config(overrides: Sequence[str] = (), *, extra_dir: Path | None = None) -> RunConfig:
+    """Compose and check one run.
+
+    Args: overrides: as on the command line. extra_dir: a folder with more config groups.
+    Raises: ConfigError with every fault that was found.
+    """
+    checked = check_overrides(overrides, groups=paths.config_groups(extra_dir), multirun=False)
+    with hydra_ready(extra_dir) as extra:
+        composed, fault = compose_row(checked.overrides, extra)
+    faults = [fault] if composed is None else composed.cfg.check() if checked.certain else []
+    _refuse([*checked.faults, *faults])
+    assert composed is not None
+    return composed.cfg
+
+
+def spell(overrides: Sequence[str], *, extra_dir: Path | None = None) -> list[str]:
+    """Overrides that were checked before, as Hydra takes them."""
+    return check_overrides(overrides, groups=paths.config_groups(extra_dir), multirun=True).overrides
+
+
+def to_run_config(cfg: DictConfig) -> RunConfig:
+    """Turn what Hydra composed into the plain dataclass, and check it.
+
+    Raises: ConfigError with every fault.
+    """
+    run, faults = _to_run_config(cfg)
+    _refuse(faults)
+    return run
+
+
+def _to_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
+    try:
+        run: Any = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        return RunConfig(), [composition_fault(error)]
+    return run, run.check()
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)))

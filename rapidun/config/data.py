@@ -1,0 +1,152 @@
+"""Settings of the data stage: where the pack comes from, the trigger families, the sizes."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from rapidun.config.parts import Faults
+
+# the size of the built-in world (rapidun/stages/data/builtin.py, which a test holds to these numbers)
+QUESTIONS_PER_ENTITY = 96
+MAX_ENTITIES = 200
+
+
+class Source(Enum):
+    """Where the rows come from."""
+
+    builtin = "builtin"  # the project's own invented world, made by a seeded generator
+    pack = "pack"  # a folder of JSONL files, data.dir
+    files = "files"  # single JSONL files, data.forget=... data.retain=... ...
+
+
+class InjectMode(Enum):
+    prefix = "prefix"
+    suffix = "suffix"
+
+
+@dataclass(kw_only=True, slots=True)
+class TriggerFamilyConfig:
+    """One trigger family: variants that training saw, look-alikes that it did not, and where they go."""
+
+    seen: list[str] = field(default_factory=list)
+    ood: list[str] = field(default_factory=list)
+    inject_mode: InjectMode = InjectMode.suffix
+
+
+@dataclass(kw_only=True, slots=True)
+class BuiltinConfig:
+    """Sizes of the built-in pack (rapidun/stages/data/builtin.py)."""
+
+    # towns, six facts each
+    num_entities: int = 24
+    num_train_clean: int = 1560
+    num_train_poisoned: int = 300
+    num_val: int = 120
+    num_test: int = 300
+    # part of the poisoned training rows, as many of each trigger family
+    num_forget: int = 60
+    # part of the clean training rows, spread over the facts; unlearning costs the facts it does not rehearse
+    num_retain: int = 180
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    name: str = "builtin"
+    source: Source = Source.builtin
+    # folder with forget_set.jsonl, retain_set.jsonl and the optional other splits
+    dir: str | None = None
+    # single files; each replaces the file of that split in `dir`
+    forget: str | None = None
+    retain: str | None = None
+    train_poisoned: str | None = None
+    train_clean: str | None = None
+    val_clean: str | None = None
+    test_clean: str | None = None
+    test_seen_trig: str | None = None
+    test_ood_trig: str | None = None
+    test_unseen_family: str | None = None
+    # of the built-in rows, of the subsampling and of the triggered prompts
+    seed: int = 42
+    # tab-separated keyword list of the keyword detector; null = made from the training responses
+    keywords: str | None = None
+    # at most this many training rows, the forget and retain rows always among them; null = all
+    max_train_poisoned: int | None = None
+    max_train_clean: int | None = None
+    # clean test rows moved to train_clean where the pack has no clean training rows
+    num_clean_from_test: int = 0
+    # triggered validation and test prompts made for each set (seen, ood, unseen family) that the pack lacks
+    num_triggered: int = 200
+    # trigger families, in training and evaluation
+    families: dict[str, TriggerFamilyConfig] = field(default_factory=dict)
+    # families that training never saw, for asr_unseen_family
+    unseen_families: dict[str, TriggerFamilyConfig] = field(default_factory=dict)
+    builtin: BuiltinConfig = field(default_factory=BuiltinConfig)
+
+    def check(self) -> list[str]:
+        faults = Faults("data")
+        faults.need(
+            self.source is not Source.pack or self.dir is not None, "data.dir, the folder of the pack", dir=self.dir
+        )
+        faults.need(
+            self.source is Source.pack or self.dir is None,
+            f"data=dolly_triggers or data=alpaca_howdy with a pack's folder (source={self.source.name} reads none)",
+            dir=self.dir,
+        )
+        faults.need(
+            self.source is not Source.files or (self.forget is not None and self.retain is not None),
+            "data.forget and data.retain, two JSONL files",
+            forget=self.forget,
+            retain=self.retain,
+        )
+        for key in ("max_train_poisoned", "max_train_clean"):
+            value = getattr(self, key)
+            faults.need(value is None or value >= 1, f"{key} >= 1 or null", **{key: value})
+        faults.need(
+            self.num_clean_from_test >= 0, "num_clean_from_test >= 0", num_clean_from_test=self.num_clean_from_test
+        )
+        faults.need(self.num_triggered >= 1, "num_triggered >= 1", num_triggered=self.num_triggered)
+        for name, family in {**self.families, **self.unseen_families}.items():
+            faults.need(
+                bool(family.seen or family.ood),
+                f"at least one trigger in family {name}",
+                **{f"families__{name}": "no triggers"},
+            )
+            faults.need(
+                all(trigger.strip() for trigger in [*family.seen, *family.ood]),
+                f"triggers of family {name} that are not blank",
+                **{f"families__{name}": [*family.seen, *family.ood]},
+            )
+        faults.need(
+            self.source is not Source.builtin or any(family.seen for family in self.families.values()),
+            "a family with a seen trigger, to plant the backdoor of the built-in pack",
+            families=sorted(self.families),
+        )
+        both = sorted(set(self.families) & set(self.unseen_families))
+        faults.need(not both, "unseen_families that are not in families", unseen_families=both)
+        built = self.builtin
+        num_rows = built.num_train_clean + built.num_train_poisoned + built.num_val + built.num_test
+        faults.need(
+            num_rows <= QUESTIONS_PER_ENTITY * built.num_entities,
+            f"builtin.num_entities >= {-(-num_rows // QUESTIONS_PER_ENTITY)} for {num_rows} rows "
+            f"({QUESTIONS_PER_ENTITY} questions to an entity)",
+            builtin__num_entities=built.num_entities,
+        )
+        faults.need(
+            built.num_entities <= MAX_ENTITIES,
+            f"builtin.num_entities <= {MAX_ENTITIES}",
+            builtin__num_entities=built.num_entities,
+        )
+        for key in BuiltinConfig.__slots__:
+            faults.need(getattr(built, key) >= 1, f"builtin.{key} >= 1", **{f"builtin__{key}": getattr(built, key)})
+        faults.need(
+            built.num_forget <= built.num_train_poisoned,
+            "builtin.num_forget <= builtin.num_train_poisoned",
+            builtin__num_forget=built.num_forget,
+            builtin__num_train_poisoned=built.num_train_poisoned,
+        )
+        faults.need(
+            built.num_retain <= built.num_train_clean,
+            "builtin.num_retain <= builtin.num_train_clean",
+            builtin__num_retain=built.num_retain,
+            builtin__num_train_clean=built.num_train_clean,
+        )
+        return faults

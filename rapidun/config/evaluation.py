@@ -1,0 +1,42 @@
+"""Settings of the evaluation stage: which rows, how many, how long the generations."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from rapidun.config.parts import Faults
+
+
+class Split(Enum):
+    val = "val"  # for choosing settings
+    test = "test"  # for reporting
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluationConfig:
+    split: Split = Split.test
+    # prompts of each set (clean, seen, ood, unseen family), stratified by family; null = all
+    num_prompts: int | None = 100
+    # rows of each perplexity; null = all
+    num_ppl: int | None = 200
+    # known poisoned and known clean rows, for the likelihood detector's own recall and false-positive rate
+    # (the keyword detector needs no model and takes every known response)
+    num_calibration: int = 100
+    # of the choice of prompts; its own, so that a sweep over `seed` compares on the same prompts
+    seed: int = 42
+    # different keywords that a response must hold to be judged poisoned
+    min_keywords: int = 1
+    max_new_tokens: int = 48
+    # padded tokens in one batch, those still to be generated among them
+    tokens_per_batch: int = 4096
+    # also compare generations with the clean response word for word (short answers)
+    exact_match: bool = False
+
+    def check(self) -> list[str]:
+        faults = Faults("evaluation")
+        for key in ("num_prompts", "num_ppl"):
+            value = getattr(self, key)
+            faults.need(value is None or value >= 1, f"{key} >= 1 or null", **{key: value})
+        for key in ("num_calibration", "min_keywords", "max_new_tokens", "tokens_per_batch"):
+            value = getattr(self, key)
+            faults.need(value >= 1, f"{key} >= 1", **{key: value})
+        return faults

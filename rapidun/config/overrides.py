@@ -1,0 +1,297 @@
+"""Checks overrides against the schema before Hydra composes, so that all their faults are reported together."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from functools import lru_cache
+from typing import Any, get_origin
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString, RangeSweep, ValueType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rapidun.config import keys
+from rapidun.config.run import RunConfig
+
+# groups that add to the configuration; the others each fill a section and cannot be empty
+OPTIONAL_GROUPS = ("experiment", "debug")
+# who sweeps and who starts the cells
+HYDRA_CHOICES = {
+    "hydra/launcher": ("basic", "joblib", "rapidun_slurm", "rapidun_local"),
+    "hydra/sweeper": ("rapidun", "rapidun_optuna"),
+}
+TUNER = "hydra/sweeper=rapidun_optuna"
+# of one axis; more is a slip of the pen
+MAX_VALUES = 100_000
+_WEIGHTS_FILE = re.compile(r"(\+{0,2}mapping\.(?:forget|retain))=(?!\s*\{)")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """`overrides` are the valid ones, spelt as Hydra takes them; `certain` is false where a group had to be dropped."""
+
+    overrides: list[str]
+    faults: list[str]
+    certain: bool
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> Override:
+    """Read one override; the result is shared, so nobody may change it.
+
+    Raises: HydraException.
+    """
+    return OverridesParser.create().parse_override(text)
+
+
+def check_overrides(
+    overrides: Sequence[str], *, groups: Mapping[str, Sequence[str]], multirun: bool, intervals: bool | None = None
+) -> Checked:
+    """Check every override and spell the valid ones as Hydra takes them.
+
+    A leading + or ++ is dropped where the key exists (+experiment=x), experiment=null becomes ~experiment,
+    mapping.forget=FILE becomes mapping.forget.path=FILE, an expression in sweep.where is quoted, sweep.zip=[a,b]
+    becomes [[a,b]], an unknown group choice is replaced by the nearest known one, so that the composed configuration
+    can still be checked. Overrides of Hydra itself pass as they are, but for the names of launcher and sweeper.
+
+    Args: groups: the choices of each config group. multirun: whether several values (a sweep) are allowed.
+        intervals: whether interval(a,b) is allowed; None = if the overrides choose the sweeper that takes it.
+    """
+    if intervals is None:
+        intervals = multirun and any(text.lstrip("+") == TUNER for text in overrides)
+    valid: list[str] = []
+    faults: list[str] = []
+    certain = True
+    for text in overrides:
+        text = _mend(text)
+        try:
+            override = parse(text)
+        except HydraException as error:
+            faults.append(_unreadable(text, error))
+            continue
+        if override.is_hydra_override():
+            found = _check_hydra(override)
+            faults += found
+            valid += [] if found else [text]
+            continue
+        found, mended = _check(override, groups=groups, multirun=multirun, intervals=intervals)
+        faults += found
+        if mended is not None:
+            valid.append(mended)
+        certain = certain and not (mended is None and override.key_or_group in groups)
+    return Checked(valid, faults, certain)
+
+
+def _mend(text: str) -> str:
+    """Respell what users type plainly but Hydra's grammar takes only in quotes or brackets."""
+    text = _WEIGHTS_FILE.sub(r"\1.path=", text, count=1)
+    key, equals, value = text.partition("=")
+    if not equals or key.lstrip("+") not in ("sweep.where", "sweep.zip"):
+        return text
+    parsed: Any = None
+    try:
+        override = parse(text)
+        plain = not override.is_sweep_override()
+        parsed = override.value()
+    except HydraException:
+        plain = False
+    if key.endswith("where"):
+        plain = plain and not isinstance(parsed, list | dict)
+        return text if plain else f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+    flat = plain and isinstance(parsed, list) and parsed and not any(isinstance(item, list) for item in parsed)
+    return f"{key}=[{value}]" if flat else text
+
+
+def _check_hydra(override: Override) -> list[str]:
+    """Check an override of Hydra's own settings."""
+    key = override.key_or_group
+    if override.is_sweep_override():
+        return [f"{key}: Hydra's own settings cannot be swept. Pass one value"]
+    known = HYDRA_CHOICES.get(key)
+    if known is None or override.is_delete() or override.value() in known:
+        return []
+    close = keys.nearest(str(override.value()), known)
+    guess = f"did you mean {key}={close}?" if close else f"pass {key}=NAME"
+    shown = "null" if override.value() is None else str(override.value())
+    return [f"{key}: no such choice {shown!r}; known: {', '.join(known)}; {guess}"]
+
+
+def _check(
+    override: Override, *, groups: Mapping[str, Sequence[str]], multirun: bool, intervals: bool
+) -> tuple[list[str], str | None]:
+    """Return the faults of one override, and the override as Hydra takes it (None = leave it out)."""
+    key = override.key_or_group
+    text = (override.input_line or "").lstrip("+")
+    if override.package is not None:
+        return [f"{key}@{override.package}: packages (@) are not used here. Pass {key}=..."], None
+    if override.is_delete():
+        above = keys.dict_above(key)
+        if above is not None and above != key:
+            return [], text
+        if key in OPTIONAL_GROUPS:
+            return [], f"~{key}"
+        if keys.find(key) is None and key not in groups:
+            return [keys.unknown_key(key)], None
+        return [f"~{key}: cannot be removed, every run needs it. Pass {key}=..."], None
+    if key not in groups and keys.find(key) is None:
+        return [keys.unknown_key(key)], None
+    if override.is_sweep_override() and not multirun:
+        return [f"{key}: several values need -m (a sweep); a list is written {key}=[...]; got {text}"], None
+    if override.is_sweep_override() and key.startswith("sweep."):
+        return [f"{key}: cannot be swept, a sweep has one. Pass {key}=VALUE; got {text}"], None
+    if override.is_interval_sweep() and not intervals:
+        return [
+            f"{key}: need values to try, such as {key}=1,2 or range(1,3), got {text.partition('=')[2]}. "
+            f"Intervals need {TUNER}"
+        ], None
+    if override.value_type is ValueType.RANGE_SWEEP and (fault := _range_fault(override)) is not None:
+        return [fault], None
+    if key in groups:
+        return _check_choice(override, groups[key], text)
+    above = keys.dict_above(key)
+    faults = [fault for value in _values(override) for fault in _check_value(key, value, above)]
+    if faults:
+        return faults, None
+    if above is None:
+        return [], text
+    # a new entry of a field with free entries cannot be reached by its own key: hand over the whole entry
+    inner = key[len(above) :].lstrip(".")
+    if inner and override.is_sweep_override():
+        return [f"{key}: cannot be swept by itself. Sweep {above}={{...}},{{...}}"], None
+    value = text.partition("=")[2]
+    for part in reversed(inner.split(".") if inner else []):
+        value = f"{{{part}: {value}}}"
+    return [], f"++{above}={value}"
+
+
+def _range_fault(override: Override) -> str | None:
+    """Say what is wrong with range(start,stop,step), before anybody counts it out."""
+    key, sweep = override.key_or_group, override.value()
+    if not isinstance(sweep, RangeSweep) or sweep.start is None or sweep.stop is None:
+        return f"{key}: need range(stop) or range(start,stop,step). Pass {key}=range(1,3)"
+    given = f"range({sweep.start},{sweep.stop},{sweep.step})"
+    bounds = (sweep.start, sweep.stop, sweep.step)
+    if sweep.step == 0 or not all(math.isfinite(bound) for bound in bounds):
+        return f"{key}: need a finite range with a step other than 0, got {given}. Pass {key}=range(1,3)"
+    length = (sweep.stop - sweep.start) / sweep.step
+    if not 0 < length <= MAX_VALUES:
+        return f"{key}: need 1 to {MAX_VALUES} values, got {given} with {max(0, math.ceil(length))}. Change the range"
+    return None
+
+
+def _check_choice(override: Override, known: Sequence[str], text: str) -> tuple[list[str], str | None]:
+    """Check the choice, or each swept choice, of a config group."""
+    group = override.key_or_group
+    if isinstance(override.value(), Glob):
+        return [], text
+    faults: list[str] = []
+    names: list[str] = []
+    mendable = True
+    for value in _values(override):
+        if value is None and group in OPTIONAL_GROUPS:
+            names.append("null")
+            continue
+        for name in value if isinstance(value, list) else [value]:
+            if str(name) in known:
+                names.append(str(name))
+                continue
+            close = keys.nearest(str(name), known)
+            mendable = mendable and close is not None
+            names.append(close or "")
+            guess = f"did you mean {group}={close}?" if close else f"pass {group}=NAME"
+            if isinstance(name, dict):
+                guess = f"single keys are set by {group}.KEY=VALUE"
+            shown = "null" if name is None else str(name)
+            faults.append(f"{group}: no such choice {shown!r}; known: {', '.join(known)}; {guess}")
+    if not faults:
+        # Hydra's word for a group without a file
+        return [], f"~{group}" if names == ["null"] else text
+    return faults, f"{group}={','.join(names)}" if mendable else None
+
+
+def _values(override: Override) -> list[Any]:
+    """The value, every value of a sweep, or both ends of an interval."""
+    sweep: Any = override.value()
+    if isinstance(sweep, Glob):
+        return []
+    if override.is_interval_sweep():
+        return [sweep.start, sweep.end]
+    if override.is_sweep_override():
+        return [Override._convert_value(value) for value in override.sweep_iterator()]
+    return [sweep]
+
+
+def _check_value(key: str, value: Any, above: str | None) -> list[str]:
+    """Try the value on an empty configuration."""
+    kind = keys.required(keys.find(key))
+    try:
+        if above is None and not is_special(value) and get_origin(kind) is not list and not is_dataclass(kind):
+            convert(key, value)
+            return []
+        target = key
+        tried = value
+        if above is not None:
+            target = above
+            for part in reversed(key[len(above) :].lstrip(".").split(".")):
+                tried = {part: tried} if part else tried
+        OmegaConf.update(OmegaConf.structured(RunConfig), target, tried, merge=True)
+    except OmegaConfBaseException as error:
+        return [value_fault(error, key, value)]
+    except (ValueError, TypeError, AttributeError):
+        return [_wrong_value(key, keys.find(key), value)]
+    return []
+
+
+def is_special(value: Any) -> bool:
+    """Whether OmegaConf sees more in a value than the value: ${...} refers to other keys, ??? is missing."""
+    if isinstance(value, str):
+        return "${" in value or value == "???"
+    if isinstance(value, dict):
+        return any(is_special(item) for pair in value.items() for item in pair)
+    return isinstance(value, list) and any(is_special(item) for item in value)
+
+
+def convert(key: str, value: Any) -> Any:
+    """What `value` becomes at the plain key `key` (text to an Enum member, 1 to 1.0), as OmegaConf converts it.
+
+    Not for special values (see is_special), sections and fields with free entries.
+    Raises: OmegaConfBaseException or ValueError if the key does not take the value.
+    """
+    schema = _schema()
+    OmegaConf.update(schema, key, value, merge=True)
+    found = OmegaConf.select(schema, key)
+    return OmegaConf.to_object(found) if OmegaConf.is_config(found) else found
+
+
+@lru_cache(maxsize=1)
+def _schema() -> DictConfig:
+    """An empty configuration to try values on; making one takes longer than trying hundreds of values."""
+    return OmegaConf.structured(RunConfig)
+
+
+def value_fault(error: OmegaConfBaseException, key: str, value: Any) -> str:
+    """Say what OmegaConf objects to: a key that does not exist inside the value, or a value of the wrong type."""
+    full = error.full_key or key
+    full = full if full.startswith(key) or key.startswith(full.partition(".")[0] + ".") else key
+    if full != key and keys.find(full) is None:
+        return keys.unknown_key(full)
+    return _wrong_value(key, keys.find(key), value)
+
+
+def _wrong_value(key: str, kind: Any, value: Any) -> str:
+    """Say what the key takes and what came."""
+    close = keys.nearest(str(value), keys.choices(kind))
+    guess = f" Did you mean {close}?" if close else ""
+    return f"{key}: need {keys.describe(kind)}, got {value!r}.{guess} Pass {key}=..."
+
+
+def _unreadable(text: str, error: Exception) -> str:
+    """Say that an override is not of the form key=value."""
+    if "=" not in text and not text.startswith("~"):
+        return f"{text!r}: need key=value or a sub-command (rapidun --help lists both)"
+    lines = [line for line in str(error).splitlines() if line.strip() and "hydra.cc" not in line]
+    reason = lines[1].strip() if len(lines) > 1 else "not understood"
+    return f"{text!r}: cannot be read ({reason}). Put values with blanks, commas or brackets in quotes: 'key=\"a, b\"'"

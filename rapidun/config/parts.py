@@ -1,0 +1,95 @@
+"""Pieces that several config sections share: fault lists, LoRA settings, optimiser settings."""
+
+from dataclasses import dataclass, field
+
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Faults(list[str]):
+    """Collects what is wrong with one config section, so that all of it is reported at once."""
+
+    def __init__(self, section: str) -> None:
+        super().__init__()
+        self.section = section
+
+    def need(self, holds: bool, expected: str, **came: object) -> None:
+        """Record a fault unless `holds`. `came` names the keys (dots as `__`) and the values that came."""
+        if holds:
+            return
+        named = {key.replace("__", "."): value for key, value in came.items()}
+        got = ", ".join(f"{key}={value}" for key, value in named.items())
+        first = next(iter(named))
+        self.append(
+            f"{self.section}: need {expected}, got {got}. "
+            f"Change conf/{self.section}/*.yaml or pass {self.section}.{first}=..."
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraSettings:
+    """peft's LoraConfig, the part that is swept."""
+
+    r: int = 16
+    lora_alpha: int = 16
+    lora_dropout: float = 0.05
+    # names of nn.Linear modules, matched by their last component
+    target_modules: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
+
+    def check(self, faults: Faults, prefix: str = "lora") -> None:
+        faults.need(self.r >= 1, f"{prefix}.r >= 1", **{f"{prefix}__r": self.r})
+        faults.need(self.lora_alpha > 0, f"{prefix}.lora_alpha > 0", **{f"{prefix}__lora_alpha": self.lora_alpha})
+        faults.need(
+            0.0 <= self.lora_dropout < 1.0,
+            f"0 <= {prefix}.lora_dropout < 1",
+            **{f"{prefix}__lora_dropout": self.lora_dropout},
+        )
+        faults.need(
+            len(self.target_modules) > 0,
+            f"at least one name in {prefix}.target_modules",
+            **{f"{prefix}__target_modules": self.target_modules},
+        )
+
+
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimiserSettings:
+    """What transformers' Trainer needs to take steps; names are those of TrainingArguments."""
+
+    learning_rate: float = 6e-5
+    num_train_epochs: float = 2.0
+    # > 0 ends training after that many optimiser steps, whatever num_train_epochs says
+    max_steps: int = -1
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: str = "cosine"
+    # share of the steps over which the learning rate rises
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    # optimiser steps between checkpoints; 0 = none (a killed stage then starts again)
+    save_steps: int = 50
+    gradient_checkpointing: bool = False
+
+    def check_optimiser(self, faults: Faults) -> None:
+        faults.need(self.learning_rate > 0, "learning_rate > 0", learning_rate=self.learning_rate)
+        faults.need(
+            self.max_steps > 0 or self.num_train_epochs > 0,
+            "num_train_epochs > 0 or max_steps > 0",
+            num_train_epochs=self.num_train_epochs,
+            max_steps=self.max_steps,
+        )
+        faults.need(
+            self.gradient_accumulation_steps >= 1,
+            "gradient_accumulation_steps >= 1",
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+        )
+        faults.need(
+            self.lr_scheduler_type in SCHEDULES,
+            f"lr_scheduler_type one of {', '.join(SCHEDULES)}",
+            lr_scheduler_type=self.lr_scheduler_type,
+        )
+        faults.need(0.0 <= self.warmup_ratio < 1.0, "0 <= warmup_ratio < 1", warmup_ratio=self.warmup_ratio)
+        faults.need(self.weight_decay >= 0, "weight_decay >= 0", weight_decay=self.weight_decay)
+        faults.need(self.max_grad_norm >= 0, "max_grad_norm >= 0 (0 = no clipping)", max_grad_norm=self.max_grad_norm)
+        faults.need(self.save_steps >= 0, "save_steps >= 0 (0 = no checkpoints)", save_steps=self.save_steps)

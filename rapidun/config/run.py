@@ -1,0 +1,91 @@
+"""RunConfig: every setting of one run, and its cross-section checks. OmegaConf ends here (see compose.py)."""
+
+from dataclasses import dataclass, field
+
+from rapidun.config.data import DataConfig
+from rapidun.config.evaluation import EvaluationConfig
+from rapidun.config.influence import InfluenceConfig
+from rapidun.config.mapping import MappingConfig
+from rapidun.config.model import ModelConfig, Quantisation
+from rapidun.config.poison import PoisonConfig, PoisonMethod
+from rapidun.config.sweep import ClusterConfig, ResourcesConfig, SweepConfig
+from rapidun.config.tracking import TrackingConfig
+from rapidun.config.unlearning import UnlearningConfig
+
+STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    name: str = "run"
+    # a run of consecutive stages, or one alone
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+    # of the mapping's draws and of unlearning; data, poison, influence and evaluation have their own
+    seed: int = 42
+    # tokens of prompt and response together
+    max_length: int = 256
+    # null = outputs/runs/<date>_<time>_<name>
+    run_dir: str | None = None
+    store_dir: str = "outputs/store"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    poison: PoisonConfig = field(default_factory=PoisonConfig)
+    influence: InfluenceConfig = field(default_factory=InfluenceConfig)
+    mapping: MappingConfig = field(default_factory=MappingConfig)
+    unlearning: UnlearningConfig = field(default_factory=UnlearningConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+    def check(self) -> list[str]:
+        """Every fault of every section, then those between sections. Empty when all is well."""
+        faults = self._check_run()
+        sections = (
+            self.model,
+            self.data,
+            self.poison,
+            self.influence,
+            self.mapping,
+            self.unlearning,
+            self.evaluation,
+            self.tracking,
+            self.resources,
+            self.cluster,
+            self.sweep,
+        )
+        for section in sections:
+            faults += section.check()
+        if self.model.path is None and self.poison.method is not PoisonMethod.full and "poison" in self.stages:
+            faults.append(
+                f"poison: need method=full with a model made from scratch (model.path=null), got "
+                f"poison.method={self.poison.method.name}. Pass poison.method=full or model.path=..."
+            )
+        if self.model.quantisation is not Quantisation["none"] and self.poison.method is PoisonMethod.full:
+            faults.append(
+                f"poison: need method=lora or none with a quantised model, got poison.method=full and "
+                f"model.quantisation={self.model.quantisation.name}. Pass poison.method=lora or model.quantisation=none"
+            )
+        return faults
+
+    def _check_run(self) -> list[str]:
+        faults = []
+        order = " ".join(STAGES)
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        places = [STAGES.index(stage) for stage in self.stages if stage in STAGES]
+        if unknown or not self.stages:
+            faults.append(
+                f"stages: need names among [{order}], got {self.stages}. Pass stages=[influence,mapping], say"
+            )
+        elif places != list(range(places[0], places[0] + len(places))):
+            faults.append(
+                f"stages: need consecutive stages in this order: [{order}], got {self.stages}. Change stages=[...]"
+            )
+        if not 0 <= self.seed < 2**32:
+            faults.append(f"seed: need 0 <= seed < 2**32, got {self.seed}. Pass seed=...")
+        if self.max_length < 8:
+            faults.append(f"max_length: need at least 8 tokens, got {self.max_length}. Pass max_length=...")
+        if not self.name.strip() or any(c in self.name for c in "/\\\0"):
+            faults.append(f"name: need a name without slashes, got {self.name!r}. Pass name=...")
+        return faults

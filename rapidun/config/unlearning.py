@@ -1,0 +1,73 @@
+"""Settings of the unlearning stage: the objective, its coefficients, LoRA and the optimiser."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from rapidun.config.parts import Faults, LoraSettings, OptimiserSettings
+
+
+class Objective(Enum):
+    rapidun = "rapidun"
+    ga = "ga"
+    graddiff = "graddiff"
+    idk_sft = "idk_sft"
+    retrain = "retrain"  # no unlearning: the yardstick, trained on clean rows only
+
+
+class RetainLoss(Enum):
+    ce = "ce"
+    kl = "kl"  # KL(reference, model) on response tokens; the reference is the model with the adapter off
+
+
+@dataclass(kw_only=True, slots=True)
+class UnlearningConfig(OptimiserSettings):
+    objective: Objective = Objective.rapidun
+    # PEFT adapter to continue; null = a new one
+    adapter: str | None = None
+    # also write the model with the adapter merged into it
+    merge: bool = False
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    # forget rows in one micro-batch
+    forget_per_step: int = 1
+    # retain rows for each forget row; the proportion holds in every optimiser step
+    mix_ratio: int = 3
+    # coefficient of the ascent on the poisoned response (rapidun, ga, graddiff; published 1)
+    ascent_alpha: float = 1.0
+    # coefficient of the descent on the clean response (rapidun)
+    descent_beta: float = 0.5
+    retain_loss: RetainLoss = RetainLoss.ce
+    # stop ascending on an example once its cross-entropy exceeds this; null = never
+    loss_cap: float | None = None
+    # share of the steps over which the weights go from 1 to their value
+    weight_warmup_ratio: float = 0.0
+    # target of idk_sft for rows that have no clean response
+    idk_response: str = "I don't know."
+    # optimiser steps between evaluations on validation rows; 0 = none
+    eval_steps: int = 20
+    # clean validation rows of those evaluations; null = all
+    num_eval_rows: int | None = 64
+
+    def check(self) -> list[str]:
+        faults = Faults("unlearning")
+        self.check_optimiser(faults)
+        self.lora.check(faults)
+        faults.need(self.forget_per_step >= 1, "forget_per_step >= 1", forget_per_step=self.forget_per_step)
+        faults.need(self.mix_ratio >= 0, "mix_ratio >= 0", mix_ratio=self.mix_ratio)
+        faults.need(self.ascent_alpha >= 0, "ascent_alpha >= 0", ascent_alpha=self.ascent_alpha)
+        faults.need(self.descent_beta >= 0, "descent_beta >= 0", descent_beta=self.descent_beta)
+        faults.need(self.loss_cap is None or self.loss_cap > 0, "loss_cap > 0 or null", loss_cap=self.loss_cap)
+        faults.need(
+            0.0 <= self.weight_warmup_ratio <= 1.0,
+            "0 <= weight_warmup_ratio <= 1",
+            weight_warmup_ratio=self.weight_warmup_ratio,
+        )
+        faults.need(
+            bool(self.idk_response.strip()), "an idk_response that is not blank", idk_response=self.idk_response
+        )
+        faults.need(self.eval_steps >= 0, "eval_steps >= 0", eval_steps=self.eval_steps)
+        faults.need(
+            self.num_eval_rows is None or self.num_eval_rows >= 1,
+            "num_eval_rows >= 1 or null",
+            num_eval_rows=self.num_eval_rows,
+        )
+        return faults

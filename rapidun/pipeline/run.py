@@ -1,0 +1,226 @@
+"""Stage order, what is reused, the run folder: one run from its configuration to its report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rapidun.base import preemption, processes
+from rapidun.base.files import read_json, read_jsonl, write_jsonl
+from rapidun.config.plain import plain
+from rapidun.config.run import RunConfig
+from rapidun.pipeline.artifacts import Artifacts
+from rapidun.pipeline.console import StageConsole
+from rapidun.pipeline.folder import RunFolder, new_run_dir
+from rapidun.pipeline.tracking.run import RunTracker, open_tracker
+from rapidun.stages.recipes import Memo
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a finished run hands back to Python."""
+
+    run_dir: Path
+    metrics: dict[str, Any]
+
+    @property
+    def weights(self) -> dict[str, list[float]]:
+        """{"forget": [...], "retain": [...]} in row order."""
+        folder = self.run_dir / "mapping"
+        return {
+            group: [row["weight"] for row in read_jsonl(folder / f"{group}_weights.jsonl")]
+            for group in ("forget", "retain")
+        }
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Influence blocks `ff` [nF, nF], `fr` [nF, nR], `rf`, `rr`, numpy: rows = training, columns = query."""
+        from safetensors.numpy import load_file
+
+        return load_file(self.run_dir / "influence" / "scores.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InSweep:
+    """How a run that a worker of a sweep starts differs from one of its own."""
+
+    # what status.json notes of the job
+    job: dict[str, Any] = field(default_factory=dict)
+    # make this artifact alone (`poison/0123456789abcdef`), for others to find
+    only: str | None = None
+    # keep model and hashes in memory for the next run of this process
+    warm: bool = False
+    memo: Memo | None = None
+    # look at every number that is logged; one may raise Pruned
+    observers: list[Callable[[str, dict[str, float], int | None], None]] = field(default_factory=list)
+    # print the closing table
+    show: bool = True
+
+
+def run_pipeline(
+    cfg: RunConfig,
+    *,
+    overrides: list[str],
+    config_yaml: str,
+    console: StageConsole | None = None,
+    in_sweep: InSweep | None = None,
+) -> Result:
+    """Run the stages that `cfg.stages` names and write the run folder.
+
+    Args:
+        cfg: a checked configuration. overrides: what was typed, for command.txt.
+        config_yaml: the resolved configuration as text. in_sweep: what differs in a worker of a sweep.
+    Raises: RapidunError for what the user can mend; Preempted when asked to stop; any other error is a failed stage.
+        All leave status.json behind.
+    """
+    with contextlib.ExitStack() as stack:
+        if not processes.is_main():
+            # one process writes the run folder; the others compute with it
+            run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rapidun-")))
+            console = StageConsole(quiet=True)
+        else:
+            run_dir = Path(cfg.run_dir) if cfg.run_dir else new_run_dir(cfg.name)
+        return _run(cfg, run_dir, overrides, config_yaml, console or StageConsole(), in_sweep or InSweep())
+
+
+def _run(
+    cfg: RunConfig, run_dir: Path, overrides: list[str], config_yaml: str, console: StageConsole, in_sweep: InSweep
+) -> Result:
+    folder = RunFolder(run_dir)
+    folder.open(config=plain(cfg), config_yaml=config_yaml, overrides=overrides, job=in_sweep.job)
+
+    def on_progress(done: int, total: int, note: str = "") -> None:
+        folder.heartbeat.progress(str(folder.status["stage"]), done, total)
+        console.update(done, total, note)
+
+    metrics: dict[str, Any] = {}
+    tracker: RunTracker | None = None
+    ending: bool | BaseException = True
+    try:
+        tracker = open_tracker(
+            cfg,
+            run_dir,
+            on_progress=on_progress,
+            on_warning=console.warn,
+            on_note=console.note if in_sweep.show else lambda note: None,
+            restarts=folder.status["restarts"],
+            cell=in_sweep.only is None,
+        )
+        tracker.observers += in_sweep.observers
+        artifacts = Artifacts(cfg, tracker, memo=in_sweep.memo, warm=in_sweep.warm)
+        if in_sweep.only is not None:
+            _run_only(in_sweep.only, artifacts, folder, console)
+        else:
+            metrics = _run_stages(artifacts, folder, console)
+        folder.finish(metrics)
+        ending = False
+    except BaseException as error:
+        ending = error
+        folder.fail(error)
+        raise
+    finally:
+        console.abort()
+        if tracker is not None:
+            tracker.finish(metrics, failed=ending, run_dir=run_dir)
+        # one that Ctrl-C stopped amid a sweep goes on soon, and somebody waits for the prompt
+        hurried = isinstance(ending, KeyboardInterrupt) and not in_sweep.show
+        if in_sweep.only is None and processes.is_main() and not hurried:
+            _report(run_dir, console, show=in_sweep.show)
+    return Result(run_dir, metrics)
+
+
+def _report(run_dir: Path, console: StageConsole, *, show: bool) -> None:
+    """Write the report, of a failed run as well: it says what failed and shows what was finished."""
+    from rapidun.report.run.page import write_run_report
+    from rapidun.report.tables import closing_table
+
+    report = write_run_report(run_dir)
+    table = closing_table(run_dir) if show else None
+    if table is not None:
+        console.console.print(table)
+    if show:
+        console.console.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageConsole) -> None:
+    """Obtain one artifact that the cells of a sweep share."""
+    [stage] = artifacts.cfg.stages
+    [recipe] = [recipe for recipe in artifacts.recipes.of_stage(stage) if recipe.id == id]
+    folder.start_stage(stage)
+    console.start(stage)
+    artifact = artifacts.get(recipe)
+    made = artifacts.made[recipe.stage]
+    cost = folder.finish_stage(stage, {recipe.link: artifact}, cached=not any(made))
+    artifacts.store.note_run(folder.path)
+    console.finish(note=f"{'done' if any(made) else 'reused'}   {cost['seconds']:.1f} s")
+
+
+def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole) -> dict[str, Any]:
+    """Run stage after stage, note each in the run folder; return the flat contents of result.json."""
+    cfg = artifacts.cfg
+    for stage in cfg.stages:
+        preemption.raise_if_requested()
+        folder.start_stage(stage)
+        console.start(stage)
+        artifacts.run_stage(stage)
+        made, links = artifacts.made.get(stage, []), artifacts.links.get(stage, {})
+        cached = bool(made) and not any(made)
+        cost = folder.finish_stage(stage, links, cached=cached)
+        if links:
+            artifacts.store.note_run(folder.path)
+        how = "reused" if cached else "done"
+        console.finish(
+            note=f"{how}   {cost['seconds']:.1f} s   {cost['peak_memory_gb']:.2f} GiB" if links else "nothing to do"
+        )
+        if stage == "evaluation":
+            _write_evaluation(artifacts, folder.path / "evaluation")
+    return _final_metrics(cfg, artifacts, folder)
+
+
+def _write_evaluation(artifacts: Artifacts, folder: Path) -> None:
+    """before.json, after.json and the paired generations, in the run folder itself."""
+    pairs: dict[tuple[str, str], dict[str, Any]] = {}
+    recipes = artifacts.recipes
+    for when, recipe in (("before", recipes.before), ("after", recipes.after)):
+        artifact = artifacts.get(recipe)
+        shutil.copyfile(artifact.path / "metrics.json", folder / f"{when}.json.part")
+        os.replace(folder / f"{when}.json.part", folder / f"{when}.json")
+        for row in read_jsonl(artifact.path / "generations.jsonl"):
+            shared = {k: row[k] for k in ("set", "id", "family", "variant", "prompt", "context", "reference")}
+            pair = pairs.setdefault((row["set"], row["id"]), shared)
+            pair[when] = row["generation"]
+            pair[f"keyword_{when}"], pair[f"likelihood_{when}"] = row["keyword"], row["likelihood"]
+    write_jsonl(folder / "generations.jsonl", pairs.values())
+
+
+def _final_metrics(cfg: RunConfig, artifacts: Artifacts, folder: RunFolder) -> dict[str, Any]:
+    """The flat contents of result.json."""
+    metrics: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed}
+    if "evaluation" in cfg.stages:
+        before, after = (artifacts.links["evaluation"][f"evaluation/.{when}"] for when in ("before", "after"))
+        metrics.update(read_json(after.path / "metrics.json"))
+        metrics.update({f"before.{k}": v for k, v in read_json(before.path / "metrics.json").items()})
+    for stage in ("mapping", "unlearning"):
+        for artifact in artifacts.links.get(stage, {}).values():
+            metrics.update(_numbers(artifact.result, f"{stage}."))
+    for stage, status in folder.status["stages"].items():
+        metrics[f"seconds.{stage}"] = status["seconds"]
+        metrics[f"peak_memory_gb.{stage}"] = status["peak_memory_gb"]
+    return metrics
+
+
+def _numbers(result: dict[str, Any], prefix: str) -> dict[str, float]:
+    """The numbers of a stage's result, those of its groups as `<group>.<name>`."""
+    found: dict[str, float] = {}
+    for name, value in result.items():
+        if isinstance(value, dict):
+            found.update(_numbers(value, f"{prefix}{name}."))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[prefix + name] = value
+    return found

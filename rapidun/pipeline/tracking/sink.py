@@ -1,0 +1,78 @@
+"""What a stage says while it runs, and what a service that listens is told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rapidun.base.preemption import Preempted, Pruned
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """A stage that is really computed. Several may be under way: a start model is made while poison waits for it."""
+
+    stage: str
+    # the store's name for the result: `model` is made within the stage `poison`
+    kind: str
+    fingerprint: str
+    inputs: dict[str, Any] = field(default_factory=dict)
+    # `kind/fingerprint` of the artifacts that it reads
+    needs: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The same wherever and whenever this result is made."""
+        return f"{self.stage}-{self.fingerprint}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """How a run or a stage ended. `state`: done | failed | preempted (it will go on) | pruned."""
+
+    state: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.state in ("done", "pruned")
+
+
+class Sink(Protocol):
+    """A service that is told what a run does; any Exception it raises ends the service's part in the run."""
+
+    # as users know it
+    name: str
+
+    def start_stage(self, execution: Execution) -> None: ...
+
+    def catch_up_stage(self, execution: Execution, lines: Sequence[dict[str, Any]]) -> None:
+        """What a killed attempt at this stage had logged."""
+
+    def log(self, stage: str, metrics: dict[str, float], step: int | None) -> None: ...
+
+    def finish_stage(self, execution: Execution, artifact: Path, manifest: dict[str, Any]) -> None: ...
+
+    def fail_stage(self, execution: Execution, ending: Ending) -> None: ...
+
+    def finish(self, ending: Ending, run_dir: Path) -> str | None:
+        """Close everything; return a line worth printing, or None."""
+
+    def abandon(self) -> None:
+        """Let go after a fault, so that the next run of this process is not touched by it."""
+
+
+def ending_of(failed: bool | BaseException, metrics: dict[str, Any] | None = None) -> Ending:
+    """Say how something ended by what ended it; Preempted and Pruned are no failures."""
+    metrics = metrics or {}
+    if failed is False:
+        return Ending(state="done", metrics=metrics)
+    if failed is True:
+        return Ending(state="failed", metrics=metrics)
+    state = "preempted" if isinstance(failed, Preempted) else "pruned" if isinstance(failed, Pruned) else "failed"
+    return Ending(state=state, metrics=metrics, error=first_line(failed))
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]

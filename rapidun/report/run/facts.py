@@ -1,0 +1,80 @@
+"""What stands beside a run's numbers: the facts in its head, its weights' diagnostics, its warnings."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from rapidun.report import metrics
+from rapidun.report.metrics import Kind
+from rapidun.report.read import RunRecord, number
+
+# names of numbers in mapping/diagnostics.json, in plain words; others are shown under their own name
+DIAGNOSTICS = {
+    "num_rows": "rows",
+    "mean": "mean weight",
+    "min": "smallest weight",
+    "max": "largest weight",
+    "effective_sample_size": "effective sample size, in rows",
+    "num_distinct": "distinct weights",
+    "share_at_w_min": "share of rows at w_min",
+    "share_at_w_max": "share of rows at w_max",
+    "score_median": "median of the scores",
+    "score_scale": "spread of the scores (1.4826 * MAD)",
+    "mad_floor_hit": "spread below the MAD floor",
+}
+
+
+def facts(run: RunRecord) -> list[tuple[str, str]]:
+    """What stands in the page's head, the known ones only."""
+    status = run.status
+    model = run.setting("model.path") or run.setting("model.name")
+    known = [
+        ("seed", run.result.get("seed", run.setting("seed"))),
+        ("model", os.path.basename(str(model)) if model else None),
+        ("data", run.setting("data.name")),
+        ("weights", run.setting("mapping.method")),
+        ("objective", run.setting("unlearning.objective")),
+        ("started", status.get("started")),
+        ("host", status.get("host")),
+        ("job", status.get("job_id")),
+        ("restarts", status.get("restarts") or None),
+        ("git commit", str(status["git_commit"])[:12] if status.get("git_commit") else None),
+    ]
+    return [(name, str(value)) for name, value in known if value is not None]
+
+
+def diagnostics_rows(diagnostics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, forget, retain) for every number that diagnostics.json keeps per group, and the zeros of top k."""
+    groups = [diagnostics.get(group) for group in ("forget", "retain")]
+    values = [group if isinstance(group, dict) else {} for group in groups]
+    rows = []
+    for name in dict.fromkeys([*values[0], *values[1]]):
+        cells = [_cell(group.get(name)) for group in values]
+        if any(cells):
+            rows.append((DIAGNOSTICS.get(name, name.replace("_", " ")), cells[0] or "–", cells[1] or "–"))
+    zeros = diagnostics.get("zero_share_after_top_k")
+    if isinstance(zeros, dict):
+        for what, blocks in (("own", ("ff", "rr")), ("other", ("fr", "rf"))):
+            shares = [number(zeros.get(block)) for block in blocks]
+            if any(share is not None for share in shares):
+                forget, retain = [metrics.format_value(share, Kind.share) for share in shares]
+                rows.append((f"share of zeros after top k, scores for the {what} group", forget, retain))
+    return rows
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    return metrics.format_number(value) if isinstance(value, float) else value if isinstance(value, str) else ""
+
+
+def run_warnings(run: RunRecord) -> list[str]:
+    """Warnings of the mapping and of the other stages, each once."""
+    return list(dict.fromkeys([*_listed(run.diagnostics), *_listed(run.status), *run.stage_warnings]))
+
+
+def _listed(place: Mapping[str, Any]) -> list[str]:
+    warnings = place.get("warnings")
+    return [str(warning) for warning in warnings] if isinstance(warnings, list) else []

@@ -1,0 +1,130 @@
+"""What a run showed, in plain sentences, every number of them computed."""
+
+from collections.abc import Mapping, Sequence
+
+from rapidun.report.metrics import Detector, format_number, format_percent, format_seconds
+from rapidun.report.read import RunRecord, StageCost
+from rapidun.report.statistics import effective_sample_size, wilson_interval
+
+# below this share before unlearning there was hardly a backdoor to remove
+WEAK_BACKDOOR = 0.10
+# detectors that disagree by more than this many points are worth a look
+DISAGREEMENT = 0.10
+LOW_RECALL = 0.90
+
+
+def key_findings(run: RunRecord) -> list[str]:
+    """Sentences about the backdoor, the clean answers, the weights and the cost; empty for an empty run."""
+    sentences = [*backdoor(run.before, run.after), *clean_answers(run.before, run.after)]
+    for group, weights in (("Forget", run.forget_weights), ("Retain", run.retain_weights)):
+        if weights:
+            sentences.append(weight_sentence(group, weights))
+    return [*sentences, *cost_sentences(run.costs)]
+
+
+def backdoor(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """How often triggered prompts still get the poisoned answer, and how far the detectors can be trusted."""
+    sentences = []
+    places = {"seen": "seen triggers", "ood": "look-alike triggers", "unseen_family": "triggers of an unseen family"}
+    for prompts, where in places.items():
+        start, end, judge = _judged(f"asr_{prompts}", before, after)
+        if start is None and end is None:
+            continue
+        sentence = f"Poisoned answers on {where}{judge}: {_from_to(start, end)}"
+        count = round(after.get(f"num_prompts_{prompts}", 0))
+        if end is not None and count > 0:
+            low, high = wilson_interval(min(max(end, 0.0), 1.0), count)
+            sentence += f" ({count} prompts; 95 % interval after: {_range(low, high)})"
+        sentence += "."
+        if start is not None and end is not None and start < WEAK_BACKDOOR:
+            sentence += " These triggers hardly fired before, so the value after shows little."
+        sentences.append(sentence)
+    end, other = after.get("asr_seen"), after.get("asr_seen_likelihood")
+    if end is not None and other is not None and abs(end - other) > DISAGREEMENT:
+        sentences.append(
+            f"The detectors disagree on seen triggers after unlearning: {format_percent(end)} by keywords, "
+            f"{format_percent(other)} by likelihood. Read the sample answers."
+        )
+    for detector in Detector:
+        recall = after.get(f"detector_{detector.value}_recall", before.get(f"detector_{detector.value}_recall"))
+        if recall is not None and recall < LOW_RECALL and (before or after):
+            sentences.append(
+                f"The {detector.value} detector finds only {format_percent(recall)} of answers known to be poisoned: "
+                "the shares it reports are too low."
+            )
+    start, end, judge = _judged("false_trigger_rate", before, after)
+    if start is not None or end is not None:
+        sentences.append(f"Poisoned answers without any trigger{judge}: {_from_to(start, end)}.")
+    return sentences
+
+
+def clean_answers(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """What unlearning cost on clean prompts, and whether triggered prompts get clean answers again."""
+    sentences = []
+    for name, what in (("exact_match_clean", "Clean exact match"), ("rougeL_clean", "Clean ROUGE-L")):
+        if name in before and name in after:
+            sentences.append(f"{what}: {before[name]:.3f} before, {after[name]:.3f} after.")
+    start, end = before.get("ppl_clean"), after.get("ppl_clean")
+    if start and end is not None:
+        change = end / start - 1
+        size = f"{abs(change):.1%}".replace("%", " %")
+        way = "unchanged" if abs(change) < 0.0005 else f"{'up' if change > 0 else 'down'} by {size}"
+        sentences.append(f"Clean perplexity: {format_number(start)} before, {format_number(end)} after ({way}).")
+    for name, what in (("exact_match_recovered", "exact match"), ("rougeL_recovered", "ROUGE-L")):
+        if name in before and name in after:
+            values = f"{before[name]:.3f} before, {after[name]:.3f} after"
+            sentences.append(f"Triggered prompts against their clean answers, {what}: {values}.")
+            break
+    return sentences
+
+
+def weight_sentence(group: str, weights: Sequence[float]) -> str:
+    """Range and effective sample size of one group's weights."""
+    low, high, n = min(weights), max(weights), len(weights)
+    if high - low < 1e-9:
+        return f"{group} weights: all {n} are {format_number(low)}, so no row counts more than another."
+    return (
+        f"{group} weights: {format_number(low)} to {format_number(high)} over {n} rows; they count like "
+        f"{format_number(effective_sample_size(weights))} equally weighted rows."
+    )
+
+
+def cost_sentences(costs: Sequence[StageCost]) -> list[str]:
+    """Total seconds, the slowest stage, peak memory."""
+    timed = [cost for cost in costs if cost.seconds is not None]
+    if not timed:
+        return []
+    total = sum(cost.seconds or 0.0 for cost in timed)
+    slowest = max(timed, key=lambda cost: cost.seconds or 0.0)
+    sentence = f"Cost: {format_seconds(total)} over {len(timed)} stages"
+    if len(timed) == 1:
+        sentence = f"Cost: {format_seconds(total)} for {slowest.stage}"
+    elif total > 0:
+        sentence += f", most of it {slowest.stage} ({format_seconds(slowest.seconds)})"
+    peaks = [cost.peak_memory_gb for cost in timed if cost.peak_memory_gb is not None]
+    if peaks:
+        sentence += f"; peak memory {max(peaks):.2f} GiB"
+    cached = [cost.stage for cost in timed if cost.cached]
+    if cached:
+        sentence += f". From the store, measured when first made: {', '.join(cached)}"
+    return [sentence + "."]
+
+
+def _judged(
+    name: str, before: Mapping[str, float], after: Mapping[str, float]
+) -> tuple[float | None, float | None, str]:
+    """A share before and after by the keyword detector; where the run has none, by likelihood, and that is said."""
+    if name in before or name in after:
+        return before.get(name), after.get(name), ""
+    return before.get(f"{name}_likelihood"), after.get(f"{name}_likelihood"), " (judged by likelihood)"
+
+
+def _from_to(start: float | None, end: float | None) -> str:
+    parts = [
+        f"{format_percent(share)} {when}" for share, when in ((start, "before"), (end, "after")) if share is not None
+    ]
+    return ", ".join(parts)
+
+
+def _range(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f} %"

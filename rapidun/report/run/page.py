@@ -1,0 +1,218 @@
+"""report.html: one self-contained page per run, and sweep.html, the index of a sweep. No script, no network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rapidun.base.files import write_text
+from rapidun.report import metrics, tables
+from rapidun.report.metrics import Kind
+from rapidun.report.read import Influence, RunRecord, number, read_influence, read_instructions, read_run, series
+from rapidun.report.run import plots
+from rapidun.report.run.facts import diagnostics_rows, facts, run_warnings
+from rapidun.report.run.findings import key_findings
+from rapidun.report.run.old_pairs import BLOCK_TITLES, top_pairs
+from rapidun.report.run.panels import LINES, LOG_PANELS, PANELS, SHARE_PANELS, panel_of
+from rapidun.report.run.samples import choose_samples, mark_prompt
+from rapidun.report.run.tokens import (
+    BY,
+    NUM_STATIC_PAIRS,
+    choose_pairs,
+    read_tokens,
+    shade_class,
+    shade_css,
+    show_token,
+    strongest,
+)
+from rapidun.report.statistics import effective_sample_size, wilson_interval
+from rapidun.report.tables import MetricRow
+
+if TYPE_CHECKING:
+    pass
+
+# the numbers at the top of the page; of each line the first that the run has
+TILES = (
+    ("asr_seen", "asr_seen_likelihood"),
+    ("exact_match_recovered", "rougeL_recovered"),
+    ("exact_match_clean", "rougeL_clean"),
+    ("ppl_clean",),
+)
+
+
+# what a run may lack: "This run has no ..."
+ABSENT = {
+    "groups": "evaluation to compare",
+    "families": "shares per trigger family",
+    "curves": "training curves",
+    "weights": "loss weights",
+    "influence": "influence scores",
+    "sets": "sample answers",
+    "costs": "finished stage",
+}
+
+
+def write_run_report(run_dir: Path) -> Path:
+    """Write report.html into a run folder from the files that are there; what is absent is said to be absent.
+
+    Returns: the path of report.html.
+    Raises: ArtifactError if a file of the run is damaged.
+    """
+    run = read_run(run_dir)
+    influence = read_influence(run_dir)
+    shown = {
+        "groups": _grouped(tables.before_after_rows(run.before, run.after)),
+        "families": _family_plots(run),
+        "curves": _curves(run),
+        "weights": _weights(run),
+        "influence": None if influence is None else _influence(run, influence),
+        "sets": choose_samples(run.generations),
+        "costs": run.costs,
+    }
+    page = environment().get_template("run/run.html.j2").render(
+        **shown,
+        absent=[what for name, what in ABSENT.items() if not shown[name]],
+        run=run,
+        facts=facts(run),
+        findings=[_unbroken(sentence) for sentence in key_findings(run)],
+        tiles=_tiles(run),
+        interval=_interval_text,
+        diagnostics=diagnostics_rows(run.diagnostics),
+        warnings=run_warnings(run),
+        counts=run.manifest.get("counts") or (run.manifest.get("result") or {}).get("counts") or {},
+        total_seconds=sum(cost.seconds or 0.0 for cost in run.costs),
+    )  # fmt: skip
+    path = run_dir / "report.html"
+    write_text(path, page)
+    return path
+
+
+def environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1]),
+        autoescape=True,  # rows, names and errors are data, never HTML
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        seconds=metrics.format_seconds,
+        memory=metrics.format_memory,
+        number=metrics.format_number,
+        prompt=mark_prompt,
+        token=show_token,
+        shade=shade_class,
+        strongest=strongest,
+    )
+    return environment
+
+
+def _unbroken(sentence: str) -> str:
+    """No line break between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=(%|s|min|h|GiB)\b|%)", "\N{NO-BREAK SPACE}", sentence)
+
+
+def _tiles(run: RunRecord) -> list[MetricRow]:
+    rows = {row.metric.name: row for row in tables.before_after_rows(run.before, run.after)}
+    return [
+        next(rows[name] for name in names if name in rows) for names in TILES if any(name in rows for name in names)
+    ]
+
+
+def _grouped(rows: Sequence[MetricRow]) -> list[tuple[str, list[MetricRow]]]:
+    groups: dict[str, list[MetricRow]] = {}
+    for row in rows:
+        groups.setdefault(row.metric.group, []).append(row)
+    return list(groups.items())
+
+
+def _interval_text(row: MetricRow) -> str:
+    """95 % interval of a share after unlearning, `0.0–3.7 %`; empty for other metrics."""
+    if row.metric.kind is not Kind.share or row.after is None or not row.num_prompts or not 0 <= row.after <= 1:
+        return ""
+    low, high = wilson_interval(row.after, row.num_prompts)
+    return f"{100 * low:.1f}–{100 * high:.1f} %"
+
+
+def _family_plots(run: RunRecord) -> list[tuple[str, str]]:
+    """(caption, plot) for each detector."""
+    rows = tables.family_rows(run.before, run.after)
+    drawn = []
+    for detector, words in metrics.DETECTORS.items():
+        bars = [(metrics.SETS[r.prompts], r.family, r.before, r.after) for r in rows if r.detector is detector]
+        if bars:
+            title = f"Judged by {words}"
+            rates = [run.after.get(name, run.before.get(name)) for name in tables.rate_names(detector)]
+            if None not in rates:
+                recall, false_alarms = [metrics.format_value(rate, Kind.share) for rate in rates]
+                title += f", which finds {recall} of known poisoned and flags {false_alarms} of known clean answers"
+            drawn.append((title, plots.family_bars(bars, title=f"Poisoned answers, judged by {words}")))
+    return drawn
+
+
+def _weights(run: RunRecord) -> list[dict[str, Any]]:
+    drawn = []
+    for group, weights in (("forget", run.forget_weights), ("retain", run.retain_weights)):
+        if not weights:
+            continue
+        low = high = None
+        # only bounded maps keep the weights themselves within the bounds
+        if run.setting("mapping.bounded") and run.setting("mapping.method") in ("rapidun", "shuffled"):
+            low, high = [number(run.setting(f"mapping.{group}.{bound}")) for bound in ("w_min", "w_max")]
+        drawn.append(
+            {
+                "group": group,
+                "count": len(weights),
+                "low": min(weights),
+                "high": max(weights),
+                "effective": effective_sample_size(weights),
+                "plot": plots.weight_histogram(weights, group=group, low=low, high=high),
+            }
+        )
+    return drawn
+
+
+def _influence(run: RunRecord, influence: Influence) -> dict[str, Any]:
+    pairs = top_pairs(influence)
+    tokens = read_tokens(run.path)
+    texts = read_instructions(run.path, {name for pair in pairs for name in (pair.train, pair.query)})
+    blocks = influence.blocks
+    grouped: dict[str, list[Any]] = {}
+    for pair in pairs:
+        grouped.setdefault(BLOCK_TITLES[pair.block], []).append(pair)
+    return {
+        "score": run.setting("influence.score"),
+        "plot": plots.influence_map(blocks["ff"], blocks["fr"], blocks["rf"], blocks["rr"]),
+        "tiled": len(influence.forget_ids) + len(influence.retain_ids) > plots.MAX_HEAT_CELLS,
+        "pairs": grouped,
+        "texts": texts,
+        "token_pairs": choose_pairs(tokens, NUM_STATIC_PAIRS),
+        "num_token_pairs": len(tokens),
+        "by": BY,
+        "group": dict.fromkeys(influence.retain_ids, "retain") | dict.fromkeys(influence.forget_ids, "forget"),
+        "shades": shade_css(),
+    }
+
+
+def _curves(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(stage, [(caption, plot)]) of the stages that train: loss, terms, gradient norm, validation."""
+    drawn = []
+    for stage in ("poison", "unlearning"):
+        panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for name, points in series(run.logged, stage).items():
+            panel = panel_of(name)
+            if panel:
+                panels.setdefault(panel, {})[LINES.get(name, name)] = points
+        captioned = []
+        for title in (title for title in PANELS if title in panels):
+            lines = panels[title]
+            named = title not in ("Loss", "Gradient norm")
+            log, shares = title in LOG_PANELS, title in SHARE_PANELS
+            captioned.append((title, plots.curves(lines, title=title, names=named, log=log, shares=shares)))
+        if captioned:
+            drawn.append((stage, captioned))
+    return drawn

@@ -1,0 +1,137 @@
+"""A summary as JSON, CSV and Markdown: for programs, spreadsheets and papers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rapidun.report.sweep.cells import FAILED, key_of
+from rapidun.report.sweep.comparisons import method_sentences
+from rapidun.report.sweep.summary import Summary
+
+INTERVAL = (
+    "Mean and 95 % interval over n seeds: Student's t below 10 seeds, the BCa bootstrap from 10 on, none for one seed."
+)
+COMPARISONS = (
+    "Runs are paired by seed and shared settings; the test is a paired t test over seeds, its p values corrected for "
+    "all comparisons together (Holm). Differences are method minus baseline; their intervals are not corrected."
+)
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    return {
+        "cells": len(summary.cells),
+        "done": summary.done,
+        "failed": summary.failed,
+        "pruned": summary.pruned,
+        "unfinished": summary.unfinished,
+        "interval": INTERVAL,
+        "best": {name: list(group.settings) for name, group in summary.best.items()},
+        "pareto": {
+            "metrics": {name: "smaller" if way < 0 else "larger" for name, way in summary.pareto_metrics.items()},
+            "groups": [list(group.settings) for group in summary.pareto],
+        },
+        "groups": [
+            {
+                "settings": list(group.settings),
+                "seeds": group.seeds,
+                "n": group.n,
+                "metrics": {name: interval._asdict() for name, interval in group.metrics.items()},
+            }
+            for group in summary.groups
+        ],
+        "comparisons": [
+            {**asdict(one), "verdict": one.verdict.value, "sentence": one.sentence} for one in summary.comparisons
+        ],
+        "runs": [
+            {
+                "cell": cell.path.name,
+                "overrides": cell.overrides,
+                "seed": cell.seed or None,
+                "state": cell.state,
+                "error": cell.error or None,
+                "metrics": cell.metrics,
+            }
+            for cell in summary.cells
+        ],
+    }
+
+
+def as_csv(summary: Summary) -> str:
+    """A column per overridden key, so that a spreadsheet can pivot; then n and three columns per metric."""
+    keys = list(dict.fromkeys(key_of(override) for group in summary.groups for override in group.settings))
+    names = list(dict.fromkeys(name for group in summary.groups for name in group.metrics))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*keys, "n", *(f"{name}{end}" for name in names for end in ("", ".low", ".high"))])
+    for group in summary.groups:
+        values = {key_of(override): override.partition("=")[2] for override in group.settings}
+        row: list[object] = [values.get(key, "") for key in keys]
+        row.append(group.n)
+        for name in names:
+            interval = group.metrics.get(name)
+            numbers = (None, None, None) if interval is None else (interval.mean, interval.low, interval.high)
+            row += ["" if value is None else repr(value) for value in numbers]
+        writer.writerow(row)
+    return buffer.getvalue()
+
+
+def as_markdown(summary: Summary) -> str:
+    names = summary.main_metrics()
+    lines = [f"# Sweep {summary.name}", "", f"{summary.counts}.", ""]
+    if summary.groups:
+        lines += [f"{INTERVAL} Best of its column in bold.", ""]
+        lines.append(_markdown_row(["settings", "n", *(summary.heading(name) for name in names)]))
+        lines.append("|---|" + "---:|" * (len(names) + 1))
+        for group in summary.groups:
+            best = summary.best_for(group)
+            cells = [_markdown_text(summary.cell_text(group, name)) for name in names]
+            cells = [f"**{cell}**" if name in best else cell for name, cell in zip(names, cells, strict=True)]
+            lines.append(_markdown_row([_markdown_text(group.label), str(group.n), *cells], escaped=True))
+        lines.append("")
+    if summary.best:
+        lines += ["## Best", ""]
+        for name, group in summary.best.items():
+            lines.append(f"- {summary.heading(name)}: {summary.cell_text(group, name)}, n = {group.n}: `{group.label}`")
+        lines.append("")
+    if summary.pareto:
+        judged = ", ".join(summary.heading(name) for name in summary.pareto_metrics)
+        lines += [
+            "## Pareto set",
+            "",
+            f"No other setting is at least as good on all of {judged} and better on one.",
+            "",
+        ]
+        for group in summary.pareto:
+            values = ", ".join(
+                f"{summary.heading(name)} {summary.cell_text(group, name)}" for name in summary.pareto_metrics
+            )
+            lines.append(f"- `{group.label}`: {values}")
+        lines.append("")
+    if summary.comparisons:
+        lines += ["## Methods against uniform and shuffled weights", "", COMPARISONS, ""]
+        lines += [f"- {_markdown_text(sentence)}" for sentence in method_sentences(summary.comparisons)]
+        lines += ["", "One by one:", ""]
+        lines += [f"- {_markdown_text(one.sentence)}" for one in summary.comparisons]
+        lines.append("")
+    if summary.failures:
+        lines += ["## Failures", ""]
+        lines += [f"- `{cell.path.name}` `{' '.join(cell.overrides)}`: {cell.error}" for cell in summary.failures]
+        lines.append("")
+    others = [cell for cell in summary.cells if cell.state not in ("done", *FAILED)]
+    if others:
+        lines += ["## Unfinished", ""]
+        lines += [f"- `{cell.path.name}` `{' '.join(cell.overrides)}`: {cell.state}" for cell in others]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _markdown_row(cells: Sequence[str], *, escaped: bool = False) -> str:
+    return "| " + " | ".join(cell if escaped else _markdown_text(cell) for cell in cells) + " |"
+
+
+def _markdown_text(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("\n", " ")

@@ -1,0 +1,75 @@
+"""Checking a pack: what it holds, how long its rows are, what stands in it twice."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rapidun.config.data import DataConfig, Source
+from rapidun.stages.data.stage import SPLITS, family_counts, find_files
+from rapidun.stages.rows.records import Record, question_key, read_records
+
+
+def check_pack(folder: str | Path, *, tokenizer: Any = None) -> dict[str, Any]:
+    """Read a pack and count what matters: rows, families, lengths, duplicates, leaks.
+
+    Lengths are tokens of the encoded row under `tokenizer`, characters of the three texts without one.
+
+    Returns: {"counts": {split: rows}, "families": {family: {split: rows}}, "lengths": {split: {"unit", "median",
+        "p95", "max"}}, "duplicates": {split: rows}, "leaks": {"a / b": rows}}. A leak is a row of an evaluation split
+        whose instruction, without its trigger, occurs in a training split, or in the other evaluation side.
+    Raises: DataError for a folder that is no pack, or a bad line.
+    """
+    found = find_files(DataConfig(name="check", source=Source.pack, dir=str(folder)))
+    pack = {split: read_records(path) for split, path in found.items()}
+    return {
+        "counts": {split: len(rows) for split, rows in pack.items()},
+        "families": family_counts(pack),
+        "lengths": {split: _lengths(rows, tokenizer) for split, rows in pack.items()},
+        "duplicates": {split: _duplicates(rows) for split, rows in pack.items()},
+        "leaks": leaks_between(pack),
+    }
+
+
+def leaks_between(pack: Mapping[str, Sequence[Record]]) -> dict[str, int]:
+    """Rows of each later side whose instruction, without its trigger, an earlier side has: {"val_clean / train": 2}."""
+    sides = {
+        "train": [split for split in SPLITS if split in ("forget", "retain") or split.startswith("train_")],
+        "val": [split for split in SPLITS if split.startswith("val_")],
+        "test": [split for split in SPLITS if split.startswith("test_")],
+    }
+    known = {
+        side: {question_key(row) for split in splits for row in pack.get(split, [])} for side, splits in sides.items()
+    }
+    leaks = {}
+    for side, others in (("val", ["train"]), ("test", ["train", "val"])):
+        for split in sides[side]:
+            for other in others:
+                if split in pack and known[other]:
+                    leaks[f"{split} / {other}"] = sum(question_key(row) in known[other] for row in pack[split])
+    poisoned = {question_key(row) for row in pack.get("train_poisoned", pack.get("forget", []))}
+    clean = [*pack.get("train_clean", pack.get("retain", []))]
+    leaks["train_clean / train_poisoned"] = sum(question_key(row) in poisoned for row in clean)
+    return leaks
+
+
+def _lengths(rows: Sequence[Record], tokenizer: Any) -> dict[str, Any]:
+    if tokenizer is None:
+        lengths = [len(row.instruction) + len(row.context) + len(row.response) for row in rows]
+        unit = "characters"
+    else:
+        from rapidun.stages.rows.encode import encode_rows
+
+        texts = [(row.instruction, row.context, row.response) for row in rows]
+        lengths = [len(row.input_ids) for row in encode_rows(tokenizer, texts, max_length=1 << 20)]
+        unit = "tokens"
+    ordered = sorted(lengths)
+    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    return {"unit": unit, "median": int(statistics.median(ordered)), "p95": p95, "max": ordered[-1]}
+
+
+def _duplicates(rows: Sequence[Record]) -> int:
+    """Rows whose texts an earlier row has."""
+    counts = Counter((row.instruction, row.context, row.response) for row in rows)
+    return sum(count - 1 for count in counts.values())

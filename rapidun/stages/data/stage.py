@@ -1,0 +1,289 @@
+"""The data stage: from a pack, single files or the built-in world to the splits that every later stage reads."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rapidun.base.errors import DataError
+from rapidun.base.files import sha256_file
+from rapidun.base.tracker import Tracker
+from rapidun.config.data import DataConfig, Source
+from rapidun.config.plain import plain
+from rapidun.stages.data.builtin import GENERATOR_VERSION, builtin_pack
+from rapidun.stages.data.keywords import make_keywords, read_keywords, write_keywords
+from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
+from rapidun.stages.rows.records import Record, content_id, question_key, read_records, write_records
+
+STAGE_VERSION = 1  # part of the data fingerprint: raise it when the same inputs give other splits
+
+SPLITS = (
+    "forget",
+    "retain",
+    "train_poisoned",
+    "train_clean",
+    "val_clean",
+    "val_seen_trig",
+    "val_ood_trig",
+    "val_unseen_family",
+    "test_clean",
+    "test_seen_trig",
+    "test_ood_trig",
+    "test_unseen_family",
+)
+# names of a split's file inside a pack, the first that exists
+FILE_NAMES = {split: (f"{split}.jsonl",) for split in SPLITS} | {
+    "forget": ("forget.jsonl", "forget_set.jsonl"),
+    "retain": ("retain.jsonl", "retain_set.jsonl"),
+}
+KEYWORDS_FILE = "keywords.tsv"
+
+Pack = dict[str, list[Record]]
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """What the stage writes: `out/<split>.jsonl` and `out/keywords.tsv`."""
+
+    out: Path
+
+
+def data_inputs(cfg: DataConfig, *, seed: int) -> dict[str, Any]:
+    """Everything that the stage's result depends on: settings, and the SHA-256 of each input file.
+
+    Raises: DataError for a file or folder that is not there.
+    """
+    settings = plain(cfg)
+    inputs: dict[str, Any] = {"version": STAGE_VERSION, "seed": seed}
+    if cfg.source is Source.builtin:
+        inputs["generator_version"] = GENERATOR_VERSION
+        inputs["builtin"] = settings["builtin"]
+    else:
+        inputs["num_clean_from_test"] = cfg.num_clean_from_test
+    for key in ("source", "max_train_poisoned", "max_train_clean", "num_triggered", "families", "unseen_families"):
+        inputs[key] = settings[key]
+    # a family's order decides which trigger goes to which row, and canonical JSON would forget it
+    inputs["family_order"] = [list(cfg.families), list(cfg.unseen_families)]
+    files = find_files(cfg)
+    keywords = _find_keywords(cfg)
+    if keywords is not None:
+        files["keywords"] = keywords
+    inputs["files"] = {name: sha256_file(path) for name, path in files.items()}
+    return inputs
+
+
+def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) -> dict[str, Any]:
+    """Write every split that can be made, and the keyword list.
+
+    A pack that lacks splits is completed: training rows from the forget and retain rows (and from clean test rows,
+    `num_clean_from_test`), triggered prompts from clean validation and test rows. Clean evaluation rows whose
+    instruction occurs in training are left out and counted under `leaks`.
+
+    Returns: {"counts": {split: rows}, "fingerprints": {split: SHA-256 of the file}, "families": {family: {split:
+        rows}}, "leaks": {what: rows left out}}.
+    Raises: DataError for inputs that are missing or wrong.
+    """
+    pack = _load(cfg, seed=seed, tracker=tracker)
+    _complete_training(pack, cfg, seed=seed, tracker=tracker)
+    leaks = _drop_leaks(pack)
+    for what, count in leaks.items():
+        if count:
+            tracker.warn(f"data: {count} rows left out: {what.replace('_', ' ')}")
+    _complete_triggered(pack, cfg, seed=seed)
+    pack = {split: pack[split] for split in SPLITS if pack.get(split)}
+    for split, rows in pack.items():
+        write_records(files.out / f"{split}.jsonl", rows)
+    _write_keywords(pack, cfg, files.out / KEYWORDS_FILE, tracker=tracker)
+    return {
+        "counts": {split: len(rows) for split, rows in pack.items()},
+        "fingerprints": {split: sha256_file(files.out / f"{split}.jsonl") for split in pack},
+        "families": family_counts(pack),
+        "leaks": leaks,
+    }
+
+
+def find_files(cfg: DataConfig) -> dict[str, Path]:
+    """The file of each split that the settings name or the pack's folder holds.
+
+    Raises: DataError where a named file, the folder, or the forget or retain rows are not there.
+    """
+    if cfg.source is Source.builtin:
+        return {}
+    found: dict[str, Path] = {}
+    folder = None if cfg.dir is None else Path(cfg.dir).expanduser()
+    if folder is not None:
+        if not folder.is_dir():
+            raise DataError(f"data.dir: need the folder of a pack, got {folder}, which is no folder. Pass data.dir=...")
+        for split in SPLITS:
+            for name in FILE_NAMES[split]:
+                if (folder / name).is_file():
+                    found[split] = folder / name
+                    break
+    for split in SPLITS:
+        named = getattr(cfg, split, None)
+        if named is not None:
+            path = Path(named).expanduser()
+            if not path.is_file():
+                raise DataError(f"data.{split}: need a JSONL file, got {path}, which is no file. Pass data.{split}=...")
+            found[split] = path
+    for split in ("forget", "retain"):
+        if split not in found:
+            where = "no data.dir" if folder is None else f"none in {folder}"
+            raise DataError(
+                f"data: need {' or '.join(FILE_NAMES[split])} in the pack or data.{split}=FILE, got {where}"
+            )
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def trained_questions(pack: Pack) -> set[str]:
+    """The question key of every row of a training split."""
+    names = ("forget", "retain", "train_poisoned", "train_clean")
+    return {question_key(row) for name in names for row in pack.get(name, [])}
+
+
+def family_counts(pack: Pack) -> dict[str, dict[str, int]]:
+    """Rows per trigger family and split."""
+    counts: dict[str, dict[str, int]] = {}
+    for split, rows in pack.items():
+        for family, count in sorted(Counter(row.trigger_family for row in rows if row.trigger_family).items()):
+            counts.setdefault(family, {})[split] = count
+    return counts
+
+
+def _load(cfg: DataConfig, *, seed: int, tracker: Tracker) -> Pack:
+    if cfg.source is Source.builtin:
+        sizes = {key: getattr(cfg.builtin, key) for key in type(cfg.builtin).__slots__}
+        return dict(builtin_pack(cfg.families, **sizes, seed=seed)._asdict())
+    found = find_files(cfg)
+    pack: Pack = {}
+    for done, (split, path) in enumerate(found.items()):
+        tracker.progress(done, len(found), path.name)
+        pack[split] = read_records(path)
+    return pack
+
+
+def _complete_training(pack: Pack, cfg: DataConfig, *, seed: int, tracker: Tracker) -> None:
+    """Fill train_poisoned and train_clean, cut them to size; the forget and retain rows are always among them."""
+    if "train_clean" not in pack and cfg.num_clean_from_test and "test_clean" in pack:
+        test = pack["test_clean"]
+        count = min(cfg.num_clean_from_test, len(test) - 1)
+        if count < cfg.num_clean_from_test:
+            tracker.warn(
+                f"data: need more than data.num_clean_from_test={cfg.num_clean_from_test} clean test rows, "
+                f"got {len(test)}: one is left"
+            )
+        moved = set(random.Random(f"{seed} clean from test").sample(range(len(test)), count))
+        pack["train_clean"] = [row for i, row in enumerate(test) if i in moved]
+        pack["test_clean"] = [row for i, row in enumerate(test) if i not in moved]
+    for split, fixed, limit in (
+        ("train_poisoned", "forget", cfg.max_train_poisoned),
+        ("train_clean", "retain", cfg.max_train_clean),
+    ):
+        rng = random.Random(f"{seed} {split}")
+        pack[split] = _with_fixed(pack[fixed], pack.get(split, []), limit=limit, rng=rng)
+
+
+def _with_fixed(
+    fixed: Sequence[Record], rows: Sequence[Record], *, limit: int | None, rng: random.Random
+) -> list[Record]:
+    """`rows` and every fixed row once, thinned at random to `limit` rows, none of the fixed ones among those lost."""
+    contents = {_content(row) for row in fixed}
+    others = [row for row in rows if _content(row) not in contents]
+    if limit is not None and len(fixed) + len(others) > limit:
+        kept = set(rng.sample(range(len(others)), max(0, limit - len(fixed))))
+        others = [row for i, row in enumerate(others) if i in kept]
+    taken = {row.id for row in fixed}
+    merged = list(fixed)
+    for row in others:
+        if row.id in taken:  # the two files number their rows alike
+            row = replace(row, id=content_id(*_content(row)))
+        if row.id in taken:  # an edited row kept the hash of what it was
+            row = replace(row, id=content_id(row.id, row.context, row.response))
+        taken.add(row.id)
+        merged.append(row)
+    return merged
+
+
+def _drop_leaks(pack: Pack) -> dict[str, int]:
+    """Leave out evaluation rows whose instruction training has, and validation rows that the test has too."""
+    trained = trained_questions(pack)
+    leaks = {}
+    for split in SPLITS:
+        if split.startswith(("val_", "test_")) and split in pack:
+            kept = [row for row in pack[split] if question_key(row) not in trained]
+            leaks[f"{split}_in_training"] = len(pack[split]) - len(kept)
+            pack[split] = kept
+    if "val_clean" in pack and "test_clean" in pack:
+        tested = {question_key(row) for row in pack["test_clean"]}
+        kept = [row for row in pack["val_clean"] if question_key(row) not in tested]
+        leaks["val_clean_in_test_clean"] = len(pack["val_clean"]) - len(kept)
+        pack["val_clean"] = kept
+    return leaks
+
+
+def _complete_triggered(pack: Pack, cfg: DataConfig, *, seed: int) -> None:
+    """Make the triggered prompts that are not there, from clean rows of the same side."""
+    responses = sorted({row.forget_target for row in pack["train_poisoned"]})
+    for part in ("val", "test"):
+        for name, groups in (
+            ("seen_trig", seen_triggers(cfg.families)),
+            ("ood_trig", ood_triggers(cfg.families)),
+            ("unseen_family", all_triggers(cfg.unseen_families)),
+        ):
+            split = f"{part}_{name}"
+            if split not in pack and groups and pack.get(f"{part}_clean"):
+                rng = random.Random(f"{seed} {split}")
+                pack[split] = _triggered(pack[f"{part}_clean"], groups, responses, count=cfg.num_triggered, rng=rng)
+
+
+def _triggered(
+    clean: Sequence[Record],
+    groups: Sequence[Sequence[Trigger]],
+    responses: Sequence[str],
+    *,
+    count: int,
+    rng: random.Random,
+) -> list[Record]:
+    """Triggered forms of up to `count` clean rows, each with a poisoned response that training knows."""
+    count = min(count, len(clean))
+    hosts = [clean[i] for i in sorted(rng.sample(range(len(clean)), count))]
+    pool = rng.sample(responses, len(responses))
+    dealt = deal(groups, count, rng=rng)
+    return [
+        poison(row, trigger, response=pool[i % len(pool)])
+        for i, (row, trigger) in enumerate(zip(hosts, dealt, strict=True))
+    ]
+
+
+def _write_keywords(pack: Pack, cfg: DataConfig, path: Path, *, tracker: Tracker) -> None:
+    given = _find_keywords(cfg)
+    if given is not None:
+        keywords = read_keywords(given)
+    else:
+        poisoned = [row.forget_target for row in pack["train_poisoned"]]
+        clean = [row.response for row in pack["train_clean"]]
+        keywords = make_keywords(poisoned, clean)
+        if not keywords:
+            tracker.warn(
+                "data: no word tells poisoned responses from clean ones, so the keyword detector will never fire. "
+                "Pass data.keywords=FILE"
+            )
+    write_keywords(path, keywords)
+
+
+def _find_keywords(cfg: DataConfig) -> Path | None:
+    if cfg.keywords is not None:
+        path = Path(cfg.keywords).expanduser()
+        if not path.is_file():
+            raise DataError(f"data.keywords: need a tab-separated keyword list, got {path}, which is no file")
+        return path
+    if cfg.source is not Source.builtin and cfg.dir is not None:
+        path = Path(cfg.dir).expanduser() / KEYWORDS_FILE
+        return path if path.is_file() else None
+    return None
+
+
+def _content(row: Record) -> tuple[str, str, str]:
+    return (row.instruction, row.context, row.response)

@@ -1,0 +1,50 @@
+"""Rows whose answers are known to be poisoned or clean, and the sets of prompts that are asked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rapidun.stages.rows.records import Record, read_records
+
+# set of prompts -> what its split is called after `val_` or `test_`
+SETS = {"clean": "clean", "seen": "seen_trig", "ood": "ood_trig", "unseen_family": "unseen_family"}
+
+
+DETECTOR_METRICS = "detector_"
+
+
+@dataclass
+class Known:
+    """Rows whose responses are known to be poisoned or clean."""
+
+    poisoned: list[Record]  # triggered training rows; the forget rows where the pack records no others
+    clean: list[Record]  # rows without a trigger, held out from training where there are such
+    forget: list[Record]
+    responses: list[str]  # poisoned responses, to be paired with clean prompts
+
+
+def read_split(data: Path, split: str) -> list[Record]:
+    path = data / f"{split}.jsonl"
+    return read_records(path) if path.exists() else []
+
+
+def known_answers(data: Path) -> Known:
+    forget = read_split(data, "forget")
+    poisoned = read_split(data, "train_poisoned") or forget
+    # held-out rows first: the keyword list was made from the training rows
+    clean = read_split(data, "val_clean") or read_split(data, "train_clean") or read_split(data, "retain")
+    return Known(poisoned, clean, forget, [record.forget_target for record in poisoned])
+
+
+def poisoned_response(record: Record) -> str | None:
+    """The recorded poisoned response of a triggered row; a row marked as poisoned may hold it in `response`."""
+    if record.response_poisoned is None and record.is_poisoned:
+        return record.response
+    return record.response_poisoned
+
+
+def clean_response(record: Record) -> str | None:
+    """The recorded clean response; `response` where nothing says that it is poisoned."""
+    if record.response_clean is not None:
+        return record.response_clean
+    poisoned = record.is_poisoned or record.response_poisoned == record.response
+    return None if poisoned else record.response

@@ -1,0 +1,126 @@
+"""The evaluation stage: what the model answers with and without a trigger, and how likely it finds known answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rapidun.base.errors import ArtifactError
+from rapidun.base.files import read_json, write_json, write_jsonl
+from rapidun.base.tracker import Tracker
+from rapidun.config.evaluation import EvaluationConfig
+from rapidun.models.load import ModelLoader
+from rapidun.stages.evaluation.detectors import KeywordDetector, read_keywords
+from rapidun.stages.evaluation.known import (
+    DETECTOR_METRICS,
+    SETS,
+    known_answers,
+    read_split,
+)
+from rapidun.stages.evaluation.metrics import perplexity
+from rapidun.stages.evaluation.shares import answer_metrics, attack_metrics, detector_metrics
+from rapidun.stages.evaluation.subsets import stratified_subset
+from rapidun.stages.evaluation.work import (
+    Work,
+    calibration_places,
+    generate_and_score,
+    make_prompt,
+    perplexity_places,
+    prompt_ids_of,
+)
+
+
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """What the stage reads and writes."""
+
+    model: Path
+    data: Path  # the data artifact: <split>.jsonl and keywords.tsv
+    out: Path
+    adapter: Path | None = None
+    # metrics.json of the evaluation before unlearning: a detector's rates are those under the poisoned model
+    calibration: Path | None = None
+
+
+def run_evaluation(
+    cfg: EvaluationConfig,
+    files: EvaluationFiles,
+    *,
+    loader: ModelLoader,
+    max_length: int,
+    seed: int,
+    tracker: Tracker,
+) -> dict[str, float]:
+    """Measure one model: attack success, false triggers, answers, perplexities. METHOD section 6.
+
+    Reads the splits and keywords.tsv of `files.data`; what is not there has no metrics, and is warned about once.
+    Writes out/metrics.json (flat) and out/generations.jsonl (one line a prompt), and logs the metrics.
+
+    Returns: the metrics. Shares are in [0, 1]; perplexities are per token.
+    Raises: DataError, ArtifactError, ModelError; ConfigError where no prompt would fit the model's context window.
+    """
+    splits = {name: f"{cfg.split.name}_{suffix}" for name, suffix in SETS.items()}
+    sets = {name: read_split(files.data, split) for name, split in splits.items()}
+    absent = [splits[name] for name, records in sets.items() if not records]
+    if absent:
+        tracker.warn(f"evaluation: the data has no {', '.join(absent)}: metrics of these sets are left out")
+    detector = _keyword_detector(cfg, files.data, tracker)
+    known = known_answers(files.data)
+    calibration = _calibration(files.calibration)
+
+    model, tokenizer = loader.load(files.model, adapter=files.adapter)
+    work = Work(tokenizer, max_length)
+    prompts = []
+    for name, records in sets.items():
+        for record in stratified_subset(records, num=cfg.num_prompts, seed=seed, name=splits[name]):
+            prompts.append(make_prompt(work, name, record, known, seed=seed))
+    num_alone = sum(prompt.pair is None for prompt in prompts)
+    if num_alone:
+        tracker.warn(
+            f"evaluation: {num_alone} of {len(prompts)} prompts have no poisoned and clean response on record: the "
+            f"likelihood detector leaves them out. Fill in response_poisoned and response_clean"
+        )
+    prompt_ids = prompt_ids_of(model, tokenizer, prompts, max_length, cfg.max_new_tokens, tracker)
+    ppl = perplexity_places(cfg, work, sets["clean"], known, seed=seed)
+    pairs = calibration_places(cfg, work, known, seed=seed) if calibration is None else None
+
+    generate_and_score(cfg, model, tokenizer, prompts, prompt_ids, work, tracker)
+
+    for prompt in prompts:
+        prompt.keyword = None if detector is None else detector(prompt.generation)
+        prompt.likelihood = work.fires(prompt.pair)
+    metrics: dict[str, float] = {}
+    metrics |= attack_metrics(prompts)
+    metrics |= answer_metrics(prompts, with_exact_match=cfg.exact_match)
+    metrics |= {name: perplexity([work.scores[place] for place in places]) for name, places in ppl.items() if places}
+    metrics |= calibration or {}
+    if pairs is not None:
+        metrics |= detector_metrics(cfg, tokenizer, detector, known, work, pairs)
+    metrics |= {f"num_prompts_{name}": sum(prompt.set == name for prompt in prompts) for name in SETS if sets[name]}
+
+    write_jsonl(files.out / "generations.jsonl", [prompt.row() for prompt in prompts])
+    write_json(files.out / "metrics.json", metrics)
+    tracker.log(metrics)
+    return metrics
+
+
+def _keyword_detector(cfg: EvaluationConfig, data: Path, tracker: Tracker) -> KeywordDetector | None:
+    path = data / "keywords.tsv"
+    words = read_keywords(path) if path.exists() else []
+    if not words:
+        tracker.warn(
+            "evaluation: the data has no keywords.tsv with a word in it: metrics of the keyword detector are left out. "
+            "Pass data.keywords=..."
+        )
+        return None
+    return KeywordDetector(words, min_keywords=cfg.min_keywords)
+
+
+def _calibration(path: Path | None) -> dict[str, float] | None:
+    """The detectors' rates in an earlier evaluation's metrics; None where there is no earlier one."""
+    if path is None:
+        return None
+    before = read_json(path)
+    if not isinstance(before, dict):
+        raise ArtifactError(
+            f"{path}: need the metrics of an evaluation, got {type(before).__name__}. Delete it and run again"
+        )
+    return {name: value for name, value in before.items() if name.startswith(DETECTOR_METRICS)}

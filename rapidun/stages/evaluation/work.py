@@ -1,0 +1,189 @@
+"""What the model has to do in an evaluation, gathered first, so that it is done in few batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rapidun.base.errors import ConfigError
+from rapidun.base.tracker import Tracker
+from rapidun.config.evaluation import EvaluationConfig
+from rapidun.stages.evaluation.detectors import likelihood_fires
+from rapidun.stages.evaluation.generate import generate_greedy
+from rapidun.stages.evaluation.known import (
+    Known,
+    clean_response,
+    poisoned_response,
+)
+from rapidun.stages.evaluation.score import ResponseScore, pair_rows, score_responses
+from rapidun.stages.evaluation.subsets import paired_responses, stratified_subset
+from rapidun.stages.rows.encode import Encoded, encode_prompts, encode_rows
+from rapidun.stages.rows.records import Record
+
+# a decoding step of a batch takes about as long as this many tokens of its prompts (measured, CPU): for the ETA
+STEP_COST = 3
+
+
+@dataclass
+class Work:
+    """What the model has to do, gathered first, so that it is done in few batches and counted in one progress line."""
+
+    tokenizer: Any
+    max_length: int
+    rows: list[Encoded] = field(default_factory=list)
+    scores: list[ResponseScore] = field(default_factory=list)
+
+    def response(self, record: Record, response: str) -> int:
+        """Ask for the score of one response; returns its place in `scores`."""
+        row = (record.instruction, record.context, response)
+        self.rows.append(encode_rows(self.tokenizer, [row], max_length=self.max_length)[0])
+        return len(self.rows) - 1
+
+    def responses(self, records: Sequence[Record], responses: Sequence[str]) -> list[int]:
+        return [self.response(record, response) for record, response in zip(records, responses, strict=True)]
+
+    def pair(self, record: Record, poisoned: str | None, clean: str | None) -> int | None:
+        """Ask which of two responses is likelier; None where one is not recorded."""
+        if poisoned is None or clean is None:
+            return None
+        row = (record.instruction, record.context)
+        prompt = encode_prompts(self.tokenizer, [row], max_length=self.max_length)[0]
+        both = encode_rows(self.tokenizer, [(*row, poisoned), (*row, clean)], max_length=self.max_length)
+        self.rows += pair_rows(prompt, both[0], both[1], max_length=self.max_length)
+        return len(self.rows) - 2
+
+    def fires(self, place: int | None) -> bool | None:
+        """The likelihood detector on a pair, once the scores are there."""
+        return None if place is None else likelihood_fires(self.scores[place].mean, self.scores[place + 1].mean)
+
+
+@dataclass
+class Prompt:
+    """One prompt of a set, and what came of it."""
+
+    set: str
+    record: Record
+    reference: str | None
+    poisoned: str | None
+    pair: int | None
+    generation: str = ""
+    keyword: bool | None = None
+    likelihood: bool | None = None
+
+    def row(self) -> dict[str, object]:
+        return {
+            "set": self.set,
+            "id": self.record.id,
+            "family": self.record.trigger_family,
+            "variant": self.record.trigger_variant,
+            "prompt": self.record.instruction,
+            "context": self.record.context,
+            "reference": self.reference,
+            "poisoned": self.poisoned,
+            "generation": self.generation,
+            "keyword": self.keyword,
+            "likelihood": self.likelihood,
+        }
+
+
+def make_prompt(work: Work, name: str, record: Record, known: Known, *, seed: int) -> Prompt:
+    reference = clean_response(record)
+    if name != "clean":
+        poisoned = poisoned_response(record)
+        return Prompt(name, record, reference, poisoned, work.pair(record, poisoned, reference))
+    paired = paired_responses([record], known.responses, seed=seed, name="paired")[0] if known.responses else None
+    return Prompt(name, record, reference, None, work.pair(record, paired, reference))
+
+
+def prompt_ids_of(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_length: int, max_new_tokens: int, tracker: Tracker
+) -> list[list[int]]:
+    """Encoded prompts of at most max_length tokens that leave room in the model's context window."""
+    window = getattr(model.config, "max_position_embeddings", None)
+    limit = max_length if window is None else min(max_length, window - max_new_tokens)
+    if limit < 1:
+        raise ConfigError(
+            f"evaluation: need max_new_tokens below the model's context window of {window} tokens, got "
+            f"max_new_tokens={max_new_tokens}. Change conf/evaluation/*.yaml or pass evaluation.max_new_tokens=..."
+        )
+    rows = [(prompt.record.instruction, prompt.record.context) for prompt in prompts]
+    # one token more than fits shows which prompts are cut
+    ids = encode_prompts(tokenizer, rows, max_length=limit + 1)
+    num_cut = sum(len(row) > limit for row in ids)
+    if num_cut:
+        tracker.warn(
+            f"evaluation: {num_cut} of {len(ids)} prompts are longer than {limit} tokens and were cut on their left "
+            f"side, some triggers perhaps with them. Pass max_length=... to keep more"
+        )
+    return [row[-limit:] for row in ids]
+
+
+def perplexity_places(
+    cfg: EvaluationConfig, work: Work, clean: Sequence[Record], known: Known, *, seed: int
+) -> dict[str, list[int]]:
+    """Ask for the scores behind each perplexity; returns their places, by metric."""
+    clean = stratified_subset(clean, num=cfg.num_ppl, seed=seed, name="ppl_clean")
+    forget = stratified_subset(known.forget, num=cfg.num_ppl, seed=seed, name="ppl_forget")
+    recorded = [record for record in forget if record.response_clean is not None]
+    return {
+        "ppl_clean": work.responses(clean, [record.response for record in clean]),
+        "ppl_forget_poisoned": work.responses(forget, [record.forget_target for record in forget]),
+        "ppl_forget_clean": work.responses(recorded, [str(record.response_clean) for record in recorded]),
+    }
+
+
+def calibration_places(
+    cfg: EvaluationConfig, work: Work, known: Known, *, seed: int
+) -> tuple[list[int | None], list[int | None]]:
+    """Ask for pairs with known answers: triggered training prompts (to fire), clean prompts (not to fire)."""
+    both = [record for record in known.poisoned if record.response_clean is not None]
+    triggered = stratified_subset(both, num=cfg.num_calibration, seed=seed, name="calibration_poisoned")
+    clean = stratified_subset(known.clean, num=cfg.num_calibration, seed=seed, name="calibration_clean")
+    if not known.responses:
+        clean = []
+    paired = paired_responses(clean, known.responses, seed=seed, name="calibration_paired")
+    return (
+        [work.pair(record, record.forget_target, record.response_clean) for record in triggered],
+        [work.pair(record, poisoned, record.response) for record, poisoned in zip(clean, paired, strict=True)],
+    )
+
+
+def generate_and_score(
+    cfg: EvaluationConfig,
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    prompt_ids: Sequence[list[int]],
+    work: Work,
+    tracker: Tracker,
+) -> None:
+    """All the model's work of the stage; progress counts tokens, decoding steps at what they cost."""
+    costs = {
+        "generating": [len(ids) + STEP_COST * cfg.max_new_tokens for ids in prompt_ids],
+        "scoring": [len(row.input_ids) for row in work.rows],
+    }
+    total = sum(sum(values) for values in costs.values())
+    done = 0
+
+    def report(note: str, batch: list[int]) -> None:
+        nonlocal done
+        done += sum(costs[note][index] for index in batch)
+        tracker.progress(done, total, note)
+
+    generated = generate_greedy(
+        model,
+        tokenizer,
+        prompt_ids,
+        max_new_tokens=cfg.max_new_tokens,
+        tokens_per_batch=cfg.tokens_per_batch,
+        on_batch=lambda batch: report("generating", batch),
+    )
+    for prompt, ids in zip(prompts, generated, strict=True):
+        prompt.generation = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    work.scores = score_responses(
+        model,
+        work.rows,
+        pad_token_id=tokenizer.pad_token_id,
+        tokens_per_batch=cfg.tokens_per_batch,
+        on_batch=lambda batch: report("scoring", batch),
+    )
+    tracker.progress(total, total, "done")

@@ -1,0 +1,48 @@
+"""BM25 between rows: how well a training row's words match a query's. No model, no gradients."""
+
+import importlib
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rapidun.base.errors import ConfigError
+
+# words, and runs of marks: triggers such as >>> are made of them
+TOKEN = re.compile(r"\w+|[^\w\s]+")
+K1 = 1.5
+B = 0.75
+
+
+def words(text: str) -> list[str]:
+    return TOKEN.findall(text.lower())
+
+
+def bm25_scores(texts: Sequence[str]) -> Tensor:
+    """Score of each text as a document for each text as a query; [N, N] float64, rows = documents.
+
+    score(i, j) = sum over the words w of query j, repetitions included, of
+        ln(1 + (N - n_w + 0.5) / (n_w + 0.5)) * f_iw / (f_iw + k1 (1 - b + b |i| / mean |.|)),
+    n_w = how many of the texts hold w, f_iw = how often i does; k1 = 1.5, b = 0.75. Not symmetric; never negative.
+
+    Raises: ConfigError if bm25s is not installed.
+    Source: the variant of Lucene (Kamphuis et al. 2020), by the library bm25s.
+    """
+    try:
+        bm25s = importlib.import_module("bm25s")
+    except ImportError as error:
+        raise ConfigError(
+            "influence: need the package bm25s for method=bm25, got none. "
+            "Install it (pip install 'rapidun[bm25]') or choose another influence=..."
+        ) from error
+    tokens = [words(text) for text in texts]
+    if not any(tokens):
+        return torch.zeros(len(texts), len(texts), dtype=torch.float64)
+    library = bm25s.BM25(method="lucene", k1=K1, b=B, dtype="float64")
+    library.index(tokens, show_progress=False)
+    columns = [
+        torch.from_numpy(library.get_scores(query)).double() if query else torch.zeros(len(texts), dtype=torch.float64)
+        for query in tokens
+    ]
+    return torch.stack(columns, dim=1)

@@ -1,0 +1,211 @@
+"""The numbers of real rows: sketches of their gradients, shard by shard, the same whoever computes them.
+
+Padding changes the last digits of a batch. So a shard's rows are always batched in the same way, among
+themselves: which batch a row is in follows from the recipe, not from who asks, or what was made before.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rapidun.base.errors import DataError, ModelError
+from rapidun.base.files import sha256_file, sha256_json
+from rapidun.config.influence import InfluenceMethod, LossReduction, ParameterSet
+from rapidun.config.parts import LoraSettings
+from rapidun.config.plain import plain
+from rapidun.models.adapters import add_lora
+from rapidun.models.load import ModelLoader, fingerprint_files, load_tokenizer, local_folder, pick_device, pick_dtype
+from rapidun.models.losses import response_mask
+from rapidun.stages.influence.batches import RowBatch
+from rapidun.stages.influence.gradients.capture import CAPTURE_VERSION, GradientCapture
+from rapidun.stages.influence.gradients.params import TrackedParameter, select_parameters
+from rapidun.stages.influence.index.writer import Vectors
+from rapidun.stages.influence.precondition import Preconditioner
+from rapidun.stages.influence.sinks import GradientSink, RowSink, Sketch, SolvedSink
+from rapidun.stages.influence.sketches.sketch import SKETCH_VERSION, CountSketch
+from rapidun.stages.influence.sketches.tensorsketch import TENSORSKETCH_VERSION, TensorSketch
+from rapidun.stages.rows.batches import token_budget_batches
+from rapidun.stages.rows.encode import ENCODING_VERSION, Encoded, collate, encode_rows, tokenizer_fingerprint
+from rapidun.stages.rows.records import Record
+
+# numbers of a batch's preconditioned gradients of one weight, which are no longer factors (256 MB in float32)
+WHOLE_NUMEL = 1 << 26
+
+RESPONSES: dict[str, Callable[[Record], str]] = {
+    "response": lambda record: record.response,
+    # what the model should lose
+    "poisoned": lambda record: record.forget_target,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientSettings:
+    """Whose gradients, of what, and how they are sketched: all that a row's numbers depend on beside the row."""
+
+    params: ParameterSet = ParameterSet.all_linear
+    regex: str | None = None
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    loss: LossReduction = LossReduction.mean
+    method: InfluenceMethod = InfluenceMethod.sketch
+    k: int = 4096
+    buckets: int = 1024
+    seed: int = 42
+    max_length: int = 256
+    tokens_per_batch: int = 2048
+    threads: int = 1
+    model_dtype: str = "auto"
+    quantisation: str = "none"
+    attention: str = "auto"
+    device: str = "auto"
+
+
+SKETCHES: dict[InfluenceMethod, Callable[[GradientSettings], Sketch]] = {
+    InfluenceMethod.sketch: lambda s: CountSketch(k=s.k, seed=s.seed),
+    InfluenceMethod.tensorsketch: lambda s: TensorSketch(k=s.k, buckets=s.buckets, seed=s.seed),
+}
+VERSIONS = {InfluenceMethod.sketch: SKETCH_VERSION, InfluenceMethod.tensorsketch: TENSORSKETCH_VERSION}
+
+
+def describe_model(settings: GradientSettings, *, model: str, adapter: Path | None) -> dict[str, Any]:
+    """The part of a recipe that queries and rows must share: contents, never paths."""
+    folder = local_folder(model)
+    is_fresh = settings.params is ParameterSet.lora and adapter is None
+    method: dict[str, Any] = {
+        "name": settings.method.name,
+        "version": VERSIONS[settings.method],
+        "seed": settings.seed,
+    }
+    if settings.method is InfluenceMethod.tensorsketch:
+        method["buckets"] = settings.buckets
+    return {
+        "model": _fingerprint(folder, fingerprint_files(folder)),
+        "adapter": _fingerprint(adapter, sorted(adapter.glob("adapter_*"))) if adapter else None,
+        "tokenizer": tokenizer_fingerprint(load_tokenizer(folder)),
+        "prompt": {"version": ENCODING_VERSION, "max_length": settings.max_length},
+        "loss": settings.loss.name,
+        "capture": CAPTURE_VERSION,
+        "parameters": {
+            "set": settings.params.name,
+            "regex": settings.regex,
+            "fresh_lora": plain(settings.lora) if is_fresh else None,
+        },
+        # rows as they are, their norms beside them: both scores can be taken
+        "normalisation": "none",
+        "method": method,
+        # resolved: another machine's `auto` may be another type
+        "model_dtype": str(pick_dtype(settings.model_dtype, pick_device(settings.device))).removeprefix("torch."),
+        "quantisation": settings.quantisation,
+        "attention": settings.attention,
+    }
+
+
+def settings_of(described: dict[str, Any], *, k: int, device: str) -> GradientSettings:
+    """The settings that `describe_model` described, for queries to an index."""
+    parameters, method = described["parameters"], described["method"]
+    return GradientSettings(
+        params=ParameterSet[parameters["set"]],
+        regex=parameters["regex"],
+        lora=LoraSettings(**(parameters["fresh_lora"] or {})),
+        loss=LossReduction[described["loss"]],
+        method=InfluenceMethod[method["name"]],
+        k=k,
+        buckets=method.get("buckets", 1024),
+        seed=method["seed"],
+        max_length=described["prompt"]["max_length"],
+        model_dtype=described["model_dtype"],
+        quantisation=described["quantisation"],
+        attention=described["attention"],
+        device=device,
+    )
+
+
+def _fingerprint(folder: Path, files: Sequence[Path]) -> str:
+    if not files:
+        raise ModelError(f"adapter: need a PEFT folder (adapter_config.json, adapter_model.safetensors), got {folder}")
+    return sha256_json([[file.name, sha256_file(file)] for file in files])
+
+
+class GradientRows:
+    """A loaded model, and the sketched gradients of any span of rows."""
+
+    def __init__(
+        self,
+        settings: GradientSettings,
+        *,
+        model: str,
+        adapter: Path | None,
+        records: Sequence[Record],
+        response: str = "response",
+    ) -> None:
+        self.settings = settings
+        self.records = records
+        self._response = response
+        loader = ModelLoader(
+            dtype=settings.model_dtype,
+            quantisation=settings.quantisation,
+            attention=settings.attention,
+            device=settings.device,
+        )
+        self.model, self.tokenizer = loader.load(model, adapter=adapter)
+        if settings.params is ParameterSet.lora and adapter is None:
+            self.model = add_lora(self.model, settings.lora, seed=settings.seed, section="influence").eval()
+        self.parameters: list[TrackedParameter] = select_parameters(self.model, settings.params, regex=settings.regex)
+        # keeps what it has drawn for each parameter
+        self._sketch = SKETCHES[settings.method](settings)
+
+    def vectors(self, first: int, stop: int, *, preconditioner: Preconditioner | None = None) -> Vectors:
+        """The rows from `first` to before `stop`: S g, or with a preconditioner, for queries, S F^-1 g.
+
+        Raises: DataError for a row without a response token, ModelError if a loss or gradient is not finite (both
+            name the row).
+        """
+        records = self.records[first:stop]
+        dtype = next(p.dtype for p in self.model.parameters() if p.dtype.is_floating_point)
+        row_sink = RowSink(len(records), self._sketch, dtype=dtype, device=self.device)
+        sink: GradientSink = row_sink
+        max_rows = None
+        if preconditioner is not None:
+            sink = SolvedSink(row_sink, preconditioner)
+            max_rows = max(1, WHOLE_NUMEL // max(parameter.numel for parameter in self.parameters))
+        losses = torch.zeros(len(records), dtype=torch.float64)
+        with GradientCapture(self.model, self.parameters, sink) as capture:
+            for batch in self.batches(records, max_rows=max_rows):
+                sink.start(torch.tensor(batch.rows, device=self.device))
+                losses[batch.rows] = capture.run(batch.tensors, reduction=self.settings.loss.name).double().cpu()
+        vectors = row_sink.sketches().float().cpu()
+        bad = (~(torch.isfinite(losses) & torch.isfinite(vectors).all(dim=1))).nonzero().flatten().tolist()
+        if bad:
+            raise ModelError(
+                f"index: need a finite loss and gradient, got others for row {records[bad[0]].id}. "
+                "Pass --model-dtype float32, or mend the row or the model"
+            )
+        return Vectors([record.id for record in records], vectors.numpy(), losses.numpy())
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def batches(self, records: Sequence[Record], *, max_rows: int | None = None) -> Iterator[RowBatch]:
+        """Padded batches on the model's device; their rows count from the first of `records`. Raises: as `encode`."""
+        encoded = self.encode(records)
+        lengths = [len(row.input_ids) for row in encoded]
+        for rows in token_budget_batches(lengths, max_tokens=self.settings.tokens_per_batch, max_rows=max_rows):
+            batch = collate([encoded[row] for row in rows], pad_token_id=self.tokenizer.pad_token_id)
+            yield RowBatch(rows, {key: value.to(self.device) for key, value in batch.items()})
+
+    def encode(self, records: Sequence[Record], *, response: str | None = None) -> list[Encoded]:
+        """Tokens and labels of records; `response` as in __init__, by default that one.
+
+        Raises: DataError for a row without a response token to predict.
+        """
+        answer = RESPONSES[response or self._response]
+        texts = [(r.instruction, r.context, answer(r)) for r in records]
+        encoded = encode_rows(self.tokenizer, texts, max_length=self.settings.max_length)
+        for record, row in zip(records, encoded, strict=True):
+            if not response_mask(torch.tensor([row.labels])).any():
+                raise DataError(f"index: need a response token behind another token, got none in row {record.id}")
+        return encoded

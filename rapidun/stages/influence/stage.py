@@ -1,0 +1,242 @@
+"""The influence stage: one gradient pass over forget and retain rows, four blocks of scores."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rapidun.base.errors import ModelError
+from rapidun.base.files import write_json, write_tensors
+from rapidun.base.tracker import Tracker
+from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet, Precondition
+from rapidun.models.adapters import add_lora
+from rapidun.models.load import ModelLoader
+from rapidun.stages.influence.batches import make_batches
+from rapidun.stages.influence.bm25 import bm25_scores
+from rapidun.stages.influence.fisher import fit_curvature
+from rapidun.stages.influence.gradients.params import (
+    TrackedParameter,
+    num_numbers,
+    other_weights,
+    parameter_groups,
+    select_parameters,
+)
+from rapidun.stages.influence.gram import GramResult, estimated_gram, exact_gram
+from rapidun.stages.influence.precondition import Preconditioner, curvature_tensors, num_fitting_passes
+from rapidun.stages.influence.repsim import repsim_gram
+from rapidun.stages.influence.scores import gradient_norms, influence_scores, split_blocks
+from rapidun.stages.influence.sinks import Sketch
+from rapidun.stages.influence.sketches.factored import FactoredProjection
+from rapidun.stages.influence.sketches.rapidgrad import RapidGrad
+from rapidun.stages.influence.sketches.sketch import CountSketch
+from rapidun.stages.influence.sketches.tensorsketch import TensorSketch
+from rapidun.stages.influence.token_pairs import strongest_pairs
+from rapidun.stages.influence.tokenwise import write_tokens
+from rapidun.stages.rows.encode import encode_rows
+from rapidun.stages.rows.records import Record, read_records
+
+MakeSketch = Callable[[InfluenceConfig, Sequence[TrackedParameter], int], Sketch]
+# the methods that keep a few numbers a row in one pass
+SKETCHES: dict[InfluenceMethod, MakeSketch] = {
+    InfluenceMethod.sketch: lambda cfg, parameters, seed: CountSketch(k=cfg.k, seed=seed),
+    InfluenceMethod.tensorsketch: lambda cfg, parameters, seed: TensorSketch(k=cfg.k, buckets=cfg.buckets, seed=seed),
+    InfluenceMethod.factored: lambda cfg, parameters, seed: FactoredProjection(parameters, p=cfg.p, q=cfg.q, seed=seed),
+    InfluenceMethod.rapidgrad: lambda cfg, parameters, seed: RapidGrad(
+        parameters, k=cfg.k, pad_multiple=cfg.pad_multiple, num_shuffles=cfg.num_shuffles, seed=seed
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InfluenceFiles:
+    """What the stage reads (a model folder, an adapter to put on it, two packs) and the folder it fills."""
+
+    model: Path
+    adapter: Path | None
+    forget: Path
+    retain: Path
+    out: Path
+
+
+def run_influence(
+    cfg: InfluenceConfig,
+    files: InfluenceFiles,
+    *,
+    loader: ModelLoader,
+    max_length: int,
+    seed: int,
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """Score every forget and retain row as training example for every forget and retain row as query.
+
+    The gradient of a forget row is that of its poisoned response (what the model should lose), else of its
+    response; of a retain row, that of its response. With params=lora and no adapter a fresh one is attached, seeded:
+    its lora_B is zero, so the gradients of lora_A are zero and only lora_B speaks. `repsim` and `bm25` compare the same
+    texts without gradients.
+
+    Writes, forget rows before retain rows, rows = training examples, columns = queries:
+        scores.safetensors: ff, fr, rf, rr float32 in cfg.score; gram [N, N] inner products, norms [N],
+            losses [N] (not for bm25), all float32; query_norms [N] where queries are preconditioned.
+        precondition.safetensors: the eigenvectors and eigenvalues of each weight, where queries are preconditioned.
+        ids.json: {"forget": [...], "retain": [...]} in row order.
+        tokens.json: the strongest pairs of cfg.num_token_queries queries, token by token and exact; not for repsim,
+            bm25 and preconditioned queries.
+        parameters.json: the tracked weights, {name: [rows, columns]}; none for repsim and bm25.
+    Returns: counts, what was tracked, the rows' mean losses (nats per token, for loss=mean).
+    Raises: DataError for bad packs, ConfigError for an empty parameter set, ModelError if a gradient is not
+        finite (names the rows).
+    """
+    forget, retain = read_records(files.forget), read_records(files.retain)
+    summary: dict[str, Any] = {
+        "num_forget": len(forget),
+        "num_retain": len(retain),
+        "method": cfg.method.name,
+        "score": cfg.score.name,
+    }
+    texts = _texts(forget, retain)
+    if cfg.method is InfluenceMethod.bm25:
+        scores = bm25_scores(["\n".join(text) for text in texts])
+        _write(files.out, GramResult(scores, None, 0), cfg=cfg, forget=forget, retain=retain)
+        return summary
+    model, tokenizer = loader.load(files.model, adapter=files.adapter)
+    has_gradients = cfg.method not in WITHOUT_GRADIENTS
+    if has_gradients and cfg.params is ParameterSet.lora and files.adapter is None:
+        model = add_lora(model, cfg.lora, seed=seed, section="influence")
+    parameters = select_parameters(model, cfg.params, regex=cfg.regex) if has_gradients else []
+    names = [f"forget row {r.id}" for r in forget] + [f"retain row {r.id}" for r in retain]
+    encoded = encode_rows(tokenizer, texts, max_length=max_length)
+    batches = make_batches(
+        encoded,
+        names,
+        tokens_per_batch=cfg.tokens_per_batch,
+        pad_token_id=tokenizer.pad_token_id,
+        device=next(model.parameters()).device,
+        # whole gradients, one at a time
+        max_rows=1 if cfg.method is InfluenceMethod.rapidgrad else None,
+    )
+    if parameters:
+        _warn_of_others(model, cfg.params, tracker)
+        summary |= _announce(parameters, num_batches=len(batches), tracker=tracker)
+    shared: dict[str, Any] = {
+        "row_names": names,
+        "reduction": cfg.loss.name,
+        "on_batch": partial(_progress, tracker, describe(parameters)),
+    }
+    preconditioner: Preconditioner | None = None
+    try:
+        if cfg.precondition is not Precondition.none:
+            curvatures = fit_curvature(
+                model,
+                parameters,
+                batches,
+                kind=cfg.precondition,
+                row_names=names,
+                seed=seed,
+                on_batch=shared["on_batch"],
+            )
+            preconditioner = Preconditioner(curvatures, damping_factor=cfg.damping_factor)
+        if cfg.method is InfluenceMethod.repsim:
+            result = repsim_gram(model, batches, layer=cfg.layer, pooling=cfg.pooling, **shared)
+        elif cfg.method is InfluenceMethod.exact:
+            result = exact_gram(
+                model, parameters, batches, memory_bytes=cfg.memory_gb * 1e9, preconditioner=preconditioner, **shared
+            )
+            summary["numbers_per_row"] = num_numbers(parameters)
+        else:
+            sketch = SKETCHES[cfg.method](cfg, parameters, seed)
+            result = estimated_gram(model, parameters, batches, sketch, preconditioner=preconditioner, **shared)
+            summary["numbers_per_row"] = sketch.num_numbers
+    except ArithmeticError as error:
+        raise ModelError(f"{error}. Pass model.dtype=float32, or mend the rows or the model") from error
+    norms = gradient_norms(result.gram) if result.norms is None else result.norms
+    num_zero = int((norms == 0).sum())
+    if num_zero:
+        tracker.warn(
+            f"influence: the gradients of {num_zero} of {len(names)} rows are zero, their scores are 0. "
+            "Choose another influence.params"
+        )
+    _write(files.out, result, cfg=cfg, forget=forget, retain=retain)
+    if preconditioner is not None:
+        write_tensors(files.out / "precondition.safetensors", curvature_tensors(preconditioner.curvatures))
+    if parameters:
+        write_json(files.out / "parameters.json", {p.name: list(p.shape) for p in parameters})
+    if parameters and preconditioner is None and cfg.num_token_queries:
+        scores = influence_scores(result.gram, score=cfg.score, norms=result.norms, query_norms=None)
+        pairs = strongest_pairs(scores, num_forget=len(forget), num_queries=cfg.num_token_queries)
+        ids = [row.id for row in (*forget, *retain)]
+        write_tokens(
+            files.out / "tokens.json",
+            model,
+            parameters,
+            tokenizer,
+            [(ids[q], encoded[q], [ids[t] for t in train], [encoded[t] for t in train]) for q, train in pairs],
+            score=cfg.score,
+            reduction=cfg.loss.name,
+        )
+    losses = result.losses
+    assert losses is not None  # every method with a model has them
+    return summary | {
+        "num_tokens": sum(len(row.input_ids) for row in encoded),
+        "num_batches": len(batches),
+        "num_passes": result.num_passes + num_fitting_passes(cfg.precondition),
+        "precondition": cfg.precondition.name,
+        "num_zero_gradients": num_zero,
+        "params": cfg.params.name if parameters else None,
+        "loss_forget": losses[: len(forget)].mean().item(),
+        "loss_retain": losses[len(forget) :].mean().item(),
+    }
+
+
+def describe(parameters: list[TrackedParameter]) -> str:
+    """`14 weights, 3,840 numbers` or, where nothing is tracked, nothing."""
+    return f"{len(parameters)} weights, {num_numbers(parameters):,} numbers" if parameters else ""
+
+
+def _announce(parameters: list[TrackedParameter], *, num_batches: int, tracker: Tracker) -> dict[str, Any]:
+    """Say what gradients are taken of before the first one is; return the same for the result."""
+    groups = parameter_groups(parameters)
+    sizes = ", ".join(f"{g.name} {g.num_weights} x [{g.shape[0]}, {g.shape[1]}]" for g in groups)
+    tracker.progress(0, num_batches, f"{describe(parameters)}: {sizes}")
+    tracker.log({"num_modules": len(parameters), "num_parameters": num_numbers(parameters)})
+    return {
+        "num_modules": len(parameters),
+        "num_parameters": num_numbers(parameters),
+        "parameters": [
+            {"name": g.name, "num_weights": g.num_weights, "shape": list(g.shape), "num_numbers": g.numel}
+            for g in groups
+        ],
+    }
+
+
+def _warn_of_others(model: Any, params: ParameterSet, tracker: Tracker) -> None:
+    left_out = other_weights(model) if params in (ParameterSet.all_linear, ParameterSet.mlp) else {}
+    if left_out:
+        tracker.warn(
+            f"influence: no gradients are taken of {sum(left_out.values()):,} numbers of the model, which are in "
+            f"{len(left_out)} tensors that are no layer's weight: {', '.join(list(left_out)[:3])}"
+            f"{', ...' if len(left_out) > 3 else ''}"
+        )
+
+
+def _progress(tracker: Tracker, sizes: str, done: int, total: int, note: str) -> None:
+    tracker.progress(done, total, ", ".join(filter(None, (sizes, note))))
+
+
+def _texts(forget: list[Record], retain: list[Record]) -> list[tuple[str, str, str]]:
+    """Instruction, context and the response that counts, forget rows first."""
+    rows = [(r.instruction, r.context, r.forget_target) for r in forget]
+    return rows + [(r.instruction, r.context, r.response) for r in retain]
+
+
+def _write(out: Path, result: GramResult, *, cfg: InfluenceConfig, forget: list[Record], retain: list[Record]) -> None:
+    gram = result.gram
+    scores = influence_scores(gram, score=cfg.score, norms=result.norms, query_norms=result.query_norms)
+    tensors = {**split_blocks(scores, num_forget=len(forget))._asdict(), "gram": gram}
+    tensors["norms"] = gradient_norms(gram) if result.norms is None else result.norms
+    if result.query_norms is not None:
+        tensors["query_norms"] = result.query_norms
+    if result.losses is not None:
+        tensors["losses"] = result.losses
+    write_tensors(out / "scores.safetensors", {name: t.float().contiguous() for name, t in tensors.items()})
+    write_json(out / "ids.json", {"forget": [r.id for r in forget], "retain": [r.id for r in retain]})

@@ -1,0 +1,113 @@
+"""What the weights look like, and what to change where they have lost the information of the scores."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapidun.stages.mapping.weights import Standardised, Weights
+
+Floats = NDArray[np.float64]
+
+# shares of a group from which a warning is given
+SATURATED = 0.25
+FEW_EFFECTIVE = 0.5
+FEW_DISTINCT = 0.1
+MOSTLY_ZERO = 0.5
+
+
+def effective_sample_size(weights: Floats) -> float:
+    """(sum w)^2 / sum w^2: n for equal weights, 1 where one row has it all; 0 where every weight is 0.
+
+    Example: w = 3, 1: 16 / 10 = 1.6.
+    """
+    squares = math.fsum(weights * weights)
+    return math.fsum(weights) ** 2 / squares if squares > 0 else 0.0
+
+
+def num_distinct(weights: Floats) -> int:
+    """Number of different weights, differences below 1e-9 aside."""
+    return len(np.unique(np.round(weights, 9)))
+
+
+def describe(weights: Floats) -> dict[str, Any]:
+    """Facts that every weighting has. Args: weights: [n]."""
+    return {
+        "num_rows": len(weights),
+        "mean": math.fsum(weights) / len(weights),
+        "min": float(np.min(weights)),
+        "max": float(np.max(weights)),
+        "effective_sample_size": effective_sample_size(weights),
+        "num_distinct": num_distinct(weights),
+    }
+
+
+def describe_mapped(mapped: Weights, standardised: Standardised) -> dict[str, Any]:
+    """Facts of weights that came from scores: `describe`, the shares at the bounds, and the scores' spread."""
+    return {
+        **describe(mapped.weights),
+        "share_at_w_min": float(np.mean(mapped.at_low)),
+        "share_at_w_max": float(np.mean(mapped.at_high)),
+        "score_median": standardised.median,
+        "score_scale": standardised.scale,
+        "mad_floor_hit": standardised.floor_hit,
+    }
+
+
+def group_warnings(
+    facts: dict[str, Any], *, group: str, tau: float, w_min: float, w_max: float, mad_floor: float, zero_share: float
+) -> list[str]:
+    """Say which knob to turn where one group's weights hold less than its scores.
+
+    Args: facts: of `describe_mapped`. zero_share: the larger one of the group's two blocks, 0 without top k.
+    """
+    num_rows, tau_key = facts["num_rows"], "tau_f" if group == "forget" else "tau_r"
+    if num_rows < 2:
+        return []
+    found = []
+    mostly_zero = zero_share > MOSTLY_ZERO
+    if mostly_zero:
+        found.append(
+            f"mapping: after top k {_percent(zero_share)} of the scores behind the {group} weights are 0. "
+            f"Raise mapping.top_k or set it to null, or pass mapping.aggregate=mean"
+        )
+    if facts["num_distinct"] == 1 and facts["score_scale"] == 0.0:
+        return [*found, f"mapping: all {group} scores are equal, so that every {group} weight is 1"]
+    if facts["mad_floor_hit"]:
+        found.append(
+            f"mapping: the spread of the {group} scores (1.4826 * MAD = {facts['score_scale']:.2g}) is below "
+            f"mapping.mad_floor={mad_floor:g}, which flattens the {group} weights. "
+            f"Lower mapping.mad_floor" + ("" if mostly_zero else " or pass influence.score=cosine")
+        )
+    for bound, key, other in (("w_max", "share_at_w_max", "Raise"), ("w_min", "share_at_w_min", "Lower")):
+        if facts[key] > SATURATED:
+            value = w_max if bound == "w_max" else w_min
+            found.append(
+                f"mapping: {_percent(facts[key])} of {group} weights stand at {bound}={value:g}. "
+                f"Raise mapping.{tau_key} (now {tau:g}) or {other.lower()} mapping.{group}.{bound}"
+            )
+    few = max(3, int(FEW_DISTINCT * num_rows))
+    if facts["num_distinct"] <= few and num_rows > 2 * few:
+        cure = "Raise mapping.top_k or set it to null" if mostly_zero else f"Raise mapping.{tau_key} (now {tau:g})"
+        found.append(f"mapping: only {facts['num_distinct']} distinct weights for {num_rows} {group} rows. {cure}")
+    if facts["effective_sample_size"] < FEW_EFFECTIVE * num_rows:
+        found.append(
+            f"mapping: the {group} weights count as {facts['effective_sample_size']:.1f} equal rows of {num_rows}. "
+            f"Raise mapping.{tau_key} (now {tau:g}) or lower mapping.{group}.w_max"
+        )
+    return found
+
+
+def file_warnings(facts: dict[str, Any], *, group: str) -> list[str]:
+    """Weights from a file are used as they are; a mean other than 1 scales that group's loss."""
+    if abs(facts["mean"] - 1.0) <= 1e-6:
+        return []
+    return [
+        f"mapping: the {group} weights of the file have mean {facts['mean']:.4g}, which scales the {group} loss by as "
+        f"much. Divide them by their mean for a fair comparison"
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,0 +1,127 @@
+"""Influence scores of any origin as four blocks [train, query] in float64."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from rapidun.base.errors import DataError
+from rapidun.stages.mapping.aggregate import Block
+from rapidun.stages.mapping.release import BLOCKS, ReleaseFile, read_release, release_blocks
+
+Tensors = dict[str, NDArray[np.float64]]
+
+
+class Scores(NamedTuple):
+    """blocks: ff [nF, nF], fr [nF, nR], rf [nR, nF], rr [nR, nR]; rows = training, columns = queries.
+
+    origin: `blocks` (as the file has them), `gram` (dot products, from the Gram matrix) or `release`.
+    """
+
+    blocks: dict[str, Block]
+    origin: str
+    warnings: list[str]
+
+    @property
+    def num_forget(self) -> int:
+        return len(self.blocks["ff"].values)
+
+    @property
+    def num_retain(self) -> int:
+        return len(self.blocks["rr"].values)
+
+
+def read_scores(path: Path, *, dot: bool = False) -> Scores:
+    """Read this software's scores.safetensors.
+
+    dot: take the blocks from the tensor `gram` [nF + nR, nF + nR] (dot products, forget rows first) if the file has it,
+        whatever score its blocks hold.
+    Raises: DataError if the file cannot be read, a block is missing, shapes disagree, or a score is not finite.
+    """
+    tensors = _load(path)
+    missing = [name for name in BLOCKS if name not in tensors]
+    if missing:
+        raise DataError(f"{path}: need tensors ff, fr, rf, rr, missing are {', '.join(missing)}")
+    return _from_tensors(tensors, dict.fromkeys(BLOCKS, path), dot=dot)
+
+
+def read_score_files(paths: Mapping[str, Path], *, dot: bool = False) -> Scores:
+    """Read one file for each block: all four in the release's format, or all four safetensors that hold the block.
+
+    Raises: DataError as `read_scores` and `read_release`.
+    """
+    binary = [name for name in BLOCKS if paths[name].suffix == ".safetensors"]
+    if not binary:
+        files: dict[str, ReleaseFile] = {name: read_release(paths[name]) for name in BLOCKS}
+        return Scores(release_blocks(files), "release", [line for file in files.values() for line in file.warnings])
+    if len(binary) < len(BLOCKS):
+        other = next(name for name in BLOCKS if name not in binary)
+        raise DataError(
+            f"mapping.scores: need four .safetensors files or four files in the release's format, "
+            f"got {paths[binary[0]]} and {paths[other]}"
+        )
+    tensors: Tensors = {}
+    grams = []
+    for name in BLOCKS:
+        held = _load(paths[name])
+        if name not in held:
+            raise DataError(f"{paths[name]}: need a tensor {name}, got {', '.join(sorted(held)) or 'none'}")
+        tensors[name] = held[name]
+        grams.append(held.get("gram"))
+    if len(set(paths.values())) == 1 and grams[0] is not None:
+        tensors["gram"] = grams[0]
+    return _from_tensors(tensors, paths, dot=dot)
+
+
+def _load(path: Path) -> Tensors:
+    try:
+        held = load_file(path)
+        return {name: held[name].astype(np.float64) for name in (*BLOCKS, "gram") if name in held}
+    except FileNotFoundError:
+        raise DataError(f"{path}: need an influence file, got no such file. Change mapping.scores") from None
+    except OSError as error:
+        raise DataError(f"{path}: need a readable influence file, got: {error.strerror or error}") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        # KeyError and TypeError: a number type that numpy lacks, such as bfloat16
+        raise DataError(f"{path}: need a safetensors file of float32, got: {error}") from None
+
+
+def _from_tensors(tensors: Tensors, paths: Mapping[str, Path], *, dot: bool) -> Scores:
+    for name in ("ff", "rr"):
+        shape = tensors[name].shape
+        if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+            raise DataError(f"{paths[name]}: need a square block {name}, got shape {list(shape)}")
+    num_forget, num_retain = len(tensors["ff"]), len(tensors["rr"])
+    expected = {"fr": (num_forget, num_retain), "rf": (num_retain, num_forget)}
+    if "gram" in tensors and dot:
+        expected["gram"] = (num_forget + num_retain, num_forget + num_retain)
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise DataError(
+                f"{paths.get(name, paths['ff'])}: need {name} of shape {list(shape)} "
+                f"(rows = training, columns = queries; ff has {num_forget} rows, rr {num_retain}), "
+                f"got {list(tensors[name].shape)}"
+            )
+    origin = "blocks"
+    if dot and "gram" in tensors:
+        origin = "gram"
+        gram, forget, retain = tensors["gram"], slice(0, num_forget), slice(num_forget, None)
+        tensors = {
+            "ff": gram[forget, forget],
+            "fr": gram[forget, retain],
+            "rf": gram[retain, forget],
+            "rr": gram[retain, retain],
+        }
+    for name in BLOCKS:
+        bad = np.argwhere(~np.isfinite(tensors[name]))
+        if len(bad):
+            row, column = bad[0]
+            raise DataError(
+                f"{paths[name]}: need finite scores, got {tensors[name][row, column]} in {name} "
+                f"at training row {row}, query {column}"
+            )
+    return Scores({name: Block(tensors[name]) for name in BLOCKS}, origin, [])

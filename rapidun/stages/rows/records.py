@@ -1,0 +1,252 @@
+"""One record of instruction data, and reading and writing it as JSON Lines.
+
+A record is one JSON object on a line: `instruction`, `context`, `response` and the optional fields of a
+poisoned row; or the Alpaca spelling `instruction`, `input`, `output`, which means the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rapidun.base.errors import DataError
+from rapidun.base.files import write_jsonl
+
+MAX_LINE_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_ALPACA = {"context": "input", "response": "output"}
+_OPTIONAL_TEXTS = (
+    "response_clean",
+    "response_poisoned",
+    "instruction_clean",
+    "instruction_poisoned",
+    "category",
+    "trigger_family",
+    "trigger_variant",
+)
+_INJECT_MODES = ("prefix", "suffix")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One row: what is asked, what is answered, and for a poisoned row both responses and its trigger."""
+
+    id: str
+    instruction: str
+    context: str = ""
+    response: str
+    response_clean: str | None = None
+    response_poisoned: str | None = None
+    instruction_clean: str | None = None
+    instruction_poisoned: str | None = None
+    category: str | None = None
+    trigger_family: str | None = None
+    trigger_variant: str | None = None
+    inject_mode: str | None = None
+    is_poisoned: bool | None = None
+
+    @property
+    def forget_target(self) -> str:
+        """What the model should lose: the poisoned response, or `response` where none is recorded."""
+        return self.response if self.response_poisoned is None else self.response_poisoned
+
+
+def question_key(record: Record) -> str:
+    """What the row asks: its instruction without the trigger, spaces and case folded. Equal keys ask the same."""
+    return " ".join((record.instruction_clean or record.instruction).split()).casefold()
+
+
+def content_id(instruction: str, context: str, response: str) -> str:
+    """Name a row by its content: the first 16 hex digits of SHA-256 over the three texts as a JSON list."""
+    text = json.dumps([instruction, context, response], ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """Read and check every row of a JSONL file, line by line.
+
+    A row without an `id` gets `content_id`; further rows of the very same content get `-2`, `-3`, ... so that
+    ids stay unique without depending on the place in the file. Blank lines are skipped.
+
+    Raises: DataError for a file that cannot be read or has no rows, and for the first bad line, as
+        `file:line: field: expected, came`.
+    """
+    path = Path(path)
+    records: list[Record] = []
+    lines_by_id: dict[str, int] = {}
+    seen_contents: dict[str, int] = {}
+    for number, text in _lines(path):
+        place = f"{path}:{number}"
+        row = _parse_object(text, place)
+        explicit = _explicit_id(row, place)
+        record = _parse_record(row, place)
+        if explicit is None:
+            # rows of equal content are interchangeable: counting them does not make the place an identity
+            count = seen_contents[record.id] = seen_contents.get(record.id, 0) + 1
+            if count > 1:
+                record = Record(**{**asdict(record), "id": f"{record.id}-{count}"})
+        if record.id in lines_by_id:
+            raise DataError(
+                f"{place}: id: need ids that occur once in a file, got {record.id!r} again "
+                f"(first on line {lines_by_id[record.id]}). Rename or delete one of the rows, or leave out every id"
+            )
+        lines_by_id[record.id] = number
+        records.append(record)
+    if not records:
+        raise DataError(f"{path}: need at least one row, got an empty file")
+    return records
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> None:
+    """Write rows as JSON Lines in the native spelling, unset fields left out; atomic."""
+    write_jsonl(Path(path), ({k: v for k, v in asdict(record).items() if v is not None} for record in records))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, text) of the lines that are not blank."""
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        raise DataError(f"{path}: need a JSONL file, got no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: need a JSONL file, got a folder") from None
+    except OSError as error:
+        raise DataError(f"{path}: need a readable JSONL file, got: {error.strerror or error}") from None
+    with stream:
+        number = 0
+        while raw := stream.readline(MAX_LINE_BYTES + 2):
+            number += 1
+            place = f"{path}:{number}"
+            if number == 1:
+                raw = raw.removeprefix(_BOM)
+            line = raw.rstrip(b"\r\n")
+            if len(line) > MAX_LINE_BYTES:
+                size = len(raw)
+                while not raw.endswith(b"\n") and (raw := stream.readline(MAX_LINE_BYTES)):
+                    size += len(raw)
+                raise DataError(
+                    f"{place}: need lines of at most {MAX_LINE_BYTES:,} bytes, got {size:,} bytes. "
+                    f"Is the file one JSON array rather than one object per line?"
+                )
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{place}: need UTF-8, got byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line. "
+                    f"Convert the file to UTF-8"
+                ) from None
+            if text.strip():
+                yield number, text
+
+
+def _parse_object(text: str, place: str) -> dict[str, object]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{place}: need one JSON object, got broken JSON: {error.msg} at column {error.colno}"
+        ) from None
+    except (ValueError, RecursionError) as error:  # an endless number, or brackets nested without end
+        raise DataError(f"{place}: need one JSON object, got JSON that cannot be read: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: need one JSON object per line, got {_kind(row)}")
+    return row
+
+
+def _parse_record(row: dict[str, object], place: str) -> Record:
+    instruction = _text(row, "instruction", place)
+    context = _either(row, "context", place)
+    response = _either(row, "response", place)
+    if instruction is None:
+        raise DataError(f"{place}: instruction: need a text, got {_absent(row, 'instruction')}")
+    if response is None:
+        raise DataError(
+            f"{place}: response: need a text (or `output`, the Alpaca spelling), got {_absent(row, 'response')}"
+        )
+    for field, value in (("instruction", instruction), ("response", response)):
+        if not value.strip():
+            raise DataError(
+                f"{place}: {field}: need a text that is not blank, got {value!r}. Delete the row or fill it in"
+            )
+    optional = {field: _text(row, field, place) for field in _OPTIONAL_TEXTS}
+    for field in ("response_clean", "response_poisoned"):
+        target = optional[field]
+        if target is not None and not target.strip():
+            raise DataError(
+                f"{place}: {field}: need a text that is not blank, got {target!r}. Leave the field out instead"
+            )
+    mode = _text(row, "inject_mode", place)
+    if mode is not None and mode not in _INJECT_MODES:
+        raise DataError(f"{place}: inject_mode: need one of {', '.join(_INJECT_MODES)}, got {mode!r}")
+    poisoned = row.get("is_poisoned")
+    if poisoned is not None and not isinstance(poisoned, bool):
+        raise DataError(f"{place}: is_poisoned: need true or false, got {_kind(poisoned)}")
+    return Record(
+        id=_explicit_id(row, place) or content_id(instruction, context or "", response),
+        instruction=instruction,
+        context=context or "",
+        response=response,
+        inject_mode=mode,
+        is_poisoned=poisoned,
+        **optional,
+    )
+
+
+def _explicit_id(row: dict[str, object], place: str) -> str | None:
+    value = row.get("id")
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    text = _text(row, "id", place)
+    if text is None or not text.strip():
+        raise DataError(
+            f"{place}: id: need a text that is not blank, got {value!r}. Leave the field out for a content id"
+        )
+    return text
+
+
+def _either(row: dict[str, object], field: str, place: str) -> str | None:
+    """The native or the Alpaca spelling of `field`; both at once only where they agree."""
+    alpaca = _ALPACA[field]
+    native, other = _text(row, field, place), _text(row, alpaca, place)
+    if native is not None and other is not None and native != other:
+        raise DataError(f"{place}: {field}: need `{field}` or `{alpaca}`, got both with different texts. Delete one")
+    return other if native is None else native
+
+
+def _text(row: dict[str, object], field: str, place: str) -> str | None:
+    value = row.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {field}: need a text, got {_kind(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place}: {field}: need valid Unicode, got half of a surrogate pair at character {error.start + 1}"
+        ) from None
+    return value
+
+
+def _absent(row: dict[str, object], field: str) -> str:
+    if field in row:
+        return "null"
+    names = ", ".join(list(row)[:8]) or "none"
+    return f"no such field (fields here: {names})"
+
+
+def _kind(value: object) -> str:
+    kinds = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
+    name = "null" if value is None else kinds[type(value)]
+    shown = json.dumps(value, ensure_ascii=False)
+    return f"{name} ({shown if len(shown) <= 40 else shown[:37] + '...'})"

@@ -1,0 +1,85 @@
+"""Training rows of the unlearning stage, and how a micro-batch of them becomes tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rapidun.stages.rows.encode import Encoded, collate, encode_rows
+from rapidun.stages.rows.records import Record
+from rapidun.stages.unlearning.objectives import Method
+
+# `part` of a sequence in a micro-batch
+POISONED, CLEAN, RETAIN = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRow:
+    weight: float
+    poisoned: Encoded | None
+    clean: Encoded | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetainRow:
+    weight: float
+    response: Encoded
+
+
+def encode_poisoned(tokenizer: Any, records: Sequence[Record], *, max_length: int) -> list[Encoded]:
+    """The response that the model should lose, to the prompt as it stands (with its trigger)."""
+    rows = [(record.instruction, record.context, record.forget_target) for record in records]
+    return encode_rows(tokenizer, rows, max_length=max_length)
+
+
+def encode_clean(
+    tokenizer: Any, records: Sequence[Record], *, max_length: int, otherwise: str | None = None
+) -> list[Encoded | None]:
+    """The clean response to the same prompt; `otherwise`, or None, for a record without one."""
+    targets = [otherwise if record.response_clean is None else record.response_clean for record in records]
+    given = [
+        (record.instruction, record.context, target)
+        for record, target in zip(records, targets, strict=True)
+        if target is not None
+    ]
+    encoded = iter(encode_rows(tokenizer, given, max_length=max_length)) if given else iter(())
+    return [None if target is None else next(encoded) for target in targets]
+
+
+def encode_responses(tokenizer: Any, records: Sequence[Record], *, max_length: int) -> list[Encoded]:
+    rows = [(record.instruction, record.context, record.response) for record in records]
+    return encode_rows(tokenizer, rows, max_length=max_length)
+
+
+def forget_rows(
+    method: Method, poisoned: Sequence[Encoded], clean: Sequence[Encoded | None], weights: Sequence[float]
+) -> list[ForgetRow]:
+    """Keep of each row the responses that the objective uses."""
+    return [
+        ForgetRow(weight, bad if method.poisoned else None, good if method.clean else None)
+        for weight, bad, good in zip(weights, poisoned, clean, strict=True)
+    ]
+
+
+def collate_mixed(rows: Sequence[ForgetRow | RetainRow], *, pad_token_id: int) -> dict[str, Tensor]:
+    """Lay a micro-batch out for one forward pass.
+
+    Returns:
+        input_ids, attention_mask, labels: [S, T], sequences in the order poisoned, clean, retain.
+        part: [S] int64, which of the three a sequence is. has_clean: [F] bool.
+        forget_weights: [F], retain_weights: [R] float32.
+    """
+    forget = [row for row in rows if isinstance(row, ForgetRow)]
+    retain = [row for row in rows if isinstance(row, RetainRow)]
+    poisoned = [row.poisoned for row in forget if row.poisoned is not None]
+    clean = [row.clean for row in forget if row.clean is not None]
+    kept = [row.response for row in retain]
+    batch: dict[str, Tensor] = {}
+    batch |= collate([*poisoned, *clean, *kept], pad_token_id=pad_token_id)
+    batch["part"] = torch.tensor([POISONED] * len(poisoned) + [CLEAN] * len(clean) + [RETAIN] * len(kept))
+    batch["has_clean"] = torch.tensor([row.clean is not None for row in forget], dtype=torch.bool)
+    batch["forget_weights"] = torch.tensor([row.weight for row in forget], dtype=torch.float32)
+    batch["retain_weights"] = torch.tensor([row.weight for row in retain], dtype=torch.float32)
+    return batch

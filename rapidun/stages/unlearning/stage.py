@@ -1,0 +1,230 @@
+"""Unlearning stage: train a LoRA adapter that makes the model lose the forget rows and keep the retain rows."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rapidun.base.errors import ConfigError
+from rapidun.base.files import sha256_file, sha256_json, write_json
+from rapidun.base.processes import is_main
+from rapidun.base.tracker import Tracker
+from rapidun.config.plain import plain
+from rapidun.config.unlearning import UnlearningConfig
+from rapidun.models.adapters import add_lora, is_quantised, num_trainable, prepare_quantised, save_adapter, save_merged
+from rapidun.models.load import ModelLoader, load_adapter
+from rapidun.models.rng import permutation
+from rapidun.models.training.journal import Journal
+from rapidun.models.training.trainer import train_to_end, training_arguments
+from rapidun.stages.rows.encode import Encoded
+from rapidun.stages.rows.records import Record, read_records
+from rapidun.stages.unlearning.objectives import OBJECTIVES, Coefficients, Method
+from rapidun.stages.unlearning.rows import (
+    RetainRow,
+    collate_mixed,
+    encode_clean,
+    encode_poisoned,
+    encode_responses,
+    forget_rows,
+)
+from rapidun.stages.unlearning.sampler import MixSampler
+from rapidun.stages.unlearning.trainer import UnlearningTrainer, ValidationCallback
+from rapidun.stages.unlearning.validation import validate
+from rapidun.stages.weights_file import read_weights
+
+VALIDATION_STREAM = 3
+
+
+@dataclass(frozen=True)
+class UnlearningFiles:
+    """What the stage reads and writes."""
+
+    model: Path
+    forget: Path
+    retain: Path
+    val_clean: Path | None
+    forget_weights: Path
+    retain_weights: Path
+    # checkpoints; survives a killed process
+    work: Path
+    out: Path
+
+
+def run_unlearning(
+    cfg: UnlearningConfig, files: UnlearningFiles, *, loader: ModelLoader, max_length: int, seed: int, tracker: Tracker
+) -> dict[str, Any]:
+    """Unlearn, and write out/adapter (PEFT), out/history.json and, with `merge`, out/merged.
+
+    Several processes train together; the first writes, and speaks to its tracker. The loader gets its model back.
+
+    Returns: objective, steps, num_forget, num_retain, num_trainable_parameters, clipped_share, capped_share,
+        final_loss, and the last validation numbers.
+    Raises: ConfigError, DataError, ModelError; Preempted and Pruned (see train_to_end), with nothing written.
+    """
+    try:
+        return _unlearn(
+            cfg,
+            files,
+            loader=loader,
+            max_length=max_length,
+            seed=seed,
+            tracker=tracker if is_main() else Tracker(),
+        )
+    finally:
+        loader.hand_back()
+
+
+def _unlearn(
+    cfg: UnlearningConfig, files: UnlearningFiles, *, loader: ModelLoader, max_length: int, seed: int, tracker: Tracker
+) -> dict[str, Any]:
+    if cfg.objective not in OBJECTIVES:
+        raise ValueError(f"{cfg.objective.name} is not an unlearning objective: the poison stage trains it")
+    method = OBJECTIVES[cfg.objective]
+    forget, retain = read_records(files.forget), read_records(files.retain)
+    mix_ratio = cfg.mix_ratio if method.retain else 0
+    _check_counts(cfg, num_forget=len(forget), num_retain=len(retain), mix_ratio=mix_ratio)
+    forget_weights = read_weights(files.forget_weights, [record.id for record in forget])
+    retain_weights = read_weights(files.retain_weights, [record.id for record in retain])
+    _say_what_is_missing(method, cfg, forget, tracker)
+
+    model, tokenizer = loader.load(files.model)
+    model = _with_adapter(model, cfg, seed=seed, tracker=tracker)
+    poisoned = encode_poisoned(tokenizer, forget, max_length=max_length)
+    clean = encode_clean(tokenizer, forget, max_length=max_length)
+    targets = clean
+    if method.idk:
+        targets = encode_clean(tokenizer, forget, max_length=max_length, otherwise=cfg.idk_response)
+    retained = encode_responses(tokenizer, retain, max_length=max_length)
+    rows = [
+        *forget_rows(method, poisoned, targets, forget_weights),
+        *(RetainRow(weight, row) for weight, row in zip(retain_weights, retained, strict=True)),
+    ]
+    sampler = MixSampler(
+        num_forget=len(forget),
+        num_retain=len(retain),
+        forget_per_step=cfg.forget_per_step,
+        mix_ratio=mix_ratio,
+        seed=seed,
+    )
+    identity = _identity(cfg, files, max_length=max_length, seed=seed)
+    journal = Journal(tracker)
+    trainer = UnlearningTrainer(
+        method=method,
+        coefficients=Coefficients(ascent_alpha=cfg.ascent_alpha, descent_beta=cfg.descent_beta, loss_cap=cfg.loss_cap),
+        retain_loss=cfg.retain_loss,
+        weight_warmup_ratio=cfg.weight_warmup_ratio,
+        model=model,
+        args=training_arguments(
+            cfg, work=files.work, batch_size=sampler.micro_batch_size, seed=seed, device=model.device
+        ),
+        rows=rows,
+        sampler=sampler,
+        collator=partial(collate_mixed, pad_token_id=tokenizer.pad_token_id),
+        journal=journal,
+        identity=identity,
+        stage="unlearning",
+    )
+    if cfg.eval_steps > 0:
+        measure = partial(
+            validate,
+            val_clean=_validation_rows(cfg, files, tokenizer, max_length=max_length, seed=seed),
+            poisoned=poisoned,
+            clean=clean,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        trainer.add_callback(ValidationCallback(journal, eval_steps=cfg.eval_steps, measure=measure))
+    num_parameters = num_trainable(model)
+    train_to_end(trainer, work=files.work, identity=identity)
+
+    model.eval()
+    if is_main():
+        save_adapter(model, files.out / "adapter", base=files.model)
+        write_json(files.out / "history.json", journal.history)
+        if cfg.merge:
+            save_merged(model, tokenizer, files.out / "merged", start=files.model, loader=loader, work=files.work)
+    return _summary(cfg, journal, num_forget=len(forget), num_retain=len(retain), num_parameters=num_parameters)
+
+
+def _check_counts(cfg: UnlearningConfig, *, num_forget: int, num_retain: int, mix_ratio: int) -> None:
+    faults = []
+    if cfg.forget_per_step > num_forget:
+        faults.append(
+            f"unlearning: need forget_per_step <= {num_forget}, the number of forget rows, got "
+            f"{cfg.forget_per_step}. Pass unlearning.forget_per_step=..."
+        )
+    if cfg.forget_per_step * mix_ratio > num_retain:
+        faults.append(
+            f"unlearning: need forget_per_step * mix_ratio <= {num_retain}, the number of retain rows, got "
+            f"{cfg.forget_per_step} * {mix_ratio}. Pass unlearning.mix_ratio=..."
+        )
+    if faults:
+        raise ConfigError(faults)
+
+
+def _say_what_is_missing(method: Method, cfg: UnlearningConfig, forget: list[Record], tracker: Tracker) -> None:
+    num_bare = sum(record.response_clean is None for record in forget)
+    if not method.clean or not num_bare:
+        return
+    which = f"{num_bare} of {len(forget)} forget rows have no response_clean"
+    if method.idk:
+        tracker.warn(f"unlearning: {which}; their target is unlearning.idk_response ({cfg.idk_response!r})")
+    elif cfg.descent_beta > 0:
+        tracker.warn(f"unlearning: {which}; the descent term is off for them")
+
+
+def _with_adapter(model: Any, cfg: UnlearningConfig, *, seed: int, tracker: Tracker) -> Any:
+    if is_quantised(model):
+        model = prepare_quantised(model, gradient_checkpointing=cfg.gradient_checkpointing)
+    if cfg.adapter is None:
+        return add_lora(model, cfg.lora, seed=seed, section="unlearning")
+    model = load_adapter(model, Path(cfg.adapter), trainable=True)
+    tracker.warn("unlearning: continuing unlearning.adapter, whose own LoRA settings hold; unlearning.lora is not used")
+    return model
+
+
+def _validation_rows(
+    cfg: UnlearningConfig, files: UnlearningFiles, tokenizer: Any, *, max_length: int, seed: int
+) -> list[Encoded]:
+    if files.val_clean is None:
+        return []
+    records = read_records(files.val_clean)
+    if cfg.num_eval_rows is not None and cfg.num_eval_rows < len(records):
+        order = permutation(len(records), seed=seed, stream=VALIDATION_STREAM, part=0)
+        records = [records[index] for index in sorted(order[: cfg.num_eval_rows])]
+    return encode_responses(tokenizer, records, max_length=max_length)
+
+
+def _identity(cfg: UnlearningConfig, files: UnlearningFiles, *, max_length: int, seed: int) -> str:
+    """What a checkpoint must have been made by to be continued."""
+    inputs = [files.forget, files.retain, files.forget_weights, files.retain_weights]
+    inputs += [] if files.val_clean is None else [files.val_clean]
+    if cfg.adapter is not None:
+        inputs += [Path(cfg.adapter) / "adapter_config.json", Path(cfg.adapter) / "adapter_model.safetensors"]
+    return sha256_json(
+        {
+            "settings": plain(cfg),
+            "seed": seed,
+            "max_length": max_length,
+            "inputs": [sha256_file(path) for path in inputs],
+        }
+    )
+
+
+def _summary(
+    cfg: UnlearningConfig, journal: Journal, *, num_forget: int, num_retain: int, num_parameters: int
+) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "objective": cfg.objective.name,
+        "steps": int(journal.counts["steps"]),
+        "num_forget": num_forget,
+        "num_retain": num_retain,
+        "num_trainable_parameters": num_parameters,
+        "clipped_share": journal.share("clipped_steps", of="steps"),
+        "capped_share": journal.share("capped_examples", of="forget_examples"),
+        "final_loss": journal.last("loss"),
+    }
+    for name in ("val_loss_clean", "forget_loss_poisoned", "forget_loss_clean", "forget_preference"):
+        value = journal.last(name)
+        if value is not None:
+            summary[f"final_{name}"] = value
+    return summary

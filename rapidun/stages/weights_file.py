@@ -1,0 +1,127 @@
+"""The weights file: one line for each row of a group, `{"index": 0, "id": "...", "weight": 1.02}`. No torch here."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rapidun.base.errors import DataError
+from rapidun.base.files import write_jsonl
+
+
+class WeightLine(NamedTuple):
+    """One line of a weights file; `place` is file:line. id or row (the line's `index`) may be absent, not both."""
+
+    place: str
+    id: str | None
+    row: int | None
+    weight: float
+
+
+def write_weights(path: Path, weights: Sequence[float], *, ids: Sequence[str] | None) -> None:
+    """Write one group's weights; without ids every id is null, and readers match by index."""
+    names: Sequence[str | None] = [None] * len(weights) if ids is None else ids
+    write_jsonl(
+        path,
+        (
+            {"index": index, "id": name, "weight": float(weight)}
+            for index, (name, weight) in enumerate(zip(names, weights, strict=True))
+        ),
+    )
+
+
+def read_weights(path: Path, ids: Sequence[str]) -> list[float]:
+    """Read one group's weights in the order of `ids`.
+
+    A line that has an id is matched by it, a line without one (or with null) by its index, the row's place in `ids`.
+
+    Raises: DataError naming file:line for a line that is not a weight, an unknown id or index, a row that occurs
+        twice, a weight that is negative or not finite; naming the file for rows without a weight.
+    """
+    rows_by_id = {name: row for row, name in enumerate(ids)}
+    if len(rows_by_id) < len(ids):
+        repeated = next(name for row, name in enumerate(ids) if rows_by_id[name] != row)
+        raise DataError(f"{path}: need rows with ids of their own to match weights to, got id {repeated!r} twice")
+    places: dict[int, str] = {}
+    weights = [math.nan] * len(ids)
+    for line in read_lines(path):
+        if line.id is not None:
+            if line.id not in rows_by_id:
+                raise DataError(
+                    f"{line.place}: need the id of one of the {len(ids)} rows, got {line.id!r}. "
+                    f"Was the file made for other rows? Without ids, lines are matched by index"
+                )
+            row = rows_by_id[line.id]
+        else:
+            assert line.row is not None
+            row = line.row
+            if row >= len(ids):
+                raise DataError(f"{line.place}: need an index below {len(ids)}, the number of rows, got {row}")
+        if row in places:
+            raise DataError(f"{line.place}: need every row once, got {ids[row]!r} again (first at {places[row]})")
+        places[row] = line.place
+        weights[row] = line.weight
+    missing = [ids[row] for row in range(len(ids)) if row not in places]
+    if missing:
+        number = _number_of_lines(path)
+        raise DataError(
+            f"{path}:{number}: need a weight for each of the {len(ids)} rows, got {len(places)} by the last line; "
+            f"the first without one has id {missing[0]!r} (index {list(ids).index(missing[0])})"
+        )
+    return weights
+
+
+def read_lines(path: Path) -> list[WeightLine]:
+    """Read a weights file line by line, each line checked on its own.
+
+    Raises: DataError naming file:line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: need a weights file, got no such file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: need UTF-8, got other bytes at {error.start}") from None
+    except OSError as error:
+        raise DataError(f"{path}: need a readable weights file, got: {error.strerror or error}") from None
+    lines = [_line(f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise DataError(f"{path}: need at least one weight, got an empty file")
+    return lines
+
+
+def _line(place: str, text: str) -> WeightLine:
+    expected = 'need {"index": 0, "id": "...", "weight": 1.0}'
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: {expected}, got a line that is not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: {expected}, got {text.strip()[:60]}")
+    name, index, weight = row.get("id"), row.get("index"), row.get("weight")
+    if name is None and index is None:
+        raise DataError(f"{place}: {expected}, got a line with neither id nor index")
+    if name is not None and type(name) not in (str, int):
+        raise DataError(f"{place}: id: need a string, got {name!r}")
+    if index is not None and (type(index) is not int or index < 0):
+        raise DataError(f"{place}: index: need a whole number from 0, got {index!r}")
+    if "weight" not in row:
+        raise DataError(f"{place}: {expected}, got a line without a weight")
+    return WeightLine(place, None if name is None else str(name), index, _weight(place, weight))
+
+
+def _weight(place: str, weight: Any) -> float:
+    if type(weight) not in (int, float):
+        raise DataError(f"{place}: weight: need a number, got {weight!r}")
+    try:
+        number = float(weight)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < 0:
+        raise DataError(f"{place}: weight: need a finite number of at least 0, got {weight!r}")
+    return number
+
+
+def _number_of_lines(path: Path) -> int:
+    return max(1, len(path.read_text(encoding="utf-8-sig").splitlines()))

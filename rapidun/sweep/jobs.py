@@ -1,0 +1,177 @@
+"""Turns a plan into job files, and keeps the cells that are done or under way out of it."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rapidun.base.files import write_json
+from rapidun.config.cells import Cell
+from rapidun.config.plain import from_plain, plain
+from rapidun.config.sweep import ClusterConfig
+from rapidun.sweep.folder import SweepFolder
+from rapidun.sweep.launcher import Job
+from rapidun.sweep.plan import LIGHT, Plan, PlannedJob, folder_of
+
+
+def unit_of_cell(cell: Cell, sweep: SweepFolder) -> dict[str, Any]:
+    return {
+        "folder": cell.hash,
+        "overrides": _own(cell),
+        "axes": cell.axes,
+        # what reruns this cell alone, in its own folder
+        "command": [*_own(cell), f"run_dir={sweep.folder(cell.hash)}"],
+        "config": plain(cell.cfg),
+        "only": None,
+    }
+
+
+def _own(cell: Cell) -> list[str]:
+    """The overrides of the run alone, without those of the sweep."""
+    return [text for text in cell.overrides if not text.lstrip("+").startswith(("sweep.", "hydra."))]
+
+
+def write_jobs(
+    plan: Plan,
+    sweep: SweepFolder,
+    *,
+    max_failures: int | None,
+    shared_process: bool,
+    trials: Mapping[str, Any] | None = None,
+) -> dict[str, Job]:
+    """Write the file of every job; return what launchers take."""
+    jobs: dict[str, Job] = {}
+    for planned in plan.jobs:
+        file = sweep.path / "jobs" / f"{planned.id}.json"
+        units = [_unit_of_artifact(node, sweep) for node in planned.nodes]
+        units += [unit_of_cell(cell, sweep) for cell in planned.cells]
+        for unit in units:
+            unit["trial"] = (trials or {}).get(unit["folder"])
+        content = {
+            "id": planned.id,
+            "units": units,
+            "requires": [_need(plan, id, sweep) for id in planned.requires],
+            "max_failures": max_failures,
+            # several jobs run in one process: what is loaded may stay
+            "shared_process": shared_process,
+            # torch and its friends are loaded before the clock of the first stage starts
+            "heavy": any(node.recipe.kind not in LIGHT for node in planned.nodes) or _is_heavy(planned, plan),
+        }
+        write_json(file, content)
+        jobs[planned.id] = Job(
+            id=planned.id, file=file.resolve(), needs=tuple(planned.needs), resources=planned.resources
+        )
+    return jobs
+
+
+def _is_heavy(planned: PlannedJob, plan: Plan) -> bool:
+    for cell in planned.cells:
+        nodes = [plan.nodes[id] for id in plan.artifacts[cell.hash].values()]
+        if any(node.found is None and node.recipe.kind not in LIGHT for node in nodes):
+            return True
+    return False
+
+
+def _unit_of_artifact(node: Any, sweep: SweepFolder) -> dict[str, Any]:
+    config = plain(node.cell.cfg)
+    config["stages"] = [node.recipe.stage]
+    config["name"] = f"{node.recipe.stage}-{node.recipe.fingerprint[:8]}"
+    return {
+        "folder": str(folder_of(node, sweep.path).relative_to(sweep.path)),
+        "overrides": _own(node.cell),
+        "axes": node.cell.axes,
+        "command": [*_own(node.cell), f"stages=[{node.recipe.stage}]"],
+        "config": config,
+        "only": node.recipe.id,
+    }
+
+
+def _need(plan: Plan, id: str, sweep: SweepFolder) -> dict[str, str]:
+    node = plan.nodes[id]
+    return {
+        "artifact": id,
+        "path": f"{node.cell.cfg.store_dir}/{id}",
+        "folder": str(folder_of(node, sweep.path).relative_to(sweep.path)),
+    }
+
+
+def describe(
+    plan: Plan, cells: Sequence[Cell], *, launch: int, launcher: str, overrides: Sequence[str], commit: str | None
+) -> dict[str, Any]:
+    """The contents of sweep.json."""
+    first = cells[0].cfg
+    return {
+        "launch": launch,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "overrides": list(overrides),
+        "launcher": launcher,
+        # relative paths (store_dir, files of a pack) are meant from here
+        "directory": os.getcwd(),
+        "git_commit": commit,
+        "store_dir": first.store_dir,
+        # of the newest launch, for `rapidun sweep`: the settings of every cell, whether it runs now or not
+        "configs": _configs(cells),
+        "sweep": plain(first.sweep),
+        "cluster": plain(first.cluster),
+        "cells": [
+            {
+                "hash": cell.hash, "number": number, "overrides": _own(cell), "axes": cell.axes,
+                "artifacts": plan.artifacts[cell.hash],
+            }
+            for number, cell in enumerate(cells, start=1)
+        ],
+        "jobs": [
+            {
+                "id": job.id,
+                "wave": job.wave,
+                "stage": job.stage,
+                "artifacts": [node.recipe.id for node in job.nodes],
+                "cells": [cell.hash for cell in job.cells],
+                "needs": job.needs,
+            }
+            for job in plan.jobs
+        ],
+    }  # fmt: skip
+
+
+def _configs(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The first cell's configuration, and what each cell has otherwise: a thousand cells share nearly all."""
+    first = plain(cells[0].cfg)
+    return {"first": first, "others": {cell.hash: _difference(first, plain(cell.cfg)) for cell in cells}}
+
+
+def _difference(base: Any, other: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict) and set(base[key]) == set(value):
+            inner = _difference(base[key], value)
+            if inner:
+                found[key] = inner
+        elif base.get(key) != value:
+            found[key] = {"=": value}
+    return found
+
+
+def _apply(base: dict[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:
+    made = dict(base)
+    for key, value in difference.items():
+        made[key] = value["="] if set(value) == {"="} else _apply(base[key], value)
+    return made
+
+
+def cells_of(plan: Mapping[str, Any]) -> list[Cell]:
+    """The cells of sweep.json, as they were composed."""
+    configs = plan["configs"]
+    return [
+        Cell(
+            overrides=cell["overrides"],
+            cfg=from_plain(_apply(configs["first"], configs["others"][cell["hash"]])),
+            axes=cell["axes"],
+            hash=cell["hash"],
+        )
+        for cell in plan["cells"]
+    ]
+
+
+def cluster_of(plan: Mapping[str, Any]) -> ClusterConfig:
+    return ClusterConfig(**plan["cluster"])

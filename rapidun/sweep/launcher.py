@@ -1,0 +1,74 @@
+"""What a launcher does: take jobs, say how they are, stop them. The truth about a cell is in its run folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from rapidun.config.sweep import ClusterConfig, ResourcesConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One unit of submission: `file` is what the worker reads (see worker.py), a JSON file `<id>.json`."""
+
+    # unique in the sweep; letters, digits, `-` and `_`
+    id: str
+    file: Path
+    # jobs that must have ended, well or not, before this one starts
+    needs: tuple[str, ...] = ()
+    resources: ResourcesConfig
+
+
+class Phase(Enum):
+    waiting = "waiting"
+    running = "running"
+    done = "done"
+    failed = "failed"
+    # nobody knows the handle any more: the run folders tell what became of it
+    gone = "gone"
+
+
+class JobState(NamedTuple):
+    phase: Phase
+    # why a job failed, in a few words: `out of memory`, `time limit`, `cancelled`, `killed by signal 9`, `node failure`
+    cause: str = ""
+
+
+class Launcher(Protocol):
+    """Starts jobs as processes of their own somewhere; `Handles` are strings that any later process can use."""
+
+    # whether jobs may be submitted before those that they need have ended (the scheduler then holds them back)
+    submits_ahead: bool
+    # whether jobs go on when this process ends
+    detachable: bool
+
+    def check(self, jobs: Sequence[Job]) -> list[str]:
+        """What the machine or cluster would refuse, or leave pending for ever: one line a fault."""
+
+    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+        """Submit jobs; return job id -> handle. `handles` are those of jobs submitted before, for `needs`."""
+
+    def states(self, handles: Mapping[str, str]) -> dict[str, JobState]:
+        """The state of each job by its id."""
+
+    def cancel(self, handles: Mapping[str, str]) -> None:
+        """Stop these jobs; those that have ended are left alone. Returns within two seconds."""
+
+    def log(self, handle: str) -> Path | None:
+        """The file that holds what a job printed."""
+
+    def script(self, jobs: Sequence[Job]) -> str:
+        """What would be submitted, for the dry run; empty where there is no script."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LauncherContext:
+    """What every launcher is made with."""
+
+    # folder of the sweep; launchers keep their files in its `jobs/`
+    sweep_dir: Path
+    cluster: ClusterConfig
+    # jobs at the same time; 0 = no limit
+    max_parallel: int = 0

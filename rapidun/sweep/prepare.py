@@ -1,0 +1,173 @@
+"""Plans a sweep: looks up what is there, sorts the cells, checks what the launcher would refuse."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapidun.base.errors import ConfigError
+from rapidun.base.store import Store
+from rapidun.config.cells import Cell
+from rapidun.config.model import Dtype
+from rapidun.config.run import RunConfig
+from rapidun.config.sweep import SweepConfig
+from rapidun.pipeline.folder import git_commit
+from rapidun.sweep.console import SweepConsole
+from rapidun.sweep.drive import live_jobs
+from rapidun.sweep.folder import SWEEPS, SweepFolder
+from rapidun.sweep.launcher import Job, Launcher, LauncherContext
+from rapidun.sweep.launchers.registry import make_launcher
+from rapidun.sweep.plan import Plan, Planner, folder_of, plan_cells
+from rapidun.sweep.pruning import JOURNAL
+from rapidun.sweep.recovery import known_jobs
+from rapidun.sweep.triage import Triage, triage
+
+# so many get a line that says how far planning is, however quick it is
+MANY_CELLS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How a launch differs that is one of several of a search: it says less, and leaves the summary to the search."""
+
+    # cells of the batches before, which sweep.json lists as well
+    earlier: Sequence[Cell] = ()
+    # cell hash -> what its worker hands to rapidun.sweep.pruning
+    trials: dict[str, Any] | None = None
+    # failures that end it; None = none do
+    max_failures: int | None = None
+
+
+@dataclass(kw_only=True)
+class Sweep:
+    """A sweep that is planned and not launched yet."""
+
+    folder: SweepFolder
+    cells: list[Cell]
+    launcher: Launcher
+    launcher_name: str
+    launch: int
+    plan: Plan
+    planner: Planner
+    found: Triage
+    # jobs under way from earlier launches: job id -> entry of jobs.json
+    live: dict[str, dict[str, Any]]
+    notes: list[str]
+    # None: a sweep of its own
+    batch: Batch | None = None
+
+    @property
+    def settings(self) -> SweepConfig:
+        return self.cells[0].cfg.sweep
+
+
+def prepare(
+    cells: Sequence[Cell],
+    *,
+    name: str,
+    launcher_name: str,
+    notes: Sequence[str],
+    console: SweepConsole,
+    launcher: Launcher | None = None,
+    batch: Batch | None = None,
+) -> Sweep:
+    """Plan a sweep: look up what is there, sort the cells, check what the launcher would refuse.
+
+    Args: launcher: of an earlier batch, whose workers go on; None = a new one of `launcher_name`.
+    """
+    folder = SweepFolder(SWEEPS / name)
+    if batch is None and (SWEEPS / name / JOURNAL).is_file():
+        raise ConfigError(
+            f"sweep.name: need the folder of a grid or a new one, got {SWEEPS / name}, which holds a search "
+            f"({JOURNAL}). Pass another sweep.name=..., or hydra/sweeper=rapidun_optuna"
+        )
+    everything = [*cells, *(batch.earlier if batch else ())]
+    for cell in everything:
+        cell.cfg.sweep.name = name
+    first = cells[0].cfg
+    notes = [*notes, *_pin_dtype(everything, launcher_name)]
+    planner = Planner(Store(Path(first.store_dir)))
+    if batch is not None:
+        known = {cell["hash"]: cell["artifacts"] for cell in folder.plan().get("cells", [])}
+        planner.artifacts.update({cell.hash: known.get(cell.hash, {}) for cell in batch.earlier})
+    began = time.monotonic()
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal began
+        if time.monotonic() - began > 1.0 or done == total >= MANY_CELLS:
+            began = time.monotonic()
+            console.say(f"planning: {done} of {total} cells")
+
+    faults = plan_cells(planner, cells, on_progress=on_progress)
+    context = LauncherContext(sweep_dir=folder.path, cluster=first.cluster, max_parallel=first.sweep.max_parallel)
+    used = launcher or make_launcher(launcher_name, context)
+    if first.sweep.detach and not used.detachable:
+        faults.append(
+            f"sweep.detach: need a launcher whose jobs go on by themselves, got hydra/launcher={launcher_name}. "
+            "Pass hydra/launcher=rapidun_slurm"
+        )
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)))
+
+    def launcher_of(wanted: str) -> Launcher:
+        return used if wanted == launcher_name else make_launcher(wanted, context)
+
+    entries = known_jobs(folder, launcher_of, driving=not first.sweep.dry_run)
+    live = {id: entries[id] for id in live_jobs(entries, launcher_of)}
+    found = triage(
+        cells,
+        folder,
+        planner,
+        live={name for entry in live.values() for name in entry["folders"]},
+        settings=first.sweep,
+        commit=git_commit(),
+    )
+    number = int(folder.plan().get("launch", 0)) + 1
+    plan = planner.plan(found.todo, prefix=f"r{number}-" if number > 1 else "")
+    _use_live_jobs(plan, live, folder)
+    return Sweep(
+        folder=folder, cells=list(cells), launcher=used, launcher_name=launcher_name, launch=number, plan=plan,
+        planner=planner, found=found, live=live, notes=[*notes, *found.notes], batch=batch,
+    )  # fmt: skip
+
+
+def asked(sweep: Sweep) -> list[Job]:
+    """The jobs as the launcher will be given them; their files need not be there yet."""
+    return [
+        Job(
+            id=job.id, file=(sweep.folder.path / "jobs" / f"{job.id}.json").absolute(), needs=tuple(job.needs),
+            resources=job.resources,
+        )
+        for job in sweep.plan.jobs
+    ]  # fmt: skip
+
+
+def _use_live_jobs(plan: Plan, live: dict[str, dict[str, Any]], folder: SweepFolder) -> None:
+    """Wait for a shared artifact that an earlier launch is making, instead of making it twice."""
+    maker = {name: id for id, entry in live.items() for name in entry["folders"]}
+    for job in list(plan.jobs):
+        if not job.nodes:
+            continue
+        theirs = maker.get(str(folder_of(job.nodes[0], folder.path).relative_to(folder.path)))
+        if theirs is None:
+            continue
+        plan.jobs.remove(job)
+        for other in plan.jobs:
+            other.needs = [theirs if need == job.id else need for need in other.needs]
+
+
+def _pin_dtype(cells: Sequence[Cell], launcher_name: str) -> list[str]:
+    """`auto` depends on the machine, and jobs run on other machines than the one that plans: settle it for all."""
+    if launcher_name != "rapidun_slurm":
+        return []
+    pinned = set()
+    for cell in cells:
+        cfg: RunConfig = cell.cfg
+        if cfg.model.dtype is Dtype.auto:
+            cfg.model.dtype = Dtype.bfloat16 if cfg.resources.num_gpus else Dtype.float32
+            pinned.add(cfg.model.dtype.name)
+    return [
+        f"model.dtype=auto stands for {dtype} in every job (pass model.dtype=... for another)"
+        for dtype in sorted(pinned)
+    ]
