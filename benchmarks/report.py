@@ -2,7 +2,7 @@
 
     python benchmarks/report.py [60 1000]
 
-The sweeps are synthetic (tests/report/synthetic_sweep.py). `seconds_to_interactive` (the leaderboard answers),
+The sweeps are synthetic (tests/report/sweep/synthetic_sweep.py). `seconds_to_interactive` (the leaderboard answers),
 `seconds_to_plots` (all four plots drawn, scrolling to each) and `seconds_to_run` (a run's page is open) need Playwright
 and a Chromium on PATH or in RAPIDUN_CHROMIUM, and are null without.
 """
@@ -23,7 +23,9 @@ PLOTS = ("pareto", "parallel", "heat", "curves")
 
 
 def synthetic() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("synthetic_sweep", ROOT / "tests" / "report" / "synthetic_sweep.py")
+    spec = importlib.util.spec_from_file_location(
+        "synthetic_sweep", ROOT / "tests" / "report" / "sweep" / "synthetic_sweep.py"
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

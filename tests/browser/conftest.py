@@ -20,16 +20,16 @@ Browse = Callable[..., str]
 
 
 def _of_report_tests(name: str) -> ModuleType:
-    file = Path(__file__).parents[1] / "report" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"report_{name}", file)
+    file = Path(__file__).parents[1] / "report" / name
+    spec = importlib.util.spec_from_file_location(f"report_{file.stem}", file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-_fixtures = _of_report_tests("conftest")
-synthetic = _of_report_tests("synthetic_sweep")
+_fixtures = _of_report_tests("conftest.py")
+synthetic = _of_report_tests("sweep/synthetic_sweep.py")
 finished_run = _fixtures.finished_run
 mapping_run = _fixtures.mapping_run
 sweep_dir = _fixtures.sweep_dir

@@ -9,7 +9,7 @@ import pytest
 from cluster import Cluster
 from sweeps import Sweeping
 
-READER = Path(__file__).parents[1] / "tracking" / "conftest.py"
+READER = Path(__file__).parents[1] / "pipeline" / "tracking" / "conftest.py"
 
 
 def read_all(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rapidun.sweep.tuning.search import Search, Tuning
 from rapidun.sweep.tuning.space import Space
 
 optuna = pytest.importorskip("optuna")
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(cli.__file__).parents[2]
 SPACE = ("hydra/sweeper=rapidun_optuna", "mapping.tau_f=interval(0.1,2)")
 SETTINGS = {
     "directions": {"ppl_clean": "minimize"}, "pruner": "median", "prune_metric": "val_loss_clean", "sampler": "random",

@@ -8,7 +8,7 @@ import yaml
 
 from rapidun.config.compose import compose_config
 
-FILE = Path(__file__).parents[2] / "docs" / "wandb_sweep.yaml"
+FILE = Path(__file__).parents[4] / "docs" / "wandb_sweep.yaml"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from rapidun.stages.rows.records import write_records
 from rapidun.stages.weights_file import write_weights
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # scenario -> children that must have died in it; None: the moments are random
 QUICK = {"full-steps": 3, "unlearn-steps": 3, "unlearn-in-save": 2, "unlearn-trained": 1}
 MORE = {

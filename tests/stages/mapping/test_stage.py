@@ -17,7 +17,7 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.mapping import Aggregate, MappingConfig, ScoreFiles, ValueMode, Weighting
 from rapidun.stages.mapping.stage import WEIGHTINGS, MappingFiles, run_mapping
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def release_config(paths: dict[str, Path], **changes: Any) -> MappingConfig:

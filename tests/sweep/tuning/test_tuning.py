@@ -20,7 +20,7 @@ optuna = pytest.importorskip("optuna")
 
 DRIVER = Path(__file__).with_name("tuning_driver.py")
 TAU_F, TAU_R = "mapping.tau_f=interval(0.1,2)", "mapping.tau_r=range(0.25,2,0.25)"
-ROOT = Path(cli.__file__).parent.parent
+ROOT = Path(cli.__file__).parents[2]
 
 
 def load_driver() -> Any:

@@ -25,7 +25,7 @@ from rapidun.models.gguf import PACKAGED
 from rapidun.sweep.pruning import PRUNERS
 from rapidun.sweep.tuning.search import SAMPLERS, Tuning
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

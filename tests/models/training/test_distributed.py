@@ -20,7 +20,7 @@ from rapidun.stages.rows.records import write_records
 from rapidun.stages.unlearning.sampler import MixSampler
 from rapidun.stages.weights_file import write_weights
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 DRIVER = Path(__file__).with_name("distributed_driver.py")
 QUICK = ["unlearn-split", "unlearn-dropout", "unlearn-signalled", "unlearn-pruned"]
 MORE = ["unlearn-diverged", "unlearn-whole", "unlearn-idle", "unlearn-checkpointed", "poison-full", "poison-lora"]

@@ -16,7 +16,7 @@ from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.pipeline.run import Result
 
 FAST = ["debug=fast", "resources.num_threads=1"]
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(tmp_path: Path, name: str, *overrides: str) -> Result:

@@ -16,12 +16,12 @@ import pytest
 
 from rapidun.base import processes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 TALK = """
 import json, os, sys
 from pathlib import Path
-from rapidun import processes
+from rapidun.base import processes
 from rapidun.base.store import Store
 
 me = processes.rank()
@@ -77,7 +77,7 @@ processes.barrier("end")
 FAIL_AMID = """
 import json, sys, time
 from pathlib import Path
-from rapidun import processes
+from rapidun.base import processes
 from rapidun.base.store import Store
 
 me = processes.rank()
@@ -142,7 +142,7 @@ def run_pair(code: str, *arguments: object) -> list[dict[str, Any]]:
 
 def test_one_process_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import sys; from rapidun import processes as p; p.barrier('x')\n"
+        "import sys; from rapidun.base import processes as p; p.barrier('x')\n"
         "with p.failing_together(), p.collective(): assert p.share([1]) == [1] and p.gather(2) == [2]\n"
         "assert p.is_main() and p.world_size() == 1 and 'torch' not in sys.modules"
     )

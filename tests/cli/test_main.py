@@ -17,7 +17,7 @@ from rapidun.cli.main import main
 from rapidun.config.paths import config_groups
 from rapidun.config.run import RunConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "numpy", "peft", "matplotlib", "wandb")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from rapidun.stages.influence.batches import RowBatch
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "influence.py"
+FILE = Path(__file__).resolve().parents[3] / "benchmarks" / "influence.py"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+FOLDER = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 def load(name):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMAND = [
     "-m", "debug=fast", "tracking=wandb", "sweep.name=six", "resources.num_threads=1", "poison.max_steps=2",
     "evaluation.num_prompts=2", "mapping=uniform,rapidun,shuffled", "unlearning.lora.target_modules=[q_proj],[nothing]",

@@ -184,6 +184,6 @@ def test_importing_the_report_needs_no_heavy_library() -> None:
         "heavy = ('matplotlib', 'jinja2', 'rich', 'numpy', 'scipy', 'plotly', 'torch', 'safetensors')\n"
         "print([m for m in heavy if m in sys.modules])"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "[]"

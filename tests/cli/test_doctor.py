@@ -22,7 +22,7 @@ from rapidun.cli.main import main
 from rapidun.pipeline.tracking.wandb import mode as wandb_mode
 from rapidun.stages.rows.records import Record, write_records
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ON_CPU = {
     "torch": {"version": "2.13.0", "cuda": None, "gpus": []},
     "quantisation": {"8bit": "", "4bit": "no kernel"},

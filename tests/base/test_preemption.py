@@ -15,7 +15,7 @@ from rapidun.base.preemption import Preempted, Pruned, checkpointing, clear, ins
 from rapidun.stages.rows.records import write_records
 from rapidun.stages.weights_file import write_weights
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("preemption_driver.py")
 SCENARIOS = ["before", "middle", "last", "saving", "twice", "no-saves", "after", "poison"]
 
