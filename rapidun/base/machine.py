@@ -29,7 +29,7 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(len(lines))]
 
 
-def _set_threads(num_threads: int) -> None:
+def set_threads(num_threads: int) -> None:
     """The number of threads is part of what makes CPU results repeat bit for bit."""
     import torch
 
@@ -42,7 +42,7 @@ def _shared_out() -> int:
     return next((int(text) for text in named if text.isdecimal() and int(text) > 0), 0)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Progress is ours to show; the libraries keep to errors. Imports none of them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

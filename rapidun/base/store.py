@@ -1,10 +1,10 @@
 """The artifact store: each result once, named by a fingerprint of what made it, published whole or not at all.
 
-store/<stage>/<fingerprint>/                a finished artifact with its manifest.json
-store/<stage>/<fingerprint>.lease           names the process that makes it; expires when that process is gone
-store/<stage>/<fingerprint>.<token>.part/   being written by the holder of this token
-store/<stage>/<fingerprint>.<token>.work/   its checkpoints; who takes over adopts those of a dead holder
-store/<stage>/<fingerprint>.<token>.gone/   being removed
+store/<kind>/<fingerprint>/                a finished artifact with its manifest.json
+store/<kind>/<fingerprint>.lease           names the process that makes it; expires when that process is gone
+store/<kind>/<fingerprint>.<token>.part/   being written by the holder of this token
+store/<kind>/<fingerprint>.<token>.work/   its checkpoints; who takes over adopts those of a dead holder
+store/<kind>/<fingerprint>.<token>.gone/   being removed
 store/hashes/, store/runs/                  hashes of input files; run folders that link here, relative to the store
 
 The lease saves work and guarantees nothing (rapidun/base/locks.py). What makes an artifact right whoever else is at it:
@@ -14,9 +14,10 @@ second is thrown away whole.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,28 @@ from rapidun.base.files import read_json, sha256_file, sha256_json, sync, write_
 from rapidun.base.locks import Lease, Wait
 from rapidun.base.machine import Measured
 
-# raised when a stage's results change though its settings do not
-STAGE_VERSIONS = {"model": 2, "data": 1, "poison": 2, "influence": 3, "mapping": 1, "unlearning": 1, "evaluation": 1}
 # a finished artifact may reach this process's view of a shared filesystem later than the message that says so
 VISIBLE_AFTER = 120.0
 NOTED_PACKAGES = ("rapidun", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "tokenizers")
+
+
+@dataclass(frozen=True, eq=False)
+class Key:
+    """What an artifact is called by: its kind, the version of what makes it, everything that its contents depend on."""
+
+    kind: str
+    version: int
+    inputs: dict[str, Any]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over all three."""
+        return sha256_json({"stage": self.kind, "version": self.version, "inputs": self.inputs})[:16]
+
+    @property
+    def id(self) -> str:
+        """`poison/0123456789abcdef`: its folder below the store."""
+        return f"{self.kind}/{self.fingerprint}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +66,6 @@ class Artifact:
     def result(self) -> dict[str, Any]:
         """What the stage said of its result."""
         return self.manifest["result"]
-
-
-def fingerprint(stage: str, inputs: dict[str, Any]) -> str:
-    """16 hex digits over the stage, its version and everything that its result depends on."""
-    return sha256_json({"stage": stage, "version": STAGE_VERSIONS[stage], "inputs": inputs})[:16]
 
 
 class Store:
@@ -75,13 +88,12 @@ class Store:
         write_json(note, {"key": key, "sha256": digest})
         return digest
 
-    def find(self, stage: str, inputs: dict[str, Any]) -> Artifact | None:
-        """The finished artifact of these inputs, or None.
+    def find(self, key: Key) -> Artifact | None:
+        """The finished artifact of this key, or None.
 
         Raises: ArtifactError if its files are not those that the manifest lists.
         """
-        name = fingerprint(stage, inputs)
-        path = self.root / stage / name
+        path = self.root / key.kind / key.fingerprint
         if not (path / "manifest.json").is_file():
             return None
         manifest = read_json(path / "manifest.json")
@@ -92,12 +104,11 @@ class Store:
                     f"store: need {path / file} with {entry['bytes']} bytes, got "
                     f"{'none' if found is None else f'{found} bytes'}. Delete the folder {path} and run again"
                 )
-        return Artifact(stage, name, path, manifest)
+        return Artifact(key.kind, key.fingerprint, path, manifest)
 
     def make(
         self,
-        stage: str,
-        inputs: dict[str, Any],
+        key: Key,
         build: Callable[[Path, Path], dict[str, Any]],
         *,
         together: bool = False,
@@ -114,24 +125,24 @@ class Store:
         """
         with processes.failing_together():
             while True:
-                claim = self._claim(stage, inputs, on_wait) if processes.is_main() else None
+                claim = self._claim(key, on_wait) if processes.is_main() else None
                 with claim or nullcontext():
                     token = processes.share(claim.token if claim else None)
                     if token is None:
-                        return self._expect(stage, inputs), True
+                        return self._expect(key), True
                     outcome = None
                     if claim is not None:
-                        outcome = self._build(stage, inputs, build, claim, together=together)
+                        outcome = self._build(key, build, claim, together=together)
                     elif together:
-                        self._help(stage, inputs, build, token)
+                        self._help(key, build, token)
                     outcome = processes.share(outcome)
                     if outcome != "superseded":
-                        return self._expect(stage, inputs), outcome == "found"
+                        return self._expect(key), outcome == "found"
 
-    def _claim(self, stage: str, inputs: dict[str, Any], on_wait: Callable[[str], None] | None) -> Claim | None:
+    def _claim(self, key: Key, on_wait: Callable[[str], None] | None) -> Claim | None:
         """The right to make an artifact; None once it is there. Waits while another process makes it."""
-        name = fingerprint(stage, inputs)
-        folder = self.root / stage
+        name = key.fingerprint
+        folder = self.root / key.kind
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -139,13 +150,13 @@ class Store:
                 f"store_dir: need a folder that can be written, got {self.root} ({error.strerror}). Pass store_dir=..."
             ) from None
         lease = Lease(folder / f"{name}.lease")
-        wait = Wait(f"{stage} {name}", on_wait)
-        while self.find(stage, inputs) is None:
+        wait = Wait(f"{key.kind} {name}", on_wait)
+        while self.find(key) is None:
             if not lease.try_acquire():
                 wait.pause(lambda: f"{lease.holder()} makes it{_since(folder, name)}")
                 continue
             try:
-                found = self.find(stage, inputs)
+                found = self.find(key)
                 claim = Claim(folder, name, lease) if found is None else None
             except BaseException:
                 lease.release()
@@ -160,8 +171,7 @@ class Store:
 
     def _build(
         self,
-        stage: str,
-        inputs: dict[str, Any],
+        key: Key,
         build: Callable[[Path, Path], dict[str, Any]],
         claim: Claim,
         *,
@@ -176,10 +186,10 @@ class Store:
                 if together:
                     with processes.collective():
                         result = build(out, claim.work)
-                        processes.barrier(f"{stage} built")
+                        processes.barrier(f"{key.kind} built")
                 else:
                     result = build(out, claim.work)
-            manifest = self._manifest(stage, inputs, result, measured, out)
+            manifest = self._manifest(key, result, measured, out)
             write_json(out / "manifest.json", manifest)
             return "made" if claim.publish() else "found"
         except Exception:
@@ -193,22 +203,20 @@ class Store:
             claim.discard()
             raise
 
-    def _help(self, stage: str, inputs: dict[str, Any], build: Callable[[Path, Path], Any], token: str) -> None:
+    def _help(self, key: Key, build: Callable[[Path, Path], Any], token: str) -> None:
         """Take part, on a rank other than 0, in a build whose folders rank 0 has made."""
-        stem = self.root / stage / f"{fingerprint(stage, inputs)}.{token}"
+        stem = self.root / key.kind / f"{key.fingerprint}.{token}"
         with processes.collective():
             build(Path(f"{stem}.part"), Path(f"{stem}.work"))
-            processes.barrier(f"{stage} built")
+            processes.barrier(f"{key.kind} built")
 
-    def _manifest(
-        self, stage: str, inputs: dict[str, Any], result: dict[str, Any], measured: Measured, out: Path
-    ) -> dict[str, Any]:
+    def _manifest(self, key: Key, result: dict[str, Any], measured: Measured, out: Path) -> dict[str, Any]:
         """What is known of a result, whose files are flushed to disk."""
         manifest: dict[str, Any] = {
-            "stage": stage,
-            "fingerprint": fingerprint(stage, inputs),
-            "version": STAGE_VERSIONS[stage],
-            "inputs": inputs,
+            "stage": key.kind,
+            "fingerprint": key.fingerprint,
+            "version": key.version,
+            "inputs": key.inputs,
             "result": result,
             "seconds": measured.seconds,
             "peak_memory_gb": measured.peak_memory_gb,
@@ -224,13 +232,13 @@ class Store:
             sync(out / file)
         return manifest
 
-    def _expect(self, stage: str, inputs: dict[str, Any]) -> Artifact:
+    def _expect(self, key: Key) -> Artifact:
         """The artifact that is known to be there."""
-        wait = Wait(stage, None)
-        while (found := self.find(stage, inputs)) is None:
+        wait = Wait(key.kind, None)
+        while (found := self.find(key)) is None:
             if wait.seconds > VISIBLE_AFTER:
                 raise ArtifactError(
-                    f"store: need {self.root / stage / fingerprint(stage, inputs)}, which was made, found none. Was it "
+                    f"store: need {self.root / key.id}, which was made, found none. Was it "
                     "removed, or is store_dir not the same folder for every process?"
                 )
             wait.pause(str)
@@ -252,19 +260,19 @@ class Store:
         folders = [Path(os.path.normpath(root / line)) for line in lines]
         return [folder for folder in folders if folder.is_dir()]
 
-    def artifacts(self) -> Iterator[Artifact]:
-        """Every finished artifact, stage by stage, oldest first."""
-        for stage in STAGE_VERSIONS:
+    def artifacts(self, kinds: Iterable[str]) -> Iterator[Artifact]:
+        """Every finished artifact, kind by kind, oldest first."""
+        for kind in kinds:
             manifests = [
-                (p.stat().st_mtime, p) for p in (self.root / stage).glob("*/manifest.json") if not p.parent.suffix
+                (p.stat().st_mtime, p) for p in (self.root / kind).glob("*/manifest.json") if not p.parent.suffix
             ]
             for _, path in sorted(manifests):
-                yield Artifact(stage, path.parent.name, path.parent, read_json(path))
+                yield Artifact(kind, path.parent.name, path.parent, read_json(path))
 
-    def verify(self) -> list[str]:
+    def verify(self, kinds: Iterable[str]) -> list[str]:
         """Compare every file with the hash in its manifest; one line for each that differs."""
         faults = []
-        for artifact in self.artifacts():
+        for artifact in self.artifacts(kinds):
             for file, entry in artifact.manifest["files"].items():
                 path = artifact.path / file
                 if not path.is_file():
@@ -273,11 +281,11 @@ class Store:
                     faults.append(f"{path}: need sha256 {entry['sha256'][:12]}..., got {sha256_file(path)[:12]}...")
         return faults
 
-    def prune(self, keep: set[Path], *, dry_run: bool) -> list[Path]:
+    def prune(self, kinds: Iterable[str], keep: set[Path], *, dry_run: bool) -> list[Path]:
         """Remove what no run links to, and the leftovers of killed stages; what a live process makes stays."""
         removed = []
-        for stage in STAGE_VERSIONS:
-            folder = self.root / stage
+        for kind in kinds:
+            folder = self.root / kind
             for name in sorted({path.name.partition(".")[0] for path in folder.glob("*")}):
                 lease = Lease(folder / f"{name}.lease")
                 if not lease.try_acquire():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.store import Store, linked_artifacts
+from rapidun.stages.recipes import KINDS
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,18 +23,18 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"store: need a folder, got {args.store}. Pass --store DIR")
     store = Store(args.store)
     if args.action == "list":
-        for artifact in store.artifacts():
+        for artifact in store.artifacts(KINDS):
             size = sum(entry["bytes"] for entry in artifact.manifest["files"].values())
             made, seconds = artifact.manifest["made"], artifact.manifest["seconds"]
             print(f"{artifact.stage:<11} {artifact.fingerprint} {size / 2**20:9.1f} MiB {seconds:8.1f} s  {made}")
         return 0
     if args.action == "verify":
-        faults = store.verify()
+        faults = store.verify(KINDS)
         for fault in faults:
             print(fault)
         print(f"{len(faults)} damaged files" if faults else "all artifacts are whole")
         return 1 if faults else 0
-    removed = store.prune(linked_artifacts(args.outputs, store.run_folders()), dry_run=args.dry_run)
+    removed = store.prune(KINDS, linked_artifacts(args.outputs, store.run_folders()), dry_run=args.dry_run)
     for path in removed:
         print(f"{'would remove' if args.dry_run else 'removed'} {path}")
     print(f"{len(removed)} folders")

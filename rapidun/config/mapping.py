@@ -4,16 +4,39 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
-from rapidun.config.parts import Faults
+from rapidun.config.parts import Choice, Faults
 
 
-class Weighting(Enum):
-    rapidun = "rapidun"
-    rapidun_release = "rapidun_release"
-    uniform = "uniform"
-    shuffled = "shuffled"  # the rapidun weights, permuted within F and within R: the null hypothesis
-    random = "random"  # log-normal with the rapidun weights' log-variance
-    file = "file"  # weights made elsewhere
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightingTraits:
+    """What a weighting depends on; fingerprints and plans follow."""
+
+    # as reports call it
+    label: str
+    # reads influence
+    scores: bool = True
+    # draws random numbers from `seed`
+    seed: bool = False
+    # reads the settings of the map (temperatures, bounds, aggregate)
+    settings: bool = True
+    # reads mapping.forget.path and mapping.retain.path
+    files: bool = False
+    # other methods are compared with it, seed by seed
+    baseline: bool = False
+
+
+class Weighting(Choice):
+    traits: WeightingTraits
+
+    rapidun = WeightingTraits(label="RapidUn")
+    rapidun_release = WeightingTraits(label="RapidUn as released")
+    uniform = WeightingTraits(label="uniform", scores=False, settings=False, baseline=True)
+    # the rapidun weights, permuted within F and within R: the null hypothesis
+    shuffled = WeightingTraits(label="RapidUn shuffled", seed=True, baseline=True)
+    # log-normal with the rapidun weights' log-variance
+    random = WeightingTraits(label="random", seed=True)
+    # weights made elsewhere
+    file = WeightingTraits(label="given weights", scores=False, settings=False, files=True)
 
 
 class ValueMode(Enum):
@@ -96,7 +119,7 @@ class MappingConfig:
                 **{f"{name}__w_min": group.w_min, f"{name}__w_max": group.w_max},
             )
             faults.need(
-                self.method is not Weighting.file or group.path is not None,
+                not self.method.traits.files or group.path is not None,
                 f"mapping.{name}, a weights file",
                 **{name: group.path},
             )

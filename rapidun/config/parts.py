@@ -1,8 +1,23 @@
-"""Pieces that several config sections share: fault lists, LoRA settings, optimiser settings."""
+"""Pieces that several config sections share: choices that say what they are, fault lists, LoRA, the optimiser."""
 
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Choice(Enum):
+    """An Enum whose members say what they are: `shuffled = WeightingTraits(...)`; typed by name, like any other."""
+
+    def __new__(cls, traits: Any) -> "Choice":
+        member = object.__new__(cls)
+        # numbers of their own: two members with equal traits are two choices
+        member._value_ = len(cls.__members__)
+        return member
+
+    def __init__(self, traits: Any) -> None:
+        self.traits = traits
 
 
 class Faults(list[str]):

@@ -3,15 +3,26 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from rapidun.config.parts import Faults, LoraSettings, OptimiserSettings
+from rapidun.config.parts import Choice, Faults, LoraSettings, OptimiserSettings
 
 
-class Objective(Enum):
-    rapidun = "rapidun"
-    ga = "ga"
-    graddiff = "graddiff"
-    idk_sft = "idk_sft"
-    retrain = "retrain"  # no unlearning: the yardstick, trained on clean rows only
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveTraits:
+    # as reports call it
+    label: str
+    # no unlearning: the start model is trained on clean rows only
+    retrains: bool = False
+
+
+class Objective(Choice):
+    traits: ObjectiveTraits
+
+    rapidun = ObjectiveTraits(label="RapidUn (GA/GD)")
+    ga = ObjectiveTraits(label="gradient ascent")
+    graddiff = ObjectiveTraits(label="gradient difference")
+    idk_sft = ObjectiveTraits(label="fine-tuning on clean or refusing answers")
+    # the yardstick
+    retrain = ObjectiveTraits(label="retraining without the poison", retrains=True)
 
 
 class RetainLoss(Enum):

@@ -6,12 +6,14 @@ from typing import Any
 from rapidun.base import processes
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_jsonl, write_jsonl
-from rapidun.base.machine import _quiet_libraries, _set_threads
+from rapidun.base.machine import quiet_libraries, set_threads
 from rapidun.base.store import Artifact, Store
 from rapidun.config.run import RunConfig
 from rapidun.pipeline.tracking.lines import without_repeats
 from rapidun.pipeline.tracking.run import RunTracker
-from rapidun.stages.recipes import Memo, Recipe, Recipes
+from rapidun.stages.context import Memo
+from rapidun.stages.recipe import Recipe
+from rapidun.stages.recipes import LIGHT, Recipes
 
 
 class Artifacts:
@@ -65,14 +67,14 @@ class Artifacts:
 
     def _find(self, recipe: Recipe) -> Artifact | None:
         """What rank 0 finds holds for all processes of a run: another may look a moment later and see more."""
-        found = self.store.find(recipe.kind, recipe.inputs) if processes.is_main() else None
+        found = self.store.find(recipe.key) if processes.is_main() else None
         is_there = processes.share(found is not None)
-        return found or (self.store.find(recipe.kind, recipe.inputs) if is_there else None)
+        return found or (self.store.find(recipe.key) if is_there else None)
 
     def _first_missing(self, recipe: Recipe) -> Recipe:
         """The earliest stage without which this recipe cannot be made."""
         for need in recipe.needs:
-            if not need.implicit and self.store.find(need.kind, need.inputs) is None:
+            if not need.implicit and self.store.find(need.key) is None:
                 return self._first_missing(need)
         return recipe
 
@@ -91,21 +93,21 @@ class Artifacts:
                 needs=[need.id for need in recipe.needs],
             )
             before = self.tracker.begin(recipe.stage, metrics)
-            if recipe.kind not in ("data", "mapping"):  # those need no torch
-                _set_threads(self.cfg.resources.num_threads)
-            _quiet_libraries()
+            if recipe.kind not in LIGHT:  # those need no torch
+                set_threads(self.cfg.resources.num_threads)
+            quiet_libraries()
             try:
                 result = recipe.build(out, work)
             finally:
                 self.tracker.begin(*before)
-                self.recipes.hand_back()
+                self.recipes.context.hand_back()
             if metrics.is_file():
                 write_jsonl(out / "metrics.jsonl", without_repeats(read_jsonl(metrics)))
             return result
 
         try:
             artifact, was_there = self.store.make(
-                recipe.kind, recipe.inputs, build, together=recipe.together, on_wait=self.tracker.warn
+                recipe.key, build, together=recipe.together, on_wait=self.tracker.warn
             )
         except BaseException as error:
             if building:

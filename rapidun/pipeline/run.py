@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base import preemption, processes
-from rapidun.base.files import read_json, read_jsonl, write_jsonl
+from rapidun.base.files import read_jsonl
 from rapidun.config.plain import plain
 from rapidun.config.run import RunConfig
 from rapidun.pipeline.artifacts import Artifacts
 from rapidun.pipeline.console import StageConsole
 from rapidun.pipeline.folder import RunFolder, new_run_dir
 from rapidun.pipeline.tracking.run import RunTracker, open_tracker
-from rapidun.stages.recipes import Memo
+from rapidun.stages.context import Memo
+from rapidun.stages.recipes import STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,40 +177,25 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole) 
         console.finish(
             note=f"{how}   {cost['seconds']:.1f} s   {cost['peak_memory_gb']:.2f} GiB" if links else "nothing to do"
         )
-        if stage == "evaluation":
-            _write_evaluation(artifacts, folder.path / "evaluation")
+        publish = STAGES[stage].publish
+        if publish is not None:
+            publish(folder.path / stage, {link: artifact.path for link, artifact in links.items()})
     return _final_metrics(cfg, artifacts, folder)
-
-
-def _write_evaluation(artifacts: Artifacts, folder: Path) -> None:
-    """before.json, after.json and the paired generations, in the run folder itself."""
-    pairs: dict[tuple[str, str], dict[str, Any]] = {}
-    recipes = artifacts.recipes
-    for when, recipe in (("before", recipes.before), ("after", recipes.after)):
-        artifact = artifacts.get(recipe)
-        shutil.copyfile(artifact.path / "metrics.json", folder / f"{when}.json.part")
-        os.replace(folder / f"{when}.json.part", folder / f"{when}.json")
-        for row in read_jsonl(artifact.path / "generations.jsonl"):
-            shared = {k: row[k] for k in ("set", "id", "family", "variant", "prompt", "context", "reference")}
-            pair = pairs.setdefault((row["set"], row["id"]), shared)
-            pair[when] = row["generation"]
-            pair[f"keyword_{when}"], pair[f"likelihood_{when}"] = row["keyword"], row["likelihood"]
-    write_jsonl(folder / "generations.jsonl", pairs.values())
 
 
 def _final_metrics(cfg: RunConfig, artifacts: Artifacts, folder: RunFolder) -> dict[str, Any]:
     """The flat contents of result.json."""
     metrics: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed}
-    if "evaluation" in cfg.stages:
-        before, after = (artifacts.links["evaluation"][f"evaluation/.{when}"] for when in ("before", "after"))
-        metrics.update(read_json(after.path / "metrics.json"))
-        metrics.update({f"before.{k}": v for k, v in read_json(before.path / "metrics.json").items()})
-    for stage in ("mapping", "unlearning"):
-        for artifact in artifacts.links.get(stage, {}).values():
-            metrics.update(_numbers(artifact.result, f"{stage}."))
-    for stage, status in folder.status["stages"].items():
-        metrics[f"seconds.{stage}"] = status["seconds"]
-        metrics[f"peak_memory_gb.{stage}"] = status["peak_memory_gb"]
+    for name in cfg.stages:
+        shown = STAGES[name].metrics
+        if shown is not None:
+            metrics.update(shown({link: artifact.path for link, artifact in artifacts.links[name].items()}))
+    for name, stage in STAGES.items():
+        for artifact in artifacts.links.get(name, {}).values() if stage.numbers else ():
+            metrics.update(_numbers(artifact.result, f"{name}."))
+    for name, status in folder.status["stages"].items():
+        metrics[f"seconds.{name}"] = status["seconds"]
+        metrics[f"peak_memory_gb.{name}"] = status["peak_memory_gb"]
     return metrics
 
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from rapidun.base.store import Store
+from rapidun.stages.recipes import KINDS
 from rapidun.sweep.plan import PlannedJob
 
 if TYPE_CHECKING:
@@ -113,6 +114,6 @@ def _hours(sweep: Sweep) -> list[str]:
 
 def _store_seconds(store: Store) -> dict[str, list[float]]:
     found: dict[str, list[float]] = defaultdict(list)
-    for artifact in store.artifacts():
+    for artifact in store.artifacts(KINDS):
         found[artifact.stage].append(float(artifact.manifest["seconds"]))
     return found

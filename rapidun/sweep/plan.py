@@ -18,9 +18,9 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.cells import Cell
 from rapidun.config.plain import plain
 from rapidun.config.sweep import ResourcesConfig
-from rapidun.stages.recipes import Memo, Recipe, Recipes
-
-LIGHT = ("data", "mapping")
+from rapidun.stages.context import Memo
+from rapidun.stages.recipe import Recipe
+from rapidun.stages.recipes import LIGHT, Recipes
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Planner:
     def _note(self, recipe: Recipe, cell: Cell) -> Node:
         node = self.nodes.get(recipe.id)
         if node is None:
-            found = self.store.find(recipe.kind, recipe.inputs)
+            found = self.store.find(recipe.key)
             if found is None:
                 for need in recipe.needs:
                     self._note(need, cell)
@@ -117,7 +117,7 @@ class Planner:
     def _find_data(self, recipe: Recipe) -> Artifact:
         """Data is made while planning: what later artifacts are called depends on its splits."""
         if recipe.id not in self._data:
-            self._data[recipe.id] = self.store.make(recipe.kind, recipe.inputs, recipe.build)[0]
+            self._data[recipe.id] = self.store.make(recipe.key, recipe.build)[0]
         return self._data[recipe.id]
 
     def plan(self, cells: Sequence[Cell], *, prefix: str = "") -> Plan:

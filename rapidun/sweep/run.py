@@ -193,9 +193,9 @@ def _make_now(node: Node) -> None:
     """A light artifact that several cells share and nothing has to be waited for."""
     store = Store(Path(node.cell.cfg.store_dir))
     for need in node.recipe.needs:
-        if store.find(need.kind, need.inputs) is None:
-            store.make(need.kind, need.inputs, need.build)
-    store.make(node.recipe.kind, node.recipe.inputs, node.recipe.build)
+        if store.find(need.key) is None:
+            store.make(need.key, need.build)
+    store.make(node.recipe.key, node.recipe.build)
 
 
 class Held:

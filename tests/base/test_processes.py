@@ -22,7 +22,7 @@ TALK = """
 import json, os, sys
 from pathlib import Path
 from rapidun.base import processes
-from rapidun.base.store import Store
+from rapidun.base.store import Key, Store
 
 me = processes.rank()
 root = Path(sys.argv[1])
@@ -53,17 +53,17 @@ def alone(out, work):
 def fail(out, work):
     raise ValueError("no such row")
 
-trained, found = store.make("poison", {}, build, together=True)
-again, found_again = store.make("poison", {}, fail, together=True)
-single, _ = store.make("data", {}, alone)
+trained, found = store.make(Key("poison", 1, {}), build, together=True)
+again, found_again = store.make(Key("poison", 1, {}), fail, together=True)
+single, _ = store.make(Key("data", 1, {}), alone)
 failures = []
 for attempt in range(2):
     try:
-        store.make("influence", {}, fail)
+        store.make(Key("influence", 1, {}), fail)
     except Exception as error:
         failures.append([type(error).__name__, str(error)])
 # after failures of rank 0 alone all go on
-later, _ = store.make("mapping", {}, alone)
+later, _ = store.make(Key("mapping", 1, {}), alone)
 
 from transformers import TrainingArguments
 args = TrainingArguments(output_dir=str(root / "args"), use_cpu=True, report_to="none")
@@ -78,7 +78,7 @@ FAIL_AMID = """
 import json, sys, time
 from pathlib import Path
 from rapidun.base import processes
-from rapidun.base.store import Store
+from rapidun.base.store import Key, Store
 
 me = processes.rank()
 failing = int(sys.argv[2])
@@ -93,7 +93,7 @@ def build(out, work):
 
 start = time.monotonic()
 try:
-    Store(Path(sys.argv[1]) / "store").make("poison", {}, build, together=True)
+    Store(Path(sys.argv[1]) / "store").make(Key("poison", 1, {}), build, together=True)
     said = ["none", ""]
 except Exception as error:
     said = [type(error).__name__, str(error)]

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from rapidun.base.errors import ArtifactError, ConfigError
-from rapidun.base.store import Store, fingerprint, linked_artifacts
+from rapidun.base.store import Key, Store, linked_artifacts
 from rapidun.cli.store import main
+
+KINDS = ("model", "data", "poison", "mapping")
 
 
 def build_text(text: str) -> Any:
@@ -23,19 +25,21 @@ def build_text(text: str) -> Any:
 
 def test_second_make_reuses_and_other_inputs_do_not(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    first, found = store.make("mapping", {"tau": 0.7}, build_text("a"))
+    first, found = store.make(Key("mapping", 1, {"tau": 0.7}), build_text("a"))
     assert not found
     assert first.result == {"length": 1}
-    again, found = store.make("mapping", {"tau": 0.7}, build_text("must not run"))
+    again, found = store.make(Key("mapping", 1, {"tau": 0.7}), build_text("must not run"))
     assert found
     assert (again.path / "value.txt").read_text() == "a"
-    other, found = store.make("mapping", {"tau": 0.8}, build_text("bb"))
+    other, found = store.make(Key("mapping", 1, {"tau": 0.8}), build_text("bb"))
     assert not found
     assert other.fingerprint != first.fingerprint
 
 
-def test_fingerprint_covers_stage_and_inputs() -> None:
-    prints = {fingerprint(stage, inputs) for stage in ("mapping", "poison") for inputs in ({"a": 1}, {"a": 2}, {})}
+def test_fingerprint_covers_kind_version_and_inputs() -> None:
+    prints = {
+        Key(stage, 1, inputs).fingerprint for stage in ("mapping", "poison") for inputs in ({"a": 1}, {"a": 2}, {})
+    }
     assert len(prints) == 6
 
 
@@ -48,23 +52,23 @@ def test_failed_build_publishes_nothing_and_keeps_its_work(tmp_path: Path) -> No
         raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
-        store.make("poison", {}, fail)
-    assert store.find("poison", {}) is None
+        store.make(Key("poison", 1, {}), fail)
+    assert store.find(Key("poison", 1, {})) is None
     assert not list(tmp_path.rglob("*.part"))
-    (work,) = (tmp_path / "poison").glob(f"{fingerprint('poison', {})}.*.work")
+    (work,) = (tmp_path / "poison").glob(Key("poison", 1, {}).fingerprint + ".*.work")
     assert (work / "checkpoint").read_text() == "1"
 
     def resume(out: Path, work: Path) -> dict[str, Any]:
         (out / "whole").write_text((work / "checkpoint").read_text())
         return {}
 
-    store.make("poison", {}, resume)
-    assert [path.name for path in (tmp_path / "poison").iterdir()] == [fingerprint("poison", {})]
+    store.make(Key("poison", 1, {}), resume)
+    assert [path.name for path in (tmp_path / "poison").iterdir()] == [Key("poison", 1, {}).fingerprint]
 
 
 def test_the_newest_work_folder_is_adopted_and_the_others_go(tmp_path: Path) -> None:
     """Tokens sort by time; a folder without one was left by an earlier version."""
-    name = fingerprint("poison", {})
+    name = Key("poison", 1, {}).fingerprint
     for token, text in (("20260102T000000Z-00000000.", "new"), ("20260101T000000Z-ffffffff.", "old"), ("", "oldest")):
         folder = tmp_path / "poison" / f"{name}.{token}work"
         folder.mkdir(parents=True)
@@ -74,7 +78,7 @@ def test_the_newest_work_folder_is_adopted_and_the_others_go(tmp_path: Path) -> 
         assert len(list(work.parent.glob("*work"))) == 1
         return {"from": (work / "checkpoint").read_text()}
 
-    artifact, _ = Store(tmp_path).make("poison", {}, resume)
+    artifact, _ = Store(tmp_path).make(Key("poison", 1, {}), resume)
     assert artifact.result == {"from": "new"}
 
 
@@ -88,7 +92,7 @@ def test_a_holder_that_was_taken_over_returns_the_other_result(tmp_path: Path) -
         built.append(out)
         if len(built) == 1:
             next(folder.glob("*.lease")).unlink()  # as it looks to others when the lease has run out
-            artifact, found = Store(tmp_path).make("poison", {}, build)
+            artifact, found = Store(tmp_path).make(Key("poison", 1, {}), build)
             assert not found
             assert artifact.result == {"number": 2}
             # our code makes its folders anew and goes on
@@ -98,7 +102,7 @@ def test_a_holder_that_was_taken_over_returns_the_other_result(tmp_path: Path) -
             (out / "whole").write_text("all")
         return {"number": len(built)}
 
-    artifact, found = store.make("poison", {}, build)
+    artifact, found = store.make(Key("poison", 1, {}), build)
     assert found
     assert artifact.result == {"number": 2}
     assert [path.name for path in artifact.path.iterdir() if path.name != "manifest.json"] == ["whole"]
@@ -109,38 +113,38 @@ def test_of_two_whole_results_the_second_is_thrown_away(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
     def build(out: Path, work: Path) -> dict[str, Any]:
-        other = tmp_path / "poison" / fingerprint("poison", {})
+        other = tmp_path / "poison" / Key("poison", 1, {}).fingerprint
         other.mkdir()
         manifest = {"stage": "poison", "files": {}, "result": {"by": "other"}}
         (other / "manifest.json").write_text(json.dumps(manifest))
         (out / "value").write_text("ours")
         return {"by": "us"}
 
-    artifact, found = store.make("poison", {}, build)
+    artifact, found = store.make(Key("poison", 1, {}), build)
     assert found
     assert artifact.result == {"by": "other"}
     assert [path.name for path in (tmp_path / "poison").iterdir()] == [artifact.fingerprint]
 
 
 def test_a_folder_without_manifest_is_no_artifact(tmp_path: Path) -> None:
-    debris = tmp_path / "data" / fingerprint("data", {})
+    debris = tmp_path / "data" / Key("data", 1, {}).fingerprint
     debris.mkdir(parents=True)
     (debris / "rest").write_text("x")
-    artifact, found = Store(tmp_path).make("data", {}, build_text("a"))
+    artifact, found = Store(tmp_path).make(Key("data", 1, {}), build_text("a"))
     assert not found
     assert sorted(path.name for path in artifact.path.iterdir()) == ["manifest.json", "value.txt"]
 
 
 def test_damaged_artifact_is_refused_and_verify_names_the_file(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    artifact, _ = store.make("data", {}, build_text("abc"))
-    assert store.verify() == []
+    artifact, _ = store.make(Key("data", 1, {}), build_text("abc"))
+    assert store.verify(KINDS) == []
     (artifact.path / "value.txt").write_text("abd")
-    assert len(store.verify()) == 1
-    assert store.find("data", {}) is not None, "the same size passes the quick check; verify reads the bytes"
+    assert len(store.verify(KINDS)) == 1
+    assert store.find(Key("data", 1, {})) is not None, "the same size passes the quick check; verify reads the bytes"
     (artifact.path / "value.txt").write_text("ab")
     with pytest.raises(ArtifactError, match=r"need .*value\.txt with 3 bytes, got 2 bytes"):
-        store.find("data", {})
+        store.find(Key("data", 1, {}))
 
 
 def test_file_hash_follows_the_content(tmp_path: Path) -> None:
@@ -184,7 +188,7 @@ def test_notes_of_many_processes_are_all_kept(tmp_path: Path) -> None:
 def test_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="store_dir: need a folder that can be written"):
-        Store(tmp_path / "file").make("data", {}, build_text("a"))
+        Store(tmp_path / "file").make(Key("data", 1, {}), build_text("a"))
 
 
 def _slow_build(root: str, marks: str) -> None:
@@ -194,7 +198,7 @@ def _slow_build(root: str, marks: str) -> None:
         (out / "value.txt").write_text("a")
         return {}
 
-    Store(Path(root)).make("poison", {}, build)
+    Store(Path(root)).make(Key("poison", 1, {}), build)
 
 
 def test_processes_at_once_build_once_and_a_killed_holder_blocks_nobody(tmp_path: Path) -> None:
@@ -216,13 +220,13 @@ def test_processes_at_once_build_once_and_a_killed_holder_blocks_nobody(tmp_path
         process.join(timeout=20)
     assert [process.exitcode for process in others] == [0, 0, 0, 0]
     assert len(list(marks.iterdir())) == 2, "one by the process that was killed, one by a single later one"
-    assert Store(Path(root)).verify() == []
+    assert Store(Path(root)).verify(KINDS) == []
 
 
 def test_prune_keeps_what_runs_link_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path / "outputs" / "store")
-    kept, _ = store.make("data", {"a": 1}, build_text("a"))
-    gone, _ = store.make("data", {"a": 2}, build_text("b"))
+    kept, _ = store.make(Key("data", 1, {"a": 1}), build_text("a"))
+    gone, _ = store.make(Key("data", 1, {"a": 2}), build_text("b"))
     leftover = store.root / "poison" / "0123456789abcdef.work"
     leftover.mkdir(parents=True)
     run = tmp_path / "outputs" / "runs" / "r"
@@ -243,7 +247,7 @@ def test_prune_keeps_what_runs_link_to(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_prune_leaves_what_a_live_process_makes_and_clears_leftovers(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    name = fingerprint("poison", {})
+    name = Key("poison", 1, {}).fingerprint
     leftovers = [
         store.root / "data" / f"0123456789abcdef.20260101T000000Z-00000000.{kind}" for kind in ("part", "work", "gone")
     ]
@@ -252,17 +256,17 @@ def test_prune_leaves_what_a_live_process_makes_and_clears_leftovers(tmp_path: P
         (work / "checkpoint").write_text("1")
         for path in leftovers:
             path.mkdir(parents=True)
-        assert store.prune(set(), dry_run=True) == sorted(leftovers)
+        assert store.prune(KINDS, set(), dry_run=True) == sorted(leftovers)
         assert all(path.is_dir() for path in leftovers)
-        assert store.prune(set(), dry_run=False) == sorted(leftovers)
+        assert store.prune(KINDS, set(), dry_run=False) == sorted(leftovers)
         assert not any(path.exists() for path in leftovers)
         assert (work / "checkpoint").is_file()
         return {}
 
-    _, found = store.make("poison", {}, build)
+    _, found = store.make(Key("poison", 1, {}), build)
     assert not found
     (store.root / "poison" / f"{name}.lock").write_text("")  # of an earlier version
-    assert store.prune(set(), dry_run=False) == [store.root / "poison" / name]
+    assert store.prune(KINDS, set(), dry_run=False) == [store.root / "poison" / name]
     assert not any((store.root / "poison").iterdir())
     assert not any((store.root / "data").iterdir())
 
@@ -281,7 +285,7 @@ def test_folders_of_a_sweep_are_linked(tmp_path: Path) -> None:
 def test_prune_keeps_what_a_run_folder_elsewhere_links_to(tmp_path: Path) -> None:
     """run_dir=DIR puts a run anywhere; the store remembers it until the folder is gone."""
     store = Store(tmp_path / "outputs" / "store")
-    kept, _ = store.make("data", {"a": 1}, build_text("a"))
+    kept, _ = store.make(Key("data", 1, {"a": 1}), build_text("a"))
     run = tmp_path / "elsewhere" / "r"
     run.mkdir(parents=True)
     (run / "data").symlink_to(os.path.relpath(kept.path, run))

@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from rapidun.base.files import read_json, write_json
-from rapidun.base.store import Store, fingerprint
+from rapidun.base.store import Key, Store
+
+KINDS = ("data", "poison")
 
 NUM_LINKS = 6
 NUM_PROCESSES = 16
@@ -70,7 +72,7 @@ def take_part(root: Path, names: list[str], seed: int, *, pause: float, trap: bo
             return {"value": state["value"], "begun": begun}
 
         artifact, found = store.make(
-            "poison", {"name": name}, build, on_wait=lambda text: note(root, "waited", os.getpid(), text)
+            Key("poison", 1, {"name": name}), build, on_wait=lambda text: note(root, "waited", os.getpid(), text)
         )
         assert artifact.result["value"] == chain(name)
         note(root, "found" if found else "made", name, os.getpid())
@@ -85,9 +87,9 @@ def start(root: Path, names: list[str], seed: int, *, pause: float, trap: bool =
 def check_store(root: Path, names: list[str]) -> None:
     """Every artifact whole, nothing beside them."""
     store = Store(root / "store")
-    assert store.verify() == []
-    prints = {fingerprint("poison", {"name": name}): name for name in names}
-    for artifact in store.artifacts():
+    assert store.verify(KINDS) == []
+    prints = {Key("poison", 1, {"name": name}).fingerprint: name for name in names}
+    for artifact in store.artifacts(KINDS):
         name = prints[artifact.fingerprint]
         assert set(artifact.manifest["files"]) == {"early", "late"}
         assert (artifact.path / "early").read_text() == name
@@ -113,7 +115,7 @@ def test_sixteen_at_once_with_one_killed_and_one_suspended(tmp_path: Path, monke
     killed, stopped = trapped(tmp_path, "kill"), trapped(tmp_path, "stop")
     os.kill(killed, signal.SIGKILL)
     os.kill(stopped, signal.SIGSTOP)
-    published = tmp_path / "store" / "poison" / fingerprint("poison", {"name": "stop"}) / "manifest.json"
+    published = tmp_path / "store" / "poison" / Key("poison", 1, {"name": "stop"}).fingerprint / "manifest.json"
     deadline = time.monotonic() + 60
     while not published.is_file():
         assert time.monotonic() < deadline
@@ -132,7 +134,7 @@ def test_sixteen_at_once_with_one_killed_and_one_suspended(tmp_path: Path, monke
     assert Counter(words[1] for words in log if words[0] == "made") == dict.fromkeys(names, 1)
     for name in ("kill", "stop"):
         assert [words[3] for words in log if words[:2] == ["start", name]] == ["0", "2"]
-        begun = Store(tmp_path / "store").find("poison", {"name": name})
+        begun = Store(tmp_path / "store").find(Key("poison", 1, {"name": name}))
         assert begun is not None
         assert begun.result["begun"] == 2
     # the suspended one got the other's result
@@ -192,7 +194,7 @@ def test_random_kills_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     # a holder killed behind the publication leaves its work folder or what it was removing
     left = {path for path in (store.root / "poison").iterdir() if "." in path.name and path.is_dir()}
     assert {path.suffix for path in left} <= {".work", ".gone"}
-    assert set(store.prune({artifact.path for artifact in store.artifacts()}, dry_run=False)) == left
+    assert set(store.prune(KINDS, {artifact.path for artifact in store.artifacts(KINDS)}, dry_run=False)) == left
     check_store(tmp_path, names)
     made = Counter(words[1] for words in read_log(tmp_path) if words[0] == "made")
     assert all(count == 1 for count in made.values())

@@ -9,15 +9,10 @@ from rapidun.config.influence import (
     OWN_SETTINGS,
     InfluenceConfig,
     InfluenceMethod,
-    LossReduction,
     ParameterSet,
-    Pooling,
     Precondition,
 )
-from rapidun.config.parts import LoraSettings
 from rapidun.config.plain import plain
-from rapidun.config.run import RunConfig
-from rapidun.stages.plan import influence_inputs
 
 GROUP = Path(__file__).resolve().parents[2] / "conf" / "influence"
 
@@ -65,47 +60,6 @@ def test_faults_of_the_preconditioner():
     ).check()
     assert len(faults) == 2 and "params=embeddings" in faults[0] and "damping_factor > 0" in faults[1]
     assert InfluenceConfig(damping_factor=0.0).check() == []
-
-
-def _inputs(**settings):
-    cfg = RunConfig(influence=InfluenceConfig(**settings))
-    return influence_inputs(cfg, model="m", forget="f", retain="r", adapter=None, dtype="float32")
-
-
-def test_fingerprints_of_earlier_results_stay():
-    """What `exact` and `sketch` depend on, written out: a new method's settings are none of theirs."""
-    common = {"score": "cosine", "params": "all_linear", "loss": "mean", "num_token_queries": 8}
-    assert _inputs(method=InfluenceMethod.exact)["settings"] == {"method": "exact", **common}
-    sketch = {"method": "sketch", **common, "k": 65536, "seed": 42}
-    assert _inputs(method=InfluenceMethod.sketch)["settings"] == sketch
-    lora = _inputs(method=InfluenceMethod.exact, params=ParameterSet.lora)["settings"]
-    assert lora == {"method": "exact", **common, "params": "lora", "seed": 42, "lora": plain(LoraSettings())}
-
-
-def test_only_what_matters_to_a_method_is_in_its_fingerprint():
-    """Change every setting in turn: the inputs change exactly for the methods that read it."""
-    changes = {
-        "k": 4096, "buckets": 512, "p": 8, "q": 8, "pad_multiple": 65536, "num_shuffles": 3, "layer": 1,
-        "pooling": Pooling.last, "seed": 7, "tokens_per_batch": 9, "memory_gb": 1.0, "regex": "x",
-        "lora": LoraSettings(r=3), "params": ParameterSet.mlp, "loss": LossReduction.sum, "damping_factor": 0.5,
-    }  # fmt: skip
-    always = {"params", "loss"}
-    for method in InfluenceMethod:
-        found = {
-            name for name, value in changes.items() if _inputs(method=method, **{name: value}) != _inputs(method=method)
-        }
-        expected = set(OWN_SETTINGS[method]) | always
-        if method is InfluenceMethod.repsim:
-            expected -= {"params"}
-        if method is InfluenceMethod.bm25:
-            expected = set()
-        assert found == expected, method
-    assert "seed" in _inputs(method=InfluenceMethod.exact, params=ParameterSet.lora)["settings"]
-    kfac = {"method": InfluenceMethod.exact, "precondition": Precondition.kfac}
-    assert _inputs(**kfac) != _inputs(method=InfluenceMethod.exact)
-    for other in ({"damping_factor": 0.5}, {"seed": 7}, {"precondition": Precondition.ekfac}):
-        assert _inputs(**kfac | other) != _inputs(**kfac)
-    assert set(_inputs(method=InfluenceMethod.bm25)) == {"forget", "retain", "settings"}
 
 
 def test_all_faults_come_together():

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl
-from rapidun.base.store import STAGE_VERSIONS
 from rapidun.cli.main import main
+from rapidun.stages.recipes import STAGES
 
 HERE = str(Path(__file__).parent)
 sys.path[:0] = [] if HERE in sys.path else [HERE]
@@ -192,7 +192,7 @@ def test_a_changed_stage_version_makes_cells_stale(
 ) -> None:
     assert sweep_pack(pack) == 0
     capsys.readouterr()
-    monkeypatch.setitem(STAGE_VERSIONS, "data", 99)
+    monkeypatch.setitem(STAGES["data"].versions, "data", 99)
     assert sweep_pack(pack) == 0
     assert "2 cells are stale and run again: data changed since" in capsys.readouterr().out
 

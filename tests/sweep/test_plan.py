@@ -34,7 +34,7 @@ def pretend(store: Store, plan: Plan, *kinds: str) -> None:
 
     for node in plan.nodes.values():
         if node.recipe.kind in kinds:
-            store.make(node.recipe.kind, node.recipe.inputs, build)
+            store.make(node.recipe.key, build)
 
 
 def test_what_cells_share_is_made_once_before_them(store: Store) -> None:

@@ -1,0 +1,137 @@
+"""What the recipes of one configuration are worked out from: settings, the pack, and what other stages provide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rapidun.base.files import sha256_file, sha256_json
+from rapidun.base.store import Artifact, Store
+from rapidun.base.tracker import Tracker
+from rapidun.config.model import Device
+from rapidun.config.run import RunConfig
+from rapidun.stages.recipe import DATA, Product, Recipe
+
+if TYPE_CHECKING:
+    from rapidun.models.load import ModelLoader
+
+T = TypeVar("T")
+# what the CUDA and ROCm drivers (and WSL) put there; without any of them torch need not be asked
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+
+class Memo:
+    """Hashes of input files, remembered over the many configurations of a sweep."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Any] = {}
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.known:
+            self.known[key] = make()
+        return self.known[key]
+
+
+class Context:
+    """One configuration as its recipes see it; whatever is asked for is worked out once.
+
+    Args:
+        provided: how each product is worked out, by the stage that provides it.
+        find_data: gives the artifact of the data recipe, making it if need be: what later artifacts are called depends
+            on the contents of its splits. tracker: what stages report to. warm: keep a model for the next run.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        store: Store,
+        *,
+        provided: Mapping[Product[Any], Callable[[Context], Any]],
+        find_data: Callable[[Recipe], Artifact],
+        tracker: Tracker,
+        memo: Memo | None = None,
+        warm: bool = False,
+    ) -> None:
+        self.cfg = cfg
+        self.store = store
+        self.tracker = tracker
+        self.memo = memo or Memo()
+        self.warm = warm
+        self._provided = provided
+        self._find_data = find_data
+        self._known: dict[Product[Any], Any] = {}
+
+    def get(self, product: Product[T]) -> T:
+        """What the stage that provides `product` makes of this configuration."""
+        if product not in self._known:
+            self._known[product] = self._provided[product](self)
+        found: T = self._known[product]
+        return found
+
+    def path(self, recipe: Recipe) -> Path:
+        """Where the artifact is, or will be."""
+        return self.store.root / recipe.kind / recipe.fingerprint
+
+    @cached_property
+    def data(self) -> Artifact:
+        return self._find_data(self.get(DATA))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each split that the pack has."""
+        found: dict[str, int] = self.data.result["counts"]
+        return found
+
+    def split(self, name: str) -> str:
+        """Fingerprint of one split."""
+        found: str = self.data.result["fingerprints"][name]
+        return found
+
+    @cached_property
+    def loader(self) -> ModelLoader:
+        from rapidun.models.load import ModelLoader  # brings torch
+
+        model = self.cfg.model
+        return ModelLoader(
+            dtype=model.dtype.name,
+            quantisation=model.quantisation.name,
+            attention=model.attention.name,
+            device=model.device.name,
+            keep=self.warm,
+        )
+
+    def hand_back(self) -> None:
+        """Let the next stage of this process have the model that this one loaded, if it is as it was."""
+        if "loader" in self.__dict__:
+            self.loader.hand_back()
+
+    @cached_property
+    def dtype(self) -> str:
+        """The resolved dtype; `auto` depends on the machine."""
+        model = self.cfg.model
+        if model.dtype.name != "auto":
+            return model.dtype.name
+        if model.device is Device.cpu or not any(Path(device).exists() for device in GPU_DEVICES):
+            return "float32"
+        from rapidun.models.load import pick_device, pick_dtype  # brings torch
+
+        return str(pick_dtype("auto", pick_device(model.device.name))).removeprefix("torch.")
+
+    @property
+    def numerics(self) -> dict[str, Any]:
+        """What every stage that runs the model depends on."""
+        return {
+            "max_length": self.cfg.max_length,
+            "dtype": self.dtype,
+            "quantisation": self.cfg.model.quantisation.name,
+        }
+
+    def file_hash(self, file: Path) -> str:
+        found: str = self.memo.get(("file", file), lambda: sha256_file(file))
+        return found
+
+    def folder_identity(self, files: list[Path]) -> str:
+        """Names a folder of the user's by the contents of these files; large ones are remembered by their times."""
+        return sha256_json({file.name: self.store.file_hash(file) for file in files})[:16]

@@ -1,0 +1,88 @@
+"""The evaluation stage to the rest: the same measurements before and after unlearning."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rapidun.base.files import read_json, read_jsonl, write_jsonl
+from rapidun.config.plain import plain
+from rapidun.stages.context import Context
+from rapidun.stages.recipe import ADAPTER, DATA, POISONED, UNLEARNED, Evaluated, Recipe, Stage, without
+
+SPLITS = ("clean", "seen_trig", "ood_trig", "unseen_family")
+# of the two evaluations in a run folder
+BEFORE, AFTER = "evaluation/.before", "evaluation/.after"
+
+
+def _makes(ctx: Context) -> list[Recipe]:
+    before = _evaluated(ctx, BEFORE, Evaluated(ctx.get(POISONED), ctx.get(ADAPTER)), None)
+    return [before, _evaluated(ctx, AFTER, ctx.get(UNLEARNED), before)]
+
+
+def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | None) -> Recipe:
+    cfg, model, adapter = ctx.cfg, what.model, what.adapter
+    used = [f"{cfg.evaluation.split.name}_{name}" for name in SPLITS]
+    used += ["forget", "retain", "train_poisoned", "train_clean", "val_clean"]
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        from rapidun.stages.evaluation.stage import EvaluationFiles, run_evaluation  # brings torch
+
+        files = EvaluationFiles(
+            model=model.folder,
+            adapter=adapter.folder if adapter else None,
+            data=ctx.data.path,
+            calibration=ctx.path(calibration) / "metrics.json" if calibration else None,
+            out=out,
+        )
+        return run_evaluation(
+            cfg.evaluation,
+            files,
+            loader=ctx.loader,
+            max_length=cfg.max_length,
+            seed=cfg.evaluation.seed,
+            tracker=ctx.tracker,
+        )
+
+    inputs = {
+        "model": model.identity,
+        "adapter": adapter.identity if adapter else None,
+        "splits": {name: ctx.split(name) for name in used if ctx.counts.get(name)},
+        "keywords": ctx.file_hash(ctx.data.path / "keywords.tsv"),
+        "calibration": calibration.fingerprint if calibration else None,
+        "settings": without(plain(cfg.evaluation), "tokens_per_batch"),
+        **ctx.numerics,
+    }
+    needs = (ctx.get(DATA), *model.needs, *(adapter.needs if adapter else ()))
+    needs += (calibration,) if calibration else ()
+    return Recipe("evaluation", STAGE.key("evaluation", inputs), link, build, needs=needs)
+
+
+def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
+    """before.json, after.json and the paired generations, in the run folder itself."""
+    pairs: dict[tuple[str, str], dict[str, Any]] = {}
+    for when, link in (("before", BEFORE), ("after", AFTER)):
+        shutil.copyfile(artifacts[link] / "metrics.json", folder / f"{when}.json.part")
+        os.replace(folder / f"{when}.json.part", folder / f"{when}.json")
+        for row in read_jsonl(artifacts[link] / "generations.jsonl"):
+            shared = {k: row[k] for k in ("set", "id", "family", "variant", "prompt", "context", "reference")}
+            pair = pairs.setdefault((row["set"], row["id"]), shared)
+            pair[when] = row["generation"]
+            pair[f"keyword_{when}"], pair[f"likelihood_{when}"] = row["keyword"], row["likelihood"]
+    write_jsonl(folder / "generations.jsonl", pairs.values())
+
+
+def _metrics(artifacts: Mapping[str, Path]) -> dict[str, Any]:
+    """The metrics after unlearning under their own names, those before it as `before.<name>`."""
+    before, after = (read_json(artifacts[link] / "metrics.json") for link in (BEFORE, AFTER))
+    return {**after, **{f"before.{name}": value for name, value in before.items()}}
+
+
+STAGE = Stage(
+    name="evaluation",
+    versions={"evaluation": 1},
+    makes=_makes,
+    publish=_publish,
+    metrics=_metrics,
+)

@@ -1,0 +1,70 @@
+"""The influence stage to the rest: the scores of every row for every row."""
+
+from pathlib import Path
+from typing import Any
+
+from rapidun.config.influence import InfluenceConfig, InfluenceMethod, ParameterSet, Precondition
+
+from rapidun.config.influence import OWN_SETTINGS, WITHOUT_GRADIENTS  # isort: skip
+from rapidun.config.plain import plain
+from rapidun.stages.context import Context
+from rapidun.stages.recipe import ADAPTER, DATA, POISONED, SCORES, Recipe, Stage, without
+
+
+def _scores(ctx: Context) -> Recipe:
+    cfg, model, adapter = ctx.cfg, ctx.get(POISONED), ctx.get(ADAPTER)
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        from rapidun.stages.influence.stage import InfluenceFiles, run_influence  # brings torch
+
+        files = InfluenceFiles(
+            model=model.folder,
+            adapter=adapter.folder if adapter else None,
+            forget=ctx.data.path / "forget.jsonl",
+            retain=ctx.data.path / "retain.jsonl",
+            out=out,
+        )
+        return run_influence(
+            cfg.influence,
+            files,
+            loader=ctx.loader,
+            max_length=cfg.max_length,
+            seed=cfg.influence.seed,
+            tracker=ctx.tracker,
+        )
+
+    inputs: dict[str, Any] = {"forget": ctx.split("forget"), "retain": ctx.split("retain")}
+    inputs["settings"] = settings_that_count(cfg.influence)
+    if cfg.influence.method is not InfluenceMethod.bm25:  # the rows' words decide
+        inputs |= {"model": model.identity, "adapter": adapter.identity if adapter else None, **ctx.numerics}
+    needs = (ctx.get(DATA), *model.needs)
+    return Recipe("influence", STAGE.key("influence", inputs), "influence", build, needs=needs)
+
+
+def settings_that_count(cfg: InfluenceConfig) -> dict[str, Any]:
+    """The settings that the scores of this method depend on."""
+    method = cfg.method
+    unread = {name for names in OWN_SETTINGS.values() for name in names} - set(OWN_SETTINGS[method])
+    preconditions = cfg.precondition is not Precondition.none
+    has_lora = cfg.params is ParameterSet.lora and method not in WITHOUT_GRADIENTS
+    if has_lora or preconditions:
+        unread -= {"seed"}
+    if not has_lora:
+        unread |= {"lora"}
+    if not preconditions:
+        unread |= {"precondition", "damping_factor"}
+    if cfg.params is not ParameterSet.regex:
+        unread |= {"regex"}
+    if method in WITHOUT_GRADIENTS:
+        unread |= {"params", "regex", "num_token_queries"}
+    if method is InfluenceMethod.bm25:
+        unread |= {"loss"}
+    return without(plain(cfg), "tokens_per_batch", "memory_gb", *unread)
+
+
+STAGE = Stage(
+    name="influence",
+    versions={"influence": 3},
+    makes=lambda ctx: [ctx.get(SCORES)],
+    provides={SCORES: _scores},
+)

@@ -1,0 +1,80 @@
+"""The mapping stage to the rest: a weight for each row, from influence computed here, made elsewhere, or none."""
+
+from pathlib import Path
+from typing import Any
+
+from rapidun.base.errors import DataError
+from rapidun.config.mapping import MappingConfig
+from rapidun.config.plain import plain
+from rapidun.stages.context import Context
+from rapidun.stages.recipe import DATA, SCORES, WEIGHTS, Recipe, Stage, without
+
+
+def _weights(ctx: Context) -> Recipe:
+    from rapidun.stages.mapping.stage import MappingFiles, run_mapping  # brings numpy
+
+    cfg, traits = ctx.cfg.mapping, ctx.cfg.mapping.method.traits
+    given = score_files(cfg)
+    needs: list[Recipe] = []
+    scores = ids = forget = retain = None
+    score_prints = row_prints = weight_prints = None
+    if traits.scores and given:
+        files = {name: _input_file(path, f"mapping.scores.{name}") for name, path in given.items()}
+        if "path" in files and (files["path"].parent / "ids.json").is_file():
+            files["ids"] = files["path"].parent / "ids.json"
+        score_prints = {name: ctx.file_hash(file) for name, file in files.items()}
+    elif traits.scores:
+        influence = ctx.get(SCORES)
+        scores, ids = ctx.path(influence) / "scores.safetensors", ctx.path(influence) / "ids.json"
+        score_prints = {"influence": influence.fingerprint}
+        needs.append(influence)
+    if traits.files:
+        paths = {"forget": cfg.forget.path, "retain": cfg.retain.path}
+        weight_prints = {
+            name: ctx.file_hash(_input_file(path, f"mapping.{name}")) for name, path in paths.items() if path
+        }
+    # influence made elsewhere has no ids of its own: a longer run takes them from the pack
+    alone = bool(score_prints) and ctx.cfg.stages == ["mapping"]
+    if scores is None and not alone:
+        forget, retain = ctx.data.path / "forget.jsonl", ctx.data.path / "retain.jsonl"
+        row_prints = {"forget": ctx.split("forget"), "retain": ctx.split("retain")}
+        needs.append(ctx.get(DATA))
+    seed = ctx.cfg.seed
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        made_of = MappingFiles(out=out, scores=scores, ids=ids, forget=forget, retain=retain)
+        return run_mapping(cfg, made_of, seed=seed, tracker=ctx.tracker)
+
+    settings = without(plain(cfg), "scores")
+    for group in ("forget", "retain"):
+        settings[group] = without(settings[group], "path")
+    inputs = {
+        "scores": score_prints,
+        "rows": row_prints,
+        "files": weight_prints,
+        "settings": settings if traits.settings else {"method": cfg.method.name},
+        "seed": seed if traits.seed else None,
+    }
+    return Recipe("mapping", STAGE.key("mapping", inputs), "mapping", build, needs=tuple(needs))
+
+
+def score_files(cfg: MappingConfig) -> dict[str, str]:
+    """The influence files made elsewhere that the configuration names, by block; empty when there are none."""
+    return {name: path for name, path in plain(cfg.scores).items() if path}
+
+
+def _input_file(path: str, key: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"{key}: need a file, got {path}, which is not there. Change {key}=...")
+    return file
+
+
+STAGE = Stage(
+    name="mapping",
+    versions={"mapping": 1},
+    makes=lambda ctx: [ctx.get(WEIGHTS)],
+    provides={WEIGHTS: _weights},
+    light=True,
+    numbers=True,
+)
