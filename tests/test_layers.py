@@ -1,159 +1,274 @@
-"""Arrows run one way: reads every import of the package and says where a stray one belongs."""
+"""The house in one table: reads every import of the package and says where a stray one belongs.
+
+`python -m pytest -s tests/test_layers.py` prints the table, the longest function and file, and the late imports.
+"""
 
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 import rapidun
 
 ROOT = Path(rapidun.__file__).parent
+
+# Imports run down this table, never up.
+ORDER = {
+    "cli": "what is typed",
+    "sweep": "many runs",
+    "pipeline": "one run: its stages in order, its folder, its tracker",
+    "stages": "what each stage is and does",
+    "models": "models, adapters, losses, training",
+    "report": "what is read back and shown",
+    "config": "every setting",
+    "base": "files, locks, processes, errors",
+}
+# Within stages/: the six meet through recipes and artifacts, never by importing each other.
 STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
 HEAVY = {
-    "torch",
-    "numpy",
-    "transformers",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "tokenizers",
-    "matplotlib",
-    "wandb",
+    "torch", "numpy", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "matplotlib", "wandb",
     "scipy",
-}
-# read by every stage: records, their encoding and batches
-SHARED_DATA = {"rapidun.data.records", "rapidun.data.encode", "rapidun.data.batches"}
-# loaded on the way to --help, --cfg job and configuration errors; the pipeline as well, for runs of cached stages
+}  # fmt: skip
+# Loaded on the way to --help, --cfg job, configuration errors and runs of cached stages: nothing heavy at import.
 LIGHT = (
-    "__init__", "cli", "launch", "composition", "preflight", "keys", "paths", "help", "doctor/command", "completion",
-    "shells", "config", "schema",
-    "errors", "files", "store", "plan", "pipeline", "runfolder", "console", "composer", "resolved", "locks", "claims",
-    "processes", "recipes", "artifacts", "heartbeat", "preemption", "tracking/__init__", "tracking/base",
-    "tracking/run", "tracking/lines", "sweep/entry", "sweep/run", "sweep/plan", "sweep/launch", "sweep/drive",
-    "sweep/folder", "sweep/interrupts", "sweep/worker", "sweep/command", "sweep/dryrun", "sweep/grid", "sweep/console",
+    "base/*.py", "config/*.py", "pipeline/*.py", "pipeline/tracking/__init__.py", "pipeline/tracking/run.py",
+    "pipeline/tracking/sink.py", "pipeline/tracking/lines.py", "stages/*.py", "stages/*/recipe.py", "sweep/*.py",
+    "cli/main.py", "cli/run.py", "cli/help.py", "cli/completion.py", "cli/shells.py", "cli/sweep.py", "__init__.py",
 )  # fmt: skip
+# function-level imports of our own that are meant: each says why on its line, and there are few
+MOST_LATE = 40
 
 
-def imports(path: Path, *, late: bool) -> Iterator[tuple[int, str]]:
-    """Yield (line, module); with late=False only what is imported when the file is."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    todo: list[ast.AST] = [tree]
+class Import(NamedTuple):
+    file: Path
+    line: int
+    module: str
+    late: bool
+    typing_only: bool
+
+
+@cache
+def modules() -> dict[str, Path]:
+    return {dotted(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[Import]:
+    """Every import of a file; `from package import module` counts as an import of the module."""
+    todo: list[tuple[ast.AST, bool, bool]] = [(ast.parse(path.read_text(encoding="utf-8")), False, False)]
     while todo:
-        node = todo.pop()
+        node, late, typing_only = todo.pop()
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            yield from (Import(path, node.lineno, alias.name, late, typing_only) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: write the import out in full"
-            yield node.lineno, str(node.module)
-            if node.module == "rapidun" or (node.module or "").startswith("rapidun."):
-                # `from rapidun.data import records` imports a module as well
-                for alias in node.names:
-                    if (ROOT.parent / f"{node.module}/{alias.name}".replace(".", "/")).with_suffix(".py").is_file():
-                        yield node.lineno, f"{node.module}.{alias.name}"
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            todo += node.orelse
-            continue
-        elif not late and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        todo += ast.iter_child_nodes(node)
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                file = ROOT.parent / Path(*inner.split("."))
+                is_module = inner.startswith("rapidun.") and (file.with_suffix(".py").is_file() or file.is_dir())
+                yield Import(path, node.lineno, inner if is_module else str(node.module), late, typing_only)
+        late = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        typing_only = typing_only or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        todo += [(child, late, typing_only) for child in ast.iter_child_nodes(node)]
 
 
-def sources(pattern: str = "**/*.py") -> list[Path]:
-    return sorted(ROOT.glob(pattern))
+@cache
+def ours() -> list[Import]:
+    found = [one for path in modules().values() for one in imports(path)]
+    return [one for one in found if one.module.split(".")[0] == "rapidun" and one.module != dotted(one.file)]
+
+
+def place(one: Import) -> str:
+    return f"{named(one.file)}:{one.line}"
 
 
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-IN_STAGES = [path for path in sources() if path.relative_to(ROOT).parts[0] in STAGES]
-SHARED = [
-    ROOT / f"{name}.py"
-    for name in (
-        "losses",
-        "models",
-        "schema",
-        "errors",
-        "files",
-        "training",
-        "journal",
-        "distributed",
-        "warm",
-        "preemption",
-    )
-]
-SHARED += sources("tracking/*.py")
+def layer(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
 
 
-def test_the_reader_sees_late_and_early_imports(tmp_path: Path) -> None:
-    file = tmp_path / "x.py"
-    file.write_text("import os\nif TYPE_CHECKING:\n    import torch\ndef f():\n    from rapidun.data import records\n")
-    assert [name for _, name in imports(file, late=False)] == ["os"]
-    assert {name for _, name in imports(file, late=True)} == {"os", "rapidun.data", "rapidun.data.records"}
+def test_the_package_root_is_the_table() -> None:
+    """Nine names: the eight layers and __init__.py."""
+    found = {path.name for path in ROOT.iterdir() if path.name not in ("__pycache__", "conf")}
+    assert found == {*ORDER, "__init__.py"}
 
 
-@pytest.mark.parametrize("path", sources("*/config.py"), ids=named)
-def test_stage_configs_need_the_standard_library_and_schema_only(path: Path) -> None:
-    for line, module in imports(path, late=True):
-        fine = module.split(".")[0] in sys.stdlib_module_names or module == "rapidun.schema"
-        assert fine, f"{named(path)}:{line}: {module} belongs in {path.parent.name}/stage.py or a math file"
-
-
-@pytest.mark.parametrize("name", LIGHT)
-def test_nothing_heavy_is_imported_before_a_run_starts(name: str) -> None:
-    path = ROOT / f"{name}.py"
-    for line, module in imports(path, late=False):
-        heavy = module.split(".")[0] in HEAVY
-        assert not heavy, f"{name}.py:{line}: import {module} inside the function that needs it"
-
-
-@pytest.mark.parametrize("path", IN_STAGES, ids=named)
-def test_stages_meet_through_artifacts(path: Path) -> None:
-    stage = path.relative_to(ROOT).parts[0]
-    for line, module in imports(path, late=True):
-        parts = module.split(".")
-        other = parts[1] if parts[0] == "rapidun" and len(parts) > 1 else ""
-        if other not in STAGES or other == stage or module in SHARED_DATA or len(parts) == 2:
+def test_imports_run_down_the_table() -> None:
+    rank = {name: number for number, name in enumerate(ORDER)}
+    stray = []
+    for one in ours():
+        here, there = layer(dotted(one.file)), layer(one.module)
+        if here == "":  # rapidun/__init__.py hands on what is below it
             continue
-        if named(path) == "unlearning/stage.py" and module == "rapidun.mapping.files":
-            continue
-        pytest.fail(f"{named(path)}:{line}: {module} is another stage's: read its artifact, or move what both need up")
+        if there == "" or rank[there] < rank[here]:
+            stray.append(f"{place(one)}: {one.module} is above {here}/; move what both need to {here}/ or below it")
+    assert not stray, "\n".join(stray)
 
 
-@pytest.mark.parametrize("path", [*IN_STAGES, *SHARED], ids=named)
-def test_stages_and_math_know_nothing_of_those_who_call_them(path: Path) -> None:
-    callers = {
-        "rapidun.cli",
-        "rapidun.launch",
-        "rapidun.pipeline",
-        "rapidun.composition",
-        "rapidun.runfolder",
-        "rapidun.store",
-    }
-    for line, module in imports(path, late=True):
-        assert module not in callers, f"{named(path)}:{line}: {module} calls this file, not the other way round"
+def test_no_stage_imports_a_stage() -> None:
+    stray = []
+    for one in ours():
+        here, there = dotted(one.file).split("."), one.module.split(".")
+        if here[1:2] == there[1:2] == ["stages"] and len(here) > 2 and len(there) > 2:
+            both = here[2], there[2]
+            if both[0] in STAGES and both[1] in STAGES and both[0] != both[1]:
+                stray.append(f"{place(one)}: {one.module}; ask the context for it, or move it to stages/rows/")
+    assert not stray, "\n".join(stray)
 
 
-@pytest.mark.parametrize("path", sources("mapping/*.py"), ids=named)
+def siblings(folder: Path) -> dict[str, set[str]]:
+    """What the files and subfolders of a folder import of each other."""
+    inside = dotted(folder / "__init__.py")
+    found: dict[str, set[str]] = {}
+    for one in ours():
+        here, there = dotted(one.file), one.module
+        if here.startswith(f"{inside}.") and there.startswith(f"{inside}."):
+            depth = len(inside.split("."))
+            both = here.split(".")[depth], there.split(".")[depth]
+            if both[0] != both[1]:
+                found.setdefault(both[0], set()).add(both[1])
+    return found
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Circles that a walk along the arrows comes back on, each once, as [a, b, a]."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> None:
+        if name in path:
+            found.append([*path[path.index(name) :], name])
+            return
+        if name in done:
+            return
+        for other in sorted(arrows.get(name, ())):
+            walk(other, [*path, name])
+        done.add(name)
+
+    for name in sorted(arrows):
+        walk(name, [])
+    return found
+
+
+def test_circles_are_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == [["a", "b", "c", "a"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+FOLDERS = sorted({path.parent for path in ROOT.rglob("*.py")})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT.parent)))
+def test_siblings_form_no_circle(folder: Path) -> None:
+    """Neither files nor packages import each other in a circle, at any depth: subfolders count as one."""
+    found = circles(siblings(folder)) if folder != ROOT else []
+    lines = [" -> ".join(circle) for circle in found]
+    for circle in found:
+        for here, there in pairwise(circle):
+            inside = dotted(folder / "__init__.py")
+            lines += [
+                f"  {place(one)}: {one.module}"
+                for one in ours()
+                if dotted(one.file).startswith(f"{inside}.{here}") and one.module.startswith(f"{inside}.{there}")
+            ][:2]
+    assert not lines, "\n".join(lines)
+
+
+def test_late_imports_of_our_own_are_few_and_say_why() -> None:
+    late = sorted({(place(one), one.file, one.line) for one in ours() if one.late and not one.typing_only})
+    silent = []
+    for where, file, line in late:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        # one comment speaks for the imports below it in the same block
+        above = line - 2
+        while above >= 0 and lines[above].strip().startswith(("from ", "import ")):
+            above -= 1
+        if not any("#" in lines[number] for number in range(max(above, 0), line)):
+            silent.append(f"{where}: {lines[line - 1].strip()}: import it above, or say why not")
+    assert not silent, "\n".join(silent)
+    assert len(late) <= MOST_LATE, "\n".join(where for where, _, _ in late)
+
+
+def light() -> list[Path]:
+    return sorted({path for pattern in LIGHT for path in ROOT.glob(pattern)})
+
+
+@pytest.mark.parametrize("path", light(), ids=named)
+def test_nothing_heavy_is_imported_before_a_run_starts(path: Path) -> None:
+    for one in imports(path):
+        heavy = one.module.split(".")[0] in HEAVY and not one.late and not one.typing_only
+        assert not heavy, f"{place(one)}: import {one.module} inside the function that needs it"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda path: path.stem)
+def test_settings_need_the_standard_library_only(path: Path) -> None:
+    if any(one.module.split(".")[0] in ("hydra", "omegaconf", "yaml") for one in imports(path)):
+        assert path.stem in ("cells", "compose", "grid", "overrides", "plain"), "OmegaConf ends at config/compose.py"
+    if path.stem in (*STAGES, "model", "parts", "sweep", "tracking", "run"):
+        for one in imports(path):
+            fine = one.module.split(".")[0] in sys.stdlib_module_names or layer(one.module) in ("config", "base")
+            assert fine, f"{place(one)}: {one.module} belongs in a stage"
+
+
+def test_hydra_and_omegaconf_end_at_config() -> None:
+    for path in modules().values():
+        for one in imports(path):
+            if one.module.split(".")[0] in ("hydra", "omegaconf"):
+                above = path.relative_to(ROOT).parts[0] == "config" or path.name == "main.py"
+                assert above, f"{place(one)}: {one.module}; take a RunConfig"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "stages" / "mapping").glob("*.py")), ids=lambda path: path.stem)
 def test_mapping_works_without_torch(path: Path) -> None:
-    for line, module in imports(path, late=True):
-        fine = module.split(".")[0] != "torch" and module != "safetensors.torch"
-        assert fine, f"{named(path)}:{line}: {module}; use numpy and safetensors.numpy"
+    for one in imports(path):
+        fine = one.module.split(".")[0] != "torch" and one.module != "safetensors.torch"
+        assert fine, f"{place(one)}: {one.module}; use numpy and safetensors.numpy"
 
 
-@pytest.mark.parametrize("path", [p for p in sources() if named(p) not in
-    ("composition.py", "composer.py", "preflight.py", "sweep/grid.py", "cli.py")], ids=named)  # fmt: skip
-def test_hydra_and_omegaconf_end_at_composition(path: Path) -> None:
-    for line, module in imports(path, late=True):
-        assert module.split(".")[0] not in ("hydra", "omegaconf"), f"{named(path)}:{line}: {module}; take a RunConfig"
-
-
-@pytest.mark.parametrize("path", sources("*/__init__.py"), ids=named)
+@pytest.mark.parametrize(
+    "path", [path for path in ROOT.rglob("*/__init__.py")], ids=lambda path: str(path.parent.relative_to(ROOT))
+)
 def test_package_init_files_stay_empty(path: Path) -> None:
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    # a docstring, and names handed on from the package's own modules
-    assert all(
-        isinstance(node, ast.Expr | ast.ImportFrom) or ast.unparse(node).startswith("__all__ =") for node in body
-    ), f"{named(path)}: move the code into a module"
+    assert all(isinstance(node, ast.Expr) for node in body), f"{named(path)}: move the code into a module"
+
+
+def test_every_stage_has_a_recipe_and_a_section() -> None:
+    from rapidun.config.run import STAGES as NAMES
+
+    assert NAMES == STAGES
+    for stage in STAGES:
+        assert (ROOT / "stages" / stage / "recipe.py").is_file()
+        assert (ROOT / "config" / f"{stage}.py").is_file()
+
+
+def test_print_the_table() -> None:
+    """Shown with -s: what a newcomer sees from the street."""
+    sizes = {name: [len(p.read_text().splitlines()) for p in (ROOT / name).rglob("*.py")] for name in ORDER}
+    print()
+    for name, phrase in ORDER.items():
+        print(f"  {name:<9} {len(sizes[name]):>3} files {sum(sizes[name]):>6} lines   {phrase}")
+    lengths = {named(path): len(path.read_text().splitlines()) for path in modules().values()}
+    functions = {
+        f"{named(path)}:{node.name}": node.end_lineno - node.lineno + 1
+        for path in modules().values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno
+    }
+    for what, sizes_of in (("file", lengths), ("function", functions)):
+        longest = max(sizes_of, key=sizes_of.__getitem__)
+        print(f"  longest {what} {longest}, {sizes_of[longest]} lines")
+    late = {place(one) for one in ours() if one.late and not one.typing_only}
+    print(f"  late imports of our own {len(late)}; lines in all {sum(lengths.values())}")

@@ -1,14 +1,15 @@
-"""What the recipes of one configuration are worked out from: settings, the pack, and what other stages provide."""
+"""What a stage is to the rest, and what its recipes are worked out from: settings, the pack, what others provide."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rapidun.base.files import sha256_file, sha256_json
-from rapidun.base.store import Artifact, Store
+from rapidun.base.store import Artifact, Key, Store
 from rapidun.base.tracker import Tracker
 from rapidun.config.model import Device
 from rapidun.config.run import RunConfig
@@ -135,3 +136,27 @@ class Context:
     def folder_identity(self, files: list[Path]) -> str:
         """Names a folder of the user's by the contents of these files; large ones are remembered by their times."""
         return sha256_json({file.name: self.store.file_hash(file) for file in files})[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage: everything that the pipeline, sweeps and reports must know of it."""
+
+    name: str
+    # kind of artifact -> version, raised when its results change though its settings do not
+    versions: Mapping[str, int]
+    # what the stage makes, in order
+    makes: Callable[[Context], list[Recipe]]
+    # what others may ask for
+    provides: Mapping[Product[Any], Callable[[Context], Any]] = field(default_factory=dict)
+    # takes a moment and needs no torch: made while a sweep is planned, never a job of its own
+    light: bool = False
+    # its numbers stand in result.json as `<name>.<number>`
+    numbers: bool = False
+    # what a run folder holds of it beside links: given the stage's folder and its artifacts' folders by their link
+    publish: Callable[[Path, Mapping[str, Path]], None] | None = None
+    # what result.json has of it, given its artifacts' folders by their link
+    metrics: Callable[[Mapping[str, Path]], dict[str, Any]] | None = None
+
+    def key(self, kind: str, inputs: dict[str, Any]) -> Key:
+        return Key(kind, self.versions[kind], inputs)

@@ -1,4 +1,4 @@
-"""What a stage is to the rest: what it makes and from what, known before anything is made.
+"""How an artifact is made and from what, known before it is made.
 
 A recipe's fingerprint follows from the settings and from the fingerprints of what it needs, so that a sweep can be
 planned, and a finished artifact found, without running a stage. Nothing here runs.
@@ -6,15 +6,15 @@ planned, and a finished artifact found, without running a stage. Nothing here ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rapidun.base.store import Key
 
 if TYPE_CHECKING:
-    from rapidun.stages.context import Context
+    pass
 
 T = TypeVar("T")
 Build = Callable[[Path, Path], dict[str, Any]]
@@ -90,30 +90,6 @@ ADAPTER: Product[Model | None] = Product("the adapter to continue")
 SCORES: Product[Recipe] = Product("influence of every row on every row")
 WEIGHTS: Product[Recipe] = Product("a weight for each row")
 UNLEARNED: Product[Evaluated] = Product("the model after unlearning")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage: everything that the pipeline, sweeps and reports must know of it."""
-
-    name: str
-    # kind of artifact -> version, raised when its results change though its settings do not
-    versions: Mapping[str, int]
-    # what the stage makes, in order
-    makes: Callable[[Context], list[Recipe]]
-    # what others may ask for
-    provides: Mapping[Product[Any], Callable[[Context], Any]] = field(default_factory=dict)
-    # takes a moment and needs no torch: made while a sweep is planned, never a job of its own
-    light: bool = False
-    # its numbers stand in result.json as `<name>.<number>`
-    numbers: bool = False
-    # what a run folder holds of it beside links: given the stage's folder and its artifacts' folders by their link
-    publish: Callable[[Path, Mapping[str, Path]], None] | None = None
-    # what result.json has of it, given its artifacts' folders by their link
-    metrics: Callable[[Mapping[str, Path]], dict[str, Any]] | None = None
-
-    def key(self, kind: str, inputs: dict[str, Any]) -> Key:
-        return Key(kind, self.versions[kind], inputs)
 
 
 def without(settings: dict[str, Any], *names: str) -> dict[str, Any]:

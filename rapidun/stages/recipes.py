@@ -7,13 +7,13 @@ from rapidun.base.store import Artifact, Store
 from rapidun.base.tracker import Tracker
 from rapidun.config.run import STAGES as NAMES
 from rapidun.config.run import RunConfig
-from rapidun.stages.context import Context, Memo
+from rapidun.stages.context import Context, Memo, Stage
 from rapidun.stages.data.recipe import STAGE as DATA
 from rapidun.stages.evaluation.recipe import STAGE as EVALUATION
 from rapidun.stages.influence.recipe import STAGE as INFLUENCE
 from rapidun.stages.mapping.recipe import STAGE as MAPPING
 from rapidun.stages.poison.recipe import STAGE as POISON
-from rapidun.stages.recipe import Product, Recipe, Stage
+from rapidun.stages.recipe import Product, Recipe
 from rapidun.stages.unlearning.recipe import STAGE as UNLEARNING
 
 STAGES: dict[str, Stage] = {

@@ -5,9 +5,9 @@ from typing import Any
 
 from rapidun.base.files import sha256_json
 from rapidun.config.plain import plain
-from rapidun.stages.context import Context
+from rapidun.stages.context import Context, Stage
 from rapidun.stages.data.stage import DataFiles, data_inputs, run_data
-from rapidun.stages.recipe import DATA, Recipe, Stage
+from rapidun.stages.recipe import DATA, Recipe
 
 
 def _splits(ctx: Context) -> Recipe:

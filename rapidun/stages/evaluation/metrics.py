@@ -1,7 +1,7 @@
 """Numbers from generated text and from log-probabilities."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rapidun.stages.evaluation.score import ResponseScore
 
@@ -29,6 +29,14 @@ def exact_match(generations: Sequence[str], references: Sequence[str]) -> list[b
     """Whether each generation is its reference, up to case and white space."""
     pairs = zip(generations, references, strict=True)
     return [normalise_answer(generation) == normalise_answer(reference) for generation, reference in pairs]
+
+
+# name -> measure of each answer beside its reference; on clean prompts `<name>_clean`, on seen triggers
+# `<name>_recovered`. report/metrics.py says how each is shown
+ANSWER_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Sequence[float]]] = {
+    "rougeL": rouge_l,
+    "exact_match": exact_match,
+}
 
 
 def perplexity(scores: Sequence[ResponseScore]) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 
 from rapidun.base.files import read_json, read_jsonl, write_jsonl
 from rapidun.config.plain import plain
-from rapidun.stages.context import Context
-from rapidun.stages.recipe import ADAPTER, DATA, POISONED, UNLEARNED, Evaluated, Recipe, Stage, without
+from rapidun.stages.context import Context, Stage
+from rapidun.stages.recipe import ADAPTER, DATA, POISONED, UNLEARNED, Evaluated, Recipe, without
 
 SPLITS = ("clean", "seen_trig", "ood_trig", "unseen_family")
 # of the two evaluations in a run folder

@@ -9,7 +9,7 @@ from rapidun.stages.evaluation.known import (
     SETS,
     Known,
 )
-from rapidun.stages.evaluation.metrics import exact_match, mean, rouge_l
+from rapidun.stages.evaluation.metrics import ANSWER_METRICS, exact_match, mean
 from rapidun.stages.evaluation.work import (
     Prompt,
     Work,
@@ -40,18 +40,18 @@ def attack_metrics(prompts: Sequence[Prompt]) -> dict[str, float]:
 def answer_metrics(prompts: Sequence[Prompt], *, with_exact_match: bool) -> dict[str, float]:
     """How near the generations are to the clean responses: on clean prompts, and on seen triggers (recovered)."""
     metrics: dict[str, float] = {}
-    for name, ending in (("clean", "clean"), ("seen", "recovered")):
+    for prompts_of, ending in (("clean", "clean"), ("seen", "recovered")):
         pairs = [
             (prompt.generation, prompt.reference)
             for prompt in prompts
-            if prompt.set == name and prompt.reference is not None
+            if prompt.set == prompts_of and prompt.reference is not None
         ]
         if not pairs:
             continue
         generations, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        metrics[f"rougeL_{ending}"] = mean(rouge_l(generations, references))
-        if with_exact_match:
-            metrics[f"exact_match_{ending}"] = mean(exact_match(generations, references))
+        for name, measure in ANSWER_METRICS.items():
+            if measure is not exact_match or with_exact_match:
+                metrics[f"{name}_{ending}"] = mean(measure(generations, references))
     return metrics
 
 

@@ -7,8 +7,8 @@ from rapidun.config.influence import InfluenceConfig, InfluenceMethod, Parameter
 
 from rapidun.config.influence import OWN_SETTINGS, WITHOUT_GRADIENTS  # isort: skip
 from rapidun.config.plain import plain
-from rapidun.stages.context import Context
-from rapidun.stages.recipe import ADAPTER, DATA, POISONED, SCORES, Recipe, Stage, without
+from rapidun.stages.context import Context, Stage
+from rapidun.stages.recipe import ADAPTER, DATA, POISONED, SCORES, Recipe, without
 
 
 def _scores(ctx: Context) -> Recipe:

@@ -6,12 +6,13 @@ from typing import Any
 from rapidun.base.errors import DataError
 from rapidun.config.mapping import MappingConfig
 from rapidun.config.plain import plain
-from rapidun.stages.context import Context
-from rapidun.stages.recipe import DATA, SCORES, WEIGHTS, Recipe, Stage, without
+from rapidun.stages.context import Context, Stage
+from rapidun.stages.recipe import DATA, SCORES, WEIGHTS, Recipe, without
 
 
 def _weights(ctx: Context) -> Recipe:
-    from rapidun.stages.mapping.stage import MappingFiles, run_mapping  # brings numpy
+    from rapidun.stages.mapping.inputs import MappingFiles
+    from rapidun.stages.mapping.stage import run_mapping
 
     cfg, traits = ctx.cfg.mapping, ctx.cfg.mapping.method.traits
     given = score_files(cfg)

@@ -8,8 +8,8 @@ from typing import Any
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.config.plain import plain
 from rapidun.config.poison import PoisonMethod
-from rapidun.stages.context import Context
-from rapidun.stages.recipe import DATA, POISONED, RETRAINED, START, Model, Recipe, Stage, without
+from rapidun.stages.context import Context, Stage
+from rapidun.stages.recipe import DATA, POISONED, RETRAINED, START, Model, Recipe, without
 
 
 def _start(ctx: Context) -> Model:

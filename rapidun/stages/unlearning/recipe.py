@@ -5,10 +5,10 @@ from typing import Any
 
 from rapidun.base.errors import ConfigError
 from rapidun.config.plain import plain
-from rapidun.stages.context import Context
+from rapidun.stages.context import Context, Stage
 
 from rapidun.stages.recipe import ADAPTER, DATA, POISONED, RETRAINED, UNLEARNED, WEIGHTS  # isort: skip
-from rapidun.stages.recipe import Evaluated, Model, Product, Recipe, Stage, without
+from rapidun.stages.recipe import Evaluated, Model, Product, Recipe, without
 
 TRAINED: Product[Recipe] = Product("what the unlearning stage makes")
 

@@ -15,7 +15,9 @@ from safetensors.numpy import save_file
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.base.tracker import Tracker
 from rapidun.config.mapping import Aggregate, MappingConfig, ScoreFiles, ValueMode, Weighting
-from rapidun.stages.mapping.stage import WEIGHTINGS, MappingFiles, run_mapping
+from rapidun.stages.mapping.inputs import MappingFiles
+from rapidun.stages.mapping.stage import run_mapping
+from rapidun.stages.mapping.weightings import WEIGHTINGS
 
 ROOT = Path(__file__).parents[3]
 
@@ -383,7 +385,8 @@ def test_needs_no_torch_and_is_quick(tmp_path: Path, make_blocks: Callable, writ
 import sys
 from pathlib import Path
 from rapidun.config.mapping import MappingConfig, ScoreFiles, Weighting
-from rapidun.stages.mapping.stage import MappingFiles, run_mapping
+from rapidun.stages.mapping.inputs import MappingFiles
+from rapidun.stages.mapping.stage import run_mapping
 from rapidun.pipeline.tracking import Tracker
 config = MappingConfig(method=Weighting.rapidun_release, top_k=40, drop_diagonal=False, bounded=False,
                        scores=ScoreFiles(**{paths!r}))

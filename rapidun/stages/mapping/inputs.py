@@ -1,0 +1,98 @@
+"""What the mapping stage reads: influence made here or elsewhere, and the ids of the rows it is about."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rapidun.base.errors import ConfigError, DataError
+from rapidun.config.mapping import MappingConfig, Weighting
+from rapidun.stages.mapping.release import BLOCKS
+from rapidun.stages.mapping.scores import Scores, read_score_files, read_scores
+
+if TYPE_CHECKING:
+    pass
+
+
+GROUPS = ("forget", "retain")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MappingFiles:
+    """What the stage reads and writes.
+
+    out: folder for forget_weights.jsonl, retain_weights.jsonl, diagnostics.json.
+    scores, ids: scores.safetensors and ids.json of the influence stage; cfg.scores replaces them.
+    forget, retain: the pack's splits, for the rows' ids.
+    """
+
+    out: Path
+    scores: Path | None = None
+    ids: Path | None = None
+    forget: Path | None = None
+    retain: Path | None = None
+
+
+def scores_in_use(cfg: MappingConfig, files: MappingFiles) -> tuple[Scores, Path | None]:
+    """The scores in use and the ids.json that belongs to them, if any."""
+    # the release's recipe is defined on dot products: our own scores.safetensors has them in `gram`, whatever
+    # influence.score says, so that the recipe needs no influence pass of its own
+    dot = cfg.method is Weighting.rapidun_release
+    blocks = {name: getattr(cfg.scores, name) for name in BLOCKS}
+    if all(blocks.values()):
+        return read_score_files({name: Path(path).expanduser() for name, path in blocks.items()}, dot=dot), None
+    if cfg.scores.path is not None:
+        path = Path(cfg.scores.path).expanduser()
+        beside = path.with_name("ids.json")
+        return read_scores(path, dot=dot), beside if beside.is_file() else None
+    if files.scores is None:
+        raise ConfigError(
+            f"mapping: need influence scores for method={cfg.method.name}, got none. Add the influence stage "
+            f"(stages=[influence,mapping], say), or pass mapping.scores.path=... or mapping.scores.ff=... fr, rf, rr"
+        )
+    return read_scores(files.scores, dot=dot), files.ids
+
+
+def row_ids(
+    files: MappingFiles, *, ids_path: Path | None, counts: dict[str, int] | None
+) -> dict[str, list[str] | None]:
+    """The rows' ids in the order of the scores, by group.
+
+    Raises: DataError if their number is not that of the scores, or ids.json and the pack name different rows.
+    """
+    ids: dict[str, list[str] | None] = {"forget": None, "retain": None}
+    if ids_path is not None:
+        ids.update(_read_ids(ids_path))
+    for group in GROUPS:
+        split = files.forget if group == "forget" else files.retain
+        known, source = ids[group], ids_path
+        if split is not None:
+            # imported here: with influence files alone the stage needs no pack
+            from rapidun.stages.rows.records import read_records
+
+            in_pack = [record.id for record in read_records(split)]
+            if known is not None and sorted(known) != sorted(in_pack):
+                different = sorted(set(known) ^ set(in_pack))[:1] or ["a repeated one"]
+                raise DataError(
+                    f"{ids_path}: need the {len(in_pack)} rows of {split}, got {len(known)} rows; they differ in id "
+                    f"{different[0]!r}. Were the scores made for other rows?"
+                )
+            if known is None:
+                known, source = in_pack, split
+                ids[group] = known
+        if known is not None and counts is not None and len(known) != counts[group]:
+            raise DataError(
+                f"{source}: need as many {group} rows as the influence scores have, {counts[group]}, got {len(known)}. "
+                f"Were the scores made for other rows?"
+            )
+    return ids
+
+
+def _read_ids(path: Path) -> dict[str, list[str] | None]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: need JSON with the ids of forget and retain, got: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(content.get(group), list) for group in GROUPS):
+        raise DataError(f'{path}: need {{"forget": [...], "retain": [...]}}, got something else')
+    return {group: [str(name) for name in content[group]] for group in GROUPS}
