@@ -1,6 +1,6 @@
 """RunConfig: every setting of one run, and its cross-section checks. OmegaConf ends here (see compose.py)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from rapidun.config.data import DataConfig
 from rapidun.config.evaluation import EvaluationConfig
@@ -42,21 +42,9 @@ class RunConfig:
     def check(self) -> list[str]:
         """Every fault of every section, then those between sections. Empty when all is well."""
         faults = self._check_run()
-        sections = (
-            self.model,
-            self.data,
-            self.poison,
-            self.influence,
-            self.mapping,
-            self.unlearning,
-            self.evaluation,
-            self.tracking,
-            self.resources,
-            self.cluster,
-            self.sweep,
-        )
+        sections = [value for one in fields(self) if is_dataclass(value := getattr(self, one.name))]
         for section in sections:
-            faults += section.check()
+            faults += section.check()  # type: ignore[union-attr]
         if self.model.path is None and self.poison.method is not PoisonMethod.full and "poison" in self.stages:
             faults.append(
                 f"poison: need method=full with a model made from scratch (model.path=null), got "

@@ -53,6 +53,16 @@ def scores_in_use(cfg: MappingConfig, files: MappingFiles) -> tuple[Scores, Path
     return read_scores(files.scores, dot=dot), files.ids
 
 
+def rows_in_use(cfg: MappingConfig, files: MappingFiles) -> tuple[dict[str, list[str] | None], dict[str, int]]:
+    """The rows' ids and how many there are, by group; the pack's where there is one: that reads no influence."""
+    ids_path, counts = files.ids, None
+    if ids_path is None and (files.forget is None or files.retain is None):
+        scores, ids_path = scores_in_use(cfg, files)
+        counts = {"forget": scores.num_forget, "retain": scores.num_retain}
+    ids = row_ids(files, ids_path=ids_path, counts=counts)
+    return ids, counts or {group: len(ids[group] or []) for group in GROUPS}
+
+
 def row_ids(
     files: MappingFiles, *, ids_path: Path | None, counts: dict[str, int] | None
 ) -> dict[str, list[str] | None]:

@@ -14,7 +14,7 @@ from rapidun.stages.mapping.aggregate import Aggregated, Block, aggregate_block
 from rapidun.stages.mapping.baselines import Floats
 from rapidun.stages.mapping.diagnostics import describe, describe_mapped, file_warnings, group_warnings
 from rapidun.stages.mapping.fuse import fuse
-from rapidun.stages.mapping.inputs import GROUPS, MappingFiles, row_ids, scores_in_use
+from rapidun.stages.mapping.inputs import GROUPS, MappingFiles, row_ids, rows_in_use, scores_in_use
 from rapidun.stages.mapping.release import BLOCKS
 from rapidun.stages.mapping.scores import Scores
 from rapidun.stages.mapping.weights import exp_bounded, exp_clip, robust_z
@@ -80,15 +80,8 @@ def _from_scores(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
 
 
 def _uniform(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
-    """Every weight 1: needs the number of rows only, so that no influence has to be computed."""
-    ids_path = files.ids
-    if ids_path is None and (files.forget is None or files.retain is None):
-        scores, ids_path = scores_in_use(cfg, files)
-        counts = {"forget": scores.num_forget, "retain": scores.num_retain}
-        ids = row_ids(files, ids_path=ids_path, counts=counts)
-    else:
-        ids = row_ids(files, ids_path=ids_path, counts=None)
-        counts = {group: len(ids[group] or []) for group in GROUPS}
+    """Every weight 1."""
+    ids, counts = rows_in_use(cfg, files)
     return _plain({group: baselines.uniform(counts[group]) for group in GROUPS}, ids)
 
 
