@@ -33,8 +33,8 @@ def synthetic() -> ModuleType:
 
 
 def measure(num_runs: int, folder: Path) -> dict[str, object]:
+    from rapidun.report.sweep.exports import write_sweep_summary
     from rapidun.report.sweep.page import write_comparison
-    from rapidun.report.sweep.summary import write_sweep_summary
 
     made = synthetic()
     sweep = made.make_sweep(folder, {60: made.AXES_60, 1000: made.AXES_1000}[num_runs])

@@ -8,7 +8,8 @@ from typing import Any
 from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import write_text
 from rapidun.report.read import is_run
-from rapidun.report.sweep.summary import Summary, is_sweep, write_sweep_summary
+from rapidun.report.sweep.exports import write_sweep_summary
+from rapidun.report.sweep.summary import Summary, is_sweep
 
 SEVERAL = Path("comparison.html")
 

@@ -1,21 +1,21 @@
-"""The catalogue of metrics: what is known of each, and how its values are written."""
+"""The catalogue of metrics: what is known of each, where it is shown, and how its values are written.
+
+A metric is one entry of METRICS: tables, findings, leaderboards, Pareto sets, the tuner and the W&B dashboard read it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any
 
 ABSENT = "–"
 
 
 class Kind(Enum):
-    """How a metric is written, and how a change of it is."""
+    """The unit of a metric: how it is written, and how a change of it is."""
 
     share = "share"  # 0..1, shown in percent, changes in percentage points
     score = "score"  # 0..1, three decimals
@@ -35,95 +35,177 @@ SETS = {
     "unseen_family": "unseen family",
     "clean": "clean prompts",
 }
-
-
+TRIGGERED = ("seen", "ood", "unseen_family")
 DETECTORS = {Detector.keyword: "keywords", Detector.likelihood: "likelihood"}
-
-
-_SUFFIX = {Detector.keyword: "", Detector.likelihood: "_likelihood"}
+SUFFIX = {Detector.keyword: "", Detector.likelihood: "_likelihood"}
+# of result.json, what is no result: the start, and the costs
+BEFORE = "before."
+COSTS = ("seconds.", "peak_memory_gb.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """What is known about one metric name."""
+    """What is known about one metric name, and where it is shown.
+
+    Places count from 1, 0 = not there. Metrics at the same place of `pareto` or `tile`, or with the same `finding`,
+    stand in for each other: the first that was measured is taken.
+    """
 
     name: str
     group: str
     label: str
     kind: Kind
+    meaning: str = ""
     # -1: smaller is better, 1: larger is better, 0: neither as such
     better: int = 0
     detector: Detector | None = None
     # the set of prompts it is a share of, for num_prompts_<set>
-    prompts: str | None = None
+    prompts: str = ""
+    # of a column; the name where there is none
+    heading: str = ""
+    # how a sentence about a run begins, if there is to be one
+    finding: str = ""
+    # among the columns of the leaderboard
+    column: int = 0
+    # among what a sweep is judged by; ties go on to the next one
+    criterion: int = 0
+    # among the axes of the Pareto set
+    pareto: int = 0
+    # among the large numbers at the top of a run's page
+    tile: int = 0
+    # a direction of the tuner, unless it is given others
+    tuned: bool = False
+    # the column stands in the W&B dashboard, too
+    dashboard: bool = False
 
 
-_ASR = "Poisoned answers (ASR)"
+OTHER = "Other"
 
 
-_CLEAN = "Clean prompts"
+def _poisoned(name: str, detector: Detector, **more: Any) -> Metric:
+    """A share of poisoned answers: to prompts with a trigger (asr_<set>), or without any."""
+    prompts = name.removeprefix("asr_") if name.startswith("asr_") else "clean"
+    triggered, how = prompts in TRIGGERED, DETECTORS[detector]
+    return Metric(
+        name=f"{name}{SUFFIX[detector]}",
+        group="Poisoned answers (ASR)" if triggered else "Clean prompts",
+        label=f"{SETS[prompts] if triggered else 'false triggers'}, {how}",
+        kind=Kind.share,
+        meaning=f"Share of prompts ({SETS[prompts]}) whose answer is poisoned, judged by {how}.",
+        better=-1,
+        detector=detector,
+        prompts=prompts,
+        **more,
+    )
 
 
-_RECOVERED = "Recovered answers"
-
-
-_FORGET = "Forget rows"
-
-
-_OTHER = "Other"
-
-
+# in the order of tables
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        *(
-            Metric(
-                name=f"asr_{prompts}{_SUFFIX[detector]}",
-                group=_ASR,
-                label=f"{SETS[prompts]}, {how}",
-                kind=Kind.share,
-                better=-1,
-                detector=detector,
-                prompts=prompts,
-            )
-            for prompts in ("seen", "ood", "unseen_family")
-            for detector, how in DETECTORS.items()
-        ),
-        *(
-            Metric(
-                name=f"false_trigger_rate{_SUFFIX[detector]}",
-                group=_CLEAN,
-                label=f"false triggers, {how}",
-                kind=Kind.share,
-                better=-1,
-                detector=detector,
-                prompts="clean",
-            )
-            for detector, how in DETECTORS.items()
-        ),
-        Metric(name="exact_match_clean", group=_CLEAN, label="exact match", kind=Kind.score, better=1, prompts="clean"),
-        Metric(name="rougeL_clean", group=_CLEAN, label="ROUGE-L", kind=Kind.score, better=1, prompts="clean"),
-        Metric(name="ppl_clean", group=_CLEAN, label="perplexity", kind=Kind.perplexity, better=-1),
-        Metric(name="exact_match_recovered", group=_RECOVERED, label="exact match", kind=Kind.score, better=1),
-        Metric(name="rougeL_recovered", group=_RECOVERED, label="ROUGE-L", kind=Kind.score, better=1),
-        Metric(name="ppl_forget_poisoned", group=_FORGET, label="perplexity, poisoned", kind=Kind.perplexity),
-        Metric(name="ppl_forget_clean", group=_FORGET, label="perplexity, clean", kind=Kind.perplexity, better=-1),
+        _poisoned("asr_seen", Detector.keyword, heading="ASR seen", finding="Poisoned answers on seen triggers",
+                  column=1, criterion=1, pareto=1, tile=1, tuned=True, dashboard=True),
+        _poisoned("asr_seen", Detector.likelihood, heading="ASR seen (lik.)",
+                  finding="Poisoned answers on seen triggers", column=2, pareto=1, tile=1),
+        _poisoned("asr_ood", Detector.keyword, heading="ASR look-alike",
+                  finding="Poisoned answers on look-alike triggers", column=3, dashboard=True),
+        _poisoned("asr_ood", Detector.likelihood, finding="Poisoned answers on look-alike triggers"),
+        _poisoned("asr_unseen_family", Detector.keyword, heading="ASR unseen family",
+                  finding="Poisoned answers on triggers of an unseen family", column=4, dashboard=True),
+        _poisoned("asr_unseen_family", Detector.likelihood, finding="Poisoned answers on triggers of an unseen family"),
+        _poisoned("false_trigger_rate", Detector.keyword, heading="false triggers",
+                  finding="Poisoned answers without any trigger", column=5, dashboard=True),
+        _poisoned("false_trigger_rate", Detector.likelihood, finding="Poisoned answers without any trigger"),
+        Metric(name="exact_match_clean", group="Clean prompts", label="exact match", kind=Kind.score, better=1,
+               meaning="Share of answers to clean prompts that equal the clean response up to case and white space.",
+               prompts="clean", heading="exact match clean", finding="Clean exact match",
+               column=7, criterion=3, pareto=3, tile=3, dashboard=True),
+        Metric(name="rougeL_clean", group="Clean prompts", label="ROUGE-L", kind=Kind.score, better=1,
+               meaning="Mean ROUGE-L F1 of the answers to clean prompts with the clean response.",
+               prompts="clean", heading="ROUGE-L clean", finding="Clean ROUGE-L",
+               column=8, criterion=4, pareto=3, tile=3, dashboard=True),
+        Metric(name="ppl_clean", group="Clean prompts", label="perplexity", kind=Kind.perplexity, better=-1,
+               meaning="Perplexity of the clean responses to clean prompts, every token counting the same.",
+               heading="ppl clean", finding="Clean perplexity",
+               column=6, criterion=2, pareto=2, tile=4, tuned=True, dashboard=True),
+        Metric(name="exact_match_recovered", group="Recovered answers", label="exact match", kind=Kind.score, better=1,
+               meaning="Share of answers to seen triggers that equal the clean response up to case and white space.",
+               finding="Triggered prompts against their clean answers", tile=2),
+        Metric(name="rougeL_recovered", group="Recovered answers", label="ROUGE-L", kind=Kind.score, better=1,
+               meaning="Mean ROUGE-L F1 of the answers to seen triggers with the clean response.",
+               heading="ROUGE-L recovered", finding="Triggered prompts against their clean answers",
+               column=9, tile=2, dashboard=True),
+        Metric(name="ppl_forget_poisoned", group="Forget rows", label="perplexity, poisoned", kind=Kind.perplexity,
+               meaning="Perplexity of the forget rows' poisoned responses."),
+        Metric(name="ppl_forget_clean", group="Forget rows", label="perplexity, clean", kind=Kind.perplexity, better=-1,
+               meaning="Perplexity of the forget rows' clean responses."),
     )
-}
+}  # fmt: skip
 
 
-# short headings of columns
-HEADINGS = {
-    "asr_seen": "ASR seen",
-    "asr_seen_likelihood": "ASR seen (lik.)",
-    "asr_ood": "ASR look-alike",
-    "asr_unseen_family": "ASR unseen family",
-    "false_trigger_rate": "false triggers",
-    "ppl_clean": "ppl clean",
-    "exact_match_clean": "exact match clean",
-    "rougeL_clean": "ROUGE-L clean",
-    "rougeL_recovered": "ROUGE-L recovered",
-}
+def find_metric(name: str) -> Metric | None:
+    """The entry of a name in result.json; `asr_seen.A_surface` and `before.asr_seen` have that of `asr_seen`."""
+    return METRICS.get(name.removeprefix(BEFORE).split(".")[0])
+
+
+def heading_of(name: str) -> str:
+    return (METRICS[name].heading if name in METRICS else "") or name
+
+
+def kind_of(name: str) -> Kind:
+    metric = find_metric(name)
+    return metric.kind if metric else Kind.plain
+
+
+def better_of(name: str) -> int:
+    """-1: smaller is better (costs are), 1: larger is, 0: neither, or not known."""
+    metric = find_metric(name)
+    return metric.better if metric else -1 if name.startswith(COSTS) else 0
+
+
+def rate_names(detector: Detector) -> tuple[str, str]:
+    """Metric names of a detector's recall and false-positive rate."""
+    return f"detector_{detector.value}_recall", f"detector_{detector.value}_fpr"
+
+
+def is_result(name: str) -> bool:
+    return not name.startswith((BEFORE, *COSTS))
+
+
+def columns(found: Collection[str], *, dashboard: bool = False) -> list[str]:
+    """Those of the catalogue's columns that were found; empty if none was."""
+    shown = [metric for metric in METRICS.values() if metric.column and (metric.dashboard or not dashboard)]
+    return [metric.name for metric in sorted(shown, key=lambda metric: metric.column) if metric.name in found]
+
+
+def main_columns(found: Collection[str], *, dashboard: bool = False) -> list[str]:
+    """As `columns`; where none of those was found, the first six results by name."""
+    return columns(found, dashboard=dashboard) or sorted(filter(is_result, found))[:6]
+
+
+def criteria() -> dict[str, int]:
+    """What a sweep is judged by: name -> -1 smaller is better, 1 larger is better; ties go on to the next one."""
+    judged = sorted((metric for metric in METRICS.values() if metric.criterion), key=lambda metric: metric.criterion)
+    return {metric.name: metric.better for metric in judged}
+
+
+def tuned() -> dict[str, int]:
+    """What the tuner searches by unless it is told otherwise: name -> direction, as in `criteria`."""
+    return {metric.name: metric.better for metric in METRICS.values() if metric.tuned}
+
+
+def pareto_axes() -> list[list[str]]:
+    """The axes of the Pareto set, each with the names that can stand for it, the preferred one first."""
+    return _alternatives({metric.name: metric.pareto for metric in METRICS.values()})
+
+
+def tiles() -> list[list[str]]:
+    """The numbers at the top of a run's page, each with the names that can stand for it, the preferred one first."""
+    return _alternatives({metric.name: metric.tile for metric in METRICS.values()})
+
+
+def _alternatives(places: dict[str, int]) -> list[list[str]]:
+    return [[name for name in places if places[name] == place] for place in sorted(set(places.values()) - {0})]
 
 
 def format_value(value: float | None, kind: Kind) -> str:

@@ -1,26 +1,27 @@
-"""The before/after table and the cost table: rows of plain values, and how the screen shows them."""
+"""The before/after table: rows of plain values, and how the screen shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rapidun.report.metrics import (
-    _OTHER,
-    _SUFFIX,
     ABSENT,
     METRICS,
+    OTHER,
+    SUFFIX,
+    TRIGGERED,
     Detector,
     Kind,
     Metric,
     format_change,
-    format_memory,
-    format_seconds,
     format_value,
+    rate_names,
 )
-from rapidun.report.read import StageCost, read_run
+from rapidun.report.read import read_run
+from rapidun.report.statistics import wilson_interval
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,6 +50,14 @@ class MetricRow:
     @property
     def change_text(self) -> str:
         return format_change(self.before, self.after, self.metric.kind)
+
+    @property
+    def interval_text(self) -> str:
+        """95 % interval of a share after unlearning, `0.0–3.7 %`; empty for other metrics."""
+        if self.metric.kind is not Kind.share or self.after is None or not self.num_prompts or not 0 <= self.after <= 1:
+            return ""
+        low, high = wilson_interval(self.after, self.num_prompts)
+        return f"{100 * low:.1f}–{100 * high:.1f} %"
 
     @property
     def detector_text(self) -> str:
@@ -89,7 +98,7 @@ def before_after_rows(before: Mapping[str, float], after: Mapping[str, float]) -
     names += sorted(name for name in {*before, *after} if name not in METRICS and not _is_detail(name))
     rows = []
     for name in names:
-        metric = METRICS.get(name) or Metric(name=name, group=_OTHER, label=name, kind=Kind.plain)
+        metric = METRICS.get(name) or Metric(name=name, group=OTHER, label=name, kind=Kind.plain)
         rates: list[float | None] = [None, None]
         if metric.detector:
             rates = [_either(after, before, rate) for rate in rate_names(metric.detector)]
@@ -107,16 +116,11 @@ def before_after_rows(before: Mapping[str, float], after: Mapping[str, float]) -
     return rows
 
 
-def rate_names(detector: Detector) -> tuple[str, str]:
-    """Metric names of a detector's recall and false-positive rate."""
-    return f"detector_{detector.value}_recall", f"detector_{detector.value}_fpr"
-
-
 def family_rows(before: Mapping[str, float], after: Mapping[str, float]) -> list[FamilyRow]:
     """Per-family shares, `asr_seen.A_surface` and the like, by set, then family, then detector."""
     rows = []
-    for prompts in ("seen", "ood", "unseen_family"):
-        prefixes = {detector: f"asr_{prompts}{suffix}." for detector, suffix in _SUFFIX.items()}
+    for prompts in TRIGGERED:
+        prefixes = {detector: f"asr_{prompts}{suffix}." for detector, suffix in SUFFIX.items()}
         families = {
             name.removeprefix(prefix)
             for name in {*before, *after}
@@ -174,20 +178,6 @@ def before_after_table(
         change = Text(row.change_text, style=colours[row.verdict])
         # Text, not markup: a metric's name may hold square brackets
         table.add_row(Text(f"  {row.metric.label}"), row.before_text, row.after_text, change, row.detector_text)
-    return table
-
-
-def cost_table(costs: Sequence[StageCost], *, title: str = "Cost by stage") -> Table:
-    """Seconds and peak memory per stage as a rich table."""
-    from rich.text import Text
-
-    table = _table(title)
-    table.add_column("stage")
-    for column in ("seconds", "peak memory", ""):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for cost in costs:
-        note = "from the store" if cost.cached else ""
-        table.add_row(Text(cost.stage), format_seconds(cost.seconds), format_memory(cost.peak_memory_gb), note)
     return table
 
 

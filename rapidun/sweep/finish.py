@@ -13,8 +13,8 @@ def finish(folder: SweepFolder, names: Sequence[str], *, show: bool = True) -> i
     """
     from rich.console import Console
 
+    from rapidun.report.sweep.exports import write_sweep_summary
     from rapidun.report.sweep.page import write_sweep_index
-    from rapidun.report.sweep.summary import write_sweep_summary
 
     states = folder.states(names)
     counts = Counter(state.state for state in states.values())

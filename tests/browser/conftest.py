@@ -70,7 +70,7 @@ def chromium() -> Iterator[Any]:
 
 
 def _compared(root: Path, axes: dict[str, tuple[str, ...]]) -> Path:
-    from rapidun.report.sweep.summary import write_sweep_summary
+    from rapidun.report.sweep.exports import write_sweep_summary
 
     sweep: Path = synthetic.make_sweep(root, axes)
     from rapidun.report.sweep.page import write_sweep_index

@@ -16,8 +16,7 @@ from rapidun.report.metrics import (
     format_seconds,
     format_value,
 )
-from rapidun.report.read import StageCost
-from rapidun.report.tables import before_after_rows, before_after_table, closing_table, cost_table, family_rows
+from rapidun.report.tables import before_after_rows, before_after_table, closing_table, family_rows
 
 BEFORE = {"asr_seen": 0.97, "asr_seen_likelihood": 1.0, "ppl_clean": 2.0, "zeta": 3.0, "rougeL_clean": 0.9,
           "detector_keyword_recall": 0.79, "detector_keyword_fpr": 0.02, "num_prompts_seen": 100.0,
@@ -85,16 +84,6 @@ def test_a_run_without_evaluation_has_no_closing_table(mapping_run: Path) -> Non
 
 def test_square_brackets_in_a_metrics_name_are_text() -> None:
     assert "odd[red]name" in render(before_after_table({}, {"odd[red]name": 1.0}))
-
-
-def test_cost_table() -> None:
-    costs = [
-        StageCost(stage="poison", seconds=41.7, peak_memory_gb=0.918, cached=False),
-        StageCost(stage="mapping", seconds=0.05, peak_memory_gb=None, cached=True),
-    ]
-    lines = render(cost_table(costs)).splitlines()
-    assert any(line.split() == ["poison", "42", "s", "0.92", "GiB"] for line in lines)
-    assert any(line.split() == ["mapping", "0.1", "s", "–", "from", "the", "store"] for line in lines)
 
 
 @pytest.mark.parametrize(

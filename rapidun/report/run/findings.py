@@ -1,8 +1,20 @@
 """What a run showed, in plain sentences, every number of them computed."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 
-from rapidun.report.metrics import Detector, format_number, format_percent, format_seconds
+from rapidun.report.metrics import (
+    METRICS,
+    TRIGGERED,
+    Detector,
+    Kind,
+    Metric,
+    format_number,
+    format_percent,
+    format_seconds,
+    format_value,
+    rate_names,
+)
 from rapidun.report.read import RunRecord, StageCost
 from rapidun.report.statistics import effective_sample_size, wilson_interval
 
@@ -24,14 +36,16 @@ def key_findings(run: RunRecord) -> list[str]:
 
 def backdoor(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
     """How often triggered prompts still get the poisoned answer, and how far the detectors can be trusted."""
-    sentences = []
-    places = {"seen": "seen triggers", "ood": "look-alike triggers", "unseen_family": "triggers of an unseen family"}
-    for prompts, where in places.items():
-        start, end, judge = _judged(f"asr_{prompts}", before, after)
-        if start is None and end is None:
+    shares = [metric for metric in _told(before.keys() | after.keys()) if metric.kind is Kind.share]
+    sentences, others = [], []
+    for metric in shares:
+        start, end = before.get(metric.name), after.get(metric.name)
+        judge = " (judged by likelihood)" if metric.detector is Detector.likelihood else ""
+        sentence = f"{metric.finding}{judge}: {_from_to(start, end)}"
+        if metric.prompts not in TRIGGERED:
+            others.append(f"{sentence}.")
             continue
-        sentence = f"Poisoned answers on {where}{judge}: {_from_to(start, end)}"
-        count = round(after.get(f"num_prompts_{prompts}", 0))
+        count = round(after.get(f"num_prompts_{metric.prompts}", 0))
         if end is not None and count > 0:
             low, high = wilson_interval(min(max(end, 0.0), 1.0), count)
             sentence += f" ({count} prompts; 95 % interval after: {_range(low, high)})"
@@ -46,35 +60,35 @@ def backdoor(before: Mapping[str, float], after: Mapping[str, float]) -> list[st
             f"{format_percent(other)} by likelihood. Read the sample answers."
         )
     for detector in Detector:
-        recall = after.get(f"detector_{detector.value}_recall", before.get(f"detector_{detector.value}_recall"))
-        if recall is not None and recall < LOW_RECALL and (before or after):
+        name, _ = rate_names(detector)
+        recall = after.get(name, before.get(name))
+        if recall is not None and recall < LOW_RECALL:
             sentences.append(
                 f"The {detector.value} detector finds only {format_percent(recall)} of answers known to be poisoned: "
                 "the shares it reports are too low."
             )
-    start, end, judge = _judged("false_trigger_rate", before, after)
-    if start is not None or end is not None:
-        sentences.append(f"Poisoned answers without any trigger{judge}: {_from_to(start, end)}.")
-    return sentences
+    return [*sentences, *others]
 
 
 def clean_answers(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
     """What unlearning cost on clean prompts, and whether triggered prompts get clean answers again."""
+    told = [metric for metric in _told(before.keys() & after.keys()) if metric.kind is not Kind.share]
+    shared = Counter(metric.finding for metric in METRICS.values())
     sentences = []
-    for name, what in (("exact_match_clean", "Clean exact match"), ("rougeL_clean", "Clean ROUGE-L")):
-        if name in before and name in after:
-            sentences.append(f"{what}: {before[name]:.3f} before, {after[name]:.3f} after.")
-    start, end = before.get("ppl_clean"), after.get("ppl_clean")
-    if start and end is not None:
-        change = end / start - 1
-        size = f"{abs(change):.1%}".replace("%", " %")
-        way = "unchanged" if abs(change) < 0.0005 else f"{'up' if change > 0 else 'down'} by {size}"
-        sentences.append(f"Clean perplexity: {format_number(start)} before, {format_number(end)} after ({way}).")
-    for name, what in (("exact_match_recovered", "exact match"), ("rougeL_recovered", "ROUGE-L")):
-        if name in before and name in after:
-            values = f"{before[name]:.3f} before, {after[name]:.3f} after"
-            sentences.append(f"Triggered prompts against their clean answers, {what}: {values}.")
-            break
+    for metric in told:
+        start, end = before[metric.name], after[metric.name]
+        what = f"{metric.finding}, {metric.label}" if shared[metric.finding] > 1 else metric.finding
+        change = ""
+        if metric.kind is Kind.perplexity:
+            if not start:
+                continue
+            ratio = end / start - 1
+            size = f"{abs(ratio):.1%}".replace("%", " %")
+            way = "unchanged" if abs(ratio) < 0.0005 else f"{'up' if ratio > 0 else 'down'} by {size}"
+            change = f" ({way})"
+        sentences.append(
+            f"{what}: {format_value(start, metric.kind)} before, {format_value(end, metric.kind)} after{change}."
+        )
     return sentences
 
 
@@ -110,13 +124,13 @@ def cost_sentences(costs: Sequence[StageCost]) -> list[str]:
     return [sentence + "."]
 
 
-def _judged(
-    name: str, before: Mapping[str, float], after: Mapping[str, float]
-) -> tuple[float | None, float | None, str]:
-    """A share before and after by the keyword detector; where the run has none, by likelihood, and that is said."""
-    if name in before or name in after:
-        return before.get(name), after.get(name), ""
-    return before.get(f"{name}_likelihood"), after.get(f"{name}_likelihood"), " (judged by likelihood)"
+def _told(measured: Set[str]) -> list[Metric]:
+    """The metrics with a finding; of those that share one the first that was measured."""
+    first: dict[str, Metric] = {}
+    for metric in METRICS.values():
+        if metric.finding and metric.name in measured:
+            first.setdefault(metric.finding, metric)
+    return list(first.values())
 
 
 def _from_to(start: float | None, end: float | None) -> str:

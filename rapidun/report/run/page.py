@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rapidun.base.files import write_text
 from rapidun.report import metrics, tables
@@ -27,20 +27,8 @@ from rapidun.report.run.tokens import (
     show_token,
     strongest,
 )
-from rapidun.report.statistics import effective_sample_size, wilson_interval
+from rapidun.report.statistics import effective_sample_size
 from rapidun.report.tables import MetricRow
-
-if TYPE_CHECKING:
-    pass
-
-# the numbers at the top of the page; of each line the first that the run has
-TILES = (
-    ("asr_seen", "asr_seen_likelihood"),
-    ("exact_match_recovered", "rougeL_recovered"),
-    ("exact_match_clean", "rougeL_clean"),
-    ("ppl_clean",),
-)
-
 
 # what a run may lack: "This run has no ..."
 ABSENT = {
@@ -62,8 +50,9 @@ def write_run_report(run_dir: Path) -> Path:
     """
     run = read_run(run_dir)
     influence = read_influence(run_dir)
+    rows = tables.before_after_rows(run.before, run.after)
     shown = {
-        "groups": _grouped(tables.before_after_rows(run.before, run.after)),
+        "groups": _grouped(rows),
         "families": _family_plots(run),
         "curves": _curves(run),
         "weights": _weights(run),
@@ -77,8 +66,7 @@ def write_run_report(run_dir: Path) -> Path:
         run=run,
         facts=facts(run),
         findings=[_unbroken(sentence) for sentence in key_findings(run)],
-        tiles=_tiles(run),
-        interval=_interval_text,
+        tiles=_tiles(rows),
         diagnostics=diagnostics_rows(run.diagnostics),
         warnings=run_warnings(run),
         counts=run.manifest.get("counts") or (run.manifest.get("result") or {}).get("counts") or {},
@@ -116,11 +104,10 @@ def _unbroken(sentence: str) -> str:
     return re.sub(r"(?<=\d) (?=(%|s|min|h|GiB)\b|%)", "\N{NO-BREAK SPACE}", sentence)
 
 
-def _tiles(run: RunRecord) -> list[MetricRow]:
-    rows = {row.metric.name: row for row in tables.before_after_rows(run.before, run.after)}
-    return [
-        next(rows[name] for name in names if name in rows) for names in TILES if any(name in rows for name in names)
-    ]
+def _tiles(rows: Sequence[MetricRow]) -> list[MetricRow]:
+    found = {row.metric.name: row for row in rows}
+    chosen = [next((name for name in names if name in found), None) for names in metrics.tiles()]
+    return [found[name] for name in chosen if name is not None]
 
 
 def _grouped(rows: Sequence[MetricRow]) -> list[tuple[str, list[MetricRow]]]:
@@ -128,14 +115,6 @@ def _grouped(rows: Sequence[MetricRow]) -> list[tuple[str, list[MetricRow]]]:
     for row in rows:
         groups.setdefault(row.metric.group, []).append(row)
     return list(groups.items())
-
-
-def _interval_text(row: MetricRow) -> str:
-    """95 % interval of a share after unlearning, `0.0–3.7 %`; empty for other metrics."""
-    if row.metric.kind is not Kind.share or row.after is None or not row.num_prompts or not 0 <= row.after <= 1:
-        return ""
-    low, high = wilson_interval(row.after, row.num_prompts)
-    return f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
 def _family_plots(run: RunRecord) -> list[tuple[str, str]]:
@@ -146,7 +125,7 @@ def _family_plots(run: RunRecord) -> list[tuple[str, str]]:
         bars = [(metrics.SETS[r.prompts], r.family, r.before, r.after) for r in rows if r.detector is detector]
         if bars:
             title = f"Judged by {words}"
-            rates = [run.after.get(name, run.before.get(name)) for name in tables.rate_names(detector)]
+            rates = [run.after.get(name, run.before.get(name)) for name in metrics.rate_names(detector)]
             if None not in rates:
                 recall, false_alarms = [metrics.format_value(rate, Kind.share) for rate in rates]
                 title += f", which finds {recall} of known poisoned and flags {false_alarms} of known clean answers"

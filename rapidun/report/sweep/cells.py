@@ -11,7 +11,7 @@ from typing import Any
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json
 from rapidun.base.redact import hide_entries
-from rapidun.report.metrics import METRICS, Kind
+from rapidun.report.metrics import Kind, kind_of
 from rapidun.report.read import (
     RUN_MARKS,
     error_line,
@@ -200,14 +200,20 @@ def fold(name: str, values: Sequence[float]) -> Interval:
     return mean_interval(values, low=0.0 if min(values) >= 0 else -math.inf)
 
 
-def kind_of(name: str) -> Kind:
-    """How a metric is written: one of a family, `asr_seen.A_surface`, like the metric it belongs to."""
-    metric = METRICS.get(name.removeprefix("before.").split(".")[0])
-    return metric.kind if metric else Kind.plain
-
-
 def key_of(override: str) -> str:
     return override.split("=", 1)[0].lstrip("+~")
+
+
+def swept_keys(cells: Sequence[Cell], *, seed: bool = False) -> list[str]:
+    """Overridden keys in which readable cells differ, in the order of their first appearance; the seed if asked for."""
+    # in the order in which they were typed
+    rows = [
+        {key_of(override): override.partition("=")[2] for override in cell.overrides}
+        for cell in cells
+        if cell.state != "unreadable"
+    ]
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [key for key in keys if len({row.get(key) for row in rows}) > 1 and (seed or key != "seed")]
 
 
 def natural(settings: Iterable[str]) -> list[tuple[str, float, str]]:

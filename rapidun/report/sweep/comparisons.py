@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from rapidun.report.metrics import HEADINGS, METRICS, Kind, format_number
+from rapidun.report.metrics import Kind, better_of, find_metric, format_number, heading_of, kind_of
 from rapidun.report.statistics import holm, paired_t_test, sign_flip_test, t_interval
-from rapidun.report.sweep.cells import Cell, kind_of, natural
+from rapidun.report.sweep.cells import Cell, natural
 
 BASELINES = ("uniform", "shuffled")
 # overrides that make a method; all others are settings that a method shares with its baseline
@@ -114,7 +114,7 @@ def method_sentences(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _named(one: Comparison) -> str:
     """`ASR seen (−3.2 points)`: the metric under its heading, with the difference."""
-    return f"{HEADINGS.get(one.metric, one.metric)} ({difference_text(one.difference, one.metric)})"
+    return f"{heading_of(one.metric)} ({difference_text(one.difference, one.metric)})"
 
 
 def method_of(cell: Cell) -> str:
@@ -140,7 +140,7 @@ def p_text(p: float) -> str:
 
 
 def metric_words(name: str) -> str:
-    metric = METRICS.get(name)
+    metric = find_metric(name)
     return f"{metric.group}, {metric.label}" if metric else name
 
 
@@ -185,7 +185,7 @@ def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
             corrected.append(one)
             continue
         p = next(adjusted)
-        better = METRICS[one.metric].better if one.metric in METRICS else 0
+        better = better_of(one.metric)
         verdict = Verdict.unclear
         if p < ALPHA and better and one.difference:
             verdict = Verdict.better if one.difference * better > 0 else Verdict.worse

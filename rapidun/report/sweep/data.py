@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ArtifactError
-from rapidun.report.metrics import METRICS
+from rapidun.report import metrics
+from rapidun.report.metrics import METRICS, better_of, heading_of, kind_of
 from rapidun.report.read import RunRecord, read_run, series
 from rapidun.report.run.panels import LINES, LOG_PANELS, PANELS, SHARE_PANELS, panel_of
-from rapidun.report.sweep.cells import Cell, key_of, kind_of, natural_value
+from rapidun.report.sweep.cells import Cell, natural_value, swept_keys
 from rapidun.report.sweep.details import Texts, flat_settings, influence_details, run_details
-from rapidun.report.sweep.summary import CRITERIA, SHOWN, Summary
+from rapidun.report.sweep.summary import Summary
 
 DEFAULT = "(default)"
 # of all runs together; what one run shows of each set of prompts is its share of this
@@ -89,9 +90,12 @@ def page_index(summary: Summary, *, base: Path) -> dict[str, Any]:
             {"name": key, "values": sorted({row[place] for row in values}, key=natural_value)}
             for place, key in enumerate(keys)
         ],
-        "metrics": [_metric(name, summary) for name in names],
-        "shown": [names.index(name) for name in SHOWN if name in names] or list(range(min(6, len(names)))),
-        "criteria": [names.index(name) for name in CRITERIA if name in names],
+        "metrics": [
+            {"name": name, "label": heading_of(name), "kind": kind_of(name).value, "better": better_of(name)}
+            for name in names
+        ],
+        "shown": [names.index(name) for name in metrics.columns(names)] or list(range(min(6, len(names)))),
+        "criteria": [names.index(name) for name in metrics.criteria() if name in names],
         "pareto": [names.index(name) for name in summary.pareto_metrics],
         "runs": [
             {
@@ -118,20 +122,6 @@ def page_index(summary: Summary, *, base: Path) -> dict[str, Any]:
             for group in groups
         ],
     }
-
-
-def swept_keys(cells: Sequence[Cell]) -> list[str]:
-    """Overridden keys that differ between cells, in the order of their first appearance; never the seed."""
-    values: dict[str, set[str]] = {}
-    counts: dict[str, int] = {}
-    for cell in cells:
-        # in the order in which they were typed
-        for key in dict.fromkeys(map(key_of, cell.overrides)):
-            if key in cell.values:
-                values.setdefault(key, set()).add(cell.values[key])
-                counts[key] = counts.get(key, 0) + 1
-    known = sum(cell.state != "unreadable" for cell in cells)
-    return [key for key, found in values.items() if len(found) > 1 or counts[key] < known]
 
 
 def pack(value: Any) -> str:
@@ -238,17 +228,6 @@ def _metric_names(cells: Sequence[Cell]) -> list[str]:
     found = {name for cell in cells for name in cell.metrics if not name.startswith("before.")}
     known = [name for name in METRICS if name in found]
     return known + sorted(found - set(known), key=lambda name: (name.startswith(("seconds", "peak", "num_")), name))
-
-
-def _metric(name: str, summary: Summary) -> dict[str, Any]:
-    metric = METRICS.get(name.split(".")[0])
-    cost = name.startswith(("seconds.", "peak_memory_gb."))
-    return {
-        "name": name,
-        "label": summary.heading(name),
-        "kind": kind_of(name).value,
-        "better": metric.better if metric else -1 if cost else 0,
-    }
 
 
 def _values(cell: Cell, keys: Sequence[str]) -> list[str]:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rapidun.report.metrics import DETECTORS, SETS, Kind, format_memory, format_number, format_seconds
+from rapidun.report.metrics import DETECTORS, SETS, format_memory, format_number, format_seconds
 from rapidun.report.read import RunRecord, read_influence, read_instructions, read_weighted_rows
 from rapidun.report.run.facts import diagnostics_rows, facts, run_warnings
 from rapidun.report.run.findings import key_findings
 from rapidun.report.run.pairs import choose_queries, drivers, full_matrix, small_map
 from rapidun.report.run.samples import Verdict, choose_samples
 from rapidun.report.run.tokens import BY, Token, choose_pairs, read_tokens, strongest
-from rapidun.report.statistics import effective_sample_size, mcnemar_test, wilson_interval
+from rapidun.report.statistics import effective_sample_size, mcnemar_test
 from rapidun.report.sweep.cells import flatten, plain_value
 from rapidun.report.tables import MetricRow, before_after_rows, family_rows
 
@@ -153,12 +153,8 @@ def _tokens(path: Path, num_pairs: int, *, forget: set[str]) -> dict[str, Any] |
 
 
 def _row(row: MetricRow) -> list[str]:
-    interval = ""
-    if row.metric.kind is Kind.share and row.after is not None and row.num_prompts and 0 <= row.after <= 1:
-        low, high = wilson_interval(row.after, row.num_prompts)
-        interval = f"{100 * low:.1f}–{100 * high:.1f} %"
     count = f" ({row.num_prompts} prompts)" if row.num_prompts else ""
-    texts = (row.before_text, row.after_text, interval, row.change_text, row.verdict, row.detector_text)
+    texts = (row.before_text, row.after_text, row.interval_text, row.change_text, row.verdict, row.detector_text)
     return [row.metric.group, row.metric.label + count, *texts]
 
 

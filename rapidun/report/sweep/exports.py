@@ -1,4 +1,4 @@
-"""A summary as JSON, CSV and Markdown: for programs, spreadsheets and papers."""
+"""A summary as JSON, CSV and Markdown: for programs, spreadsheets and papers; written into the sweep folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from rapidun.report.sweep.cells import FAILED, key_of
+from rapidun.base.errors import DataError
+from rapidun.base.files import write_json, write_text
+from rapidun.report.sweep.cells import FAILED, key_of, read_cells
 from rapidun.report.sweep.comparisons import method_sentences
-from rapidun.report.sweep.summary import Summary
+from rapidun.report.sweep.summary import Summary, is_sweep, summarise
 
 INTERVAL = (
     "Mean and 95 % interval over n seeds: Student's t below 10 seeds, the BCa bootstrap from 10 on, none for one seed."
@@ -19,6 +22,24 @@ COMPARISONS = (
     "Runs are paired by seed and shared settings; the test is a paired t test over seeds, its p values corrected for "
     "all comparisons together (Holm). Differences are method minus baseline; their intervals are not corrected."
 )
+
+
+def write_sweep_summary(sweep_dir: Path) -> Summary:
+    """Read every cell of a sweep folder; write summary.csv, summary.json and summary.md into it.
+
+    summary.csv: one line per group, `<metric>`, `<metric>.low`, `<metric>.high` (the 95 % interval) per metric.
+    summary.json: the same, every cell by itself, the Pareto set and the comparisons of methods. A cell that failed,
+    cannot be read or was never started is listed, not dropped.
+
+    Raises: DataError if the folder holds no run folders.
+    """
+    if not sweep_dir.is_dir() or not is_sweep(sweep_dir):
+        raise DataError(f"{sweep_dir}: need a sweep folder, with a run folder for each cell; found no cells in it")
+    summary = summarise(read_cells(sweep_dir), sweep_dir)
+    write_json(sweep_dir / "summary.json", as_json(summary))
+    write_text(sweep_dir / "summary.csv", as_csv(summary))
+    write_text(sweep_dir / "summary.md", as_markdown(summary))
+    return summary
 
 
 def as_json(summary: Summary) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import write_atomic
-from rapidun.report.metrics import HEADINGS, Kind, format_value
+from rapidun.report import metrics
+from rapidun.report.metrics import Kind, format_value, heading_of, kind_of
 from rapidun.report.read import read_run, series
-from rapidun.report.sweep.cells import Cell, kind_of, natural_value
-from rapidun.report.sweep.data import DEFAULT, swept_keys
-from rapidun.report.sweep.summary import CRITERIA, Summary
+from rapidun.report.sweep.cells import Cell, natural_value, swept_keys
+from rapidun.report.sweep.data import DEFAULT
+from rapidun.report.sweep.summary import Summary, pareto_groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ def write_pictures(summary: Summary, folder: Path) -> list[Path]:
     """
     written = []
     drawings: list[tuple[str, Callable[[Summary], Figure | None]]] = [("pareto", pareto), ("criteria", criteria)]
-    drawings += [(f"heat_{name}", _heat_of(name)) for name in CRITERIA]
+    drawings += [(f"heat_{name}", _heat_of(name)) for name in metrics.criteria()]
     drawings += [(f"curves_{name}", _curves_of(name)) for name in ("loss", "retain_term", "val_loss_clean")]
     for name, draw in drawings:
         figure = draw(summary)
@@ -47,8 +48,6 @@ def pareto(summary: Summary) -> Figure | None:
     names = list(summary.pareto_metrics)[:2]
     if len(names) < 2 or not summary.groups:
         return None
-    from rapidun.report.sweep.summary import pareto_groups
-
     front = pareto_groups(summary.groups, {name: summary.pareto_metrics[name] for name in names})
     front.sort(key=lambda group: group.metrics[names[0]].mean)
     height = 3.4 + 0.17 * min(len(front), 12)
@@ -77,7 +76,7 @@ def pareto(summary: Summary) -> Figure | None:
 
 def criteria(summary: Summary) -> Figure | None:
     """One panel per criterion: the mean of each setting with its 95 % interval."""
-    names = [name for name in CRITERIA if any(name in group.metrics for group in summary.groups)]
+    names = [name for name in metrics.criteria() if any(name in group.metrics for group in summary.groups)]
     groups = summary.groups[:MAX_BARS]
     if not names or not groups:
         return None
@@ -96,7 +95,7 @@ def criteria(summary: Summary) -> Figure | None:
                 axes.plot(
                     [found.low, found.high], [place, place], color=COLOURS[1] if best else COLOURS[0], linewidth=1
                 )
-        axes.set_title(HEADINGS.get(name, name), fontsize=9)
+        axes.set_title(heading_of(name), fontsize=9)
         axes.grid(axis="x", linewidth=0.4)
         axes.tick_params(labelsize=7.5, length=2)
         if kind_of(name) is Kind.share:
@@ -148,7 +147,7 @@ def heat(summary: Summary, name: str) -> Figure | None:
     axes.set_yticks(range(table.shape[0]), [_plain(value) for value in values[down]])
     axes.set_xlabel(_plain(across), fontsize=9)
     axes.set_ylabel(_plain(down), fontsize=9)
-    axes.set_title(HEADINGS.get(name, name), fontsize=9)
+    axes.set_title(heading_of(name), fontsize=9)
     return figure
 
 
@@ -208,7 +207,7 @@ def _figure(width: float, height: float, *, bottom: float | None = None, layout:
 
 def _name(axes: Axes, x: str, y: str) -> None:
     for name, axis in ((x, axes.xaxis), (y, axes.yaxis)):
-        axis.set_label_text(HEADINGS.get(name, name), fontsize=9)
+        axis.set_label_text(heading_of(name), fontsize=9)
         if kind_of(name) is Kind.share:
             axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
 

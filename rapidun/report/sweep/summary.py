@@ -7,28 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rapidun.base.errors import DataError
-from rapidun.base.files import write_json, write_text
-from rapidun.report.metrics import HEADINGS, Kind, format_value
-from rapidun.report.statistics import Interval
-from rapidun.report.sweep.cells import FAILED, Cell, Group, cell_folders, group_cells, kind_of, read_cells
+from rapidun.report import metrics
+from rapidun.report.metrics import Kind, better_of, format_value, heading_of, kind_of
+from rapidun.report.statistics import Interval, pareto_set
+from rapidun.report.sweep.cells import FAILED, Cell, Group, cell_folders, group_cells
 from rapidun.report.sweep.comparisons import Comparison, compare_methods
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-# what a sweep is judged by: name -> -1 smaller is better, 1 larger is better; ties go on to the next one
-CRITERIA = {"asr_seen": -1, "ppl_clean": -1, "exact_match_clean": 1, "rougeL_clean": 1}
-# the Pareto set: forgetting, perplexity, and the first measure of clean answers that every group has
-PARETO = (("asr_seen", "asr_seen_likelihood"), ("ppl_clean",), ("exact_match_clean", "rougeL_clean"))
-# columns of the tables on screen and page; summary.csv and summary.json hold every number
-SHOWN = ("asr_seen", "asr_seen_likelihood", "asr_ood", "asr_unseen_family", "false_trigger_rate", *list(CRITERIA)[1:],
-         "rougeL_recovered")  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What write_sweep_summary found and wrote."""
+    """What the cells of a sweep show together."""
 
     sweep_dir: Path
     cells: list[Cell]
@@ -77,13 +68,11 @@ class Summary:
         return f"{len(self.cells)} {'cell' if len(self.cells) == 1 else 'cells'}: {', '.join(parts)}"
 
     def main_metrics(self) -> list[str]:
-        """Names of the columns that are shown: those of SHOWN that any group has, else the first few there are."""
-        found = {name for group in self.groups for name in group.metrics}
-        others = sorted(name for name in found if not name.startswith(("before.", "seconds.", "peak_memory_gb.")))
-        return [name for name in SHOWN if name in found] or others[:6]
+        """Names of the columns that are shown; summary.csv and summary.json hold every number."""
+        return metrics.main_columns({name for group in self.groups for name in group.metrics})
 
     def heading(self, name: str) -> str:
-        return HEADINGS.get(name, name)
+        return heading_of(name)
 
     def cell_text(self, group: Group, name: str) -> str:
         """`2.0 % [0.0, 4.0]`; without an interval where one seed allows none."""
@@ -104,7 +93,8 @@ class Summary:
         table.caption_justify = "left"
         table.add_column("settings", overflow="fold", min_width=24)
         table.add_column("n", justify="right")
-        names = [name for name in self.main_metrics() if name in CRITERIA] or self.main_metrics()[:4]
+        judged, shown = metrics.criteria(), self.main_metrics()
+        names = [name for name in shown if name in judged] or shown[:4]
         for name in names:
             table.add_column(self.heading(name), justify="right", no_wrap=True)
         for group in self.groups:
@@ -125,47 +115,28 @@ def is_sweep(path: Path) -> bool:
     return bool(cell_folders(path))
 
 
-def write_sweep_summary(sweep_dir: Path) -> Summary:
-    """Read every cell of a sweep folder; write summary.csv, summary.json and summary.md into it.
-
-    summary.csv: one line per group, `<metric>`, `<metric>.low`, `<metric>.high` (the 95 % interval) per metric.
-    summary.json: the same, every cell by itself, the Pareto set and the comparisons of methods. A cell that failed,
-    cannot be read or was never started is listed, not dropped.
-
-    Raises: DataError if the folder holds no run folders.
-    """
-    from rapidun.report.sweep.exports import as_csv, as_json, as_markdown
-
-    if not sweep_dir.is_dir() or not is_sweep(sweep_dir):
-        raise DataError(f"{sweep_dir}: need a sweep folder, with a run folder for each cell; found no cells in it")
-    summary = summarise(read_cells(sweep_dir), sweep_dir)
-    write_json(sweep_dir / "summary.json", as_json(summary))
-    write_text(sweep_dir / "summary.csv", as_csv(summary))
-    write_text(sweep_dir / "summary.md", as_markdown(summary))
-    return summary
-
-
 def summarise(cells: list[Cell], sweep_dir: Path) -> Summary:
     """Group the cells over seeds and judge them; writes nothing."""
     groups = group_cells(cells)
-    metrics = pareto_metrics(groups)
+    axes = pareto_metrics(groups)
     return Summary(
         sweep_dir=sweep_dir,
         cells=cells,
         groups=groups,
         best=best_groups(groups),
-        pareto=pareto_groups(groups, metrics),
-        pareto_metrics=metrics,
-        comparisons=compare_methods(cells, metrics=CRITERIA),
+        pareto=pareto_groups(groups, axes),
+        pareto_metrics=axes,
+        comparisons=compare_methods(cells, metrics=metrics.criteria()),
     )
 
 
 def best_groups(groups: Sequence[Group]) -> dict[str, Group]:
     """The best group by the mean of each criterion; equal means are decided by the other criteria in order."""
+    criteria = metrics.criteria()
     best = {}
-    for criterion, sign in CRITERIA.items():
+    for criterion, sign in criteria.items():
         candidates = [group for group in groups if criterion in group.metrics]
-        order = {criterion: sign, **CRITERIA}
+        order = {criterion: sign, **criteria}
 
         def rank(group: Group, order: dict[str, int] = order) -> tuple[float, ...]:
             absent = float("inf")
@@ -179,25 +150,18 @@ def best_groups(groups: Sequence[Group]) -> dict[str, Group]:
 
 
 def pareto_metrics(groups: Sequence[Group]) -> dict[str, int]:
-    """Metric -> direction of the Pareto set: of each line of PARETO the first that every group has."""
-    chosen = [
-        next((name for name in names if groups and all(name in group.metrics for group in groups)), None)
-        for names in PARETO
-    ]
-    directions = {**CRITERIA, "asr_seen_likelihood": -1}
-    return {name: directions[name] for name in chosen if name is not None}
+    """Metric -> direction of the Pareto set: for each axis the first metric that every group has."""
+    common = set.intersection(*(set(group.metrics) for group in groups)) if groups else set()
+    chosen = [next((name for name in names if name in common), None) for names in metrics.pareto_axes()]
+    return {name: better_of(name) for name in chosen if name is not None}
 
 
-def pareto_groups(groups: Sequence[Group], metrics: dict[str, int]) -> list[Group]:
+def pareto_groups(groups: Sequence[Group], directions: dict[str, int]) -> list[Group]:
     """The groups that no other one equals or beats on every metric while beating it on one, by their means."""
-    points = [tuple(-way * group.metrics[name].mean for name, way in metrics.items()) for group in groups]
-    if not metrics:
+    if not directions:
         return []
-    return [
-        group
-        for group, point in zip(groups, points, strict=True)
-        if not any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points)
-    ]
+    points = [[group.metrics[name].mean for name in directions] for group in groups]
+    return [groups[place] for place in pareto_set(points, signs=list(directions.values()))]
 
 
 def _interval_text(interval: Interval, name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidun.base.files import write_json, write_text
-from rapidun.report.pareto import pareto_set
+from rapidun.report.statistics import pareto_set
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

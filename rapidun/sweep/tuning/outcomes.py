@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import read_json, read_jsonl
+from rapidun.report.metrics import is_result
 from rapidun.sweep.folder import read_state
 from rapidun.sweep.pruning import PRUNED_STAGE
 
@@ -59,10 +60,9 @@ def logged_names(folder: Path) -> set[str]:
 
 
 def _no_metric(missing: list[str], known: list[str]) -> str:
-    shown = [name for name in known if not name.startswith(("before.", "seconds.", "peak_memory_gb."))]
     return (
         f"hydra.sweeper.directions: need metrics of result.json, got {', '.join(missing)}; there are "
-        f"{', '.join(shown)} (and before.*, seconds.*, peak_memory_gb.*). Pass "
+        f"{', '.join(filter(is_result, known))} (and before.*, seconds.*, peak_memory_gb.*). Pass "
         "'hydra.sweeper.directions={METRIC: minimize}'"
     )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ConfigError
 from rapidun.config import keys
+from rapidun.report.metrics import tuned
 from rapidun.sweep.pruning import JOURNAL, PRUNERS, STUDY, import_optuna, open_storage
 from rapidun.sweep.tuning.space import Space
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 DIRECTIONS = {"minimize": -1, "maximize": 1}
-DEFAULT_DIRECTIONS = {"asr_seen": "minimize", "ppl_clean": "minimize"}
 
 # name -> how it is made of the search's seed and the trial's own; hydra.sweeper.sampler
 SAMPLERS: dict[str, Callable[[Any, int, int], BaseSampler]] = {
@@ -43,6 +43,12 @@ SAMPLERS: dict[str, Callable[[Any, int, int], BaseSampler]] = {
 NEED_SCIPY = ("gp", "qmc")
 
 
+def default_directions() -> dict[str, str]:
+    """Metric -> minimize | maximize, of those that the catalogue names for it."""
+    words = {sign: way for way, sign in DIRECTIONS.items()}
+    return {name: words[sign] for name, sign in tuned().items()}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tuning:
     """hydra.sweeper.* of hydra/sweeper=rapidun_optuna."""
@@ -50,7 +56,7 @@ class Tuning:
     n_trials: int = 20
     batch_size: int = 1
     # metric of result.json -> minimize | maximize
-    directions: dict[str, str] = field(default_factory=lambda: dict(DEFAULT_DIRECTIONS))
+    directions: dict[str, str] = field(default_factory=default_directions)
     sampler: str = "tpe"
     seed: int = 0
     pruner: str = "none"
@@ -64,12 +70,12 @@ class Tuning:
 def read_settings(settings: Mapping[str, Any]) -> Tuning:
     """Check the settings of the sweeper.
 
-    Args: settings: as Hydra composed them; directions null = DEFAULT_DIRECTIONS.
+    Args: settings: as Hydra composed them; directions null = default_directions.
     Raises: ConfigError with every fault.
     """
     directions = settings.get("directions")
     if directions is None:
-        directions = DEFAULT_DIRECTIONS
+        directions = default_directions()
     if not isinstance(directions, Mapping) or not directions:
         raise ConfigError(
             f"hydra.sweeper.directions: need {{METRIC: minimize | maximize}}, got {directions}. Pass "

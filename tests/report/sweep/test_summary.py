@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from rapidun.base.errors import DataError
-from rapidun.report.sweep.summary import write_sweep_summary
+from rapidun.report.sweep.exports import write_sweep_summary
 
 MakeCell = Callable[..., Path]
 

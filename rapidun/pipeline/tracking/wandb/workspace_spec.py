@@ -4,27 +4,18 @@ A value that a panel shows is named as its source and its key: `summary:asr_seen
 `history:unlearning/loss`, `run:name`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import DataError
-from rapidun.base.files import read_json
 from rapidun.config.keys import all_keys
 from rapidun.pipeline.tracking.lines import OWN, read_lines
+from rapidun.report import metrics
+from rapidun.report.metrics import better_of
+from rapidun.report.read import read_settings
+from rapidun.report.sweep.cells import Cell, read_cells, swept_keys
 
-# shown where the sweep measured them, the first ones first; True: smaller is better
-RESULTS = {
-    "asr_seen": True,
-    "asr_ood": True,
-    "asr_unseen_family": True,
-    "false_trigger_rate": True,
-    "ppl_clean": True,
-    "exact_match_clean": False,
-    "rougeL_clean": False,
-    "rougeL_recovered": False,
-}
-# what a sweep trades against each other
-PARETO = (("asr_seen", "ppl_clean"), ("asr_seen", "rougeL_clean"), ("asr_seen", "exact_match_clean"))
 OBJECTIVE = "config:unlearning.objective"
 MAX_CURVES = 6
 
@@ -35,16 +26,15 @@ def dashboard_spec(sweep_dir: Path, *, project: str | None = None, entity: str |
     Args: project, entity: in W&B; default: those that the cells were logged to.
     Raises: DataError if the folder holds no cells.
     """
-    cells = cell_folders(sweep_dir)
+    cells = [cell for cell in read_cells(sweep_dir) if (cell.path / "overrides.json").is_file()]
     if not cells:
         raise DataError(f"{sweep_dir}: need a sweep folder, with a run folder for each cell; found no cells in it")
-    tracking = _settings(cells[0]).get("tracking", {})
-    results = [_object(cell / "result.json") for cell in cells]
-    measured = [name for name in RESULTS if any(name in result for result in results)]
-    if not measured:
-        measured = sorted({name for result in results for name in result if _is_metric(name)})[:6]
-    swept = swept_keys(cells)
-    name = str(_settings(cells[0]).get("sweep", {}).get("name") or sweep_dir.resolve().name)
+    folders = [cell.path for cell in cells]
+    settings = read_settings(folders[0])
+    tracking = settings.get("tracking", {})
+    measured = metrics.main_columns({name for cell in cells for name in cell.metrics}, dashboard=True)
+    swept = swept_values(cells)
+    name = str(settings.get("sweep", {}).get("name") or sweep_dir.resolve().name)
     columns = ["run:displayName", "run:state", *swept, *(f"summary:{name}" for name in measured)]
     return {
         "title": f"rapidun sweep {name}",
@@ -54,36 +44,23 @@ def dashboard_spec(sweep_dir: Path, *, project: str | None = None, entity: str |
         "filters": {"Group": name, "JobType": "cell"},
         "leaderboard": {
             "columns": columns,
-            "order": [{"by": f"summary:{name}", "ascending": RESULTS.get(name, True)} for name in measured[:3]],
+            "order": [{"by": f"summary:{name}", "ascending": better_of(name) <= 0} for name in measured[:3]],
         },
         "sections": [
             {"name": "Results", "panels": _results(measured, swept)},
             {"name": "Settings against results", "panels": _settings_panels(measured, swept)},
-            {"name": "Curves by objective", "panels": _curves(cells)},
+            {"name": "Curves by objective", "panels": _curves(folders)},
             {"name": "Runs side by side", "panels": [{"kind": "comparer"}, _media()]},
         ],
     }
 
 
-def cell_folders(sweep_dir: Path) -> list[Path]:
-    """The run folders of a sweep's cells; shared artifacts' folders stand a level deeper."""
-    if not sweep_dir.is_dir():
-        return []
-    return sorted(path.parent for path in sweep_dir.glob("*/overrides.json"))
-
-
-def swept_keys(cells: list[Path]) -> list[str]:
+def swept_values(cells: Sequence[Cell]) -> list[str]:
     """Where the cells differ, `config:mapping.tau_f`; a group's choice is `config:choices.mapping`."""
     known = set(all_keys())
     sections = {name for name in known if any(key.startswith(f"{name}.") for key in known)}
-    rows = []
-    for cell in cells:
-        pairs = [str(text).partition("=") for text in _object(cell / "overrides.json").get("task", [])]
-        rows.append({key.lstrip("+~"): value for key, _, value in pairs})
-    keys = dict.fromkeys(key for row in rows for key in row)
-    differing = [key for key in keys if len({row.get(key) for row in rows}) > 1]
-    named = [key if key in known and key not in sections else f"choices.{key}" for key in differing]
-    return [f"config:{key}" for key in named]
+    keys = swept_keys(cells, seed=True)
+    return [f"config:{key}" if key in known - sections else f"config:choices.{key}" for key in keys]
 
 
 def curve_names(cells: list[Path], stage: str) -> list[str]:
@@ -97,6 +74,9 @@ def curve_names(cells: list[Path], stage: str) -> list[str]:
 
 
 def _results(measured: list[str], swept: list[str]) -> list[dict[str, Any]]:
+    [x, *_], *axes = metrics.pareto_axes()
+    # of what stands for an axis the last one, which every run has, first
+    ys = [name for names in axes for name in reversed(names)]
     panels: list[dict[str, Any]] = [
         {
             "kind": "scatter",
@@ -105,7 +85,7 @@ def _results(measured: list[str], swept: list[str]) -> list[dict[str, Any]]:
             "y": f"summary:{y}",
             "colour": OBJECTIVE,
         }
-        for x, y in PARETO
+        for y in ys
         if x in measured and y in measured
     ]
     group = next((key for key in swept if key != "config:seed"), OBJECTIVE)
@@ -120,7 +100,7 @@ def _settings_panels(measured: list[str], swept: list[str]) -> list[dict[str, An
     if not measured:
         return []
     shown = measured[:4]
-    inverted = [f"summary:{name}" for name in shown if RESULTS.get(name, False)]
+    inverted = [f"summary:{name}" for name in shown if better_of(name) < 0]
     return [
         {
             "kind": "parallel",
@@ -150,15 +130,3 @@ def _media() -> dict[str, Any]:
     keys = ["mapping/weights_forget", "mapping/weights_retain", "influence/heat_map", "evaluation/generations"]
     return {"kind": "media", "keys": [f"history:{key}" for key in keys]}
 
-
-def _settings(cell: Path) -> dict[str, Any]:
-    return _object(cell / "settings.json")
-
-
-def _object(path: Path) -> dict[str, Any]:
-    value = read_json(path) if path.is_file() else {}
-    return value if isinstance(value, dict) else {}
-
-
-def _is_metric(name: str) -> bool:
-    return name not in ("name", "seed") and not name.startswith(("before.", "seconds.", "peak_memory_gb."))

@@ -7,7 +7,8 @@ import pytest
 
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.cli.dashboard import main
-from rapidun.pipeline.tracking.wandb.workspace_spec import curve_names, dashboard_spec, swept_keys
+from rapidun.pipeline.tracking.wandb.workspace_spec import curve_names, dashboard_spec, swept_values
+from rapidun.report.sweep.cells import read_cell
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,8 @@ def test_specification(sweep: Path) -> None:
 def test_a_key_that_some_cells_leave_out_is_swept(sweep: Path) -> None:
     (sweep / "cell0" / "overrides.json").write_text('{"task": ["seed=0"]}')
     (sweep / "cell1" / "overrides.json").write_text('{"task": ["seed=0", "+experiment=x", "unlearning=ga"]}')
-    assert swept_keys([sweep / "cell0", sweep / "cell1"]) == ["config:choices.experiment", "config:choices.unlearning"]
+    cells = [read_cell(sweep / "cell0"), read_cell(sweep / "cell1")]
+    assert swept_values(cells) == ["config:choices.experiment", "config:choices.unlearning"]
     assert curve_names([sweep / "cell1"], "unlearning") == []
 
 

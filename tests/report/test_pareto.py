@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from rapidun.report.pareto import pareto_set
+from rapidun.report.statistics import pareto_set
 
 
 def brute_force(points: list[tuple[float, ...]], signs: list[int]) -> list[int]:
