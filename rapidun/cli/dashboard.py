@@ -8,7 +8,10 @@ from pathlib import Path
 from rapidun.base.errors import RapidunError
 from rapidun.base.files import write_json
 from rapidun.base.redact import hide
-from rapidun.pipeline.tracking.sink import first_line
+from rapidun.base.text import first_line
+from rapidun.pipeline.tracking.packages import need_package
+from rapidun.pipeline.tracking.wandb.mode import choose_connection
+from rapidun.pipeline.tracking.wandb.workspace import publish
 from rapidun.pipeline.tracking.wandb.workspace_spec import dashboard_spec
 
 FILE = "dashboard.json"
@@ -35,10 +38,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _publish(spec: dict[str, object], sweep_dir: Path) -> int:
-    from rapidun.pipeline.tracking.packages import need_package
-    from rapidun.pipeline.tracking.wandb.mode import choose_connection
-    from rapidun.pipeline.tracking.wandb.workspace import publish
-
     need_package("wandb")
     connection = choose_connection("online")
     if connection.mode != "online":

@@ -8,7 +8,10 @@ from typing import Any
 from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import write_text
 from rapidun.report.read import is_run
-from rapidun.report.sweep.exports import write_sweep_summary
+from rapidun.report.run.page import write_run_report
+from rapidun.report.sweep.exports import as_csv, as_markdown, write_sweep_summary
+from rapidun.report.sweep.page import gather, write_comparison, write_sweep_index
+from rapidun.report.sweep.pictures import write_pictures
 from rapidun.report.sweep.summary import Summary, is_sweep
 
 SEVERAL = Path("comparison.html")
@@ -66,15 +69,11 @@ def report(
     if html is not None or len(paths) > 1:
         _comparison(summary, html or SEVERAL, paths, console, written)
     if csv is not None or md is not None:
-        from rapidun.report.sweep.exports import as_csv, as_markdown
-
         for file, text in ((csv, as_csv), (md, as_markdown)):
             if file is not None:
                 write_text(file, text(summary))
                 written.append(file)
     if png is not None:
-        from rapidun.report.sweep.pictures import write_pictures
-
         written += write_pictures(summary, png)
     for path in written:
         console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
@@ -83,9 +82,6 @@ def report(
 
 def _one(path: Path, console: Any, html: Path | None, cells: bool, written: list[Path]) -> Summary:
     """One run or one sweep: what belongs into its folder."""
-    from rapidun.report.run.page import write_run_report
-    from rapidun.report.sweep.page import gather, write_sweep_index
-
     if is_run(path):
         written.append(write_run_report(path))
         return gather([path])
@@ -105,16 +101,12 @@ def _one(path: Path, console: Any, html: Path | None, cells: bool, written: list
 
 
 def _several(paths: Sequence[Path], console: Any, written: list[Path]) -> Summary:
-    from rapidun.report.sweep.page import gather
-
     summary = gather(paths)
     console.print(summary.table())
     return summary
 
 
 def _comparison(summary: Summary, file: Path, paths: Sequence[Path], console: Any, written: list[Path]) -> None:
-    from rapidun.report.sweep.page import write_comparison
-
     names = [path.resolve().name for path in paths]
     title = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     for problem in write_comparison(summary, file, title=title):

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page per run, and sweep.html, the index of a sweep. No script, no network."""
+"""report.html: one self-contained page per run. No script, no network."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 
 from rapidun.base.files import write_text
 from rapidun.report import metrics, tables
-from rapidun.report.metrics import Kind
+from rapidun.report.metrics import LINES, LOG_PANELS, PANELS, SHARE_PANELS, Kind, panel_of
 from rapidun.report.read import Influence, RunRecord, number, read_influence, read_instructions, read_run, series
 from rapidun.report.run import plots
 from rapidun.report.run.facts import diagnostics_rows, facts, run_warnings
 from rapidun.report.run.findings import key_findings
-from rapidun.report.run.old_pairs import BLOCK_TITLES, top_pairs
-from rapidun.report.run.panels import LINES, LOG_PANELS, PANELS, SHARE_PANELS, panel_of
+from rapidun.report.run.pairs import BLOCK_TITLES, top_pairs
 from rapidun.report.run.samples import choose_samples, mark_prompt
 from rapidun.report.run.tokens import (
     BY,

@@ -1,4 +1,4 @@
-"""Which training rows drive which answers: for each query the rows of largest positive and negative influence."""
+"""Which training rows drive which answers: the strongest pairs of each block, the strongest rows of each query."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,23 @@ from rapidun.report.run.plots import shrink
 MAX_QUERIES = 160
 PER_END = 5
 MAP_CELLS = 64
+# what each block asks, the training example first
+BLOCK_TITLES = {
+    "ff": "forget row trained on, forget row asked about",
+    "fr": "forget row trained on, retain row asked about",
+    "rf": "retain row trained on, forget row asked about",
+    "rr": "retain row trained on, retain row asked about",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """One entry of a block."""
+
+    block: str
+    train: str
+    query: str
+    score: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +35,27 @@ class Drivers:
     query: int
     helpful: list[tuple[int, float]]  # largest scores, descending, above 0
     harmful: list[tuple[int, float]]  # smallest scores, ascending, below 0
+
+
+def top_pairs(influence: Influence, *, per_end: int = 2) -> list[Pair]:
+    """Per block the `per_end` largest scores, then the smallest (each smallest once more only if it is another pair).
+
+    A row's influence on itself is left out; in the symmetric blocks FF and RR each pair of rows counts once.
+    Ties keep the order of the rows.
+    """
+    import numpy as np
+
+    ids = {"f": influence.forget_ids, "r": influence.retain_ids}
+    pairs = []
+    for block, scores in influence.blocks.items():
+        rows, columns = np.triu_indices(len(scores), k=1) if block[0] == block[1] else np.indices(scores.shape)
+        rows, columns = rows.ravel(), columns.ravel()
+        values = np.asarray(scores)[rows, columns]
+        order = np.argsort(-values, kind="stable")
+        for place in dict.fromkeys([*order[:per_end], *order[-per_end:]]):
+            train, query = ids[block[0]][rows[place]], ids[block[1]][columns[place]]
+            pairs.append(Pair(block=block, train=train, query=query, score=float(values[place])))
+    return pairs
 
 
 def full_matrix(influence: Influence) -> Any:

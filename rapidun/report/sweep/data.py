@@ -13,9 +13,18 @@ from typing import Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.report import metrics
-from rapidun.report.metrics import METRICS, better_of, heading_of, kind_of
+from rapidun.report.metrics import (
+    LINES,
+    LOG_PANELS,
+    METRICS,
+    PANELS,
+    SHARE_PANELS,
+    better_of,
+    heading_of,
+    kind_of,
+    panel_of,
+)
 from rapidun.report.read import RunRecord, read_run, series
-from rapidun.report.run.panels import LINES, LOG_PANELS, PANELS, SHARE_PANELS, panel_of
 from rapidun.report.sweep.cells import Cell, natural_value, swept_keys
 from rapidun.report.sweep.details import Texts, flat_settings, influence_details, run_details
 from rapidun.report.sweep.summary import Summary

@@ -1,31 +1,26 @@
-"""The comparison page: one HTML file with everything in it, for a sweep or for several runs and sweeps."""
+"""The comparison page, one HTML file with everything in it, and sweep.html, the index of a sweep without scripts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rapidun.base.files import write_text
-from rapidun.report.run.tokens import (
-    shade_css,
-)
-
-if TYPE_CHECKING:
-    from rapidun.report.sweep.summary import Summary
 import base64
 import gzip
 import hashlib
 import importlib.util
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from rapidun.base.errors import DataError
+from rapidun.base.files import write_text
 from rapidun.report.read import is_run
 from rapidun.report.run.page import environment
+from rapidun.report.run.tokens import shade_css
 from rapidun.report.sweep.cells import Cell, read_cell, read_cells, with_differing_settings
 from rapidun.report.sweep.comparisons import SOURCE_KEY, difference_text, method_sentences, p_text
 from rapidun.report.sweep.data import PageData, page_data
+from rapidun.report.sweep.exports import COMPARISONS, INTERVAL
 from rapidun.report.sweep.summary import Summary, summarise
 
 # the page's scripts, in the order in which they need each other
@@ -74,9 +69,6 @@ def write_comparison(summary: Summary, path: Path, *, title: str) -> list[str]:
 
 def page(summary: Summary, data: PageData, *, title: str) -> str:
     """The finished page. Only the two scripts whose hashes stand in its policy may run."""
-    from rapidun.report.run.page import environment
-    from rapidun.report.sweep.exports import COMPARISONS
-
     library = plotly_source()
     data.index["title"] = f"{title} · rapidun comparison"
     script = page_script()
@@ -142,9 +134,6 @@ def write_sweep_index(sweep_dir: Path, summary: Summary, *, comparison: bool = T
     """
     if comparison:
         write_comparison(summary, sweep_dir / "report.html", title=summary.name)
-    from rapidun.report.sweep.comparisons import method_sentences
-    from rapidun.report.sweep.exports import COMPARISONS, INTERVAL
-
     page = environment().get_template("sweep/sweep.html.j2").render(
         summary=summary,
         name=summary.name,

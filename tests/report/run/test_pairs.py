@@ -1,9 +1,44 @@
-"""The strongest pairs of a small matrix, found by eye."""
+"""Strongest pairs of rows, and strongest training rows of each query, found by eye in small matrices."""
 
 import numpy as np
 
 from rapidun.report.read import Influence
-from rapidun.report.run.old_pairs import top_pairs
+from rapidun.report.run.pairs import choose_queries, drivers, full_matrix, small_map, top_pairs
+
+
+def test_drivers_of_a_column() -> None:
+    """Column 1: its own 9 is left out; row 2 helps most, row 0 a little, row 3 harms."""
+    matrix = np.zeros((4, 4))
+    matrix[:, 1] = [0.1, 9.0, 0.5, -0.7]
+    (one,) = drivers(matrix, [1], per_end=2)
+    assert one.helpful == [(2, 0.5), (0, 0.1)]
+    assert one.harmful == [(3, -0.7)]  # the zero of the query itself is no harm
+
+
+def test_full_matrix_puts_forget_rows_first() -> None:
+    blocks = {
+        "ff": np.array([[1.0]]),
+        "fr": np.array([[2.0, 3.0]]),
+        "rf": np.array([[4.0], [5.0]]),
+        "rr": np.ones((2, 2)),
+    }
+    assert full_matrix(Influence(blocks, ["f"], ["a", "b"])).tolist() == [[1, 2, 3], [4, 1, 1], [5, 1, 1]]
+
+
+def test_queries_are_spread_over_both_groups() -> None:
+    assert choose_queries(3, 2) == [0, 1, 2, 3, 4]
+    chosen = choose_queries(1000, 500, limit=10)
+    assert len(chosen) == 10
+    assert chosen == [0, 200, 400, 600, 800, 1000, 1100, 1200, 1300, 1400]
+    assert choose_queries(0, 3) == [0, 1, 2]
+
+
+def test_map_of_many_rows_is_small_and_keeps_the_border() -> None:
+    matrix = np.zeros((400, 400))
+    matrix[:100, :100] = 1.0
+    values, border, limit = small_map(matrix, 100)
+    assert (len(values), len(values[0]), border, limit) == (64, 64, 16, 1.0)
+    assert [sum(row) for row in values] == [16.0] * 16 + [0.0] * 48
 
 
 def test_top_pairs() -> None:
