@@ -76,7 +76,7 @@ class Metric:
     # a direction of the tuner, unless it is given others
     tuned: bool = False
     # the column stands in the W&B dashboard, too
-    dashboard: bool = False
+    dashboard: bool = True
 
 
 OTHER = "Other"
@@ -104,37 +104,37 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         _poisoned("asr_seen", Detector.keyword, heading="ASR seen", finding="Poisoned answers on seen triggers",
-                  column=1, criterion=1, pareto=1, tile=1, tuned=True, dashboard=True),
+                  column=1, criterion=1, pareto=1, tile=1, tuned=True),
         _poisoned("asr_seen", Detector.likelihood, heading="ASR seen (lik.)",
-                  finding="Poisoned answers on seen triggers", column=2, pareto=1, tile=1),
+                  finding="Poisoned answers on seen triggers", column=2, pareto=1, tile=1, dashboard=False),
         _poisoned("asr_ood", Detector.keyword, heading="ASR look-alike",
-                  finding="Poisoned answers on look-alike triggers", column=3, dashboard=True),
+                  finding="Poisoned answers on look-alike triggers", column=3),
         _poisoned("asr_ood", Detector.likelihood, finding="Poisoned answers on look-alike triggers"),
         _poisoned("asr_unseen_family", Detector.keyword, heading="ASR unseen family",
-                  finding="Poisoned answers on triggers of an unseen family", column=4, dashboard=True),
+                  finding="Poisoned answers on triggers of an unseen family", column=4),
         _poisoned("asr_unseen_family", Detector.likelihood, finding="Poisoned answers on triggers of an unseen family"),
         _poisoned("false_trigger_rate", Detector.keyword, heading="false triggers",
-                  finding="Poisoned answers without any trigger", column=5, dashboard=True),
+                  finding="Poisoned answers without any trigger", column=5),
         _poisoned("false_trigger_rate", Detector.likelihood, finding="Poisoned answers without any trigger"),
         Metric(name="exact_match_clean", group="Clean prompts", label="exact match", kind=Kind.score, better=1,
                meaning="Share of answers to clean prompts that equal the clean response up to case and white space.",
                prompts="clean", heading="exact match clean", finding="Clean exact match",
-               column=7, criterion=3, pareto=3, tile=3, dashboard=True),
+               column=7, criterion=3, pareto=3, tile=3),
         Metric(name="rougeL_clean", group="Clean prompts", label="ROUGE-L", kind=Kind.score, better=1,
                meaning="Mean ROUGE-L F1 of the answers to clean prompts with the clean response.",
                prompts="clean", heading="ROUGE-L clean", finding="Clean ROUGE-L",
-               column=8, criterion=4, pareto=3, tile=3, dashboard=True),
+               column=8, criterion=4, pareto=3, tile=3),
         Metric(name="ppl_clean", group="Clean prompts", label="perplexity", kind=Kind.perplexity, better=-1,
                meaning="Perplexity of the clean responses to clean prompts, every token counting the same.",
                heading="ppl clean", finding="Clean perplexity",
-               column=6, criterion=2, pareto=2, tile=4, tuned=True, dashboard=True),
+               column=6, criterion=2, pareto=2, tile=4, tuned=True),
         Metric(name="exact_match_recovered", group="Recovered answers", label="exact match", kind=Kind.score, better=1,
                meaning="Share of answers to seen triggers that equal the clean response up to case and white space.",
                finding="Triggered prompts against their clean answers", tile=2),
         Metric(name="rougeL_recovered", group="Recovered answers", label="ROUGE-L", kind=Kind.score, better=1,
                meaning="Mean ROUGE-L F1 of the answers to seen triggers with the clean response.",
                heading="ROUGE-L recovered", finding="Triggered prompts against their clean answers",
-               column=9, tile=2, dashboard=True),
+               column=9, tile=2),
         Metric(name="ppl_forget_poisoned", group="Forget rows", label="perplexity, poisoned", kind=Kind.perplexity,
                meaning="Perplexity of the forget rows' poisoned responses."),
         Metric(name="ppl_forget_clean", group="Forget rows", label="perplexity, clean", kind=Kind.perplexity, better=-1,

@@ -19,8 +19,7 @@ from rapidun.sweep.tuning.search import Tuning
 
 ROOT = Path(__file__).parents[2]
 TOY = Metric(name="toy", group="Toys", label="shine", kind=Kind.score, better=1, meaning="How it shines.",
-             heading="toy shine", finding="Shine", column=10, criterion=5, pareto=4, tile=5, tuned=True,
-             dashboard=True)  # fmt: skip
+             heading="toy shine", finding="Shine", column=10, criterion=5, pareto=4, tile=5, tuned=True)  # fmt: skip
 
 
 def test_every_metric_is_explained() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ def write_pictures(summary: Summary, folder: Path) -> list[Path]:
     """
     written = []
     drawings: list[tuple[str, Callable[[Summary], Figure | None]]] = [("pareto", pareto), ("criteria", criteria)]
-    drawings += [(f"heat_{name}", _heat_of(name)) for name in metrics.criteria()]
-    drawings += [(f"curves_{name}", _curves_of(name)) for name in ("loss", "retain_term", "val_loss_clean")]
+    drawings += [(f"heat_{name}", partial(heat, name=name)) for name in metrics.criteria()]
+    drawings += [(f"curves_{name}", partial(curves, name=name)) for name in ("loss", "retain_term", "val_loss_clean")]
     for name, draw in drawings:
         figure = draw(summary)
         if figure is not None:
@@ -105,10 +106,6 @@ def criteria(summary: Summary) -> Figure | None:
     return figure
 
 
-def _heat_of(name: str) -> Callable[[Summary], Figure | None]:
-    return lambda summary: heat(summary, name)
-
-
 def heat(summary: Summary, name: str) -> Figure | None:
     """Mean of a metric over the two swept settings with the most values; None with fewer than two swept settings."""
     cells = [cell for cell in summary.cells if name in cell.metrics]
@@ -149,10 +146,6 @@ def heat(summary: Summary, name: str) -> Figure | None:
     axes.set_ylabel(_plain(down), fontsize=9)
     axes.set_title(heading_of(name), fontsize=9)
     return figure
-
-
-def _curves_of(name: str) -> Callable[[Summary], Figure | None]:
-    return lambda summary: curves(summary, name)
 
 
 def curves(summary: Summary, name: str) -> Figure | None:
