@@ -106,3 +106,14 @@ def test_a_stage(project: Path) -> None:
     assert result(project, "stages=[census]", "census.min_characters=100")["census.forget"] == 0
     refused = run(project, *FAST, "census.min_characters=-1", "run_dir=out")
     assert refused.returncode == 2 and "min_characters >= 0" in refused.stderr
+
+
+def test_a_metric(project: Path) -> None:
+    """The closing table has its row; result.json has it before and after."""
+    assert len(follow("A metric", project)) == 2
+    done = run(project, *FAST, "run_dir=out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((project / "out" / "result.json").read_text())
+    before, after = found["before.num_words_clean"], found["num_words_clean"]
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("words")]
+    assert rows[0][1:3] == [f"{value:.3g}" for value in (before, after)]
