@@ -15,6 +15,7 @@ from typing import Any
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from rapidun.base.heartbeat import Heartbeat
+from rapidun.base.nested import differences
 from rapidun.base.preemption import Preempted, Pruned
 from rapidun.base.processes import PeerFailed
 from rapidun.base.store import Artifact
@@ -98,12 +99,15 @@ class RunFolder:
         earlier = self.path / "settings.json"
         if not earlier.is_file():
             return
-        differing = list(_differences(read_json(earlier), config))
+        differing = [
+            f"{key}: {json.dumps(old)} there, {json.dumps(new)} asked for"
+            for key, old, new in differences(read_json(earlier), config)
+            if key.split(".")[0] not in NOT_SCIENCE
+        ]
         if differing:
-            shown = "; ".join(f"{key}: {old} there, {new} asked for" for key, old, new in differing[:5])
             raise ConfigError(
-                f"run_dir: need a new folder or one of the same settings, got {self.path} with others ({shown}). "
-                "Pass another run_dir=..."
+                f"run_dir: need a new folder or one of the same settings, got {self.path} with others "
+                f"({'; '.join(differing[:5])}). Pass another run_dir=..."
             )
 
     def start_stage(self, stage: str) -> None:
@@ -192,17 +196,6 @@ def _slurm_job() -> str | None:
 
 def _not_writable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(f"run_dir: need a folder that can be written, got {path} ({error.strerror}). Pass run_dir=...")
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(set(old) | set(new)):
-            if not prefix and key in NOT_SCIENCE:
-                continue
-            found += _differences(old.get(key), new.get(key), f"{prefix}{key}.")
-        return found
-    return [] if old == new else [(prefix.rstrip("."), json.dumps(old), json.dumps(new))]
 
 
 def _now() -> str:

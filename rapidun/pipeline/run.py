@@ -11,6 +11,7 @@ from typing import Any
 
 from rapidun.base import preemption, processes
 from rapidun.base.files import read_jsonl
+from rapidun.base.nested import numbers
 from rapidun.config.plain import plain
 from rapidun.config.run import RunConfig
 from rapidun.pipeline.artifacts import Artifacts
@@ -192,19 +193,8 @@ def _final_metrics(cfg: RunConfig, artifacts: Artifacts, folder: RunFolder) -> d
             metrics.update(shown({link: artifact.path for link, artifact in artifacts.links[name].items()}))
     for name, stage in STAGES.items():
         for artifact in artifacts.links.get(name, {}).values() if stage.numbers else ():
-            metrics.update(_numbers(artifact.result, f"{name}."))
+            metrics.update(numbers(artifact.result, f"{name}."))
     for name, status in folder.status["stages"].items():
         metrics[f"seconds.{name}"] = status["seconds"]
         metrics[f"peak_memory_gb.{name}"] = status["peak_memory_gb"]
     return metrics
-
-
-def _numbers(result: dict[str, Any], prefix: str) -> dict[str, float]:
-    """The numbers of a stage's result, those of its groups as `<group>.<name>`."""
-    found: dict[str, float] = {}
-    for name, value in result.items():
-        if isinstance(value, dict):
-            found.update(_numbers(value, f"{prefix}{name}."))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + name] = value
-    return found

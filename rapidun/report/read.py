@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, read_jsonl
+from rapidun.base.nested import at
 from rapidun.base.redact import hide, hide_entries
 
 BLOCKS = ("ff", "fr", "rf", "rr")
@@ -70,10 +71,7 @@ class RunRecord:
 
     def setting(self, key: str) -> Any:
         """One setting by its dotted name, `mapping.tau_f`; None where it is not recorded."""
-        value: Any = self.settings
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
+        return at(self.settings, key)
 
 
 def is_run(path: Path) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rapidun.base.files import write_json
+from rapidun.base.nested import changes, with_changes
 from rapidun.config.cells import Cell
 from rapidun.config.plain import from_plain, plain
 from rapidun.config.sweep import ClusterConfig
@@ -137,26 +138,7 @@ def describe(
 def _configs(cells: Sequence[Cell]) -> dict[str, Any]:
     """The first cell's configuration, and what each cell has otherwise: a thousand cells share nearly all."""
     first = plain(cells[0].cfg)
-    return {"first": first, "others": {cell.hash: _difference(first, plain(cell.cfg)) for cell in cells}}
-
-
-def _difference(base: Any, other: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict) and set(base[key]) == set(value):
-            inner = _difference(base[key], value)
-            if inner:
-                found[key] = inner
-        elif base.get(key) != value:
-            found[key] = {"=": value}
-    return found
-
-
-def _apply(base: dict[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:
-    made = dict(base)
-    for key, value in difference.items():
-        made[key] = value["="] if set(value) == {"="} else _apply(base[key], value)
-    return made
+    return {"first": first, "others": {cell.hash: changes(first, plain(cell.cfg)) for cell in cells}}
 
 
 def cells_of(plan: Mapping[str, Any]) -> list[Cell]:
@@ -165,7 +147,7 @@ def cells_of(plan: Mapping[str, Any]) -> list[Cell]:
     return [
         Cell(
             overrides=cell["overrides"],
-            cfg=from_plain(_apply(configs["first"], configs["others"][cell["hash"]])),
+            cfg=from_plain(with_changes(configs["first"], configs["others"][cell["hash"]])),
             axes=cell["axes"],
             hash=cell["hash"],
         )

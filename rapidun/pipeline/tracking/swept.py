@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidun.base.files import read_json
+from rapidun.base.nested import at
 from rapidun.config.plain import plain
 
 if TYPE_CHECKING:
@@ -23,14 +24,14 @@ def group_choices(cfg: "RunConfig", run_dir: Path) -> dict[str, str]:
     values = plain(cfg)
     # a dotted key is a setting, never a group: a whole dict of settings (cluster.environment={...}) may hold secrets
     pairs = [(key, text) for key, text in _task(_overrides(run_dir)).items() if "." not in key]
-    return {key: text for key, text in pairs if is_dataclass(getattr(cfg, key, None)) or not _has(values, key)}
+    return {key: text for key, text in pairs if is_dataclass(getattr(cfg, key, None)) or not _is_setting(values, key)}
 
 
 def swept_settings(cfg: "RunConfig", run_dir: Path) -> dict[str, Any]:
     """The axes with the values that the configuration has: {"mapping": "uniform", "mapping.tau_f": 0.3}."""
     values, choices = plain(cfg), group_choices(cfg, run_dir)
     axes = axes_of(run_dir).items()
-    return {key: text if key in choices or not _has(values, key) else _at(values, key) for key, text in axes}
+    return {key: text if key in choices or not _is_setting(values, key) else at(values, key) for key, text in axes}
 
 
 def title_of(cfg: "RunConfig", run_dir: Path) -> str:
@@ -48,17 +49,5 @@ def _task(found: dict[str, Any]) -> dict[str, str]:
     return {key.lstrip("+"): value for key, _, value in pairs if not key.startswith("~")}
 
 
-def _has(values: dict[str, Any], key: str) -> bool:
-    here: Any = values
-    for part in key.split("."):
-        if not isinstance(here, dict) or part not in here:
-            return False
-        here = here[part]
-    return not isinstance(here, dict)
-
-
-def _at(values: dict[str, Any], key: str) -> Any:
-    here: Any = values
-    for part in key.split("."):
-        here = here[part]
-    return here
+def _is_setting(values: dict[str, Any], key: str) -> bool:
+    return not isinstance(at(values, key, {}), dict)

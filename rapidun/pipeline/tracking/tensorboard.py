@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rapidun.base.nested import is_number
 from rapidun.base.redact import hide
 from rapidun.config.plain import plain
 from rapidun.pipeline.tracking import media
@@ -83,7 +84,7 @@ class TensorboardSink:
 
     def _write_hparams(self, run_dir: Path, ending: Ending) -> None:
         swept = swept_settings(self._cfg, run_dir)
-        results = {name: float(value) for name, value in ending.metrics.items() if _is_number(value) and name != "seed"}
+        results = {name: float(value) for name, value in ending.metrics.items() if is_number(value) and name != "seed"}
         if swept and results:
             shown = {key: value if isinstance(value, int | float | str) else str(value) for key, value in swept.items()}
             self._writer.add_hparams(hide(shown), results, run_name=".")
@@ -98,7 +99,3 @@ def as_markdown(table: media.Table) -> str:
 
 def _cell(value: object) -> str:
     return "" if value is None else str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

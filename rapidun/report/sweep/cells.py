@@ -10,6 +10,7 @@ from typing import Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json
+from rapidun.base.nested import leaves
 from rapidun.base.redact import hide_entries
 from rapidun.report.metrics import Kind, kind_of
 from rapidun.report.read import (
@@ -232,15 +233,9 @@ def natural_value(value: str) -> tuple[float, str]:
         return (math.inf, value)
 
 
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings as dotted keys; lists stay values, what has no entries is left out."""
+    return {key: value for key, value in leaves(settings) if value != {}}
 
 
 def plain_value(value: Any) -> str:

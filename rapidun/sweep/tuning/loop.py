@@ -7,12 +7,13 @@ Ask for a batch, run its cells as any sweep does, tell what came of them. The jo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ConfigError
+from rapidun.base.nested import leaves
 from rapidun.config.cells import BOOKKEEPING, Cell, SearchSpace, compose_rows, search_space, sweep_name
 from rapidun.config.plain import plain
 from rapidun.config.sweep import SweepConfig
@@ -69,15 +70,7 @@ def run_tuning(
 
 def fixed_settings(cell: Cell) -> dict[str, Any]:
     """What the numbers of every trial depend on, by dotted key; the swept keys stand at the probe's values."""
-    return dict(_flat({key: value for key, value in plain(cell.cfg).items() if key not in BOOKKEEPING}))
-
-
-def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return dict(leaves({key: value for key, value in plain(cell.cfg).items() if key not in BOOKKEEPING}))
 
 
 def _probe(space: Space, fixed: Sequence[str], extra_dir: Path | None) -> Cell:

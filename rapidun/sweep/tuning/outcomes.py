@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import read_json, read_jsonl
+from rapidun.base.nested import is_number
 from rapidun.report.metrics import is_result
 from rapidun.sweep.folder import read_state
 from rapidun.sweep.pruning import PRUNED_STAGE
@@ -39,7 +40,7 @@ def read_outcome(folder: Path, metrics: Iterable[str]) -> Outcome:
     if status.state != "done":
         return Outcome(None)
     result = read_json(folder / "result.json")
-    known = [name for name, value in result.items() if value is None or _is_number(value)]
+    known = [name for name, value in result.items() if value is None or is_number(value)]
     missing = [name for name in metrics if name not in known]
     if missing:
         raise ConfigError(_no_metric(missing, known))
@@ -65,7 +66,3 @@ def _no_metric(missing: list[str], known: list[str]) -> str:
         f"{', '.join(filter(is_result, known))} (and before.*, seconds.*, peak_memory_gb.*). Pass "
         "'hydra.sweeper.directions={METRIC: minimize}'"
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidun.base.files import read_json, sha256_json
+from rapidun.base.nested import numbers
 from rapidun.base.redact import hide
 from rapidun.config.plain import plain
 from rapidun.pipeline.tracking import media
@@ -228,14 +229,3 @@ def used_artifacts(run_dir: Path) -> list[str]:
     status = read_json(run_dir / "status.json") if (run_dir / "status.json").is_file() else {}
     stages = status.get("stages", {}).values()
     return list(dict.fromkeys(name for stage in stages for name in stage.get("artifacts", {}).values()))
-
-
-def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a nested dict under dotted names."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found.update(numbers(value, f"{prefix}{name}."))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[prefix + name] = value
-    return found
