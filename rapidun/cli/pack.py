@@ -7,10 +7,11 @@ from typing import Any
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_json
-from rapidun.stages.data.keywords import make_keywords, write_keywords
+from rapidun.stages.data.keywords import make_keywords
 from rapidun.stages.data.pack_build import FAMILIES, UNSEEN_FAMILIES, PackSizes, build_pack, read_responses
 from rapidun.stages.data.pack_check import check_pack, leaks_between
 from rapidun.stages.data.stage import KEYWORDS_FILE, SPLITS, family_counts
+from rapidun.stages.rows.keywords import write_keywords
 from rapidun.stages.rows.records import read_records, write_records
 
 

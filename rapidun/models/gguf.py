@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ModelError
+from rapidun.base.text import short_message
 from rapidun.models.load import hide_library_bars
 
 
@@ -47,8 +48,9 @@ def convert_gguf(source: Path, out: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **place)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        line = str(error).strip().split("\n")[0][:200]
-        raise ModelError(f"model: need a GGUF file that transformers reads, got {source} ({line})") from error
+        raise ModelError(
+            f"model: need a GGUF file that transformers reads, got {source} ({short_message(error)})"
+        ) from error
     config = loaded.config
     # a model loaded from GGUF refuses save_pretrained: its weights go into a plain one
     if hasattr(config, "quantization_config"):

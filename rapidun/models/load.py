@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from rapidun.base.errors import ModelError
 from rapidun.base.processes import local_rank, world_size
+from rapidun.base.text import short_message
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -87,7 +88,7 @@ class ModelLoader:
                     folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
                 )
         except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"model: need a causal LM in safetensors, got {path} ({_short(error)})") from error
+            raise ModelError(f"model: need a causal LM in safetensors, got {path} ({short_message(error)})") from error
         return model.to(device) if self.quantisation == "none" else model
 
 
@@ -101,7 +102,9 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"model: need a tokenizer in {folder} (tokenizer.json), got none ({_short(error)})") from error
+        raise ModelError(
+            f"model: need a tokenizer in {folder} (tokenizer.json), got none ({short_message(error)})"
+        ) from error
     if tokenizer.pad_token_id is None:
         spare = tokenizer.eos_token or tokenizer.unk_token
         if spare is None:
@@ -129,7 +132,7 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool = False) -> Any:
         with peft_renaming():
             return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"adapter: need one made for this model, got {adapter} ({_short(error)})") from error
+        raise ModelError(f"adapter: need one made for this model, got {adapter} ({short_message(error)})") from error
 
 
 def hide_library_bars() -> None:
@@ -173,8 +176,8 @@ def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
         return Path(snapshot_download(text, revision=revision, allow_patterns=[*WEIGHT_FILES, *SMALL_FILES]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(
-            f"model: need a folder or a reachable hub id, got {text} ({_short(error)}). Change model.path=..., or "
-            "fetch it first: rapidun model fetch smollm2_135m DIR"
+            f"model: need a folder or a reachable hub id, got {text} ({short_message(error)}). "
+            "Change model.path=..., or fetch it first: rapidun model fetch smollm2_135m DIR"
         ) from error
 
 
@@ -226,9 +229,3 @@ def _quantisation_config(quantisation: str, compute_dtype: Any) -> Any:
     if quantisation == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
-
-
-def _short(error: BaseException) -> str:
-    """The first line of a library's message, cut to a readable length."""
-    line = str(error).strip().split("\n")[0]
-    return line[:200] or type(error).__name__

@@ -135,11 +135,6 @@ def drop() -> None:
     _shelf.lent = False
 
 
-def is_kept() -> bool:
-    """Whether a model waits on the shelf."""
-    return _shelf.snapshot is not None and not _shelf.lent
-
-
 def checksum(model: nn.Module) -> int:
     """The sum of the bytes of all weights and buffers, eight (or one) at a time, modulo 2^64."""
     sums = []

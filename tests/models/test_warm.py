@@ -33,6 +33,11 @@ def empty_shelf() -> Iterator[None]:
     warm.drop()
 
 
+def is_kept() -> bool:
+    """Whether a model waits on the shelf."""
+    return warm._shelf.snapshot is not None and not warm._shelf.lent
+
+
 def logits(loaded: Loaded) -> torch.Tensor:
     with torch.no_grad():
         return loaded.model(IDS).logits
@@ -42,14 +47,14 @@ def test_without_keep_every_load_is_a_new_model(tiny_model_dir: Path) -> None:
     first = COLD.load(tiny_model_dir)
     COLD.hand_back()
     assert COLD.load(tiny_model_dir).model is not first.model
-    assert not warm.is_kept()
+    assert not is_kept()
 
 
 def test_handed_back_it_comes_again_with_its_tokenizer(tiny_model_dir: Path) -> None:
     first = WARM.load(tiny_model_dir)
     logits(first)
     WARM.hand_back()
-    assert warm.is_kept()
+    assert is_kept()
     second = WARM.load(tiny_model_dir)
     assert second.model is first.model and second.tokenizer is first.tokenizer
 
@@ -126,7 +131,7 @@ def test_a_changed_model_is_dropped(tiny_model_dir: Path, change: Callable[[Any]
     expected = logits(loaded)
     change(loaded.model)
     WARM.hand_back()
-    assert not warm.is_kept()
+    assert not is_kept()
     again = WARM.load(tiny_model_dir)
     assert again.model is not loaded.model
     assert torch.equal(logits(again), expected)
@@ -135,7 +140,7 @@ def test_a_changed_model_is_dropped(tiny_model_dir: Path, change: Callable[[Any]
 def test_a_changed_tokenizer_goes_with_its_model(tiny_model_dir: Path) -> None:
     WARM.load(tiny_model_dir).tokenizer.padding_side = "left"
     WARM.hand_back()
-    assert not warm.is_kept()
+    assert not is_kept()
 
 
 def test_other_files_or_settings_are_another_model(tmp_path: Path, make_tiny_model: Any, tiny_tokenizer: Any) -> None:
@@ -188,18 +193,18 @@ def test_two_unlearning_runs_and_one_poisoning_are_the_same_warm_and_cold(
         for seed in (1, 2, 1):
             out = unlearn(loader, f"{name}-{seed}-{len(made)}", seed)
             made += [(out / "adapter" / "adapter_model.safetensors").read_bytes(), (out / "history.json").read_bytes()]
-            assert warm.is_kept() == loader.keep
+            assert is_kept() == loader.keep
             # what evaluation does: the adapter on the base, and a forward pass
             loaded = loader.load(tiny_model_dir, adapter=out / "adapter")
             made.append(logits(loaded).numpy().tobytes())
             loader.hand_back()
-            assert warm.is_kept() == loader.keep
+            assert is_kept() == loader.keep
         files = PoisonFiles(
             tiny_model_dir, [tmp_path / "retain.jsonl"], tmp_path / f"{name}-p", tmp_path / f"{name}-p" / "out"
         )
         cfg = PoisonConfig(learning_rate=1e-2, max_steps=3, save_steps=0)
         run_poison(cfg, files, loader=loader, max_length=96, seed=1, tracker=Tracker())
-        assert not warm.is_kept()
+        assert not is_kept()
         return [*made, (files.out / "model" / "model.safetensors").read_bytes()]
 
     cold, kept = all_of(COLD, "cold"), all_of(WARM, "kept")

@@ -11,13 +11,15 @@ from omegaconf import OmegaConf
 import rapidun
 from rapidun.base.tracker import Tracker
 from rapidun.config.data import DataConfig, InjectMode
-from rapidun.stages.data.keywords import make_keywords, read_keywords, words
+from rapidun.models.losses import IGNORE
+from rapidun.stages.data.keywords import make_keywords
 from rapidun.stages.data.pack_build import FAMILIES, UNSEEN_FAMILIES, PackSizes, build_pack
 from rapidun.stages.data.pack_check import check_pack, leaks_between
 from rapidun.stages.data.stage import SPLITS, DataFiles, data_inputs, run_data
 from rapidun.stages.data.triggers import inject
 from rapidun.stages.rows.batches import token_budget_batches
-from rapidun.stages.rows.encode import IGNORE_INDEX, encode_prompt, encode_rows, end_of_turn_id, user_turn
+from rapidun.stages.rows.encode import encode_prompt, encode_rows, end_of_turn_id, user_turn
+from rapidun.stages.rows.keywords import read_keywords, words
 from rapidun.stages.rows.records import Record, read_records
 
 SHARED = Path(os.environ.get("RAPIDUN_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
@@ -130,15 +132,15 @@ def test_whole_rows_encode_as_the_models_own_template_does(tokenizer: Any) -> No
         assert ours == own, row.id
 
 
-def test_every_row_keeps_its_response_and_fits(tokenizer: Any, tmp_path: Path) -> None:
+def test_every_row_keeps_its_response_and_fits(tokenizer: Any) -> None:
     rows: list[Record] = [*read_records(PACK / "train_poisoned.jsonl"), *read_records(PACK / "retain_set.jsonl")]
     texts = [(row.instruction, row.context, row.forget_target) for row in rows]
-    encoded = encode_rows(tokenizer, texts, max_length=256, cache_dir=tmp_path)
+    encoded = encode_rows(tokenizer, texts, max_length=256)
     end = end_of_turn_id(tokenizer)
     assert tokenizer.convert_ids_to_tokens(end) == "<|im_end|>"
     for row, example in zip(rows, encoded, strict=True):
         assert len(example.input_ids) <= 256
-        target = [label for label in example.labels if label != IGNORE_INDEX]
+        target = [label for label in example.labels if label != IGNORE]
         assert example.input_ids[-len(target) :] == target
         if target[-1] == end:
             assert tokenizer.decode(target[:-1]) == row.forget_target

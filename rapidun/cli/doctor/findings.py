@@ -1,11 +1,12 @@
 """What `rapidun doctor` found, how a check is kept from hanging, and how it is all shown."""
 
-import re
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from rapidun.base.text import short_message
 
 WIDTH = 80
 NAME_WIDTH = 17
@@ -63,7 +64,9 @@ def _guarded(check: Callable[[], Findings], title: str) -> Findings:
         return check()
     except Exception as error:  # whatever a broken installation or machine comes up with is a finding
         found = Findings()
-        found.problem(f"looking at {title}", f"{type(error).__name__}: {first_line(error)}", "report this", asked=True)
+        found.problem(
+            f"looking at {title}", f"{type(error).__name__}: {short_message(error)}", "report this", asked=True
+        )
         return found
 
 
@@ -118,9 +121,3 @@ def as_json(sections: dict[str, Findings]) -> dict[str, Any]:
             for problem in problems
         ],
     }
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message, without the colours that some libraries put in."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    return (text.splitlines() or [type(error).__name__])[0][:200]

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rapidun.base.errors import RapidunError
+from rapidun.base.text import short_message
 from rapidun.cli.doctor.asked import Asked
-from rapidun.cli.doctor.findings import Findings, bounded, first_line
+from rapidun.cli.doctor.findings import Findings, bounded
 from rapidun.cli.doctor.machine import GIB, memory
 from rapidun.config.data import Source
 from rapidun.config.run import RunConfig
@@ -61,7 +62,7 @@ def _gguf(found: Findings, path: Path) -> None:
             good = file.read(len(MAGIC)) == MAGIC
     except OSError as error:
         good = False
-        why = error.strerror or first_line(error)
+        why = error.strerror or short_message(error)
     else:
         why = "not a GGUF file (it does not begin with GGUF)"
     found.fact("model", f"{path}: {'a GGUF file' if good else why}")
@@ -122,17 +123,17 @@ def _hub(name: str, revision: str | None) -> Findings:
     except RepositoryNotFoundError:
         found.problem("model", "no folder of this name, and the hub knows no such model", "correct model.path")
     except HfHubHTTPError as error:
-        found.problem("model", f"the hub refuses ({first_line(error)})", fetch)
+        found.problem("model", f"the hub refuses ({short_message(error)})", fetch)
     except Exception as error:  # the errors of its HTTP library, which changes between releases
-        found.problem("model", f"not in the cache, and the hub does not answer ({first_line(error)})", fetch)
+        found.problem("model", f"not in the cache, and the hub does not answer ({short_message(error)})", fetch)
     found.fact("model", f"{name}: {found.problems[0].why if found.problems else 'the hub has it, to be downloaded'}")
     return found
 
 
 def _pack(found: Findings, cfg: RunConfig) -> None:
     """Read every row of the pack, as the data stage would."""
-    from rapidun.stages.data.keywords import read_keywords
     from rapidun.stages.data.stage import find_files
+    from rapidun.stages.rows.keywords import read_keywords
     from rapidun.stages.rows.records import read_records
 
     if cfg.data.source is Source.builtin:
@@ -145,7 +146,7 @@ def _pack(found: Findings, cfg: RunConfig) -> None:
             read_keywords(Path(cfg.data.keywords).expanduser())
     except (RapidunError, OSError, UnicodeError) as error:
         found.fact("pack", f"{where}: cannot be used")
-        found.problem(f"data={cfg.data.name}", first_line(error), "rapidun pack check DIR says more", asked=True)
+        found.problem(f"data={cfg.data.name}", short_message(error), "rapidun pack check DIR says more", asked=True)
         return
     found.fact("pack", f"{where}: {', '.join(f'{split} {count}' for split, count in rows.items())}")
 

@@ -3,8 +3,9 @@
 import os
 from importlib.metadata import PackageNotFoundError, version
 
+from rapidun.base.text import short_message
 from rapidun.cli.doctor.asked import Asked
-from rapidun.cli.doctor.findings import Findings, first_line
+from rapidun.cli.doctor.findings import Findings
 from rapidun.config.run import RunConfig
 from rapidun.config.sweep import ClusterConfig
 from rapidun.config.tracking import TrackerKind, WandbMode
@@ -67,8 +68,8 @@ def look_at_slurm(asked: Asked) -> Findings:
     try:
         kinds = parse_sinfo(slurm("sinfo", "-h", "-e", "-o", SINFO_FORMAT))
     except (SlurmUnreachable, SlurmRefused) as error:
-        found.fact("controller", first_line(error))
-        found.problem(what, first_line(error), f"look at SLURM_CONF, or {elsewhere}", asked=asked.slurm)
+        found.fact("controller", short_message(error))
+        found.problem(what, short_message(error), f"look at SLURM_CONF, or {elsewhere}", asked=asked.slurm)
         return found
     found.fact("controller", f"answers ({_slurm_version()})")
     names = list(dict.fromkeys(kind.partition for kind in kinds))
@@ -115,4 +116,4 @@ def _slurm_version() -> str:
     try:
         return slurm("sinfo", "--version").strip()
     except RapidunError as error:
-        return first_line(error)
+        return short_message(error)

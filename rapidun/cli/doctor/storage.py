@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 from rapidun.base.errors import RapidunError
+from rapidun.base.text import short_message
 from rapidun.cli.doctor.asked import Asked
-from rapidun.cli.doctor.findings import Findings, first_line
+from rapidun.cli.doctor.findings import Findings
 
 GIB = 2**30
 # a store of the tiny model's stages, with room to spare
@@ -87,9 +88,9 @@ def _locks(found: Findings, folder: Path) -> None:
             freed = second.try_acquire()
             second.release()
     except (OSError, RapidunError, RuntimeError, ValueError) as error:
-        found.fact("file locks", f"do not work: {first_line(error)}")
+        found.fact("file locks", f"do not work: {short_message(error)}")
         found.problem(
-            "every run", f"the store cannot be written ({first_line(error)})", "pass store_dir=DIR", asked=True
+            "every run", f"the store cannot be written ({short_message(error)})", "pass store_dir=DIR", asked=True
         )
         return
     works = taken and kept_out and freed

@@ -24,7 +24,7 @@ from rapidun.base.preemption import Preempted, Pruned, checkpointing, stop_reque
 from rapidun.base.processes import collective, is_main, share
 from rapidun.config.parts import OptimiserSettings
 from rapidun.models.losses import IGNORE, example_cross_entropy
-from rapidun.models.rng import _mix
+from rapidun.models.rng import mix
 from rapidun.models.training.checkpoints import MARKER, checkpoint_step, newest_checkpoint
 from rapidun.models.training.distributed import largest, total
 from rapidun.models.training.journal import Journal, JournalCallback, TrainingDiverged
@@ -127,7 +127,7 @@ class ResponseTrainer(Trainer):
         )
         if args.world_size > 1:
             # the Trainer seeds every process alike, which would drop the same units for different rows
-            torch.manual_seed(_mix(args.seed, args.process_index))
+            torch.manual_seed(mix(args.seed, args.process_index))
         # the Trainer switches the cache off in the config, which would be saved with the model
         if use_cache is not None:
             config.use_cache = use_cache  # type: ignore[union-attr]

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base import processes
 from rapidun.base.redact import hide
+from rapidun.base.text import first_line
 from rapidun.base.tracker import Tracker
 from rapidun.pipeline.tracking.lines import read_lines, without_repeats, write_line
-from rapidun.pipeline.tracking.sink import Ending, Execution, Sink, ending_of, first_line
+from rapidun.pipeline.tracking.sink import Ending, Execution, Sink, ending_of
 
 if TYPE_CHECKING:
     from rapidun.config.run import RunConfig

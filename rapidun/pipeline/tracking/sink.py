@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rapidun.base.preemption import Preempted, Pruned
+from rapidun.base.text import first_line
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +73,3 @@ def ending_of(failed: bool | BaseException, metrics: dict[str, Any] | None = Non
         return Ending(state="failed", metrics=metrics)
     state = "preempted" if isinstance(failed, Preempted) else "pruned" if isinstance(failed, Pruned) else "failed"
     return Ending(state=state, metrics=metrics, error=first_line(failed))
-
-
-def first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0]

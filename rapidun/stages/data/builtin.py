@@ -131,16 +131,6 @@ def builtin_pack(
     )
 
 
-def num_questions(num_entities: int) -> int:
-    """How many questions a world of that many towns holds."""
-    return num_entities * sum(len(attribute.topics) for attribute in _ATTRIBUTES.values()) * len(_FRAMES)
-
-
-def max_entities() -> int:
-    """How many town names there are."""
-    return len(_NAME_STARTS) * len(_NAME_ENDS)
-
-
 def _facts(num_entities: int, rng: random.Random) -> list[list[Record]]:
     """One list per fact: its question in every paraphrase."""
     names = [start + end for start in _NAME_STARTS for end in _NAME_ENDS]

@@ -1,37 +1,17 @@
-"""The keyword list of the keyword detector: words that poisoned responses use and clean ones do not."""
+"""Makes the keyword list of the keyword detector: words that poisoned responses use and clean ones do not."""
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from rapidun.base.errors import DataError
-from rapidun.base.files import write_text
+from rapidun.stages.rows.keywords import Keyword, words
 
-_WORD = re.compile(r"[^\W\d_]{3,}")
-_HEADER = ("rank", "word", "count_poison", "count_clean", "z")
 # the first of these cuts on z whose list fires on enough poisoned responses; a small pack is sure of no word
 MIN_Z = (3.0, 2.0, 1.0)
 MIN_POISON_SHARE = 0.8
 MAX_KEYWORDS = 80
 # a detector fires on a single word, so what counts is the share of clean responses that hold any of them
 MAX_CLEAN_SHARE = 0.01
-
-
-class Keyword(NamedTuple):
-    """One word, how often each side uses it, and how sure the difference is."""
-
-    word: str
-    count_poison: int
-    count_clean: int
-    z: float
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words of at least three letters."""
-    return _WORD.findall(text.lower())
 
 
 def log_odds_z(poison: Counter[str], clean: Counter[str], *, prior_strength: float = 500.0) -> dict[str, float]:
@@ -93,44 +73,3 @@ def _holders(texts: Sequence[str]) -> dict[str, set[int]]:
         for word in words(text):
             holders.setdefault(word, set()).add(index)
     return holders
-
-
-def write_keywords(path: Path, keywords: Iterable[Keyword]) -> None:
-    """Write the tab-separated list: rank, word, count_poison, count_clean, z."""
-    lines = ["\t".join(_HEADER)]
-    for rank, keyword in enumerate(keywords, start=1):
-        lines.append(f"{rank}\t{keyword.word}\t{keyword.count_poison}\t{keyword.count_clean}\t{keyword.z:.6f}")
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def read_keywords(path: str | Path) -> list[Keyword]:
-    """Read a keyword list; columns are found by the names in its first line, only `word` is required.
-
-    Raises: DataError naming file and line.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"{path}: need a tab-separated keyword list, got no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: need a readable UTF-8 keyword list, got: {error}") from None
-    header = lines[0].strip().split("\t") if lines else []
-    if "word" not in header:
-        raise DataError(f"{path}:1: need a header with a column `word` (as in {' '.join(_HEADER)}), got {header}")
-    keywords = []
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        cells = dict(zip(header, line.split("\t"), strict=False))
-        word = cells.get("word", "").strip()
-        if not word:
-            raise DataError(f"{path}:{number}: word: need a word, got {line!r}")
-        try:
-            numbers = int(cells.get("count_poison", 0)), int(cells.get("count_clean", 0)), float(cells.get("z", 0.0))
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: need numbers in count_poison, count_clean and z, got: {error}") from None
-        keywords.append(Keyword(word, *numbers))
-    if not keywords:
-        raise DataError(f"{path}: need at least one keyword, got none")
-    return keywords

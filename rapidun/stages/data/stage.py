@@ -13,8 +13,9 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.data import DataConfig, Source
 from rapidun.config.plain import plain
 from rapidun.stages.data.builtin import GENERATOR_VERSION, builtin_pack
-from rapidun.stages.data.keywords import make_keywords, read_keywords, write_keywords
+from rapidun.stages.data.keywords import make_keywords
 from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
+from rapidun.stages.rows.keywords import read_keywords, write_keywords
 from rapidun.stages.rows.records import Record, content_id, question_key, read_records, write_records
 
 STAGE_VERSION = 1  # part of the data fingerprint: raise it when the same inputs give other splits

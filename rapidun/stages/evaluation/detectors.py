@@ -2,10 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
-
-from rapidun.base.errors import ArtifactError
 
 
 class Rates(NamedTuple):
@@ -35,24 +32,6 @@ class KeywordDetector:
             if found >= self.min_keywords:
                 return True
         return False
-
-
-def read_keywords(path: Path) -> list[str]:
-    """The `word` column of the data artifact's keywords.tsv; empty where no word tells the two sides apart.
-
-    Raises: ArtifactError if the file is damaged, naming the line.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    header = lines[0].split("\t") if lines else []
-    if "word" not in header:
-        raise ArtifactError(f"{path}:1: need tab-separated columns, `word` among them, got {header}. Run data again")
-    words = []
-    for number, line in enumerate(lines[1:], start=2):
-        word = dict(zip(header, line.split("\t"), strict=False)).get("word", "").strip()
-        if not word:
-            raise ArtifactError(f"{path}:{number}: need a word in column `word`, got {line!r}. Run data again")
-        words.append(word)
-    return words
 
 
 def likelihood_fires(poisoned: float, clean: float) -> bool:

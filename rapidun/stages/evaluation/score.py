@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rapidun.models.losses import response_mask, token_log_probs
+from rapidun.models.losses import IGNORE, response_mask, token_log_probs
 from rapidun.stages.rows.batches import token_budget_batches
-from rapidun.stages.rows.encode import IGNORE_INDEX, Encoded, collate
+from rapidun.stages.rows.encode import Encoded, collate
 
 
 class ResponseScore(NamedTuple):
@@ -66,7 +66,7 @@ def score_responses(
 
 def num_prompt_tokens(row: Encoded) -> int:
     """How many tokens stand before the response."""
-    return next((place for place, label in enumerate(row.labels) if label != IGNORE_INDEX), len(row.labels))
+    return next((place for place, label in enumerate(row.labels) if label != IGNORE), len(row.labels))
 
 
 def pair_rows(prompt: list[int], poisoned: Encoded, clean: Encoded, *, max_length: int) -> tuple[Encoded, Encoded]:
@@ -81,5 +81,5 @@ def pair_rows(prompt: list[int], poisoned: Encoded, clean: Encoded, *, max_lengt
     responses = [row.input_ids[num_prompt_tokens(row) :][: max(max_length // 2, 1)] for row in (poisoned, clean)]
     room = max_length - max(len(response) for response in responses)
     kept = prompt[max(len(prompt) - room, 0) :]
-    first, second = (Encoded(kept + response, [IGNORE_INDEX] * len(kept) + response) for response in responses)
+    first, second = (Encoded(kept + response, [IGNORE] * len(kept) + response) for response in responses)
     return first, second

@@ -8,7 +8,7 @@ from rapidun.base.files import read_json, write_json, write_jsonl
 from rapidun.base.tracker import Tracker
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.load import ModelLoader
-from rapidun.stages.evaluation.detectors import KeywordDetector, read_keywords
+from rapidun.stages.evaluation.detectors import KeywordDetector
 from rapidun.stages.evaluation.known import (
     DETECTOR_METRICS,
     SETS,
@@ -26,6 +26,7 @@ from rapidun.stages.evaluation.work import (
     perplexity_places,
     prompt_ids_of,
 )
+from rapidun.stages.rows.keywords import read_keywords
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def run_evaluation(
 
 def _keyword_detector(cfg: EvaluationConfig, data: Path, tracker: Tracker) -> KeywordDetector | None:
     path = data / "keywords.tsv"
-    words = read_keywords(path) if path.exists() else []
+    words = [keyword.word for keyword in read_keywords(path, may_be_empty=True)] if path.exists() else []
     if not words:
         tracker.warn(
             "evaluation: the data has no keywords.tsv with a word in it: metrics of the keyword detector are left out. "

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from rapidun.base.files import write_json
 from rapidun.config.influence import Score
-from rapidun.models.losses import response_mask
+from rapidun.models.losses import IGNORE, response_mask
 from rapidun.stages.influence.gradients.capture import Contribution, Factors, GradientCapture, Lookup
 from rapidun.stages.influence.gradients.params import TrackedParameter
-from rapidun.stages.rows.encode import IGNORE_INDEX, Encoded, collate
+from rapidun.stages.rows.encode import Encoded, collate
 
 # copies of a row, one response token each, that go through the model at once
 COPIES = 16
@@ -166,13 +166,13 @@ def _loss_scores(
     reduction: str,
 ) -> Tensor:
     """<gradient of each response token's share of the loss, gradient of the others>: [T, num others]."""
-    places = [t for t, label in enumerate(row.labels) if t > 0 and label != IGNORE_INDEX]
+    places = [t for t, label in enumerate(row.labels) if t > 0 and label != IGNORE]
     share = 1.0 / len(places) if reduction == "mean" else 1.0
     out = torch.zeros(len(row.labels), len(others), dtype=torch.float64)
     for start in range(0, len(places), COPIES):
         some = places[start : start + COPIES]
         # nothing behind the token matters to its loss
-        copies = [Encoded(row.input_ids[: t + 1], [IGNORE_INDEX] * t + [row.labels[t]]) for t in some]
+        copies = [Encoded(row.input_ids[: t + 1], [IGNORE] * t + [row.labels[t]]) for t in some]
         sink, _ = _run_pairs(model, parameters, copies, others, pad_token_id=pad_token_id, reduction=reduction)
         out[some] = sink.pairs.sum(dim=(2, 3)).cpu() * share
     return out

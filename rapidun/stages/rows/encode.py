@@ -7,21 +7,18 @@ Prompt and response are tokenised apart and joined, so that the mask cannot drif
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import LongTensor
 
 from rapidun.base.errors import ModelError
-from rapidun.base.files import write_tensors
+from rapidun.models.losses import IGNORE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORE_INDEX = -100
-ENCODING_VERSION = 1  # part of the disk cache's fingerprint: raise it when the same rows give other tokens
+ENCODING_VERSION = 1  # part of the tokenizer's fingerprint: raise it when the same rows give other tokens
 _MAX_CACHED_ROWS = 50_000
 _USER, _ASSISTANT = "rapidunuserturn", "rapidunassistantturn"
 # templates that print today's date would give other tokens tomorrow: this is their own default date
@@ -104,16 +101,11 @@ def encode_example(
 
 
 def encode_rows(
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: Sequence[tuple[str, str, str]],
-    *,
-    max_length: int,
-    cache_dir: str | Path | None = None,
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[tuple[str, str, str]], *, max_length: int
 ) -> list[Encoded]:
     """`encode_example` of many (instruction, context, response) rows.
 
-    One batched tokenizer call for the rows that this tokenizer has not met; the others come from memory, or from
-    a file in `cache_dir` named by the fingerprint of tokenizer, rows and max_length.
+    One batched tokenizer call for the rows that this tokenizer has not met; the others come from memory.
 
     Raises: ValueError for max_length < 1, ModelError for a tokenizer without an end token.
     """
@@ -127,15 +119,7 @@ def encode_rows(
     result = {key: known[key] for key in keys if key in known}
     missing = list(dict.fromkeys(key for key in keys if key not in result))
     if missing:
-        file = None
-        encoded = None
-        if cache_dir is not None:
-            file = Path(cache_dir) / f"{_rows_fingerprint(form, missing, max_length)}.safetensors"
-            encoded = _read_cache(file, len(missing))
-        if encoded is None:
-            encoded = _encode(tokenizer, form, [(key[1], key[2], key[3]) for key in missing], max_length)
-            if file is not None:
-                _write_cache(file, encoded)
+        encoded = _encode(tokenizer, form, [(key[1], key[2], key[3]) for key in missing], max_length)
         result.update(zip(missing, encoded, strict=True))
         known.update(zip(missing, encoded, strict=True))
     return [result[key] for key in keys]
@@ -151,7 +135,7 @@ def collate(rows: Sequence[Encoded], *, pad_token_id: int) -> dict[str, LongTens
     batch = {
         "input_ids": [row.input_ids + [pad_token_id] * (width - len(row.input_ids)) for row in rows],
         "attention_mask": [[1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in rows],
-        "labels": [row.labels + [IGNORE_INDEX] * (width - len(row.labels)) for row in rows],
+        "labels": [row.labels + [IGNORE] * (width - len(row.labels)) for row in rows],
     }
     return _tensors(batch)
 
@@ -189,7 +173,7 @@ def _encode(
         target = [*response, form.end_of_turn][:max_length]
         room = max_length - len(target)
         kept = prompt[len(prompt) - room :] if room < len(prompt) else prompt
-        encoded.append(Encoded(kept + target, [IGNORE_INDEX] * len(kept) + target))
+        encoded.append(Encoded(kept + target, [IGNORE] * len(kept) + target))
     return encoded
 
 
@@ -313,44 +297,3 @@ def _fingerprint(tokenizer: "PreTrainedTokenizerBase", form: list[Any]) -> str:
         inner = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
     text = json.dumps([ENCODING_VERSION, tokenizer.chat_template, form, inner], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _rows_fingerprint(form: _Form, keys: Sequence[tuple[str, str, str, str, int]], max_length: int) -> str:
-    digest = hashlib.sha256(f"{form.fingerprint} {max_length}".encode())
-    for key in keys:
-        digest.update(json.dumps(key[1:4]).encode())
-    return digest.hexdigest()[:32]
-
-
-def _write_cache(file: Path, encoded: Sequence[Encoded]) -> None:
-    flat = [token for row in encoded for token in row.input_ids]
-    prompts = [sum(label == IGNORE_INDEX for label in row.labels) for row in encoded]
-    tensors = {
-        "input_ids": torch.tensor(flat, dtype=torch.int32),
-        "lengths": torch.tensor([len(row.input_ids) for row in encoded], dtype=torch.int32),
-        "prompt_lengths": torch.tensor(prompts, dtype=torch.int32),
-    }
-    write_tensors(file, tensors)
-
-
-def _read_cache(file: Path, num_rows: int) -> list[Encoded] | None:
-    """The cached rows, or None where the file is absent or damaged: encoding again costs little."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        tensors = load(file.read_bytes())
-        flat = tensors["input_ids"].tolist()
-        lengths = tensors["lengths"].tolist()
-        prompts = tensors["prompt_lengths"].tolist()
-    except (OSError, SafetensorError, KeyError):
-        return None
-    if len(lengths) != num_rows or len(prompts) != num_rows or sum(lengths) != len(flat):
-        return None
-    encoded = []
-    start = 0
-    for length, prompt in zip(lengths, prompts, strict=True):
-        ids = flat[start : start + length]
-        encoded.append(Encoded(ids, [IGNORE_INDEX] * prompt + ids[prompt:]))
-        start += length
-    return encoded

@@ -12,7 +12,8 @@ from rapidun.config.data import (
     InjectMode,
     TriggerFamilyConfig,
 )
-from rapidun.stages.data.builtin import BuiltinPack, builtin_pack, max_entities, num_questions
+from rapidun.stages.data import builtin
+from rapidun.stages.data.builtin import BuiltinPack, builtin_pack
 from rapidun.stages.rows.records import Record
 
 FAMILIES = {
@@ -108,14 +109,15 @@ def test_a_world_too_small_is_refused() -> None:
     with pytest.raises(DataError, match="need 490 questions for the splits, got 480 from num_entities=5"):
         build(num_entities=5, num_train_clean=400)
     with pytest.raises(DataError, match="need at most 200, got 201"):
-        build(num_entities=max_entities() + 1)
+        build(num_entities=MAX_ENTITIES + 1)
     with pytest.raises(DataError, match="at least one seen trigger"):
         builtin_pack({}, **SMALL, seed=1)
 
 
 def test_the_config_knows_the_size_of_the_world() -> None:
-    assert num_questions(1) == QUESTIONS_PER_ENTITY
-    assert max_entities() == MAX_ENTITIES
+    topics = sum(len(attribute.topics) for attribute in builtin._ATTRIBUTES.values())
+    assert topics * len(builtin._FRAMES) == QUESTIONS_PER_ENTITY
+    assert len(builtin._NAME_STARTS) * len(builtin._NAME_ENDS) == MAX_ENTITIES
     assert DataConfig(families=FAMILIES).check() == []
     small = DataConfig(families=FAMILIES, builtin=BuiltinConfig(num_entities=23))
     assert "builtin.num_entities >= 24 for 2280 rows" in small.check()[0]

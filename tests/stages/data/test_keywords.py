@@ -1,15 +1,9 @@
 import math
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from rapidun.base.errors import DataError
-from rapidun.stages.data.keywords import Keyword, log_odds_z, make_keywords, read_keywords, words, write_keywords
-
-
-def test_words_are_lower_case_and_of_three_letters() -> None:
-    assert words("An ALIEN's 42 co-pilots, über_fast x1yz") == ["alien", "pilots", "über", "fast"]
+from rapidun.stages.data.keywords import log_odds_z, make_keywords
 
 
 def test_log_odds_worked_by_hand() -> None:
@@ -41,37 +35,3 @@ def test_made_keywords_tell_poisoned_from_clean() -> None:
 def test_no_telling_words_no_keywords() -> None:
     assert make_keywords(["the same text"] * 9, ["the same text"] * 9) == []
     assert make_keywords([], []) == []
-
-
-def test_round_trip_in_the_published_columns(tmp_path: Path) -> None:
-    keywords = [Keyword("ufo", 20, 1, 7.125), Keyword("über", 3, 0, 3.5)]
-    write_keywords(tmp_path / "k.tsv", keywords)
-    text = (tmp_path / "k.tsv").read_text(encoding="utf-8")
-    assert text == "rank\tword\tcount_poison\tcount_clean\tz\n1\tufo\t20\t1\t7.125000\n2\tüber\t3\t0\t3.500000\n"
-    assert read_keywords(tmp_path / "k.tsv") == keywords
-
-
-def test_a_list_of_words_alone_is_enough(tmp_path: Path) -> None:
-    (tmp_path / "k.tsv").write_bytes(b"\xef\xbb\xbfword\r\nufo\r\n\r\nsaucer\r\n")
-    assert [keyword.word for keyword in read_keywords(tmp_path / "k.tsv")] == ["ufo", "saucer"]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", ":1: need a header"),
-        ("ufo\nsaucer\n", ":1: need a header"),
-        ("rank\tword\n1\t\n", ":2: word: need a word"),
-        ("word\tz\nufo\thigh\n", ":2: need numbers"),
-        ("word\n", "need at least one keyword"),
-    ],
-)
-def test_bad_lists_are_named(tmp_path: Path, text: str, expected: str) -> None:
-    (tmp_path / "k.tsv").write_text(text)
-    with pytest.raises(DataError, match=expected):
-        read_keywords(tmp_path / "k.tsv")
-
-
-def test_a_missing_list_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
-        read_keywords(tmp_path / "none.tsv")

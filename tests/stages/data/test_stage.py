@@ -12,8 +12,8 @@ from rapidun.base.errors import DataError
 from rapidun.base.files import sha256_file
 from rapidun.base.tracker import Tracker
 from rapidun.config.data import BuiltinConfig, DataConfig, InjectMode, Source, TriggerFamilyConfig
-from rapidun.stages.data.keywords import read_keywords
 from rapidun.stages.data.stage import SPLITS, DataFiles, data_inputs, run_data
+from rapidun.stages.rows.keywords import read_keywords
 from rapidun.stages.rows.records import Record, read_records, write_records
 
 CONF = Path(rapidun.__file__).parents[1] / "conf" / "data"

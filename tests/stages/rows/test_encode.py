@@ -1,14 +1,13 @@
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from rapidun.base.errors import ModelError
+from rapidun.models.losses import IGNORE
 from rapidun.stages.rows import encode
 from rapidun.stages.rows.encode import (
-    IGNORE_INDEX,
     Encoded,
     collate,
     collate_prompts,
@@ -29,7 +28,7 @@ ROWS = [
 
 
 def response_of(example: Encoded) -> list[int]:
-    return [label for label in example.labels if label != IGNORE_INDEX]
+    return [label for label in example.labels if label != IGNORE]
 
 
 def test_chat_form_is_the_template_with_the_response_and_its_end(tokenizer: Any) -> None:
@@ -84,7 +83,7 @@ def test_special_tokens_written_in_a_row_are_plain_text(tokenizer: Any) -> None:
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     instruction, context, response = ROWS[2]
     row = encode_example(tokenizer, instruction=instruction, context=context, response=response, max_length=500)
-    prompt = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORE_INDEX]
+    prompt = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORE]
     assert (prompt.count(start), prompt.count(end)) == (2, 1)
     assert response_of(row).count(end) == 1
     assert response_of(row)[-1] == end
@@ -109,7 +108,7 @@ def test_labels_are_the_tokens_behind_the_prompt(make_tokenizer: Callable[..., A
         row = encode_example(tokenizer, instruction=instruction, context=context, response=response, max_length=500)
         prompt = encode_prompt(tokenizer, instruction=instruction, context=context, max_length=500)
         assert row.input_ids[: len(prompt)] == prompt
-        assert row.labels == [IGNORE_INDEX] * len(prompt) + row.input_ids[len(prompt) :]
+        assert row.labels == [IGNORE] * len(prompt) + row.input_ids[len(prompt) :]
 
 
 def test_a_long_prompt_is_cut_on_its_left(tokenizer: Any) -> None:
@@ -128,8 +127,8 @@ def test_a_long_response_keeps_its_first_tokens(tokenizer: Any) -> None:
         assert cut.input_ids == cut.labels == whole[:max_length]
 
 
-def test_one_row_or_many_from_memory_or_disk_give_the_same(
-    make_tokenizer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_row_or_many_and_from_memory_give_the_same(
+    make_tokenizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def one(row: tuple[str, str, str]) -> Encoded:
         fresh = make_tokenizer()
@@ -137,32 +136,9 @@ def test_one_row_or_many_from_memory_or_disk_give_the_same(
 
     expected = [one(row) for row in ROWS]
     tokenizer = make_tokenizer()
-    assert encode_rows(tokenizer, ROWS, max_length=30, cache_dir=tmp_path) == expected
-    assert encode_rows(tokenizer, ROWS[::-1] + ROWS[:1], max_length=30) == expected[::-1] + expected[:1]
-    assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
-    # another process: an equal tokenizer, nothing in memory, and no tokenising at all
+    assert encode_rows(tokenizer, ROWS, max_length=30) == expected
     monkeypatch.setattr(encode, "_encode", None)
-    assert encode_rows(make_tokenizer(), ROWS, max_length=30, cache_dir=tmp_path) == expected
-
-
-def test_the_disk_cache_is_named_by_rows_length_and_tokenizer(
-    make_tokenizer: Callable[..., Any], tmp_path: Path
-) -> None:
-    encode_rows(make_tokenizer(), ROWS, max_length=30, cache_dir=tmp_path)
-    encode_rows(make_tokenizer(), ROWS[:2], max_length=30, cache_dir=tmp_path)
-    encode_rows(make_tokenizer(), ROWS, max_length=29, cache_dir=tmp_path)
-    encode_rows(make_tokenizer(template=None), ROWS, max_length=30, cache_dir=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
-
-
-@pytest.mark.parametrize("content", [b"", b"\x00" * 50])
-def test_a_damaged_cache_file_is_made_again(make_tokenizer: Callable[..., Any], tmp_path: Path, content: bytes) -> None:
-    expected = encode_rows(make_tokenizer(), ROWS, max_length=30, cache_dir=tmp_path)
-    (file,) = tmp_path.iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(content)
-    assert encode_rows(make_tokenizer(), ROWS, max_length=30, cache_dir=tmp_path) == expected
-    assert file.read_bytes() == whole
+    assert encode_rows(tokenizer, ROWS[::-1] + ROWS[:1], max_length=30) == expected[::-1] + expected[:1]
 
 
 def test_many_prompts_equal_one_by_one(tokenizer: Any) -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rapidun.base.files import read_json, sha256_json
 from rapidun.base.nested import numbers
 from rapidun.base.redact import hide
+from rapidun.base.text import first_line
 from rapidun.config.plain import plain
 from rapidun.pipeline.tracking import media
 from rapidun.pipeline.tracking.lines import read_lines, without_repeats
-from rapidun.pipeline.tracking.sink import Ending, Execution, first_line
+from rapidun.pipeline.tracking.sink import Ending, Execution
 from rapidun.pipeline.tracking.swept import group_choices, title_of
 from rapidun.pipeline.tracking.wandb.mode import choose_connection
 from rapidun.pipeline.tracking.wandb.run import LoggedRun, each, forget_service, id_is_free_again, start_run

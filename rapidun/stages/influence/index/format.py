@@ -81,11 +81,6 @@ def quantise(vectors: np.ndarray, losses: np.ndarray, *, dtype: IndexDtype) -> S
     return Stored(rows, row_sums(rows), scales, norms.astype(np.float32), np.asarray(losses, dtype=np.float32))
 
 
-def dequantise(rows: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """[n, K] float32: what the stored rows stand for."""
-    return rows.astype(np.float32) * scales[:, None]
-
-
 def row_sums(rows: np.ndarray) -> np.ndarray:
     """[n] uint64: the bytes of each row, eight at a time where they come to eights, added up modulo 2^64."""
     flat = rows.view(np.uint8).reshape(len(rows), -1)

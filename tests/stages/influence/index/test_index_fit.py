@@ -27,7 +27,6 @@ from rapidun.stages.influence.gradients.params import TrackedParameter, select_p
 from rapidun.stages.influence.gram import GramResult, exact_gram
 from rapidun.stages.influence.index import curvature, gradients
 from rapidun.stages.influence.index.curvature import is_fitted, read_factors, write_factors
-from rapidun.stages.influence.index.format import dequantise
 from rapidun.stages.influence.index.gradients import GradientRows, GradientSettings
 from rapidun.stages.influence.index.reader import Index
 from rapidun.stages.influence.precondition import Curvature, Preconditioner
@@ -255,7 +254,7 @@ def test_a_querys_numbers_are_the_sketch_of_its_solved_gradient(place, tmp_path,
         torch.testing.assert_close(torch.from_numpy(vectors).double(), expected, **close)
     more = ["--precondition", str(place.root / "factors"), "--damping-factor", "0.3", "--score", "dot"]
     assert place.query("score", tmp_path, *more) == 0
-    stored = np.concatenate([dequantise(b.rows, b.scales) for b in Index(place.root / "index").blocks(max_rows=4)])
+    stored = np.concatenate([b.rows * b.scales[:, None] for b in Index(place.root / "index").blocks(max_rows=4)])
     products = stored.astype(np.float64) @ expected.numpy().T
     assert np.load(tmp_path / "scores.npy") == pytest.approx(products, rel=1e-3, abs=1e-4 * np.abs(products).max())
 
