@@ -45,8 +45,8 @@ from rapidun.stages.data.builtin import builtin_pack  # noqa: E402
 from rapidun.stages.data.pack_build import FAMILIES  # noqa: E402
 from rapidun.stages.influence.batches import RowBatch, make_batches  # noqa: E402
 from rapidun.stages.influence.bm25 import bm25_scores  # noqa: E402
+from rapidun.stages.influence.check.check import floor_pass  # noqa: E402
 from rapidun.stages.influence.check.fidelity import fidelity  # noqa: E402
-from rapidun.stages.influence.check.floor import floor_pass  # noqa: E402
 from rapidun.stages.influence.gradients.params import TrackedParameter, num_numbers, select_parameters  # noqa: E402
 from rapidun.stages.influence.gram import estimated_gram, exact_gram  # noqa: E402
 from rapidun.stages.influence.repsim import repsim_gram  # noqa: E402

@@ -1,8 +1,4 @@
-"""Training in several processes: how the rows of an optimiser step are dealt out, and sums over processes.
-
-A step sees the same rows however many processes there are, so results do not depend on the number but for rounding
-(and dropout, which each process draws for itself).
-"""
+"""Sums and maxima over the processes that train together."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,8 @@
-"""Which rows a step takes: functions of (seed, epoch), shared out among the processes of a run."""
+"""Which rows a step takes: functions of (seed, epoch), shared out among the processes of a run.
+
+A step sees the same rows however many processes there are, so results do not depend on the number but for rounding
+(and dropout, which each process draws for itself).
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from rapidun.models.rng import permutation
 
+# stands in a batch of a process that has no row of a step left, so that all take part in each exchange
 IDLE = -1
 
 
@@ -55,7 +60,6 @@ class ShuffledSampler(EpochSampler):
         return iter(permutation(self.num_rows, seed=self.seed, stream=0, part=self.epoch))
 
 
-# stands in a batch of a process that has no row of a step left, so that all take part in each exchange
 class StepShards(Sampler[list[int]]):
     """The micro-batches of one process: its share of each optimiser step of a sampler's rows.
 

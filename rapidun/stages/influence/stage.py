@@ -25,13 +25,12 @@ from rapidun.stages.influence.gradients.params import (
 from rapidun.stages.influence.gram import GramResult, estimated_gram, exact_gram
 from rapidun.stages.influence.precondition import Preconditioner, curvature_tensors, num_fitting_passes
 from rapidun.stages.influence.repsim import repsim_gram
-from rapidun.stages.influence.scores import gradient_norms, influence_scores, split_blocks
+from rapidun.stages.influence.scores import gradient_norms, influence_scores, split_blocks, strongest_pairs
 from rapidun.stages.influence.sinks import Sketch
 from rapidun.stages.influence.sketches.factored import FactoredProjection
 from rapidun.stages.influence.sketches.rapidgrad import RapidGrad
 from rapidun.stages.influence.sketches.sketch import CountSketch
 from rapidun.stages.influence.sketches.tensorsketch import TensorSketch
-from rapidun.stages.influence.token_pairs import strongest_pairs
 from rapidun.stages.influence.tokenwise import write_tokens
 from rapidun.stages.rows.encode import encode_rows
 from rapidun.stages.rows.records import Record, read_records

@@ -10,10 +10,9 @@ import numpy as np
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.config.mapping import MappingConfig, ValueMode, Weighting
 from rapidun.stages.mapping import baselines
-from rapidun.stages.mapping.aggregate import Aggregated, Block, aggregate_block
+from rapidun.stages.mapping.aggregate import Aggregated, Block, aggregate_block, fuse
 from rapidun.stages.mapping.baselines import Floats
 from rapidun.stages.mapping.diagnostics import describe, describe_mapped, file_warnings, group_warnings
-from rapidun.stages.mapping.fuse import fuse
 from rapidun.stages.mapping.inputs import GROUPS, MappingFiles, row_ids, rows_in_use, scores_in_use
 from rapidun.stages.mapping.release import BLOCKS
 from rapidun.stages.mapping.scores import Scores

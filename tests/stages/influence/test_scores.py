@@ -1,4 +1,4 @@
-"""Gram matrix to scores."""
+"""Gram matrix to scores, and the pairs that are worth a look."""
 
 import math
 
@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from rapidun.config.influence import Score
-from rapidun.stages.influence.scores import gradient_norms, influence_scores, split_blocks
+from rapidun.stages.influence.scores import (
+    QueryPairs,
+    gradient_norms,
+    influence_scores,
+    split_blocks,
+    strongest_pairs,
+)
 
 
 def test_by_hand():
@@ -46,3 +52,30 @@ def test_scale_of_a_row_does_not_change_cosines():
     torch.testing.assert_close(
         influence_scores(g @ g.T, score=Score.cosine), influence_scores(scaled @ scaled.T, score=Score.cosine)
     )
+
+
+# rows = training, columns = queries; two forget rows, two retain rows; the diagonal must not count
+SCORES = torch.tensor(
+    [
+        [9.0, 0.1, -0.2, 0.3],
+        [0.5, 9.0, 0.4, 0.0],
+        [-0.7, 0.2, 9.0, 0.6],
+        [0.1, 0.3, 0.1, 9.0],
+    ]
+)
+
+
+def test_the_strongest_of_either_sign_for_queries_of_both_groups() -> None:
+    # |scores| of others: query 0 -> 0.7, 1 -> 0.3, 2 -> 0.4, 3 -> 0.6
+    assert strongest_pairs(SCORES, num_forget=2, num_queries=2) == [QueryPairs(0, [1, 2]), QueryPairs(3, [2])]
+    assert strongest_pairs(SCORES, num_forget=2, num_queries=3) == [
+        QueryPairs(0, [1, 2]), QueryPairs(1, [3]), QueryPairs(3, [2]),
+    ]  # fmt: skip
+
+
+def test_more_queries_than_rows_take_what_there_is() -> None:
+    assert [pair.query for pair in strongest_pairs(SCORES, num_forget=2, num_queries=9)] == [0, 1, 3, 2]
+
+
+def test_a_query_that_nothing_moves_has_no_pair() -> None:
+    assert strongest_pairs(torch.eye(3), num_forget=1, num_queries=3) == []

@@ -2,19 +2,23 @@
 
 import math
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rapidun.base.machine import Measured
 from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, Score
+from rapidun.models.losses import example_cross_entropy
 from rapidun.stages.influence.batches import RowBatch
 from rapidun.stages.influence.bm25 import bm25_scores
 from rapidun.stages.influence.check.fidelity import Fidelity, Share, effective_k_interval, fidelity, shares
-from rapidun.stages.influence.check.floor import Cost, measure_cost
+from rapidun.stages.influence.gradients.capture import frozen
 from rapidun.stages.influence.gradients.params import TrackedParameter, num_numbers
 from rapidun.stages.influence.gram import estimated_gram, exact_gram
 from rapidun.stages.influence.repsim import repsim_gram
@@ -29,6 +33,14 @@ GOOD_SHARE = 0.5
 GOOD_SPEARMAN = 0.95
 # one group of weights that makes up more of the score than this speaks for all
 DOMINANT = 0.7
+
+
+class Cost(NamedTuple):
+    """Medians over the rounds."""
+
+    seconds: float
+    floor_seconds: float
+    ratio: float  # of the ratios of neighbours, not of the medians: machines drift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +170,42 @@ def check_influence(
     )
     checked.advice.extend(advise(checked, cfg))
     return checked
+
+
+def floor_pass(model: Any, batches: Sequence[RowBatch]) -> None:
+    """F0, what every gradient of a loss must cost, once: the floor that influence is measured against.
+
+    A plain forward pass with all logits, and the gradient of the loss with respect to the embedded inputs alone: no
+    hooks, no weight gradients, the model's own attention. About 4 (P + H) floating-point operations a token, P the
+    parameters of the body and H those of the head.
+    """
+    with frozen(model):
+        for batch in batches:
+            t = batch.tensors
+            inputs = model.get_input_embeddings()(t["input_ids"]).detach().requires_grad_()
+            output = model(inputs_embeds=inputs, attention_mask=t["attention_mask"], use_cache=False)
+            torch.autograd.grad(example_cross_entropy(output.logits, t["labels"]).sum(), inputs)
+
+
+def measure_cost(
+    work: Callable[[], object],
+    model: Any,
+    batches: Sequence[RowBatch],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Cost:
+    """Run F0 and `work` by turns, after one round that does not count."""
+    seconds, floors = [], []
+    for _ in range(rounds + 1):
+        start = clock()
+        floor_pass(model, batches)
+        middle = clock()
+        work()
+        floors.append(middle - start)
+        seconds.append(clock() - middle)
+    del seconds[0], floors[0]
+    return Cost(median(seconds), median(floors), median(a / b for a, b in zip(seconds, floors, strict=True)))
 
 
 class _Groups:

@@ -9,8 +9,7 @@ import torch
 
 from rapidun.cli.main import main
 from rapidun.config.influence import InfluenceConfig, InfluenceMethod, ParameterSet, Score
-from rapidun.stages.influence.check import floor
-from rapidun.stages.influence.check.check import advise, block_of, check_influence, kind_of
+from rapidun.stages.influence.check.check import advise, block_of, check_influence, floor_pass, kind_of, measure_cost
 from rapidun.stages.influence.gradients.params import select_parameters
 
 NAMES = [f"row {i}" for i in range(7)]
@@ -115,14 +114,14 @@ def test_cost_is_the_median_of_neighbours_ratios(monkeypatch):
     def pass_time(*_):
         times[0] += next(durations)
 
-    monkeypatch.setattr(floor, "floor_pass", pass_time)
-    cost = floor.measure_cost(pass_time, None, [], rounds=3, clock=clock)
+    monkeypatch.setattr("rapidun.stages.influence.check.check.floor_pass", pass_time)
+    cost = measure_cost(pass_time, None, [], rounds=3, clock=clock)
     assert cost == (4, 2, 2)
 
 
 def test_floor_leaves_no_gradient(make_model, rows, batches_of):
     model = make_model().train()
-    floor.floor_pass(model, batches_of(rows, GROUPS))
+    floor_pass(model, batches_of(rows, GROUPS))
     assert model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
