@@ -295,7 +295,7 @@ def load_bench(options: argparse.Namespace, folder: Path) -> Bench:
         model_folder = folder / "model"
         make_scratch(
             model_folder,
-            pack.train_clean + pack.train_poisoned,
+            [row.texts for row in pack.train_clean + pack.train_poisoned],
             hidden_size=128,
             intermediate_size=384,
             num_hidden_layers=2,
@@ -312,7 +312,7 @@ def load_bench(options: argparse.Namespace, folder: Path) -> Bench:
     loader = ModelLoader(dtype=options.dtype)
     model, tokenizer = loader.load(model_folder)
     texts = [(r.instruction, r.context, r.forget_target) for r in forget]
-    texts += [(r.instruction, r.context, r.response) for r in retain]
+    texts += [r.texts for r in retain]
     names = [r.id for r in forget + retain]
     batches = make_batches(
         encode_rows(tokenizer, texts, max_length=options.max_length),

@@ -53,7 +53,7 @@ def setup(options: argparse.Namespace, folder: Path) -> tuple[Any, Any, list[Any
     queries = poisoned[-(options.queries // 2) :] + split["val_clean"][: options.queries - options.queries // 2]
     make_scratch(
         folder / "model",
-        clean + poisoned,
+        [row.texts for row in clean + poisoned],
         hidden_size=64 if options.small else 128,
         intermediate_size=192 if options.small else 384,
         num_hidden_layers=2,
@@ -63,13 +63,9 @@ def setup(options: argparse.Namespace, folder: Path) -> tuple[Any, Any, list[Any
         seed=options.seed,
     )
     model, tokenizer = ModelLoader(dtype="float32").load(folder / "model")
-    first = encode_rows(tokenizer, [_text(r) for r in clean[: 64 if options.small else half]], max_length=64)
+    first = encode_rows(tokenizer, [r.texts for r in clean[: 64 if options.small else half]], max_length=64)
     model = train(model, first, pad_token_id=tokenizer.pad_token_id, **START)
-    return model, tokenizer, [_text(r) for r in rows], [_text(r) for r in queries]
-
-
-def _text(record: Any) -> tuple[str, str, str]:
-    return record.instruction, record.context, record.response
+    return model, tokenizer, [r.texts for r in rows], [r.texts for r in queries]
 
 
 def spearman_columns(x: np.ndarray, y: np.ndarray) -> np.ndarray:

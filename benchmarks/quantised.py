@@ -65,7 +65,7 @@ def main() -> None:
                 options.model = Path(folder) / "model"
                 make_scratch(
                     options.model,
-                    forget + retain,
+                    [row.texts for row in forget + retain],
                     hidden_size=128,
                     intermediate_size=384,
                     num_hidden_layers=2,
@@ -76,7 +76,7 @@ def main() -> None:
                 )
             forget = forget[: max(1, options.rows // 4)]
             texts = [(r.instruction, r.context, r.forget_target) for r in forget]
-            texts += [(r.instruction, r.context, r.response) for r in retain[: options.rows - len(forget)]]
+            texts += [r.texts for r in retain[: options.rows - len(forget)]]
             scores = {}
             for name, (dtype, quantisation) in BASES.items():
                 start = time.perf_counter()

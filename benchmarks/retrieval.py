@@ -75,7 +75,7 @@ def load(options: argparse.Namespace, folder: Path) -> tuple[Any, Any, dict[str,
     if not options.tiny:
         model, tokenizer = ModelLoader(dtype=options.dtype).load(options.model)
         if options.train:
-            texts = [(r.instruction, r.context, r.response) for r in rows]
+            texts = [r.texts for r in rows]
             encoded = encode_rows(tokenizer, texts, max_length=options.max_length)
             recipe = {"epochs": options.train, "max_tokens": 2048, "lr": 1e-4, "seed": options.seed}
             tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
@@ -86,7 +86,7 @@ def load(options: argparse.Namespace, folder: Path) -> tuple[Any, Any, dict[str,
         return model, tokenizer, split
     make_scratch(
         folder / "model",
-        rows,
+        [row.texts for row in rows],
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=2,
@@ -96,7 +96,7 @@ def load(options: argparse.Namespace, folder: Path) -> tuple[Any, Any, dict[str,
         seed=options.seed,
     )
     model, tokenizer = ModelLoader(dtype="float32").load(folder / "model")
-    encoded = encode_rows(tokenizer, [(r.instruction, r.context, r.response) for r in rows], max_length=64)
+    encoded = encode_rows(tokenizer, [r.texts for r in rows], max_length=64)
     recipe = {"epochs": options.epochs, "batch_size": 64, "lr": 3e-3, "seed": options.seed}
     return train(model, encoded, pad_token_id=tokenizer.pad_token_id, **recipe), tokenizer, split
 
@@ -159,12 +159,12 @@ def main() -> None:
     queries = [
         (r.instruction, r.context, text) for texts in (given, right) for r, text in zip(flat, texts, strict=True)
     ]
-    queries += [(r.instruction, r.context, r.response) for r in asked["seen"]]
+    queries += [r.texts for r in asked["seen"]]
     task = Task(
         model=model,
         tokenizer=tokenizer,
         train=[(r.instruction, r.context, r.forget_target) for r in poisoned]
-        + [(r.instruction, r.context, r.response) for r in rows[len(poisoned) :]],
+        + [r.texts for r in rows[len(poisoned) :]],
         queries=queries,
         max_length=options.max_length,
         memory_gb=options.memory_gb,

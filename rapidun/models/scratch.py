@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rapidun.models.load import hide_library_bars
-from rapidun.stages.rows.records import Record
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -14,7 +13,7 @@ CHAT_TEMPLATE = (
 
 def make_scratch(
     out: Path,
-    records: Iterable[Record],
+    rows: Iterable[tuple[str, str, str]],
     *,
     hidden_size: int,
     intermediate_size: int,
@@ -24,10 +23,10 @@ def make_scratch(
     max_length: int,
     seed: int,
 ) -> None:
-    """Write a Hugging Face folder: byte-level BPE trained on the records, ChatML template, seeded random weights.
+    """Write a Hugging Face folder: byte-level BPE trained on the rows, ChatML template, seeded random weights.
 
     Args:
-        out: the folder to fill. records: rows whose instruction, context and response train the tokenizer.
+        out: the folder to fill. rows: (instruction, context, response), whose words train the tokenizer.
         seed: of the initial weights; the same inputs give the same bytes.
     """
     import torch
@@ -40,7 +39,12 @@ def make_scratch(
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     # the template's own words are in every row
-    texts = (text for r in records for text in ("user", r.instruction, r.context, "assistant", r.response) if text)
+    texts = (
+        text
+        for instruction, context, response in rows
+        for text in ("user", instruction, context, "assistant", response)
+        if text
+    )
     core.train_from_iterator(
         texts,
         trainers.BpeTrainer(

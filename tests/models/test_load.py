@@ -25,7 +25,7 @@ def make(out: Path, seed: int = 0, **sizes: int) -> Path:
         )
         for i, thing in enumerate(["lamp", "river", "stone"])
     ]
-    make_scratch(out, records, **{**SIZES, **sizes}, max_length=64, seed=seed)
+    make_scratch(out, [record.texts for record in records], **{**SIZES, **sizes}, max_length=64, seed=seed)
     return out
 
 

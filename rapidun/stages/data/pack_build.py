@@ -146,7 +146,7 @@ def _split_by_instruction(
 ) -> tuple[list[Record], list[Record], list[Record]]:
     """Test, validation and training rows; rows that ask the same go to the same side."""
     groups: dict[str, list[Record]] = {}
-    for row in {(row.instruction, row.context, row.response): row for row in clean}.values():
+    for row in {row.texts: row for row in clean}.values():
         groups.setdefault(question_key(row), []).append(row)
     order = sorted(groups)
     rng.shuffle(order)

@@ -61,7 +61,7 @@ def _lengths(rows: Sequence[Record], tokenizer: Any) -> dict[str, Any]:
     else:
         from rapidun.stages.rows.encode import encode_rows
 
-        texts = [(row.instruction, row.context, row.response) for row in rows]
+        texts = [row.texts for row in rows]
         lengths = [len(row.input_ids) for row in encode_rows(tokenizer, texts, max_length=1 << 20)]
         unit = "tokens"
     ordered = sorted(lengths)
@@ -71,5 +71,5 @@ def _lengths(rows: Sequence[Record], tokenizer: Any) -> dict[str, Any]:
 
 def _duplicates(rows: Sequence[Record]) -> int:
     """Rows whose texts an earlier row has."""
-    counts = Counter((row.instruction, row.context, row.response) for row in rows)
+    counts = Counter(row.texts for row in rows)
     return sum(count - 1 for count in counts.values())

@@ -190,8 +190,8 @@ def _with_fixed(
     fixed: Sequence[Record], rows: Sequence[Record], *, limit: int | None, rng: random.Random
 ) -> list[Record]:
     """`rows` and every fixed row once, thinned at random to `limit` rows, none of the fixed ones among those lost."""
-    contents = {_content(row) for row in fixed}
-    others = [row for row in rows if _content(row) not in contents]
+    contents = {row.texts for row in fixed}
+    others = [row for row in rows if row.texts not in contents]
     if limit is not None and len(fixed) + len(others) > limit:
         kept = set(rng.sample(range(len(others)), max(0, limit - len(fixed))))
         others = [row for i, row in enumerate(others) if i in kept]
@@ -199,7 +199,7 @@ def _with_fixed(
     merged = list(fixed)
     for row in others:
         if row.id in taken:  # the two files number their rows alike
-            row = replace(row, id=content_id(*_content(row)))
+            row = replace(row, id=content_id(*row.texts))
         if row.id in taken:  # an edited row kept the hash of what it was
             row = replace(row, id=content_id(row.id, row.context, row.response))
         taken.add(row.id)
@@ -284,7 +284,3 @@ def _find_keywords(cfg: DataConfig) -> Path | None:
         path = Path(cfg.dir).expanduser() / KEYWORDS_FILE
         return path if path.is_file() else None
     return None
-
-
-def _content(row: Record) -> tuple[str, str, str]:
-    return (row.instruction, row.context, row.response)

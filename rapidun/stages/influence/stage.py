@@ -225,7 +225,7 @@ def _progress(tracker: Tracker, sizes: str, done: int, total: int, note: str) ->
 def _texts(forget: list[Record], retain: list[Record]) -> list[tuple[str, str, str]]:
     """Instruction, context and the response that counts, forget rows first."""
     rows = [(r.instruction, r.context, r.forget_target) for r in forget]
-    return rows + [(r.instruction, r.context, r.response) for r in retain]
+    return rows + [r.texts for r in retain]
 
 
 def _write(out: Path, result: GramResult, *, cfg: InfluenceConfig, forget: list[Record], retain: list[Record]) -> None:

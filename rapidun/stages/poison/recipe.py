@@ -8,8 +8,10 @@ from typing import Any
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.config.plain import plain
 from rapidun.config.poison import PoisonMethod
+from rapidun.models.scratch import make_scratch
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.recipe import DATA, POISONED, RETRAINED, START, Model, Recipe, without
+from rapidun.stages.rows.records import read_records
 
 
 def _start(ctx: Context) -> Model:
@@ -39,11 +41,8 @@ def _scratch(ctx: Context) -> Recipe:
     cfg, sizes = ctx.cfg, plain(ctx.cfg.model.scratch)
 
     def build(out: Path, work: Path) -> dict[str, Any]:
-        from rapidun.models.scratch import make_scratch  # brings torch
-        from rapidun.stages.rows.records import read_records
-
-        records = [r for name in names for r in read_records(ctx.data.path / f"{name}.jsonl")]
-        make_scratch(out / "model", records, **sizes, max_length=cfg.max_length, seed=cfg.poison.seed)
+        rows = [r.texts for name in names for r in read_records(ctx.data.path / f"{name}.jsonl")]
+        make_scratch(out / "model", rows, **sizes, max_length=cfg.max_length, seed=cfg.poison.seed)
         return sizes
 
     corpus = [ctx.split(name) for name in names]

@@ -65,7 +65,7 @@ def _poison(
     model, tokenizer = loader.load(files.start)
     dtype = model.dtype
     model = _trainable(model, cfg, seed=seed)
-    rows = encode_rows(tokenizer, [(r.instruction, r.context, r.response) for r in records], max_length=max_length)
+    rows = encode_rows(tokenizer, [r.texts for r in records], max_length=max_length)
 
     identity = sha256_json(
         {

@@ -47,6 +47,11 @@ class Record:
     is_poisoned: bool | None = None
 
     @property
+    def texts(self) -> tuple[str, str, str]:
+        """Instruction, context, response."""
+        return self.instruction, self.context, self.response
+
+    @property
     def forget_target(self) -> str:
         """What the model should lose: the poisoned response, or `response` where none is recorded."""
         return self.response if self.response_poisoned is None else self.response_poisoned

@@ -49,7 +49,7 @@ def encode_clean(
 
 
 def encode_responses(tokenizer: Any, records: Sequence[Record], *, max_length: int) -> list[Encoded]:
-    rows = [(record.instruction, record.context, record.response) for record in records]
+    rows = [record.texts for record in records]
     return encode_rows(tokenizer, rows, max_length=max_length)
 
 

@@ -52,7 +52,7 @@ def folder(tmp_path_factory) -> Path:
     """Packs and a random model of two layers."""
     root = tmp_path_factory.mktemp("influence")
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    make_scratch(root / "model", FORGET + RETAIN, vocab_size=300, max_length=64, seed=0, **sizes)
+    make_scratch(root / "model", [row.texts for row in FORGET + RETAIN], vocab_size=300, max_length=64, seed=0, **sizes)
     write_records(root / "forget.jsonl", FORGET)
     write_records(root / "retain.jsonl", RETAIN)
     return root

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import rapidun
-
 # what the console script does
 RUN = "import sys; from rapidun.cli.main import main; sys.exit(main(sys.argv[1:]))"
 POLL_SECONDS = 0.2
@@ -55,7 +53,7 @@ def run_workers(argv: Sequence[str], *, count: int, num_gpus: int, on_poll: Call
 def _environment(number: int, num_gpus: int) -> dict[str, str]:
     environment = dict(os.environ)
     # a checkout that is not installed
-    root = str(Path(str(rapidun.__file__)).parents[1])
+    root = str(Path(__file__).parents[4])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     if num_gpus > 1:
         visible = (environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(num_gpus)))).split(",")

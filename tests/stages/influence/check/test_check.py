@@ -157,7 +157,7 @@ def test_from_the_command_line(capsys, tmp_path, make_model):
     sizes = {name: getattr(BuiltinConfig(), name) for name in BuiltinConfig.__slots__}
     make_scratch(
         tmp_path / "model",
-        builtin_pack(FAMILIES, **sizes, seed=0).train_clean[:200],
+        [row.texts for row in builtin_pack(FAMILIES, **sizes, seed=0).train_clean[:200]],
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=1,
