@@ -80,7 +80,7 @@ class RunTracker(Tracker):
     def stage_failed(self, error: BaseException) -> None:
         """The newest execution under way has raised; those around it say so themselves."""
         if self._under_way:
-            self._fail(self._under_way.pop(), _ending(error))
+            self._fail(self._under_way.pop(), ending_of(error))
 
     def log(self, metrics: dict[str, float], *, step: int | None = None) -> None:
         row: dict[str, Any] = {"time": round(time.time(), 3), "stage": self.stage, "step": step, **metrics}
@@ -108,9 +108,9 @@ class RunTracker(Tracker):
 
         Args: metrics: the contents of result.json. failed: False, or what ended the run.
         """
-        ending = _ending(failed, metrics)
+        ending = ending_of(failed, metrics)
         while self._under_way:
-            self._fail(self._under_way.pop(), _ending(failed) if failed else Ending(state="failed"))
+            self._fail(self._under_way.pop(), ending_of(failed) if failed else Ending(state="failed"))
         notes: list[str] = []
 
         def close(sink: Sink) -> None:
@@ -190,8 +190,3 @@ def open_tracker(
     except Exception as error:
         tracker.warn(f"tracking: {kind} did not start ({hide(first_line(error))}); metrics.jsonl has every number")
     return tracker
-
-
-def _ending(failed: bool | BaseException, metrics: dict[str, Any] | None = None) -> Ending:
-    ending = ending_of(failed, metrics)
-    return Ending(state=ending.state, metrics=ending.metrics, error=hide(ending.error))

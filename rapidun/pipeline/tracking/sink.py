@@ -1,4 +1,4 @@
-"""What a stage says while it runs, and what a service that listens is told."""
+"""What a service that listens to a run is told."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rapidun.base.preemption import Preempted, Pruned
+from rapidun.base.redact import hide
 from rapidun.base.text import first_line
+from rapidun.pipeline.tracking.lines import History, read_lines, without_repeats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,12 +66,43 @@ class Sink(Protocol):
         """Let go after a fault, so that the next run of this process is not touched by it."""
 
 
+class CurveSink:
+    """What services have in common whose stages are no runs but prefixes of the curves' names."""
+
+    def __init__(self) -> None:
+        self._history = History()
+
+    def start_stage(self, execution: Execution) -> None:
+        """Stages are prefixes here, not runs."""
+
+    def catch_up_stage(self, execution: Execution, lines: Sequence[dict[str, Any]]) -> None:
+        for point in self._history.again(lines):
+            self._write(*point)
+
+    def log(self, stage: str, metrics: dict[str, float], step: int | None) -> None:
+        self._write(stage, self._history.live(stage, metrics, step), step)
+
+    def finish_stage(self, execution: Execution, artifact: Path, manifest: dict[str, Any]) -> None:
+        """Pictures and tables come once, at the end, from the run folder."""
+
+    def fail_stage(self, execution: Execution, ending: Ending) -> None:
+        """The state of the run says so at the end."""
+
+    def _catch_up(self, run_dir: Path) -> None:
+        for point in self._history.again(without_repeats(read_lines(run_dir / "metrics.jsonl"))):
+            self._write(*point)
+
+    def _write(self, stage: str, metrics: dict[str, float], step: int | None) -> None:
+        """Hand new numbers on."""
+        raise NotImplementedError
+
+
 def ending_of(failed: bool | BaseException, metrics: dict[str, Any] | None = None) -> Ending:
-    """Say how something ended by what ended it; Preempted and Pruned are no failures."""
+    """Say how something ended by what ended it; Preempted and Pruned are no failures. Secrets are hidden."""
     metrics = metrics or {}
     if failed is False:
         return Ending(state="done", metrics=metrics)
     if failed is True:
         return Ending(state="failed", metrics=metrics)
     state = "preempted" if isinstance(failed, Preempted) else "pruned" if isinstance(failed, Pruned) else "failed"
-    return Ending(state=state, metrics=metrics, error=first_line(failed))
+    return Ending(state=state, metrics=metrics, error=hide(first_line(failed)))

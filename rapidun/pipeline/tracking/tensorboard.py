@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rapidun.base.nested import is_number
 from rapidun.base.redact import hide
 from rapidun.config.plain import plain
 from rapidun.pipeline.tracking import media
-from rapidun.pipeline.tracking.lines import History, read_lines, without_repeats
-from rapidun.pipeline.tracking.sink import Ending, Execution
+from rapidun.pipeline.tracking.sink import CurveSink, Ending
 from rapidun.pipeline.tracking.swept import swept_settings
 
 if TYPE_CHECKING:
     from rapidun.config.run import RunConfig
 
 
-class TensorboardSink:
+class TensorboardSink(CurveSink):
     """Scalars `<stage>/<name>`, the weights as histograms, influence as an image, hparams of the swept settings."""
 
     name = "TensorBoard"
@@ -28,8 +26,8 @@ class TensorboardSink:
     def __init__(self, cfg: RunConfig, run_dir: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        super().__init__()
         self._cfg = cfg
-        self._history = History()
         root = Path(cfg.tracking.dir).expanduser() / run_dir.name if cfg.tracking.dir else run_dir
         folder = root / "tensorboard"
         # event files of a killed attempt: all that they hold stands in metrics.jsonl, and a curve must not go back
@@ -37,22 +35,6 @@ class TensorboardSink:
         self._writer = SummaryWriter(str(folder))
         self._writer.add_text("config", f"```json\n{json.dumps(hide(plain(cfg)), indent=2)}\n```")
         self._catch_up(run_dir)
-
-    def start_stage(self, execution: Execution) -> None:
-        """Stages are prefixes here, not runs."""
-
-    def catch_up_stage(self, execution: Execution, lines: Sequence[dict[str, Any]]) -> None:
-        for point in self._history.again(lines):
-            self._write(point.stage, point.metrics, point.step)
-
-    def log(self, stage: str, metrics: dict[str, float], step: int | None) -> None:
-        self._write(stage, self._history.live(stage, metrics, step), step)
-
-    def finish_stage(self, execution: Execution, artifact: Path, manifest: dict[str, Any]) -> None:
-        """Pictures come once, at the end, from the run folder."""
-
-    def fail_stage(self, execution: Execution, ending: Ending) -> None:
-        """The state of the run says so at the end."""
 
     def finish(self, ending: Ending, run_dir: Path) -> str | None:
         import numpy as np
@@ -73,10 +55,6 @@ class TensorboardSink:
 
     def abandon(self) -> None:
         self._writer.close()
-
-    def _catch_up(self, run_dir: Path) -> None:
-        for point in self._history.again(without_repeats(read_lines(run_dir / "metrics.jsonl"))):
-            self._write(point.stage, point.metrics, point.step)
 
     def _write(self, stage: str, metrics: dict[str, float], step: int | None) -> None:
         for name, value in metrics.items():

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidun.base.redact import hide
 from rapidun.config.plain import plain
 from rapidun.pipeline.tracking import media
-from rapidun.pipeline.tracking.lines import History, read_lines, without_repeats
-from rapidun.pipeline.tracking.sink import Ending, Execution
+from rapidun.pipeline.tracking.sink import CurveSink, Ending
 from rapidun.pipeline.tracking.swept import swept_settings, title_of
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_DATASET_ID", "TRACKIO_BUCKET_ID")
 
 
-class TrackioSink:
+class TrackioSink(CurveSink):
     """One Trackio run for each run or cell, grouped by sweep; a restart makes a new one, `-r<n>`, with all of it."""
 
     name = "Trackio"
@@ -31,7 +30,7 @@ class TrackioSink:
     def __init__(self, cfg: RunConfig, run_dir: Path, *, restarts: int = 0) -> None:
         import trackio
 
-        self._history = History()
+        super().__init__()
         # run folders differ, titles need not
         name = f"{hide(title_of(cfg, run_dir))[:80]} {run_dir.name}" + (f"-r{restarts}" if restarts else "")
         with _quiet(), _here():
@@ -46,22 +45,6 @@ class TrackioSink:
                 auto_log_cpu=False,
             )
         self._catch_up(run_dir)
-
-    def start_stage(self, execution: Execution) -> None:
-        """Stages are prefixes here, not runs."""
-
-    def catch_up_stage(self, execution: Execution, lines: Sequence[dict[str, Any]]) -> None:
-        for point in self._history.again(lines):
-            self._write(point.stage, point.metrics, point.step)
-
-    def log(self, stage: str, metrics: dict[str, float], step: int | None) -> None:
-        self._write(stage, self._history.live(stage, metrics, step), step)
-
-    def finish_stage(self, execution: Execution, artifact: Path, manifest: dict[str, Any]) -> None:
-        """Tables come once, at the end, from the run folder."""
-
-    def fail_stage(self, execution: Execution, ending: Ending) -> None:
-        """The state of the run says so at the end."""
 
     def finish(self, ending: Ending, run_dir: Path) -> str | None:
         import trackio
@@ -85,10 +68,6 @@ class TrackioSink:
         with contextlib.suppress(Exception), _quiet():
             # the fault that led here has been said
             self._run.finish()
-
-    def _catch_up(self, run_dir: Path) -> None:
-        for point in self._history.again(without_repeats(read_lines(run_dir / "metrics.jsonl"))):
-            self._write(point.stage, point.metrics, point.step)
 
     def _write(self, stage: str, metrics: dict[str, float], step: int | None) -> None:
         row: dict[str, Any] = {f"{stage}/{name}": value for name, value in metrics.items()}

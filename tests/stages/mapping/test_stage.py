@@ -387,7 +387,7 @@ from pathlib import Path
 from rapidun.config.mapping import MappingConfig, ScoreFiles, Weighting
 from rapidun.stages.mapping.inputs import MappingFiles
 from rapidun.stages.mapping.stage import run_mapping
-from rapidun.pipeline.tracking import Tracker
+from rapidun.base.tracker import Tracker
 config = MappingConfig(method=Weighting.rapidun_release, top_k=40, drop_diagonal=False, bounded=False,
                        scores=ScoreFiles(**{paths!r}))
 run_mapping(config, MappingFiles(out=Path({str(tmp_path / "out")!r})), seed=0, tracker=Tracker())

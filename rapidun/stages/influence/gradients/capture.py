@@ -36,14 +36,7 @@ class Factors(NamedTuple):
     def nbytes(self) -> int:
         return self.a.nbytes + self.g.nbytes
 
-    def product(
-        self,
-        rows: slice,
-        columns: slice,
-        *,
-        dtype: torch.dtype,
-        row_signs: Tensor | None = None,
-    ) -> Tensor:
+    def product(self, rows: slice, columns: slice, *, dtype: torch.dtype, row_signs: Tensor | None = None) -> Tensor:
         """Rows and columns of G, [B, num_rows, num_columns], multiplied out in `dtype`; row_signs [num_rows] on g."""
         g, a = self.g[:, :, rows].to(dtype), self.a[:, :, columns].to(dtype)
         if row_signs is not None:
@@ -61,14 +54,7 @@ class Lookup(NamedTuple):
     def nbytes(self) -> int:
         return self.ids.nbytes + self.g.nbytes
 
-    def product(
-        self,
-        rows: slice,
-        columns: slice,
-        *,
-        dtype: torch.dtype,
-        row_signs: Tensor | None = None,
-    ) -> Tensor:
+    def product(self, rows: slice, columns: slice, *, dtype: torch.dtype, row_signs: Tensor | None = None) -> Tensor:
         """As `Factors.product`; repeated tokens add up in float32 at least."""
         dtype = torch.promote_types(dtype, torch.float32)
         g = self.g[:, :, columns]
