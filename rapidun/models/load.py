@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from rapidun.base.errors import ModelError
 from rapidun.base.processes import local_rank, world_size
 from rapidun.base.text import short_message
+from rapidun.models import warm
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -48,8 +49,6 @@ class ModelLoader:
         if not self.keep:
             model, tokenizer = self._load_base(folder, path), load_tokenizer(folder)
         else:
-            from rapidun.models import warm
-
             key = (*dataclasses.astuple(self), str(folder.resolve()), *map(_file_state, fingerprint_files(folder)))
             kept = warm.take(key)
             if kept is None:
@@ -64,8 +63,6 @@ class ModelLoader:
     def hand_back(self) -> None:
         """Say that the model of the last `load`, and what was put on it, is not used any more."""
         if self.keep:
-            from rapidun.models import warm
-
             warm.hand_back()
 
     def _load_base(self, folder: Path, path: str | Path) -> Any:

@@ -4,14 +4,16 @@ At most one is kept. Who loads it has it to himself until it is handed back; the
 taken off again, and it is kept only if every weight is what it was. So a kept model computes what a fresh one would.
 """
 
+from __future__ import annotations
+
 import gc
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # what a model folder, and the way to load it, come down to
 Key = tuple[object, ...]
@@ -137,6 +139,8 @@ def drop() -> None:
 
 def checksum(model: nn.Module) -> int:
     """The sum of the bytes of all weights and buffers, eight (or one) at a time, modulo 2^64."""
+    import torch
+
     sums = []
     for tensor in _tensors(model):
         flat = tensor.detach().contiguous().flatten()

@@ -6,17 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rapidun.base.files import sha256_file, sha256_json
 from rapidun.base.store import Artifact, Key, Store
 from rapidun.base.tracker import Tracker
 from rapidun.config.model import Device
 from rapidun.config.run import RunConfig
+from rapidun.models.load import ModelLoader, pick_device, pick_dtype
 from rapidun.stages.recipe import DATA, Product, Recipe
-
-if TYPE_CHECKING:
-    from rapidun.models.load import ModelLoader
 
 T = TypeVar("T")
 # what the CUDA and ROCm drivers (and WSL) put there; without any of them torch need not be asked
@@ -92,8 +90,6 @@ class Context:
 
     @cached_property
     def loader(self) -> ModelLoader:
-        from rapidun.models.load import ModelLoader  # brings torch
-
         model = self.cfg.model
         return ModelLoader(
             dtype=model.dtype.name,
@@ -116,8 +112,6 @@ class Context:
             return model.dtype.name
         if model.device is Device.cpu or not any(Path(device).exists() for device in GPU_DEVICES):
             return "float32"
-        from rapidun.models.load import pick_device, pick_dtype  # brings torch
-
         return str(pick_dtype("auto", pick_device(model.device.name))).removeprefix("torch.")
 
     @property

@@ -12,7 +12,11 @@ from rapidun.base.redact import hide
 from rapidun.base.text import first_line
 from rapidun.base.tracker import Tracker
 from rapidun.pipeline.tracking.lines import read_lines, without_repeats, write_line
+from rapidun.pipeline.tracking.packages import need_package
 from rapidun.pipeline.tracking.sink import Ending, Execution, Sink, ending_of
+from rapidun.pipeline.tracking.tensorboard import TensorboardSink
+from rapidun.pipeline.tracking.trackio import TrackioSink
+from rapidun.pipeline.tracking.wandb.sink import WandbSink
 
 if TYPE_CHECKING:
     from rapidun.config.run import RunConfig
@@ -166,8 +170,6 @@ def open_tracker(
         cell: whether this is a run of its own; False for a job that only makes artifacts that cells share.
     Raises: ConfigError if the service's package is not installed. Any other fault of a service is a warning.
     """
-    from rapidun.pipeline.tracking.packages import need_package
-
     tracker = RunTracker(run_dir / "metrics.jsonl", on_progress=on_progress, on_warning=on_warning, on_note=on_note)
     kind = cfg.tracking.kind.name
     # of the processes that train together, the first speaks for all
@@ -176,16 +178,10 @@ def open_tracker(
     need_package(kind, folder=cfg.tracking.dir)
     try:
         if kind == "wandb":
-            from rapidun.pipeline.tracking.wandb.sink import WandbSink
-
             tracker.add(WandbSink(cfg, run_dir, warn=tracker.warn, restarts=restarts, cell=cell))
         elif kind == "tensorboard":
-            from rapidun.pipeline.tracking.tensorboard import TensorboardSink
-
             tracker.add(TensorboardSink(cfg, run_dir))
         else:
-            from rapidun.pipeline.tracking.trackio import TrackioSink
-
             tracker.add(TrackioSink(cfg, run_dir, restarts=restarts))
     except Exception as error:
         tracker.warn(f"tracking: {kind} did not start ({hide(first_line(error))}); metrics.jsonl has every number")

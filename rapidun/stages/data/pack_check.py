@@ -59,6 +59,7 @@ def _lengths(rows: Sequence[Record], tokenizer: Any) -> dict[str, Any]:
         lengths = [len(row.instruction) + len(row.context) + len(row.response) for row in rows]
         unit = "characters"
     else:
+        # imports torch
         from rapidun.stages.rows.encode import encode_rows
 
         texts = [row.texts for row in rows]

@@ -3,16 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.config.mapping import MappingConfig, Weighting
 from rapidun.stages.mapping.release import BLOCKS
 from rapidun.stages.mapping.scores import Scores, read_score_files, read_scores
-
-if TYPE_CHECKING:
-    pass
-
+from rapidun.stages.rows.records import read_records
 
 GROUPS = ("forget", "retain")
 
@@ -77,9 +73,6 @@ def row_ids(
         split = files.forget if group == "forget" else files.retain
         known, source = ids[group], ids_path
         if split is not None:
-            # imported here: with influence files alone the stage needs no pack
-            from rapidun.stages.rows.records import read_records
-
             in_pack = [record.id for record in read_records(split)]
             if known is not None and sorted(known) != sorted(in_pack):
                 different = sorted(set(known) ^ set(in_pack))[:1] or ["a repeated one"]

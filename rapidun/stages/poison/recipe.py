@@ -8,6 +8,8 @@ from typing import Any
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.config.plain import plain
 from rapidun.config.poison import PoisonMethod
+from rapidun.models.gguf import convert_gguf
+from rapidun.models.load import fingerprint_files, local_folder
 from rapidun.models.scratch import make_scratch
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.recipe import DATA, POISONED, RETRAINED, START, Model, Recipe, without
@@ -22,8 +24,6 @@ def _start(ctx: Context) -> Model:
         return _made(ctx, _converted(ctx, Path(path).expanduser()))
 
     def look() -> Model:
-        from rapidun.models.load import fingerprint_files, local_folder  # brings torch
-
         folder = local_folder(path, revision=ctx.cfg.model.revision)
         return Model(ctx.folder_identity(fingerprint_files(folder)), folder)
 
@@ -55,8 +55,6 @@ def _converted(ctx: Context, source: Path) -> Recipe:
         raise ConfigError(f"model: need a .gguf file, got {source}, which is not there. Change model.path=...")
 
     def build(out: Path, work: Path) -> dict[str, Any]:
-        from rapidun.models.gguf import convert_gguf  # brings torch
-
         convert_gguf(source, out / "model")
         return {"source": source.name}
 

@@ -17,6 +17,7 @@ from rapidun.pipeline.tracking import media
 from rapidun.pipeline.tracking.lines import read_lines, without_repeats
 from rapidun.pipeline.tracking.sink import Ending, Execution
 from rapidun.pipeline.tracking.swept import group_choices, title_of
+from rapidun.pipeline.tracking.wandb.lineage import make_artifact, note_use
 from rapidun.pipeline.tracking.wandb.mode import choose_connection
 from rapidun.pipeline.tracking.wandb.run import LoggedRun, each, forget_service, id_is_free_again, start_run
 
@@ -100,8 +101,6 @@ class WandbSink:
             return
         self._show(run, execution.stage, lambda: stage_media(execution.stage, artifact))
         if self._cfg.tracking.log_artifacts:
-            from rapidun.pipeline.tracking.wandb.lineage import make_artifact
-
             self._attempt("artifacts", lambda: run.run.log_artifact(make_artifact(artifact, manifest)))
         summary = numbers(manifest.get("result", {}))
         summary |= {name: manifest[name] for name in ("seconds", "peak_memory_gb") if name in manifest}
@@ -176,8 +175,6 @@ class WandbSink:
             self._warn(f"tracking: W&B did not take everything in time; later: wandb sync {run.folder}")
 
     def _note_use(self, run: LoggedRun, folder: Path) -> None:
-        from rapidun.pipeline.tracking.wandb.lineage import make_artifact, note_use
-
         if (folder / "manifest.json").is_file():
             manifest = read_json(folder / "manifest.json")
             self._attempt("artifacts", lambda: note_use(run.run, make_artifact(folder, manifest)))
