@@ -17,6 +17,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises: ConfigError with every fault.
     """
+    # late, so that importing rapidun takes no time
     from rapidun.config.compose import compose_config
 
     return compose_config(overrides)
@@ -27,6 +28,7 @@ def run(overrides: Sequence[str] = ()) -> Result:
 
     Raises: RapidunError for what the caller can mend; any other error is a failed stage.
     """
+    # late, so that importing rapidun takes no time
     from rapidun.config.compose import compose_config
     from rapidun.config.plain import config_yaml
     from rapidun.pipeline.run import run_pipeline

@@ -37,7 +37,7 @@ def config_yaml(cfg: RunConfig) -> str:
 
 
 def from_plain(values: Any) -> RunConfig:
-    """Turn the JSON values of a resolved configuration (see schema.plain) back into a checked RunConfig.
+    """Turn the JSON values of a resolved configuration (see `plain`) back into a checked RunConfig.
 
     Keys that are missing have their defaults.
     Raises: ConfigError with every fault: unknown keys, values of the wrong type, and what RunConfig.check finds.

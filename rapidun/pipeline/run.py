@@ -18,6 +18,8 @@ from rapidun.pipeline.artifacts import Artifacts
 from rapidun.pipeline.console import StageConsole
 from rapidun.pipeline.folder import RunFolder, new_run_dir
 from rapidun.pipeline.tracking.run import RunTracker, open_tracker
+from rapidun.report.run.page import write_run_report
+from rapidun.report.tables import closing_table
 from rapidun.stages.context import Memo
 from rapidun.stages.recipes import STAGES
 
@@ -137,9 +139,6 @@ def _run(
 
 def _report(run_dir: Path, console: StageConsole, *, show: bool) -> None:
     """Write the report, of a failed run as well: it says what failed and shows what was finished."""
-    from rapidun.report.run.page import write_run_report
-    from rapidun.report.tables import closing_table
-
     report = write_run_report(run_dir)
     table = closing_table(run_dir) if show else None
     if table is not None:

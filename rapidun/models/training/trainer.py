@@ -4,7 +4,7 @@ A run killed at any moment and started again ends with the same weights, bit for
 float32): the Trainer's checkpoint holds weights, optimiser, schedule and random states, the samplers are functions
 of (seed, epoch), and the journal (history, counts) is written with the marker that ends a checkpoint. So does one
 that was asked to stop (preemption.py), after a checkpoint at the end of its step. Several processes share the rows of
-a step out among them (distributed.py); the first one writes.
+a step out among them (samplers.py); the first one writes.
 """
 
 import math

@@ -38,7 +38,7 @@ class MixSampler(EpochSampler):
 
     An epoch is one pass over the forget rows: ceil(num_forget / forget_per_step) micro-batches. The retain rows go
     through permutations of their own, which run on from epoch to epoch. Rows are numbered forget first, so retain
-    row j is num_forget + j. Several processes share the rows of an optimiser step out (distributed.py), forget rows
+    row j is num_forget + j. Several processes share the rows of an optimiser step out (samplers.py), forget rows
     and retain rows each as evenly as they go.
 
     Raises: ValueError if a micro-batch wants more rows of a group than there are.
