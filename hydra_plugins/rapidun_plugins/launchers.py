@@ -1,4 +1,4 @@
-"""hydra/launcher=joblib, rapidun_local, rapidun_slurm: names that rapidun.sweep knows; `basic` is Hydra's own.
+"""hydra/launcher=NAME for every launcher of rapidun/config/sweep.py; `basic` is Hydra's own.
 
 rapidun's sweepers drive launchers by the protocol of rapidun/sweep/launcher.py, which can watch, cancel and
 resume; Hydra's `launch`, which can only wait for everything, is here for other sweepers.
@@ -11,7 +11,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig
+
+from rapidun.config.sweep import LAUNCHERS
 
 
 class RapidunLauncher(Launcher):
@@ -37,22 +39,13 @@ class RapidunLauncher(Launcher):
 
 
 @dataclass
-class JoblibConf:
+class RapidunLauncherConf:
     _target_: str = "hydra_plugins.rapidun_plugins.launchers.RapidunLauncher"
-    name: str = "joblib"
+    name: str = MISSING
 
 
-@dataclass
-class LocalConf:
-    _target_: str = "hydra_plugins.rapidun_plugins.launchers.RapidunLauncher"
-    name: str = "rapidun_local"
-
-
-@dataclass
-class SlurmConf:
-    _target_: str = "hydra_plugins.rapidun_plugins.launchers.RapidunLauncher"
-    name: str = "rapidun_slurm"
-
-
-for _name, _node in (("joblib", JoblibConf), ("rapidun_local", LocalConf), ("rapidun_slurm", SlurmConf)):
-    ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="rapidun")
+for _name in LAUNCHERS:
+    # Hydra has one of this name itself
+    if _name != "basic":
+        _node = RapidunLauncherConf(name=_name)
+        ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="rapidun")

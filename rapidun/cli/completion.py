@@ -17,14 +17,14 @@ from rapidun.config import keys
 from rapidun.config.parts import SCHEDULES
 from rapidun.config.paths import config_groups
 from rapidun.config.run import STAGES
-from rapidun.sweep.launchers.registry import LAUNCHERS
+from rapidun.config.sweep import LAUNCHERS, SWEEPERS
 
 # flag of a run -> what follows it
 RUN_FLAGS = {
     "--multirun": "", "-m": "", "--cfg": "cfg", "--info": "info", "--resolve": "", "--package": "nothing",
     "--config-dir": "folders", "--help": "", "--hydra-help": "", "--version": "",
 }  # fmt: skip
-HYDRA = {"hydra/launcher": tuple(LAUNCHERS), "hydra/sweeper": ("rapidun", "rapidun_optuna")}
+HYDRA = {"hydra/launcher": tuple(LAUNCHERS), "hydra/sweeper": SWEEPERS}
 # hydra.sweeper.* of hydra/sweeper=rapidun_optuna, and what each takes where that is a name
 TUNING: dict[str, tuple[str, ...]] = {
     "n_trials": (), "batch_size": (), "directions": (), "sampler": ("tpe", "random", "nsgaii", "gp", "qmc"), "seed": (),

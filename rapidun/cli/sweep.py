@@ -16,7 +16,7 @@ from rapidun.sweep.finish import finish
 from rapidun.sweep.folder import SWEEPS, CellState, SweepFolder
 from rapidun.sweep.interrupts import one_interrupt
 from rapidun.sweep.launcher import JobState, Launcher, LauncherContext
-from rapidun.sweep.launchers.registry import make_launcher
+from rapidun.sweep.launchers.registry import launcher_class, make_launcher
 from rapidun.sweep.recovery import known_jobs
 from rapidun.sweep.run import Held, watched_entry
 
@@ -130,7 +130,10 @@ def settle(
     """The cells' states, where those that say running in a job that is over are `lost`."""
     under_way = {name for id in live for name in jobs[id]["folders"]}
     states = folder.states(names)
-    known = {name for job in jobs.values() for name in job["folders"] if job["launcher"] != "basic"}
+    # of jobs that only their own process sees, nothing is known here
+    known = {
+        name for job in jobs.values() for name in job["folders"] if launcher_class(job["launcher"]).outlives_driver
+    }
     return {
         name: CellState(state="lost", stage=state.stage, error="its job is gone")
         if state.state == "running" and name in known and name not in under_way

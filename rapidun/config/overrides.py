@@ -15,14 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rapidun.config import keys
 from rapidun.config.run import RunConfig
+from rapidun.config.sweep import LAUNCHERS, SWEEPERS
 
 # groups that add to the configuration; the others each fill a section and cannot be empty
 OPTIONAL_GROUPS = ("experiment", "debug")
 # who sweeps and who starts the cells
-HYDRA_CHOICES = {
-    "hydra/launcher": ("basic", "joblib", "rapidun_slurm", "rapidun_local"),
-    "hydra/sweeper": ("rapidun", "rapidun_optuna"),
-}
+HYDRA_CHOICES = {"hydra/launcher": tuple(LAUNCHERS), "hydra/sweeper": SWEEPERS}
 TUNER = "hydra/sweeper=rapidun_optuna"
 # of one axis; more is a slip of the pen
 MAX_VALUES = 100_000

@@ -5,6 +5,15 @@ from enum import Enum
 
 from rapidun.config.parts import Faults
 
+# hydra/launcher=NAME -> the class behind it, as Hydra's `_target_` names one: imported when used, submitit takes time
+LAUNCHERS = {
+    "basic": "rapidun.sweep.launchers.inprocess.InProcessLauncher",
+    "joblib": "rapidun.sweep.launchers.parallel.ParallelLauncher",
+    "rapidun_slurm": "rapidun.sweep.launchers.slurm.launcher.SlurmLauncher",
+    "rapidun_local": "rapidun.sweep.launchers.local.LocalLauncher",
+}
+SWEEPERS = ("rapidun", "rapidun_optuna")
+
 
 class OnInterrupt(Enum):
     cancel = "cancel"  # Ctrl-C cancels every job of this sweep

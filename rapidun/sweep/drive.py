@@ -128,7 +128,7 @@ class Driver:
         if any(watched.alone for watched in ready):
             # one at a time, when everything beside it has ended
             ready = [watched for watched in ready if watched.alone][:1] if not under_way else []
-        if getattr(self.launcher, "one_at_a_time", False):
+        if self.launcher.one_at_a_time:
             ready = ready[:1]
         self._submit([watched.job for watched in ready])
 
@@ -136,7 +136,7 @@ class Driver:
         if not jobs:
             return
         # jobs of this process itself run within `submit`, where an interrupt must reach them
-        within = nullcontext() if getattr(self.launcher, "one_at_a_time", False) else deferred()
+        within = nullcontext() if self.launcher.one_at_a_time else deferred()
         with within:
             # first the intention, so that a kill in the middle leaves a trace
             self._note({job.id: None for job in jobs})
@@ -252,6 +252,6 @@ def live_jobs(jobs: Mapping[str, Mapping[str, Any]], launcher_of: Callable[[str]
     found: dict[str, JobState] = {}
     for name, handles in by_launcher.items():
         launcher = launcher_of(name)
-        if launcher.detachable or name == "rapidun_local":
+        if launcher.outlives_driver:
             found.update(launcher.states(handles))
     return {id: state for id, state in found.items() if state.phase in (Phase.waiting, Phase.running)}

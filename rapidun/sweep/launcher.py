@@ -36,13 +36,37 @@ class JobState(NamedTuple):
     cause: str = ""
 
 
-class Launcher(Protocol):
-    """Starts jobs as processes of their own somewhere; `Handles` are strings that any later process can use."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LauncherContext:
+    """What every launcher is made with."""
 
-    # whether jobs may be submitted before those that they need have ended (the scheduler then holds them back)
-    submits_ahead: bool
-    # whether jobs go on when this process ends
-    detachable: bool
+    # folder of the sweep; launchers keep their files in its `jobs/`
+    sweep_dir: Path
+    cluster: ClusterConfig
+    # jobs at the same time; 0 = no limit
+    max_parallel: int = 0
+
+
+class Launcher(Protocol):
+    """Starts jobs somewhere; handles are strings that a later process can use.
+
+    A launcher inherits from this and says what it can do by the flags below: nobody asks for its name.
+    """
+
+    # jobs may be submitted before those that they need have ended: the scheduler holds them back
+    submits_ahead: bool = False
+    # everything submitted goes on when this process ends, so that it may end at once (sweep.detach)
+    detachable: bool = False
+    # jobs that have started go on when this process ends, and a later one finds them by their handles
+    outlives_driver: bool = False
+    # `submit` runs the job itself, in this process: the driver hands over one, so that it can look between two
+    one_at_a_time: bool = False
+    # several jobs run in one process: what one has loaded may stay for the next
+    shares_process: bool = False
+    # jobs run on other machines than the one that plans
+    runs_elsewhere: bool = False
+
+    def __init__(self, context: LauncherContext) -> None: ...
 
     def check(self, jobs: Sequence[Job]) -> list[str]:
         """What the machine or cluster would refuse, or leave pending for ever: one line a fault."""
@@ -60,15 +84,12 @@ class Launcher(Protocol):
         """The file that holds what a job printed."""
 
     def script(self, jobs: Sequence[Job]) -> str:
-        """What would be submitted, for the dry run; empty where there is no script."""
+        """What would be submitted, for the dry run; empty where nothing is handed to another program."""
+        return ""
 
+    def unnoted_handles(self, ids: Sequence[str], *, drop_broken: bool) -> dict[str, str]:
+        """Handles of those of these jobs that a process submitted which was killed before it could note them.
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LauncherContext:
-    """What every launcher is made with."""
-
-    # folder of the sweep; launchers keep their files in its `jobs/`
-    sweep_dir: Path
-    cluster: ClusterConfig
-    # jobs at the same time; 0 = no limit
-    max_parallel: int = 0
+        Args: drop_broken: cancel those whose submission was cut off half-way; only who drives the sweep may.
+        """
+        return {}

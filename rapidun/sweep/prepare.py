@@ -86,7 +86,10 @@ def prepare(
     for cell in everything:
         cell.cfg.sweep.name = name
     first = cells[0].cfg
-    notes = [*notes, *_pin_dtype(everything, launcher_name)]
+    context = LauncherContext(sweep_dir=folder.path, cluster=first.cluster, max_parallel=first.sweep.max_parallel)
+    used = launcher or make_launcher(launcher_name, context)
+    if used.runs_elsewhere:
+        notes = [*notes, *_pin_dtype(everything)]
     planner = Planner(Store(Path(first.store_dir)))
     if batch is not None:
         known = {cell["hash"]: cell["artifacts"] for cell in folder.plan().get("cells", [])}
@@ -100,8 +103,6 @@ def prepare(
             console.say(f"planning: {done} of {total} cells")
 
     faults = plan_cells(planner, cells, on_progress=on_progress)
-    context = LauncherContext(sweep_dir=folder.path, cluster=first.cluster, max_parallel=first.sweep.max_parallel)
-    used = launcher or make_launcher(launcher_name, context)
     if first.sweep.detach and not used.detachable:
         faults.append(
             f"sweep.detach: need a launcher whose jobs go on by themselves, got hydra/launcher={launcher_name}. "
@@ -157,10 +158,8 @@ def _use_live_jobs(plan: Plan, live: dict[str, dict[str, Any]], folder: SweepFol
             other.needs = [theirs if need == job.id else need for need in other.needs]
 
 
-def _pin_dtype(cells: Sequence[Cell], launcher_name: str) -> list[str]:
+def _pin_dtype(cells: Sequence[Cell]) -> list[str]:
     """`auto` depends on the machine, and jobs run on other machines than the one that plans: settle it for all."""
-    if launcher_name != "rapidun_slurm":
-        return []
     pinned = set()
     for cell in cells:
         cfg: RunConfig = cell.cfg

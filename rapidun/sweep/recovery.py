@@ -15,12 +15,11 @@ def known_jobs(
     Args: driving: this process holds the driver's lease, and so may cancel what was submitted half-way.
     """
     jobs = folder.jobs()
-    lost: dict[str, list[str]] = {}
+    unnoted: dict[str, list[str]] = {}
     for id, job in jobs.items():
         if job["handle"] is None and not job["over"]:
-            lost.setdefault(job["launcher"], []).append(id)
-    for name, ids in lost.items():
-        find = getattr(launcher_of(name), "find_lost", None)
-        for id, handle in (find(ids, drop_broken=driving) if find else {}).items():
+            unnoted.setdefault(job["launcher"], []).append(id)
+    for name, ids in unnoted.items():
+        for id, handle in launcher_of(name).unnoted_handles(ids, drop_broken=driving).items():
             jobs[id] = {**jobs[id], "handle": handle}
     return jobs

@@ -62,7 +62,6 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
     for node in sweep.plan.at_once:
         _make_now(node)
     folder.clear_stop()
-    shared_process = sweep.launcher_name in ("basic", "joblib")
     commit = git_commit()
     folder.write_plan(
         describe(
@@ -71,7 +70,7 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
         )
     )  # fmt: skip
     jobs = write_jobs(
-        sweep.plan, folder, max_failures=limit, shared_process=shared_process,
+        sweep.plan, folder, max_failures=limit, shared_process=sweep.launcher.shares_process,
         trials=batch.trials if batch else None,
     )  # fmt: skip
     for note in sweep.notes:

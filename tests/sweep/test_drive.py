@@ -11,7 +11,7 @@ from rapidun.config.sweep import ResourcesConfig
 from rapidun.sweep import drive
 from rapidun.sweep.drive import Driver, Watched, live_jobs
 from rapidun.sweep.folder import SweepFolder
-from rapidun.sweep.launcher import Job, JobState, Phase
+from rapidun.sweep.launcher import Job, JobState, Launcher, Phase
 
 DONE = JobState(Phase.done)
 RUNNING = JobState(Phase.running)
@@ -22,10 +22,10 @@ def failed(cause: str) -> JobState:
     return JobState(Phase.failed, cause)
 
 
-class Fake:
+class Fake(Launcher):
     """Takes jobs, and ends each as the test's script says: job id -> what its folders say at its end, and its state."""
 
-    detachable = True
+    outlives_driver = True
 
     def __init__(self, sweep: SweepFolder, *, ahead: bool = False) -> None:
         self.sweep = sweep
@@ -129,7 +129,7 @@ def test_a_scheduler_gets_everything_at_once(tmp_path: Path) -> None:
 
 def test_one_at_a_time_in_this_process(tmp_path: Path) -> None:
     driver, launcher = make(tmp_path, {"x": (["a"], []), "y": (["b"], [])})
-    launcher.one_at_a_time = True  # type: ignore[attr-defined]
+    launcher.one_at_a_time = True
     driver.run()
     assert launcher.submitted == [["x"], ["y"]]
 
@@ -277,5 +277,5 @@ def test_only_jobs_that_may_still_run_are_asked_for(tmp_path: Path) -> None:
     entry = {"launcher": "fake", "handle": "h", "over": False}
     jobs = {"runs": entry, "over": entry | {"over": True}, "never": entry | {"handle": None}}
     assert live_jobs(jobs, lambda name: launcher) == {"runs": RUNNING}
-    launcher.detachable = False
+    launcher.outlives_driver = False
     assert live_jobs(jobs, lambda name: launcher) == {}

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from rapidun.base.errors import ConfigError
 from rapidun.base.store import Store
 from rapidun.config.cells import Cell, compose_cells
 from rapidun.sweep.plan import Plan, Planner, plan_cells
@@ -134,14 +133,3 @@ def test_the_launch_prefix_keeps_jobs_apart(store: Store) -> None:
     planner = Planner(store)
     plan_cells(planner, cells)
     assert all(job.id.startswith("r2-") for job in planner.plan(cells, prefix="r2-").jobs)
-
-
-def test_launchers_are_known_by_name_only() -> None:
-    from rapidun.config.sweep import ClusterConfig
-    from rapidun.sweep.launcher import LauncherContext
-    from rapidun.sweep.launchers.registry import LAUNCHERS, make_launcher
-
-    context = LauncherContext(sweep_dir=Path("x"), cluster=ClusterConfig())
-    with pytest.raises(ConfigError, match="need one of basic, joblib, rapidun_local, rapidun_slurm, got pbs"):
-        make_launcher("pbs", context)
-    assert type(make_launcher("basic", context)).__name__ == LAUNCHERS["basic"][1]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ import pytest
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import write_json
 from rapidun.cli import sweep as command
+from rapidun.config.sweep import ClusterConfig
 from rapidun.sweep.folder import SweepFolder
-from rapidun.sweep.launchers.slurm import lost
+from rapidun.sweep.launcher import LauncherContext
+from rapidun.sweep.launchers.inprocess import InProcessLauncher
+from rapidun.sweep.launchers.slurm import tokens
 from rapidun.sweep.launchers.slurm.commands import SlurmUnreachable
 from rapidun.sweep.recovery import known_jobs
 from rapidun.sweep.run import watched_entry
@@ -20,14 +24,14 @@ def entry(launcher: str, handle: str | None, *, over: bool = False) -> dict:
     return {"launcher": launcher, "launch": 1, "handle": handle, "folders": [], "needs": [], "over": over}
 
 
-class Finder:
+class Finder(InProcessLauncher):
     """A launcher that knows where job `b` is."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[list[str], bool]] = []
 
-    def find_lost(self, ids: list[str], *, drop_broken: bool) -> dict[str, str]:
-        self.asked.append((ids, drop_broken))
+    def unnoted_handles(self, ids: Sequence[str], *, drop_broken: bool) -> dict[str, str]:
+        self.asked.append((list(ids), drop_broken))
         return {"b": "7_1"}
 
 
@@ -40,7 +44,8 @@ def test_only_jobs_without_a_handle_are_looked_for(tmp_path: Path, driving: bool
     }  # fmt: skip
     folder.note_jobs(jobs)
     finder = Finder()
-    found = known_jobs(folder, lambda name: finder if name == "slurm" else object(), driving=driving)
+    other = InProcessLauncher(LauncherContext(sweep_dir=tmp_path, cluster=ClusterConfig()))
+    found = known_jobs(folder, lambda name: finder if name == "slurm" else other, driving=driving)
     assert finder.asked == [(["b", "c"], driving)]
     assert found == jobs | {"b": entry("slurm", "7_1")}
     # looking changes no file
@@ -49,23 +54,23 @@ def test_only_jobs_without_a_handle_are_looked_for(tmp_path: Path, driving: bool
 
 def test_a_token_leads_from_slurm_back_to_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An array of three and a job alone are ours; another sweep's token, and a user's comment, are not."""
-    array, alone = lost.new_comment(tmp_path, ["x", "y", "z"]), lost.new_comment(tmp_path, ["w"])
+    array, alone = tokens.new_comment(tmp_path, ["x", "y", "z"]), tokens.new_comment(tmp_path, ["w"])
     shown = f"41|{array}\n41|{array}\n42|{alone}\n43|rapidun:0123456789abcdef\n44|../../etc/passwd\n45|(null)\n"
-    monkeypatch.setattr(lost, "slurm", lambda *command: shown)
-    found = lost.find_lost(tmp_path, ["w", "x", "z"])
+    monkeypatch.setattr(tokens, "slurm", lambda *command: shown)
+    found = tokens.unnoted_handles(tmp_path, ["w", "x", "z"])
     assert found == {"w": "42", "x": "41_0", "z": "41_2"}
     (tmp_path / "41_0_submitted.pkl").touch()
     (tmp_path / "42_submitted.pkl").touch()
-    assert lost.without_call(tmp_path, found) == {"z": "41_2"}
+    assert tokens.without_call(tmp_path, found) == {"z": "41_2"}
 
 
 def test_a_controller_that_is_away_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*command: str) -> str:
         raise SlurmUnreachable("SLURM does not answer")
 
-    monkeypatch.setattr(lost, "slurm", away)
-    lost.new_comment(tmp_path, ["w"])
-    assert lost.find_lost(tmp_path, ["w"]) == {}
+    monkeypatch.setattr(tokens, "slurm", away)
+    tokens.new_comment(tmp_path, ["w"])
+    assert tokens.unnoted_handles(tmp_path, ["w"]) == {}
 
 
 def test_a_job_that_is_watched_again_keeps_its_resources(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from rapidun.base.errors import ConfigError
 from rapidun.config.run import RunConfig
+from rapidun.sweep.launcher import Launcher
+from rapidun.sweep.launchers.registry import launcher_class
 
 Key = TypeVar("Key")
 
@@ -23,7 +25,16 @@ class Asked:
     @property
     def slurm(self) -> bool:
         """Jobs run on other machines: what this one lacks does not matter."""
-        return self.launcher == "rapidun_slurm"
+        kind = self.launcher_class
+        return kind is not None and kind.runs_elsewhere
+
+    @property
+    def launcher_class(self) -> type[Launcher] | None:
+        """What the launcher can do; None for a name that there is not, or whose packages are missing."""
+        try:
+            return launcher_class(self.launcher)
+        except (ConfigError, ImportError):
+            return None
 
     def distinct(self, key: Callable[[RunConfig], Key]) -> Iterator[RunConfig]:
         """One configuration for each value of `key`."""

@@ -143,13 +143,16 @@ def _gpus(found: Findings, asked: Asked, torch: dict[str, Any]) -> None:
 
 
 def _enough_gpus(found: Findings, asked: Asked, number: int) -> None:
+    kind = asked.launcher_class
+    # several at a time, on this machine: they have to share its GPUs out
+    wanted = kind is not None and not (kind.runs_elsewhere or kind.one_at_a_time)
     for cfg in asked.distinct(lambda cfg: (cfg.resources.num_gpus, cfg.resources.num_processes)):
         each, processes = cfg.resources.num_gpus, cfg.resources.num_processes
         if each * processes > number:
             found.problem(
                 f"resources.num_gpus={each}" + (f" resources.num_processes={processes}" if processes > 1 else ""),
                 f"this machine shows {number} GPUs", "pass resources=cpu, or hydra/launcher=rapidun_slurm",
-                asked=asked.launcher in ("joblib", "rapidun_local"),
+                asked=wanted,
             )  # fmt: skip
 
 

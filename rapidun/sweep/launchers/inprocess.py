@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rapidun.base.machine import visible_gpus
-from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
+from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, Phase
 
 
-class InProcessLauncher:
+class InProcessLauncher(Launcher):
     """`submit` returns when its jobs have ended. What they print goes to jobs/<id>.log."""
 
-    submits_ahead = False
-    detachable = False
-    # the driver hands over one job at a time, so that it can look at the sweep between two
     one_at_a_time = True
+    shares_process = True
 
     def __init__(self, context: LauncherContext) -> None:
         from rapidun.sweep.worker import forget_inputs
@@ -68,6 +66,3 @@ class InProcessLauncher:
 
     def log(self, handle: str) -> Path | None:
         return Path(handle)
-
-    def script(self, jobs: Sequence[Job]) -> str:
-        return ""

@@ -25,7 +25,7 @@ from submitit.local.local import LocalExecutor, LocalJob
 from rapidun.base.files import read_json, write_json
 from rapidun.base.machine import available_cores, visible_gpus
 from rapidun.config.sweep import ResourcesConfig
-from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
+from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, Phase
 from rapidun.sweep.launchers import controller
 from rapidun.sweep.launchers.slurm.states import SIGNAL_BASE
 from rapidun.sweep.launchers.submission import NUM_THREADS, SIGNAL_DELAY, TIME_LIMIT_STATUS, WORKER, RunJobFile
@@ -38,7 +38,7 @@ CANCEL_WAIT_S = 1.0
 CHILDREN: list["subprocess.Popen[bytes]"] = []
 
 
-class LocalLauncher:
+class LocalLauncher(Launcher):
     """Launcher for this machine. `submit` takes every job at once and starts what fits; `states` starts the next ones.
 
     So somebody must call `states` for the queue to move, and jobs that have not started when that process ends are
@@ -48,8 +48,7 @@ class LocalLauncher:
     asked for and no others: none for num_gpus=0.
     """
 
-    submits_ahead = False
-    detachable = False
+    outlives_driver = True
 
     def __init__(self, context: LauncherContext, *, target: str = WORKER) -> None:
         self.context = context
@@ -119,10 +118,6 @@ class LocalLauncher:
         """What the job's first process printed."""
         path = self.folder / f"{handle}_0_log.out"
         return path if path.exists() else None
-
-    def script(self, jobs: Sequence[Job]) -> str:
-        """Empty: nothing is handed to another program."""
-        return ""
 
     # One job
 

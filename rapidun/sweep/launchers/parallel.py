@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.machine import available_cores, visible_gpus
-from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
+from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, Phase
 from rapidun.sweep.launchers.local import CANCEL_WAIT_S
 
 # how soon a worker notices that the process which launched the sweep is gone
 PARENT_SECONDS = 1.0
 
 
-class ParallelLauncher:
+class ParallelLauncher(Launcher):
     """At most sweep.max_parallel workers (else one for each `num_threads` cores, or each GPU that a job needs)."""
 
-    submits_ahead = False
-    detachable = False
+    shares_process = True
 
     def __init__(self, context: LauncherContext) -> None:
         self.context = context
@@ -119,9 +118,6 @@ class ParallelLauncher:
 
     def log(self, handle: str) -> Path | None:
         return Path(handle)
-
-    def script(self, jobs: Sequence[Job]) -> str:
-        return ""
 
 
 def _start_worker(slots: str, shares: list[str], num_threads: int) -> None:

@@ -10,7 +10,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from rapidun.base.errors import RapidunError
-from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
+from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, Phase
 from rapidun.sweep.launchers.slurm.batch import cluster_faults, dependency_text, sbatch_parameters, task_number
 from rapidun.sweep.launchers.slurm.commands import (
     SlurmRefused,
@@ -20,9 +20,9 @@ from rapidun.sweep.launchers.slurm.commands import (
     slurm,
     submission_environment,
 )
-from rapidun.sweep.launchers.slurm.lost import find_lost, new_comment, without_call
 from rapidun.sweep.launchers.slurm.partition import SINFO_FORMAT, parse_sinfo, partition_faults
 from rapidun.sweep.launchers.slurm.states import Seen, compress_tasks, interpret, parse_jobs, parse_sacct
+from rapidun.sweep.launchers.slurm.tokens import new_comment, unnoted_handles, without_call
 from rapidun.sweep.launchers.submission import WORKER, RunJobFile
 
 # SLURM's own default, for scripts shown where there is no SLURM.
@@ -43,7 +43,7 @@ class Array(NamedTuple):
     after: int | None
 
 
-class SlurmLauncher:
+class SlurmLauncher(Launcher):
     """Launcher for a SLURM cluster. Handles are SLURM's own ids: `123_4` for a task of an array, `123` for a job alone.
 
     `sweep.max_parallel` holds for the jobs of one wave: arrays side by side share it out. A state once final is not
@@ -52,6 +52,8 @@ class SlurmLauncher:
 
     submits_ahead = True
     detachable = True
+    outlives_driver = True
+    runs_elsewhere = True
 
     def __init__(self, context: LauncherContext, *, target: str = WORKER) -> None:
         self.context = context
@@ -173,12 +175,9 @@ class SlurmLauncher:
 
     # Afterwards
 
-    def find_lost(self, ids: Sequence[str], *, drop_broken: bool) -> dict[str, str]:
-        """Handles of jobs whose submission a killed process could not note.
-
-        Args: drop_broken: cancel those whose submission was cut off half-way; only who drives the sweep may.
-        """
-        found = find_lost(self.folder, ids)
+    def unnoted_handles(self, ids: Sequence[str], *, drop_broken: bool) -> dict[str, str]:
+        """SLURM keeps a token with each submission, by which they are found again."""
+        found = unnoted_handles(self.folder, ids)
         broken = without_call(self.folder, found)
         if drop_broken:
             self.cancel(broken)

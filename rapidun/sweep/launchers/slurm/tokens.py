@@ -22,7 +22,7 @@ def new_comment(folder: Path, ids: list[str]) -> str:
     return PREFIX + token
 
 
-def find_lost(folder: Path, ids: Iterable[str]) -> dict[str, str]:
+def unnoted_handles(folder: Path, ids: Iterable[str]) -> dict[str, str]:
     """Handles of those of these jobs that wait or run; what has ended has left its traces in the run folders."""
     try:
         # %F: the id that the tasks of an array share
