@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import sha256_json
@@ -19,14 +19,12 @@ from rapidun.config.compose import (
 from rapidun.config.grid import Axis, make_grid, read_parts
 from rapidun.config.overrides import TUNER, Checked, check_overrides, parse
 from rapidun.config.plain import plain
-from rapidun.config.run import RunConfig
+from rapidun.config.run import BOOKKEEPING, RunConfig
 from rapidun.config.where import Where
 
-# settings that change where things go or who watches, never the numbers
-BOOKKEEPING = ("name", "run_dir", "store_dir", "sweep", "tracking", "resources", "cluster")
 # overrides that leave the cells of a sweep what they are: the same command with others of these goes on in its folder
 _UNNAMED = re.compile(
-    r"(sweep|resources|cluster|tracking)(\..*)?|store_dir|run_dir|hydra/launcher|hydra\.(?!sweeper\.).*"
+    rf"({'|'.join(name for name in BOOKKEEPING if name != 'name')})(\..*)?|hydra/launcher|hydra\.(?!sweeper\.).*"
     r"|hydra\.sweeper\.(n_trials|batch_size)"
 )
 
@@ -179,7 +177,12 @@ def _is_unnamed(text: str) -> bool:
 
 def cell_hash(cfg: RunConfig) -> str:
     """Name a sweep cell by the settings that its numbers depend on: 10 hex digits."""
-    return sha256_json({key: value for key, value in plain(cfg).items() if key not in BOOKKEEPING})[:10]
+    return sha256_json(science(cfg))[:10]
+
+
+def science(cfg: RunConfig) -> dict[str, Any]:
+    """The settings that numbers depend on, as JSON values."""
+    return {key: value for key, value in plain(cfg).items() if key not in BOOKKEEPING}
 
 
 class _Sieve:

@@ -13,6 +13,10 @@ from rapidun.config.tracking import TrackingConfig
 from rapidun.config.unlearning import UnlearningConfig
 
 STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
+# settings that change where things go, how they run and who watches, never a number. A cell's name leaves these out, a
+# sweep's name all but `name`, which it shows; a run folder and a report also leave out `stages` (which numbers there
+# are), a report `seed` (which repetition they are of)
+BOOKKEEPING = ("name", "run_dir", "store_dir", "sweep", "tracking", "resources", "cluster")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -20,9 +20,10 @@ from rapidun.base.preemption import Preempted, Pruned
 from rapidun.base.processes import PeerFailed
 from rapidun.base.store import Artifact
 from rapidun.base.text import first_line
+from rapidun.config.run import BOOKKEEPING
 
-# settings that say where and how to run, not what is computed
-NOT_SCIENCE = ("stages", "name", "run_dir", "store_dir", "tracking", "resources", "cluster", "sweep")
+# settings that may change between two runs into one folder
+NOT_COMPARED = (*BOOKKEEPING, "stages")
 
 
 def new_run_dir(name: str) -> Path:
@@ -102,7 +103,7 @@ class RunFolder:
         differing = [
             f"{key}: {json.dumps(old)} there, {json.dumps(new)} asked for"
             for key, old, new in differences(read_json(earlier), config)
-            if key.split(".")[0] not in NOT_SCIENCE
+            if key.split(".")[0] not in NOT_COMPARED
         ]
         if differing:
             raise ConfigError(

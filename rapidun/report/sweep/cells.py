@@ -12,6 +12,7 @@ from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json
 from rapidun.base.nested import leaves
 from rapidun.base.redact import hide_entries
+from rapidun.config.run import BOOKKEEPING
 from rapidun.report.metrics import Kind, kind_of
 from rapidun.report.read import (
     RUN_MARKS,
@@ -29,11 +30,10 @@ NOT_CELLS = ("jobs", "stages")
 # a folder of a planned cell that is not there
 NOT_STARTED = "not started"
 FAILED = ("failed", "unreadable")
-# settings that say where and how a run was made, not what it computed
-NOT_SCIENCE = ("stages", "name", "seed", "run_dir", "store_dir", "tracking", "resources", "cluster", "sweep")
-
 # of what was typed for a single run, what does not name it; its seed does
-NOT_TYPED = tuple(name for name in NOT_SCIENCE if name != "seed")
+NOT_TYPED = (*BOOKKEEPING, "stages")
+# settings by which runs made one by one are not told apart
+NOT_COMPARED = (*NOT_TYPED, "seed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +146,7 @@ def with_differing_settings(cells: Sequence[Cell]) -> list[Cell]:
         }
         return [replace(cell, overrides=typed.get(cell.path, cell.overrides)) for cell in cells]
     flat = [flatten(read_settings(cell.path)) if cell.state != "unreadable" else {} for cell in alone]
-    keys = sorted({key for settings in flat for key in settings if key.split(".")[0] not in NOT_SCIENCE})
+    keys = sorted({key for settings in flat for key in settings if key.split(".")[0] not in NOT_COMPARED})
     differing = [key for key in keys if len({str(settings.get(key)) for settings in flat}) > 1]
     named = {
         cell.path: [f"{key}={plain_value(settings.get(key))}" for key in differing]

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.nested import leaves
-from rapidun.config.cells import BOOKKEEPING, Cell, SearchSpace, compose_rows, search_space, sweep_name
-from rapidun.config.plain import plain
+from rapidun.config.cells import Cell, SearchSpace, compose_rows, science, search_space, sweep_name
 from rapidun.config.sweep import SweepConfig
 from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.finish import finish
@@ -70,7 +69,7 @@ def run_tuning(
 
 def fixed_settings(cell: Cell) -> dict[str, Any]:
     """What the numbers of every trial depend on, by dotted key; the swept keys stand at the probe's values."""
-    return dict(leaves({key: value for key, value in plain(cell.cfg).items() if key not in BOOKKEEPING}))
+    return dict(leaves(science(cell.cfg)))
 
 
 def _probe(space: Space, fixed: Sequence[str], extra_dir: Path | None) -> Cell:
