@@ -11,14 +11,13 @@ from typing import Any
 from rapidun.base.errors import ConfigError
 from rapidun.config.sweep import SweepConfig
 from rapidun.sweep.console import SweepConsole
-from rapidun.sweep.drive import Driver, live_jobs
-from rapidun.sweep.finish import finish
-from rapidun.sweep.folder import SWEEPS, CellState, SweepFolder
+from rapidun.sweep.drive import Driver, watched_entry
+from rapidun.sweep.folder import SWEEPS, CellState, SweepFolder, SweepLock
 from rapidun.sweep.interrupts import one_interrupt
+from rapidun.sweep.jobs import cells_of, cluster_of, known_jobs, live_jobs
 from rapidun.sweep.launcher import JobState, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import launcher_class, make_launcher
-from rapidun.sweep.recovery import known_jobs
-from rapidun.sweep.run import Held, watched_entry
+from rapidun.sweep.run import finish, run_sweep, watch
 
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 ACTIONS = {
@@ -81,8 +80,6 @@ def _enter(folder: SweepFolder) -> SweepFolder:
 
 
 def _launchers(folder: SweepFolder, plan: Mapping[str, Any]) -> Callable[[str], Launcher]:
-    from rapidun.sweep.jobs import cluster_of
-
     context = LauncherContext(
         sweep_dir=folder.path, cluster=cluster_of(plan), max_parallel=plan["sweep"]["max_parallel"]
     )
@@ -189,9 +186,6 @@ def _go_on(folder: SweepFolder, *, retry: bool) -> int:
 
     Args: retry: run failed cells again as well.
     """
-    from rapidun.sweep.jobs import cells_of
-    from rapidun.sweep.run import run_sweep, watch
-
     plan = folder.plan()
     cells = cells_of(plan)
     settings: SweepConfig = cells[0].cfg.sweep
@@ -202,7 +196,7 @@ def _go_on(folder: SweepFolder, *, retry: bool) -> int:
     live = {id: state for id, state in live_jobs(jobs, launcher_of).items() if jobs[id]["launcher"] != plan["launcher"]}
     if live:
         # of an earlier launch with another launcher; run_sweep looks after its own
-        with Held(folder):
+        with SweepLock(folder):
             for name in dict.fromkeys(jobs[id]["launcher"] for id in live):
                 watched = {
                     id: watched_entry(id, jobs[id], folder) for id in live if jobs[id]["launcher"] == name
@@ -216,6 +210,6 @@ def _go_on(folder: SweepFolder, *, retry: bool) -> int:
     names = [cell.hash for cell in cells]
     if all(state.state in ("done", "pruned") for state in folder.states(names).values()):
         # takes a killed driver's lease over, and with it away
-        with Held(folder):
+        with SweepLock(folder):
             return finish(folder, names)
     return run_sweep(cells, name=folder.path.name, overrides=plan["overrides"], launcher_name=plan["launcher"])

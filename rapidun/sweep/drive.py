@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rapidun.base.files import read_json, write_json
+from rapidun.config.sweep import ResourcesConfig
 from rapidun.sweep.folder import ENDED, SweepFolder
 from rapidun.sweep.interrupts import deferred
 from rapidun.sweep.launcher import Job, JobState, Launcher, Phase
@@ -243,15 +244,11 @@ def _innocent(name: str, state: str, cause: str, *, alone: bool) -> bool:
     return state == "waiting" and not alone and not name.startswith("stages/")
 
 
-def live_jobs(jobs: Mapping[str, Mapping[str, Any]], launcher_of: Callable[[str], Launcher]) -> dict[str, JobState]:
-    """The jobs of earlier launches that wait or run, as their launchers see them now."""
-    by_launcher: dict[str, dict[str, str]] = {}
-    for id, job in jobs.items():
-        if job.get("handle") and not job.get("over"):
-            by_launcher.setdefault(job["launcher"], {})[id] = job["handle"]
-    found: dict[str, JobState] = {}
-    for name, handles in by_launcher.items():
-        launcher = launcher_of(name)
-        if launcher.outlives_driver:
-            found.update(launcher.states(handles))
-    return {id: state for id, state in found.items() if state.phase in (Phase.waiting, Phase.running)}
+def watched_entry(id: str, entry: dict[str, Any], folder: SweepFolder) -> Watched:
+    """A job of jobs.json, to be watched again."""
+    file = folder.job_file(id)
+    wanted = read_json(file)["units"][0]["config"]["resources"]
+    job = Job(id=id, file=file, needs=tuple(entry["needs"]), resources=ResourcesConfig(**wanted))
+    return Watched(
+        job, list(entry["folders"]), handle=entry["handle"], cancelled=entry.get("cancelled", False)
+    )  # fmt: skip

@@ -23,10 +23,8 @@ def dry_run(sweep: Sweep) -> str:
 
     Raises: nothing for what the launcher would refuse: it is part of the text.
     """
-    from rapidun.sweep.prepare import asked
-
     jobs = sweep.plan.jobs
-    given = asked(sweep)
+    given = sweep.jobs()
     parts = [*_cells(sweep), *_stages(sweep), *_waves(jobs), *_hours(sweep)]
     faults = sweep.launcher.check(given) if given else []
     parts += ["", "would be refused:", *(f"  {fault}" for fault in faults)] if faults else []

@@ -11,6 +11,9 @@ from typing import Any
 
 from rapidun.base.errors import RapidunError
 from rapidun.config.cells import Composed, compose_rows, compose_sweep, sweep_name
+from rapidun.sweep.interrupts import one_interrupt
+from rapidun.sweep.run import run_sweep
+from rapidun.sweep.tuning.loop import run_tuning
 
 
 @dataclass
@@ -36,7 +39,6 @@ def begin(overrides: Sequence[str], *, extra_dir: Path | None) -> None:
 
 def sweep_grid(arguments: Sequence[str], *, launcher_name: str) -> int:
     """Run the grid that the overrides span."""
-    from rapidun.sweep.run import run_sweep
 
     def run() -> int:
         composed = handover.composed or compose_sweep(arguments, extra_dir=handover.extra_dir)
@@ -51,8 +53,6 @@ def sweep_grid(arguments: Sequence[str], *, launcher_name: str) -> int:
 
 def tune(arguments: Sequence[str], *, launcher_name: str, settings: dict[str, Any]) -> int:
     """Let optuna pick the values of the swept keys."""
-    from rapidun.sweep.tuning.loop import run_tuning
-
     typed = handover.overrides or list(arguments)
     return _keep(
         lambda: run_tuning(typed, launcher_name=launcher_name, settings=settings, extra_dir=handover.extra_dir)
@@ -61,7 +61,6 @@ def tune(arguments: Sequence[str], *, launcher_name: str, settings: dict[str, An
 
 def run_rows(rows: Sequence[Sequence[str]], *, launcher_name: str) -> int:
     """Run cells that another sweeper has picked."""
-    from rapidun.sweep.run import run_sweep
 
     def run() -> int:
         cells = compose_rows(rows, extra_dir=handover.extra_dir)
@@ -72,8 +71,6 @@ def run_rows(rows: Sequence[Sequence[str]], *, launcher_name: str) -> int:
 
 
 def _keep(run: Any) -> int:
-    from rapidun.sweep.interrupts import one_interrupt
-
     try:
         with one_interrupt():
             handover.status = run()

@@ -10,6 +10,7 @@ outputs/sweeps/<name>/
 """
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -20,6 +21,7 @@ from typing import Any
 from rapidun.base import heartbeat
 from rapidun.base.errors import ArtifactError, ConfigError
 from rapidun.base.files import read_json, write_json
+from rapidun.base.locks import Lease
 
 SWEEPS = Path("outputs/sweeps")
 # states of a cell; `waiting` has no status.json yet, `lost` says running but has not been heard of for long
@@ -97,6 +99,10 @@ class SweepFolder:
         """The run folder of a cell (its hash) or of a shared artifact (`stages/<kind>-<fp>`)."""
         return self.path / name
 
+    def job_file(self, id: str) -> Path:
+        """What the worker of a job reads; absolute, since jobs may start elsewhere."""
+        return (self.path / "jobs" / f"{id}.json").resolve()
+
     def states(self, names: Iterable[str]) -> dict[str, CellState]:
         return {name: read_state(self.path / name) for name in names}
 
@@ -139,6 +145,35 @@ class SweepFolder:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"folder": name}) + "\n")
         return len(set(path.read_text(encoding="utf-8").splitlines()))
+
+
+class SweepLock:
+    """One process at a time drives a sweep."""
+
+    def __init__(self, folder: SweepFolder) -> None:
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise folder.not_writable(error) from None
+        self.folder = folder
+        self.lease = Lease(folder.path / "driver.lease")
+
+    def __enter__(self) -> None:
+        try:
+            taken = self.lease.try_acquire()
+        except OSError as error:
+            raise self.folder.not_writable(error) from None
+        if not taken:
+            raise ConfigError(
+                f"sweep: need {self.folder.path} for this process alone, but {self.lease.holder()} drives it (this is "
+                f"process {os.getpid()}). rapidun sweep status {self.folder.path} looks on; or pass sweep.name=..."
+            )
+
+    def __exit__(self, *error: object) -> None:
+        self.lease.release()
+        # refused before anything was written: no trace is left
+        with suppress(OSError):
+            self.folder.path.rmdir()
 
 
 def read_state(folder: Path) -> CellState:

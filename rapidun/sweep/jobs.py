@@ -1,8 +1,8 @@
-"""Turns a plan into job files, and keeps the cells that are done or under way out of it."""
+"""The jobs of a sweep: their files, the plan in sweep.json, and what jobs.json tells of them later."""
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rapidun.base.files import write_json
@@ -11,7 +11,7 @@ from rapidun.config.cells import Cell
 from rapidun.config.plain import from_plain, plain
 from rapidun.config.sweep import ClusterConfig
 from rapidun.sweep.folder import SweepFolder
-from rapidun.sweep.launcher import Job
+from rapidun.sweep.launcher import JobState, Launcher, Phase
 from rapidun.sweep.plan import LIGHT, Plan, PlannedJob, folder_of
 
 
@@ -39,11 +39,9 @@ def write_jobs(
     max_failures: int | None,
     shared_process: bool,
     trials: Mapping[str, Any] | None = None,
-) -> dict[str, Job]:
-    """Write the file of every job; return what launchers take."""
-    jobs: dict[str, Job] = {}
+) -> None:
+    """Write the file of every job."""
     for planned in plan.jobs:
-        file = sweep.path / "jobs" / f"{planned.id}.json"
         units = [_unit_of_artifact(node, sweep) for node in planned.nodes]
         units += [unit_of_cell(cell, sweep) for cell in planned.cells]
         for unit in units:
@@ -58,11 +56,7 @@ def write_jobs(
             # torch and its friends are loaded before the clock of the first stage starts
             "heavy": any(node.recipe.kind not in LIGHT for node in planned.nodes) or _is_heavy(planned, plan),
         }
-        write_json(file, content)
-        jobs[planned.id] = Job(
-            id=planned.id, file=file.resolve(), needs=tuple(planned.needs), resources=planned.resources
-        )
-    return jobs
+        write_json(sweep.job_file(planned.id), content)
 
 
 def _is_heavy(planned: PlannedJob, plan: Plan) -> bool:
@@ -157,3 +151,35 @@ def cells_of(plan: Mapping[str, Any]) -> list[Cell]:
 
 def cluster_of(plan: Mapping[str, Any]) -> ClusterConfig:
     return ClusterConfig(**plan["cluster"])
+
+
+def known_jobs(
+    folder: SweepFolder, launcher_of: Callable[[str], Launcher], *, driving: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Every job of jobs.json, with the handles that a killed process could not note.
+
+    Args: driving: this process holds the driver's lease, and so may cancel what was submitted half-way.
+    """
+    jobs = folder.jobs()
+    unnoted: dict[str, list[str]] = {}
+    for id, job in jobs.items():
+        if job["handle"] is None and not job["over"]:
+            unnoted.setdefault(job["launcher"], []).append(id)
+    for name, ids in unnoted.items():
+        for id, handle in launcher_of(name).unnoted_handles(ids, drop_broken=driving).items():
+            jobs[id] = {**jobs[id], "handle": handle}
+    return jobs
+
+
+def live_jobs(jobs: Mapping[str, Mapping[str, Any]], launcher_of: Callable[[str], Launcher]) -> dict[str, JobState]:
+    """The jobs of earlier launches that wait or run, as their launchers see them now."""
+    by_launcher: dict[str, dict[str, str]] = {}
+    for id, job in jobs.items():
+        if job.get("handle") and not job.get("over"):
+            by_launcher.setdefault(job["launcher"], {})[id] = job["handle"]
+    found: dict[str, JobState] = {}
+    for name, handles in by_launcher.items():
+        launcher = launcher_of(name)
+        if launcher.outlives_driver:
+            found.update(launcher.states(handles))
+    return {id: state for id, state in found.items() if state.phase in (Phase.waiting, Phase.running)}

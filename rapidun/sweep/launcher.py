@@ -8,6 +8,9 @@ from typing import NamedTuple, Protocol
 
 from rapidun.config.sweep import ClusterConfig, ResourcesConfig
 
+# seconds that `cancel` waits on this machine for jobs to end by themselves, before it kills them
+CANCEL_WAIT_S = 1.0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:

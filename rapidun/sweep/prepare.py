@@ -14,13 +14,12 @@ from rapidun.config.run import RunConfig
 from rapidun.config.sweep import SweepConfig
 from rapidun.pipeline.folder import git_commit
 from rapidun.sweep.console import SweepConsole
-from rapidun.sweep.drive import live_jobs
 from rapidun.sweep.folder import SWEEPS, SweepFolder
+from rapidun.sweep.jobs import known_jobs, live_jobs
 from rapidun.sweep.launcher import Job, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import make_launcher
 from rapidun.sweep.plan import Plan, Planner, folder_of, plan_cells
 from rapidun.sweep.pruning import JOURNAL
-from rapidun.sweep.recovery import known_jobs
 from rapidun.sweep.triage import Triage, triage
 
 # so many get a line that says how far planning is, however quick it is
@@ -60,6 +59,13 @@ class Sweep:
     @property
     def settings(self) -> SweepConfig:
         return self.cells[0].cfg.sweep
+
+    def jobs(self) -> list[Job]:
+        """The planned jobs as the launcher will be given them; their files need not be there yet."""
+        return [
+            Job(id=job.id, file=self.folder.job_file(job.id), needs=tuple(job.needs), resources=job.resources)
+            for job in self.plan.jobs
+        ]
 
 
 def prepare(
@@ -131,17 +137,6 @@ def prepare(
         folder=folder, cells=list(cells), launcher=used, launcher_name=launcher_name, launch=number, plan=plan,
         planner=planner, found=found, live=live, notes=[*notes, *found.notes], batch=batch,
     )  # fmt: skip
-
-
-def asked(sweep: Sweep) -> list[Job]:
-    """The jobs as the launcher will be given them; their files need not be there yet."""
-    return [
-        Job(
-            id=job.id, file=(sweep.folder.path / "jobs" / f"{job.id}.json").absolute(), needs=tuple(job.needs),
-            resources=job.resources,
-        )
-        for job in sweep.plan.jobs
-    ]  # fmt: skip
 
 
 def _use_live_jobs(plan: Plan, live: dict[str, dict[str, Any]], folder: SweepFolder) -> None:

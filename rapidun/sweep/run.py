@@ -1,26 +1,25 @@
 """`python sweep.py -m ...`: from the checked cells to their summary."""
 
-import os
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+from rich.console import Console
 
 from rapidun.base.errors import ConfigError
-from rapidun.base.files import read_json
-from rapidun.base.locks import Lease
 from rapidun.base.store import Store
 from rapidun.config.cells import Cell
-from rapidun.config.sweep import OnInterrupt, ResourcesConfig, SweepConfig
+from rapidun.config.sweep import OnInterrupt, SweepConfig
 from rapidun.pipeline.folder import git_commit
+from rapidun.report.sweep.exports import write_sweep_summary
+from rapidun.report.sweep.page import write_sweep_index
 from rapidun.sweep.console import SweepConsole
-from rapidun.sweep.drive import Driver, Watched
-from rapidun.sweep.finish import finish
-from rapidun.sweep.folder import SWEEPS, SweepFolder
+from rapidun.sweep.drive import Driver, Watched, watched_entry
+from rapidun.sweep.dryrun import dry_run
+from rapidun.sweep.folder import SWEEPS, SweepFolder, SweepLock
 from rapidun.sweep.jobs import describe, write_jobs
-from rapidun.sweep.launcher import Job
 from rapidun.sweep.plan import Node, folder_of
-from rapidun.sweep.prepare import Sweep, asked, prepare
+from rapidun.sweep.prepare import Sweep, prepare
 
 
 def run_sweep(
@@ -39,13 +38,11 @@ def run_sweep(
     """
     console = console or SweepConsole()
     if cells[0].cfg.sweep.dry_run:
-        from rapidun.sweep.dryrun import dry_run
-
         sweep = prepare(cells, name=name, launcher_name=launcher_name, notes=notes, console=console)
         console.say(dry_run(sweep))
         return 0
     # held while planning too: what is looked up must still hold when it is submitted
-    with Held(SweepFolder(SWEEPS / name)):
+    with SweepLock(SweepFolder(SWEEPS / name)):
         sweep = prepare(cells, name=name, launcher_name=launcher_name, notes=notes, console=console)
         return launch(sweep, overrides=overrides, console=console)
 
@@ -56,7 +53,8 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
     limit = 1 if settings.fail_fast else settings.max_failures
     limit = batch.max_failures if batch else limit
     # before anything is written: a refused launch must not replace what an earlier one noted
-    faults = sweep.launcher.check(asked(sweep))
+    jobs = sweep.jobs()
+    faults = sweep.launcher.check(jobs)
     if faults:
         raise ConfigError(faults)
     for node in sweep.plan.at_once:
@@ -69,7 +67,7 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
             commit=commit,
         )
     )  # fmt: skip
-    jobs = write_jobs(
+    write_jobs(
         sweep.plan, folder, max_failures=limit, shared_process=sweep.launcher.shares_process,
         trials=batch.trials if batch else None,
     )  # fmt: skip
@@ -79,13 +77,13 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
         console.say(_opening(sweep))
     watched = {
         planned.id: Watched(
-            jobs[planned.id],
+            job,
             [
                 *(str(folder_of(node, folder.path).relative_to(folder.path)) for node in planned.nodes),
                 *(cell.hash for cell in planned.cells),
             ],
         )
-        for planned in sweep.plan.jobs
+        for planned, job in zip(sweep.plan.jobs, jobs, strict=True)
     }
     driver = Driver(
         sweep=folder, launcher=sweep.launcher, launcher_name=sweep.launcher_name, launch=sweep.launch,
@@ -136,14 +134,30 @@ def watch(
     return finish(folder, hashes) if summary else 0
 
 
-def watched_entry(id: str, entry: dict[str, Any], folder: SweepFolder) -> Watched:
-    """A job of jobs.json, to be watched again."""
-    file = (folder.path / "jobs" / f"{id}.json").resolve()
-    wanted = read_json(file)["units"][0]["config"]["resources"]
-    job = Job(id=id, file=file, needs=tuple(entry["needs"]), resources=ResourcesConfig(**wanted))
-    return Watched(
-        job, list(entry["folders"]), handle=entry["handle"], cancelled=entry.get("cancelled", False)
-    )  # fmt: skip
+def finish(folder: SweepFolder, names: Sequence[str]) -> int:
+    """Write and show the summary; return 1 if any of these cells is not done (or pruned).
+
+    Args: names: the cells of the newest launch.
+    """
+    states = folder.states(names)
+    counts = Counter(state.state for state in states.values())
+    console = Console()
+    if any(state.state != "waiting" for state in states.values()):
+        summary = write_sweep_summary(folder.path)
+        index = write_sweep_index(folder.path, summary)
+        console.print(summary.table())
+        console.print(f"report: {index.with_name('report.html')}", highlight=False, soft_wrap=True)
+    bad = [(name, state) for name, state in states.items() if state.state not in ("done", "pruned")]
+    for name, state in bad[:20]:
+        line = f"{folder.path / name}: {state.state}: {state.error or 'not run'}"
+        console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+    if len(bad) > 20:
+        console.print(f"and {len(bad) - 20} more; rapidun sweep status {folder.path} lists them", highlight=False)
+    if next(folder.path.glob("**/wandb/offline-run-*"), None) is not None:
+        console.print(f"W&B ran offline; to upload: rapidun wandb sync {folder.path}", highlight=False, soft_wrap=True)
+    shown = ", ".join(f"{number} {word}" for word, number in counts.most_common())
+    console.print(f"sweep: {len(states)} cells: {shown}", highlight=False, soft_wrap=True)
+    return 1 if bad else 0
 
 
 def _interrupted(driver: Driver, settings: SweepConfig, console: SweepConsole) -> int:
@@ -195,32 +209,3 @@ def _make_now(node: Node) -> None:
         if store.find(need.key) is None:
             store.make(need.key, need.build)
     store.make(node.recipe.key, node.recipe.build)
-
-
-class Held:
-    """One process at a time drives a sweep."""
-
-    def __init__(self, folder: SweepFolder) -> None:
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise folder.not_writable(error) from None
-        self.folder = folder
-        self.lease = Lease(folder.path / "driver.lease")
-
-    def __enter__(self) -> None:
-        try:
-            taken = self.lease.try_acquire()
-        except OSError as error:
-            raise self.folder.not_writable(error) from None
-        if not taken:
-            raise ConfigError(
-                f"sweep: need {self.folder.path} for this process alone, but {self.lease.holder()} drives it (this is "
-                f"process {os.getpid()}). rapidun sweep status {self.folder.path} looks on; or pass sweep.name=..."
-            )
-
-    def __exit__(self, *error: object) -> None:
-        self.lease.release()
-        # refused before anything was written: no trace is left
-        with suppress(OSError):
-            self.folder.path.rmdir()

@@ -19,8 +19,10 @@ from rapidun.base.files import read_json, write_json
 from rapidun.base.redact import hide_entries
 from rapidun.base.text import first_line
 from rapidun.config.plain import config_yaml, from_plain
+from rapidun.pipeline.run import InSweep, run_pipeline
 from rapidun.stages.recipes import Memo
 from rapidun.sweep.folder import SweepFolder, read_state
+from rapidun.sweep.pruning import TrialObserver
 
 HEAVY_MODULES = ("torch", "transformers", "peft")
 
@@ -88,8 +90,6 @@ def _run_unit(
 
     Raises: Preempted if this process, or another that runs the same cell, was asked to stop.
     """
-    from rapidun.pipeline.run import InSweep, run_pipeline
-
     folder = sweep.folder(unit["folder"])
     print(f"\n{unit['folder']}: {' '.join(hide_entries(text) for text in unit['overrides'])}", flush=True)
     try:
@@ -155,8 +155,6 @@ def _missing(job: dict[str, Any], sweep: SweepFolder) -> str | None:
 def _observers(unit: dict[str, Any], folder: Path) -> list[Callable[[str, dict[str, float], int | None], None]]:
     if not unit.get("trial"):
         return []
-    from rapidun.sweep.pruning import TrialObserver
-
     return [TrialObserver(unit["trial"])]
 
 

@@ -9,8 +9,9 @@ import pytest
 from rapidun.base.files import read_json, write_json
 from rapidun.config.sweep import ResourcesConfig
 from rapidun.sweep import drive
-from rapidun.sweep.drive import Driver, Watched, live_jobs
+from rapidun.sweep.drive import Driver, Watched
 from rapidun.sweep.folder import SweepFolder
+from rapidun.sweep.jobs import live_jobs
 from rapidun.sweep.launcher import Job, JobState, Launcher, Phase
 
 DONE = JobState(Phase.done)

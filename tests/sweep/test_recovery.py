@@ -11,13 +11,13 @@ from rapidun.base.errors import ConfigError
 from rapidun.base.files import write_json
 from rapidun.cli import sweep as command
 from rapidun.config.sweep import ClusterConfig
+from rapidun.sweep.drive import watched_entry
 from rapidun.sweep.folder import SweepFolder
+from rapidun.sweep.jobs import known_jobs
 from rapidun.sweep.launcher import LauncherContext
 from rapidun.sweep.launchers.inprocess import InProcessLauncher
 from rapidun.sweep.launchers.slurm import tokens
 from rapidun.sweep.launchers.slurm.commands import SlurmUnreachable
-from rapidun.sweep.recovery import known_jobs
-from rapidun.sweep.run import watched_entry
 
 
 def entry(launcher: str, handle: str | None, *, over: bool = False) -> dict:

@@ -17,8 +17,8 @@ from rapidun.base.files import read_json, write_json
 from rapidun.base.processes import PeerFailed
 from rapidun.config.compose import compose_config
 from rapidun.config.plain import plain
-from rapidun.pipeline import run as pipeline
 from rapidun.pipeline.folder import RunFolder
+from rapidun.sweep import worker
 from rapidun.sweep.folder import SweepFolder, read_state
 from rapidun.sweep.worker import JobFailed, run_job
 
@@ -31,7 +31,7 @@ class Job:
         self.config = config
         self.ran: list[str] = []
         self.does: dict[str, Callable[[], object]] = {}
-        monkeypatch.setattr(pipeline, "run_pipeline", self.run_pipeline)
+        monkeypatch.setattr(worker, "run_pipeline", self.run_pipeline)
 
     def run_pipeline(self, cfg: Any, *, overrides: Any, config_yaml: str, in_sweep: Any) -> None:
         """Opens and closes the run folder as the real one does."""

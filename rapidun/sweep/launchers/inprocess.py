@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rapidun.base.machine import visible_gpus
+from rapidun.base.text import first_line
 from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, Phase
+from rapidun.sweep.worker import JobFailed, forget_inputs, run_job
 
 
 class InProcessLauncher(Launcher):
@@ -16,8 +18,6 @@ class InProcessLauncher(Launcher):
     shares_process = True
 
     def __init__(self, context: LauncherContext) -> None:
-        from rapidun.sweep.worker import forget_inputs
-
         self.context = context
         self._states: dict[str, JobState] = {}
         forget_inputs()
@@ -36,9 +36,6 @@ class InProcessLauncher(Launcher):
         ]
 
     def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
-        from rapidun.base.text import first_line
-        from rapidun.sweep.worker import JobFailed, run_job
-
         for job in jobs:
             log = job.file.with_suffix(".log")
             with (

@@ -25,14 +25,19 @@ from submitit.local.local import LocalExecutor, LocalJob
 from rapidun.base.files import read_json, write_json
 from rapidun.base.machine import available_cores, visible_gpus
 from rapidun.config.sweep import ResourcesConfig
-from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, Phase
+from rapidun.sweep.launcher import CANCEL_WAIT_S, Job, JobState, Launcher, LauncherContext, Phase
 from rapidun.sweep.launchers import controller
-from rapidun.sweep.launchers.slurm.states import SIGNAL_BASE
-from rapidun.sweep.launchers.submission import NUM_THREADS, SIGNAL_DELAY, TIME_LIMIT_STATUS, WORKER, RunJobFile
+from rapidun.sweep.launchers.submission import (
+    NUM_THREADS,
+    SIGNAL_BASE,
+    SIGNAL_DELAY,
+    TIME_LIMIT_STATUS,
+    WORKER,
+    RunJobFile,
+)
 
 # Jobs at once where neither sweep.max_parallel nor resources.num_threads says how many: each holds a model in memory.
 MOST_BY_DEFAULT = 4
-CANCEL_WAIT_S = 1.0
 
 # Controllers started here: their ends must be collected, or they stay as zombies.
 CHILDREN: list["subprocess.Popen[bytes]"] = []

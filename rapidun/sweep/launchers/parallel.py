@@ -3,6 +3,7 @@
 A worker that is killed takes the pool down, and with it the jobs that ran beside it; those go on in a new pool.
 """
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.machine import available_cores, visible_gpus
-from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, Phase
-from rapidun.sweep.launchers.local import CANCEL_WAIT_S
+from rapidun.sweep.launcher import CANCEL_WAIT_S, Job, JobState, Launcher, LauncherContext, Phase
+from rapidun.sweep.worker import run_job
 
 # how soon a worker notices that the process which launched the sweep is gone
 PARENT_SECONDS = 1.0
@@ -146,10 +147,6 @@ def _end_with(parent: int) -> None:
 
 def _work(file: str, log: str) -> None:
     """One job in a worker of the pool; what it prints goes to its log."""
-    import contextlib
-
-    from rapidun.sweep.worker import run_job
-
     with (
         open(log, "a", encoding="utf-8", buffering=1) as stream,
         contextlib.redirect_stdout(stream),

@@ -17,10 +17,14 @@ from submitit.core.job_environment import SignalHandler
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 from submitit.helpers import TorchDistributedEnvironment
 
+from rapidun.base.preemption import Preempted, install
+
 WORKER = "rapidun.sweep.worker:run_job"
 
 # Exit status of a job that used up its time limits, as timeout(1) has it: the launchers read it as the cause.
 TIME_LIMIT_STATUS = 124
+# Exit status of a process that a signal ended, as a shell reports it: this and the signal's number.
+SIGNAL_BASE = 128
 
 # SLURM sends the signal before the time limit up to a minute early, and our clock starts a little after SLURM's.
 SIGNAL_SLACK_S = {"slurm": 65.0, "local": 5.0}
@@ -45,8 +49,6 @@ class RunJobFile:
 
     def __call__(self) -> object:
         """Run the job. A stop that was asked for by USR2 queues the job again; any other stop only ends it."""
-        from rapidun.base.preemption import Preempted, install
-
         requeue = Requeue.from_submitit()
         export_environment(JobEnvironment())
         work = resolve(self.target)
@@ -91,7 +93,7 @@ class Requeue(SignalHandler):
         """End this process after a stop: queue the job again, or say that its time limits are used up."""
         if terminated:
             # scancel, or a preemption after which SLURM itself queues the job again
-            sys.exit(128 + signal.SIGTERM)
+            sys.exit(SIGNAL_BASE + signal.SIGTERM)
         # the job goes on to its end now, whatever else arrives
         signal.signal(JobEnvironment._usr_sig(), signal.SIG_IGN)
         try:

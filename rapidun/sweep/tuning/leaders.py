@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from rapidun.base.files import write_json, write_text
 from rapidun.report.statistics import pareto_set
 
@@ -76,10 +80,6 @@ def _markdown(space: Space, tuning: Tuning, best: Sequence[FrozenTrial], done: i
 
 def show(space: Space, tuning: Tuning, trials: Sequence[FrozenTrial]) -> None:
     """The best trial, or the Pareto set, as a table."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     best = leaders(tuning, trials)
     if not best:
         return

@@ -17,11 +17,10 @@ from rapidun.base.nested import leaves
 from rapidun.config.cells import Cell, SearchSpace, compose_rows, science, search_space, sweep_name
 from rapidun.config.sweep import SweepConfig
 from rapidun.sweep.console import SweepConsole
-from rapidun.sweep.finish import finish
-from rapidun.sweep.folder import SWEEPS, SweepFolder
+from rapidun.sweep.folder import SWEEPS, SweepFolder, SweepLock
 from rapidun.sweep.prepare import Batch, Sweep, prepare
 from rapidun.sweep.pruning import JOURNAL
-from rapidun.sweep.run import Held, launch
+from rapidun.sweep.run import finish, launch
 from rapidun.sweep.tuning import leaders
 from rapidun.sweep.tuning.outcomes import logged_names, read_outcome
 from rapidun.sweep.tuning.search import Search, Tuning, read_settings
@@ -60,7 +59,7 @@ def run_tuning(
         search = make_search() if (folder.path / JOURNAL).is_file() else None
         console.say(leaders.dry_run(folder.path, tuning, space, search.trials() if search else []))
         return 0
-    with Held(folder):
+    with SweepLock(folder):
         return _Loop(
             search=make_search(), folder=folder, settings=first.cfg.sweep, fixed=fixed, overrides=list(overrides),
             launcher_name=launcher_name, extra_dir=extra_dir, console=console,

@@ -22,7 +22,7 @@ import signal
 from typing import NamedTuple
 
 from rapidun.sweep.launcher import JobState, Phase
-from rapidun.sweep.launchers.submission import TIME_LIMIT_STATUS
+from rapidun.sweep.launchers.submission import SIGNAL_BASE, TIME_LIMIT_STATUS
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
@@ -51,7 +51,6 @@ STUCK = {
     "QOSMaxWallDurationPerJobLimit": "asks for more time than the QOS allows",
 }
 MEMORY_SIGNS = ("exceeded memory limit", "oom-kill", "oom_kill", "out-of-memory handler", "Out Of Memory")
-SIGNAL_BASE = 128
 # SLURM's own mark for an out-of-memory kill, in the place of a signal
 OOM_MARK = 125
 
