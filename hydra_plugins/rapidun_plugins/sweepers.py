@@ -9,7 +9,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 
-class _Handing(Sweeper):
+class _HandsOver(Sweeper):
     """What Hydra composed of its own settings goes to rapidun.sweep.entry, with the overrides as typed."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -18,7 +18,7 @@ class _Handing(Sweeper):
         self.settings: dict[str, Any] = {key: settings[key] for key in settings if key not in ("params", "_target_")}
 
 
-class RapidunSweeper(_Handing):
+class RapidunSweeper(_HandsOver):
     """Every cell of the grid, stage by stage; goes on where an earlier launch stopped."""
 
     def __init__(self, params: Any = None) -> None:
@@ -30,7 +30,7 @@ class RapidunSweeper(_Handing):
         return sweep_grid(arguments, launcher_name=self.launcher_name)
 
 
-class RapidunOptunaSweeper(_Handing):
+class RapidunOptunaSweeper(_HandsOver):
     """Trials that optuna picks, in batches through the same launchers."""
 
     def __init__(self, **settings: Any) -> None:

@@ -10,8 +10,8 @@ from rapidun.base.errors import ConfigError
 from rapidun.base.files import sha256_json
 from rapidun.config import paths
 from rapidun.config.compose import (
+    ComposedRow,
     Composer,
-    Made,
     _refuse,
     compose_row,
     hydra_ready,
@@ -198,7 +198,7 @@ class _Sieve:
         self._num_filtered = 0
         self._hashes: set[str] = set()
 
-    def add(self, row: list[str], axes: dict[str, str], made: Made) -> None:
+    def add(self, row: list[str], axes: dict[str, str], made: ComposedRow) -> None:
         if not self._check:
             return
         try:
@@ -218,7 +218,7 @@ class _Sieve:
         self._hashes.add(digest)
         self.cells.append(Cell(row, made.cfg, axes, digest))
 
-    def _is_kept(self, made: Made) -> bool:
+    def _is_kept(self, made: ComposedRow) -> bool:
         expression = made.cfg.sweep.where
         if expression is None:
             return True

@@ -47,7 +47,7 @@ def hydra_ready(extra_dir: Path | None) -> Iterator[list[str]]:
         GlobalHydra.instance().hydra = held
 
 
-class Made(NamedTuple):
+class ComposedRow(NamedTuple):
     """A composed configuration and the file chosen from each config group."""
 
     cfg: RunConfig
@@ -58,7 +58,7 @@ class Made(NamedTuple):
     plain: bool
 
 
-def compose_row(overrides: Sequence[str], extra: Sequence[str]) -> tuple[Made | None, str]:
+def compose_row(overrides: Sequence[str], extra: Sequence[str]) -> tuple[ComposedRow | None, str]:
     """Let Hydra compose one row of overrides; return a fault where it cannot."""
     try:
         composed = compose(CONFIG_NAME, [*overrides, *extra], return_hydra_config=True)
@@ -71,7 +71,7 @@ def compose_row(overrides: Sequence[str], extra: Sequence[str]) -> tuple[Made | 
         run: Any = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         return None, composition_fault(error)
-    return Made(run, choices, params, not refers), ""
+    return ComposedRow(run, choices, params, not refers), ""
 
 
 class Composer:
@@ -80,10 +80,10 @@ class Composer:
     def __init__(self, extra: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
         self._extra = extra
         self._groups = groups
-        self._bases: dict[tuple[object, ...], tuple[Made | None, str]] = {}
+        self._bases: dict[tuple[object, ...], tuple[ComposedRow | None, str]] = {}
         self._plain: dict[str, tuple[str, Any] | None] = {}
 
-    def cell(self, row: Sequence[str]) -> tuple[Made | None, str]:
+    def cell(self, row: Sequence[str]) -> tuple[ComposedRow | None, str]:
         """The row's own configuration, or a fault."""
         seen = [text for text in row if self._plain_value(text) is None]
         settings = [value for text in row if (value := self._plain_value(text)) is not None]

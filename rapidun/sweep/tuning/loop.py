@@ -171,7 +171,7 @@ class _Loop:
     def _run_batch(self, trials: Sequence[Trial]) -> int:
         earlier = list(self.cells.values())
         batch: dict[str, Cell] = {}
-        asked: list[Trial] = []
+        to_run: list[Trial] = []
         for trial in trials:
             try:
                 cell = self._compose(trial)
@@ -182,27 +182,27 @@ class _Loop:
             if cell.hash in self.failed:
                 self._tell_failed(trial, f"the same settings as trial {self.failed[cell.hash]}, which failed")
                 continue
-            asked.append(trial)
+            to_run.append(trial)
             batch[cell.hash] = cell
         if not batch or self._over_limit():
             return 0
         before = self.folder.states(batch)
         left = None if self.limit is None else self.limit - self.num_failed
         orders = Batch(
-            earlier=[cell for cell in earlier if cell.hash not in batch], trials=self._orders(asked), max_failures=left
+            earlier=[cell for cell in earlier if cell.hash not in batch], trials=self._orders(to_run), max_failures=left
         )
-        sweep = self._plan(batch, asked, orders)
+        sweep = self._plan(batch, to_run, orders)
         if sweep is None:
             return 0
         sweep.notes = [note for note in sweep.notes if note not in self.said]
         self.said.update(sweep.notes)
         status = launch(sweep, overrides=self.overrides, console=self.console)
         open_trials = [
-            trial for trial in asked if not self._tell(trial, was=before[self.cell_of[trial.number].hash].state)
+            trial for trial in to_run if not self._tell(trial, was=before[self.cell_of[trial.number].hash].state)
         ]
         return status or (1 if open_trials else 0)
 
-    def _plan(self, batch: dict[str, Cell], asked: list[Trial], orders: Batch) -> Sweep | None:
+    def _plan(self, batch: dict[str, Cell], to_run: list[Trial], orders: Batch) -> Sweep | None:
         """Plan the cells. Once a trial has gone well, a cell whose inputs cannot be had is a failed trial.
 
         Raises: ConfigError if no trial has gone well yet.
@@ -218,8 +218,8 @@ class _Loop:
                 self._prepare([cell], orders)
                 good.append(cell)
             except ConfigError as error:
-                for trial in [trial for trial in asked if self.cell_of[trial.number].hash == name]:
-                    asked.remove(trial)
+                for trial in [trial for trial in to_run if self.cell_of[trial.number].hash == name]:
+                    to_run.remove(trial)
                     self._tell_failed(trial, error.faults[0])
         return self._prepare(good, orders) if good else None
 

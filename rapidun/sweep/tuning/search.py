@@ -183,10 +183,10 @@ class Search:
         """The trials to run next: those that an earlier launch left behind, then new ones, up to a whole batch."""
         left = self.in_state("RUNNING")
         batch = [self._fill(self._optuna.trial.Trial(self.study, trial._trial_id)) for trial in left]
-        asked = sum(trial.state.name != "WAITING" for trial in self.trials())
+        num_asked = sum(trial.state.name != "WAITING" for trial in self.trials())
         size = self.tuning.batch_size
         # a batch that was cut short is filled up as it would have been, none is mixed with the next one
-        room = -asked % size if left else size
+        room = -num_asked % size if left else size
         budget = self.tuning.n_trials - len(self.finished()) - len(left)
         for _ in range(min(room, budget)):
             batch.append(self._fill(self.study.ask()))
