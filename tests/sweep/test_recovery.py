@@ -82,6 +82,16 @@ def test_a_job_that_is_watched_again_keeps_its_resources(tmp_path: Path) -> None
     assert watched.handle == "7"
 
 
+@pytest.mark.parametrize(
+    ("launcher", "state"), [("basic", "running"), ("joblib", "running"), ("rapidun_local", "lost")]
+)
+def test_only_jobs_that_outlive_their_process_can_be_called_lost(tmp_path: Path, launcher: str, state: str) -> None:
+    """Whoever looks on from another process does not see the others' jobs."""
+    write_json(tmp_path / "a" / "status.json", {"state": "running", "stage": "poison"})
+    jobs = {"x": entry(launcher, "h") | {"folders": ["a"]}}
+    assert command.settle(SweepFolder(tmp_path), ["a"], jobs, live={})["a"].state == state
+
+
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a sweep launched from tmp_path/project, looked at from tmp_path/elsewhere."""
