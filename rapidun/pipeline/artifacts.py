@@ -100,7 +100,7 @@ class Artifacts:
                 result = recipe.build(out, work)
             finally:
                 self.tracker.begin(*before)
-                self.recipes.context.hand_back()
+                self.recipes.hand_back()
             if metrics.is_file():
                 write_jsonl(out / "metrics.jsonl", without_repeats(read_jsonl(metrics)))
             return result

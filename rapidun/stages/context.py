@@ -37,17 +37,18 @@ class Context:
     """One configuration as its recipes see it; whatever is asked for is worked out once.
 
     Args:
-        provided: how each product is worked out, by the stage that provides it.
         find_data: gives the artifact of the data recipe, making it if need be: what later artifacts are called depends
             on the contents of its splits. tracker: what stages report to. warm: keep a model for the next run.
     """
+
+    # how each product is worked out, by the stage that provides it
+    provided: Mapping[Product[Any], Callable[[Context], Any]] = {}
 
     def __init__(
         self,
         cfg: RunConfig,
         store: Store,
         *,
-        provided: Mapping[Product[Any], Callable[[Context], Any]],
         find_data: Callable[[Recipe], Artifact],
         tracker: Tracker,
         memo: Memo | None = None,
@@ -58,15 +59,18 @@ class Context:
         self.tracker = tracker
         self.memo = memo or Memo()
         self.warm = warm
-        self._provided = provided
         self._find_data = find_data
-        self._known: dict[Product[Any], Any] = {}
+        self._known: dict[Product[Any] | str, Any] = {}
 
     def get(self, product: Product[T]) -> T:
         """What the stage that provides `product` makes of this configuration."""
-        if product not in self._known:
-            self._known[product] = self._provided[product](self)
-        found: T = self._known[product]
+        return self.once(product, lambda: self.provided[product](self))
+
+    def once(self, name: Product[Any] | str, make: Callable[[], T]) -> T:
+        """What `make` gave the first time that it was asked for under this name."""
+        if name not in self._known:
+            self._known[name] = make()
+        found: T = self._known[name]
         return found
 
     def path(self, recipe: Recipe) -> Path:

@@ -3,11 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from rapidun.base.store import Artifact, Store
-from rapidun.base.tracker import Tracker
 from rapidun.config.run import STAGES as NAMES
-from rapidun.config.run import RunConfig
-from rapidun.stages.context import Context, Memo, Stage
+from rapidun.stages.context import Context, Stage
 from rapidun.stages.data.recipe import STAGE as DATA
 from rapidun.stages.evaluation.recipe import STAGE as EVALUATION
 from rapidun.stages.influence.recipe import STAGE as INFLUENCE
@@ -30,33 +27,14 @@ PROVIDED: dict[Product[Any], Callable[[Context], Any]] = {
 assert tuple(STAGES) == NAMES, "rapidun/config/run.py has a section for each stage, in this order"
 
 
-class Recipes:
-    """The recipes of one configuration, each worked out when it is first looked at.
+class Recipes(Context):
+    """The recipes of one configuration, each worked out when it is first looked at."""
 
-    Args: find_data: gives the artifact of the data recipe, making it if need be. tracker: what stages report to.
-    """
-
-    def __init__(
-        self,
-        cfg: RunConfig,
-        store: Store,
-        *,
-        find_data: Callable[[Recipe], Artifact],
-        tracker: Tracker,
-        memo: Memo | None = None,
-        warm: bool = False,
-    ) -> None:
-        self.cfg = cfg
-        self.context = Context(
-            cfg, store, provided=PROVIDED, find_data=find_data, tracker=tracker, memo=memo, warm=warm
-        )  # fmt: skip
-        self._made: dict[str, list[Recipe]] = {}
+    provided = PROVIDED
 
     def of_stage(self, stage: str) -> list[Recipe]:
         """What one stage makes, in order."""
-        if stage not in self._made:
-            self._made[stage] = STAGES[stage].makes(self.context)
-        return self._made[stage]
+        return self.once(stage, lambda: STAGES[stage].makes(self))
 
     def all(self) -> list[Recipe]:
         """What the stages of this configuration make, in order."""
