@@ -20,7 +20,7 @@ from rapidun.base.redact import hide_entries
 from rapidun.base.text import first_line
 from rapidun.config.plain import config_yaml, from_plain
 from rapidun.pipeline.run import InSweep, run_pipeline
-from rapidun.stages.recipes import Memo
+from rapidun.stages.context import Memo
 from rapidun.sweep.folder import SweepFolder, read_state
 from rapidun.sweep.pruning import TrialObserver
 
