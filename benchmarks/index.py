@@ -34,7 +34,7 @@ CHUNK = 1 << 24
 
 def build(folder: Path, num_rows: int) -> float:
     """Write an index of rows that follow from their number; seconds."""
-    from rapidun.stages.influence.index.format import IndexDtype
+    from rapidun.config.index import IndexDtype
     from rapidun.stages.influence.index.manifest import claim_folder, new_recipe
     from rapidun.stages.influence.index.writer import Vectors, build_shards
 

@@ -9,110 +9,41 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from rapidun.cli.commands import CELL, FOLDER, MODEL, OVERRIDE, PACKAGED_MODEL, SUBCOMMANDS, SWEEP, run_parser
 from rapidun.cli.shells import SCRIPTS
 from rapidun.config import keys
 from rapidun.config.parts import SCHEDULES
 from rapidun.config.paths import config_groups
 from rapidun.config.run import STAGES
-from rapidun.config.sweep import LAUNCHERS, SWEEPERS
+from rapidun.models.gguf import PACKAGED
+from rapidun.sweep.folder import SWEEPS
 
-# flag of a run -> what follows it
-RUN_FLAGS = {
-    "--multirun": "", "-m": "", "--cfg": "cfg", "--info": "info", "--resolve": "", "--package": "nothing",
-    "--config-dir": "folders", "--help": "", "--hydra-help": "", "--version": "",
-}  # fmt: skip
-HYDRA = {"hydra/launcher": tuple(LAUNCHERS), "hydra/sweeper": SWEEPERS}
-# hydra.sweeper.* of hydra/sweeper=rapidun_optuna, and what each takes where that is a name
-TUNING: dict[str, tuple[str, ...]] = {
-    "n_trials": (), "batch_size": (), "directions": (), "sampler": ("tpe", "random", "nsgaii", "gp", "qmc"), "seed": (),
-    "pruner": ("none", "median", "hyperband", "successive_halving"), "prune_metric": (),
-}  # fmt: skip
-# groups that fill no section of the schema; `experiment` is given as +experiment=NAME
-ADDING = ("experiment", "debug")
 # last part of a key that names a file or folder
 PATH_KEY = re.compile(
     r"(data\.(forget|retain|keywords|dir|(train|val|test)_\w+)|mapping\.(forget|retain)(\.path)?|mapping\.scores\.\w+|"
     r"model\.path|run_dir|store_dir|tracking\.dir|unlearning\.adapter)"
 )
-CELL = re.compile(r"[0-9a-f]{10}")
+CELL_HASH = re.compile(r"[0-9a-f]{10}")
+# the words before the one to complete, and that one -> what may stand in its place
+Offer = Callable[[Sequence[str], str], Iterable[str]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SubCommand:
-    """What may follow a sub-command: a verb, flags (each with what follows it), operands of one kind."""
-
-    verbs: tuple[str, ...] = ()
-    flags: tuple[tuple[str, str], ...] = ()
-    operands: str = "nothing"
-
-
-def _flags(follows: str, names: str) -> tuple[tuple[str, str], ...]:
-    return tuple((name, follows) for name in names.split())
-
-
-COMMANDS = {
-    "report": SubCommand(
-        flags=(("--html", "files"), ("--csv", "files"), ("--md", "files"), ("--png", "folders"), ("--cells", "")),
-        operands="folders",
-    ),
-    "doctor": SubCommand(flags=(("--json", ""), ("--multirun", ""), ("-m", "")), operands="overrides"),
-    "pack": SubCommand(
-        verbs=("build", "check"),
-        flags=(
-            ("--responses", "files"),
-            ("--seed", "nothing"),
-            ("--train", "nothing"),
-            ("--val", "nothing"),
-            ("--test", "nothing"),
-            ("--poison-fraction", "nothing"),
-            ("--forget-fraction", "nothing"),
-            ("--retain-ratio", "nothing"),
-            ("--tokenizer", "folders"),
-        ),
-        operands="files",
-    ),
-    "model": SubCommand(verbs=("fetch",), operands="models"),
-    "store": SubCommand(
-        verbs=("list", "verify", "prune"), flags=(("--store", "folders"), ("--outputs", "folders"), ("--dry-run", ""))
-    ),
-    "sweep": SubCommand(
-        verbs=("status", "logs", "collect", "cancel", "retry"), flags=(("--watch", ""),), operands="sweeps"
-    ),
-    "dashboard": SubCommand(
-        flags=(("--publish", ""), ("--project", "nothing"), ("--entity", "nothing")), operands="sweeps"
-    ),
-    "wandb": SubCommand(verbs=("sync",), flags=(("--dry-run", ""),), operands="folders"),
-    "completion": SubCommand(verbs=tuple(SCRIPTS)),
-    "influence": SubCommand(
-        verbs=("check",),
-        flags=(
-            *_flags("nothing", "--rows --rounds --seed"),
-            *_flags("folders", "--adapter"),
-            *_flags("files", "--json"),
-        ),
-    ),
-    "index": SubCommand(
-        verbs=("build", "verify", "fit", "score", "top"),
-        flags=(
-            *_flags("files", "--rows --queries"),
-            *_flags("folders", "--out --model --adapter --precondition"),
-            *_flags(
-                "nothing",
-                "--device --response --params --regex --lora-r --lora-targets --loss --method --k --buckets "
-                "--seed --dtype --shard-rows --max-length --tokens-per-batch --threads --model-dtype "
-                "--quantisation --attention --workers --score --memory-gb --per-row --tokens --by --kind "
-                "--damping-factor",
-            ),
-            *_flags("", "--drop-cache"),
-        ),
-        operands="folders",
-    ),
-}
-MODELS = ("smollm2_135m",)
-SWEEPS = Path("outputs/sweeps")
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="rapidun completion",
+        description="Print a script that completes rapidun's command line (and `python sweep.py`).",
+        epilog='bash, in ~/.bashrc:  eval "$(rapidun completion bash)"\n'
+        'zsh, in ~/.zshrc:    eval "$(rapidun completion zsh)"\n'
+        "fish: rapidun completion fish > ~/.config/fish/completions/rapidun.fish",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    made.add_argument("shell", choices=list(SCRIPTS))
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
@@ -121,16 +52,7 @@ def main(argv: Sequence[str]) -> int:
         for candidate in complete([word for place, word in enumerate(argv[1:]) if place or word != "--"]):
             print(candidate)
         return 0
-    parser = argparse.ArgumentParser(
-        prog="rapidun completion",
-        description="Print a script that completes rapidun's command line (and `python sweep.py`).",
-        epilog='bash, in ~/.bashrc:  eval "$(rapidun completion bash)"\n'
-        'zsh, in ~/.zshrc:    eval "$(rapidun completion zsh)"\n'
-        "fish: rapidun completion fish > ~/.config/fish/completions/rapidun.fish",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("shell", choices=list(SCRIPTS))
-    print(SCRIPTS[parser.parse_args(argv).shell], end="")
+    print(SCRIPTS[parser().parse_args(argv).shell], end="")
     return 0
 
 
@@ -140,34 +62,52 @@ def complete(words: Sequence[str]) -> list[str]:
     Candidates that end in = . / or , want more to follow, all others are whole words.
     """
     *before, word = words or [""]
-    if before and before[0] in COMMANDS:
-        found = _of_command(before, word)
+    if before and before[0] in SUBCOMMANDS:
+        found = _arguments(SUBCOMMANDS[before[0]].load().parser(), before[1:], word)
     else:
-        found = _of_run(before, word)
+        found = _arguments(run_parser(), before, word, otherwise=_overrides)
         if not before:
-            found = itertools.chain(_starting(COMMANDS, word), found)
+            found = itertools.chain(_starting(SUBCOMMANDS, word), found)
     return list(dict.fromkeys(found))
 
 
-def _of_run(before: Sequence[str], word: str) -> Iterable[str]:
-    kind = RUN_FLAGS.get(before[-1], "") if before else ""
-    if kind:
-        return KINDS[kind](before, word)
+def _arguments(
+    parser: argparse.ArgumentParser, before: Sequence[str], word: str, *, otherwise: Offer | None = None
+) -> Iterable[str]:
+    """Walk down to the verb that was typed, and on to the argument that `word` is for.
+
+    Args: otherwise: what is offered where the parser knows no operands.
+    """
+    flags = {flag: action for action in parser._actions for flag in action.option_strings if flag != "-h"}
+    operands = [action for action in parser._actions if not action.option_strings]
+    given: list[str] = []
+    flag: argparse.Action | None = None
+    for place, text in enumerate(before):
+        if flag is not None:
+            flag = None
+        elif text.startswith("-"):
+            flag = flags.get(text)
+            flag = None if flag is None or flag.nargs == 0 else flag
+        elif operands and isinstance(operands[0], argparse._SubParsersAction):
+            verb = operands[0].choices.get(text)
+            return _arguments(verb, before[place + 1 :], word) if verb is not None else ()
+        else:
+            given.append(text)
+    if flag is not None:
+        return _values_of(flag, given, word)
     if word.startswith("-"):
-        return _starting(RUN_FLAGS, word)
-    return _overrides(before, word)
+        return _starting(sorted(flags, key="--help".__eq__), word)
+    if not operands:
+        return otherwise(before, word) if otherwise is not None else ()
+    action = operands[min(len(given), len(operands) - 1)]
+    return _values_of(action, given, word) if len(given) < len(operands) or action.nargs in ("*", "+") else ()
 
 
-def _of_command(before: Sequence[str], word: str) -> Iterable[str]:
-    command = COMMANDS[before[0]]
-    flags = dict(command.flags)
-    if flags.get(before[-1]):
-        return KINDS[flags[before[-1]]](before, word)
-    if word.startswith("-"):
-        return _starting([*flags, "--help"], word)
-    if command.verbs and len(before) == 1:
-        return _starting(command.verbs, word)
-    return KINDS[command.operands](before, word)
+def _values_of(action: argparse.Action, given: Sequence[str], word: str) -> Iterable[str]:
+    """What an argument takes: its choices, or what its type stands for. `given`: the operands before it."""
+    if action.choices is not None:
+        return _starting(action.choices, word)
+    return KINDS[action.type](given, word) if action.type in KINDS else ()
 
 
 def _overrides(before: Sequence[str], word: str) -> Iterator[str]:
@@ -181,17 +121,17 @@ def _overrides(before: Sequence[str], word: str) -> Iterator[str]:
     elif not sign.startswith("~"):
         yield from (sign + key for key in _keys(name, groups))
     else:
-        yield from (sign + key for key in _starting(ADDING, name))
+        yield from (sign + key for key in _starting(keys.OPTIONAL_GROUPS, name))
 
 
 def _keys(name: str, groups: dict[str, list[str]]) -> Iterator[str]:
     """Groups and the first parts of keys, or the parts below the section that is written already."""
     section = name.rpartition(".")[0]
     if name.startswith("hydra."):
-        yield from _starting([f"hydra.sweeper.{key}=" for key in TUNING], name)
+        yield from _starting([f"hydra.sweeper.{key}=" for key in _tuning()], name)
         return
     if not section:
-        yield from _starting([f"{group}=" for group in [*groups, *HYDRA]], name)
+        yield from _starting([f"{group}=" for group in [*groups, *keys.HYDRA_CHOICES]], name)
     for child in keys.children(section):
         key = f"{section}.{child}" if section else child
         below = keys.children(key)
@@ -205,23 +145,32 @@ def _values(key: str, value: str, groups: dict[str, list[str]]) -> Iterator[str]
         return
     given, comma, last = value.rpartition(",")
     kept = given + comma
-    names = groups[key] if key in groups else HYDRA.get(key) or _names(key)
+    names = groups[key] if key in groups else keys.HYDRA_CHOICES.get(key) or _names(key)
     taken = given.split(",")
     yield from (kept + name for name in _starting(names, last) if name not in taken)
     if PATH_KEY.fullmatch(key):
-        yield from (kept + path for path in _files([], last))
+        yield from (kept + path for path in _paths([], last, folders_only=False))
 
 
 def _names(key: str) -> Sequence[str]:
     """What a key takes where that is a name: members of an Enum, true and false, null."""
     if key.startswith("hydra.sweeper."):
-        return TUNING.get(key.removeprefix("hydra.sweeper."), ())
+        return _tuning().get(key.removeprefix("hydra.sweeper."), ())
     kind = keys.find(key)
     if key.endswith(".lr_scheduler_type") and kind is not None:
         return SCHEDULES
     inner = keys.required(kind)
     names = ["true", "false"] if inner is bool else keys.choices(kind)
     return names if inner is kind else [*names, "null"]
+
+
+def _tuning() -> dict[str, Sequence[str]]:
+    """hydra.sweeper.* of hydra/sweeper=rapidun_optuna, and what each takes where that is a name."""
+    # Hydra, which all other answers do without
+    from rapidun.sweep.tuning.search import PRUNERS, SAMPLERS, Tuning
+
+    named = {"sampler": tuple(SAMPLERS), "pruner": tuple(PRUNERS)}
+    return {field.name: named.get(field.name, ()) for field in fields(Tuning)}
 
 
 def _stage_lists() -> Iterator[str]:
@@ -241,15 +190,7 @@ def _starting(names: Iterable[str], start: str) -> Iterator[str]:
     return (name for name in names if name.startswith(start))
 
 
-def _files(before: Sequence[str], word: str) -> Iterator[str]:
-    return _paths(word, folders_only=False)
-
-
-def _folders(before: Sequence[str], word: str) -> Iterator[str]:
-    return _paths(word, folders_only=True)
-
-
-def _paths(word: str, *, folders_only: bool) -> Iterator[str]:
+def _paths(before: Sequence[str], word: str, *, folders_only: bool) -> Iterator[str]:
     """Paths that begin with `word`, folders with a slash behind; ~ is kept as written."""
     folder, slash, start = word.rpartition("/")
     try:
@@ -262,26 +203,30 @@ def _paths(word: str, *, folders_only: bool) -> Iterator[str]:
             yield f"{folder}{slash}{name}{'/' if is_folder else ''}"
 
 
+def _folders(before: Sequence[str], word: str) -> Iterator[str]:
+    return _paths(before, word, folders_only=True)
+
+
 def _sweeps(before: Sequence[str], word: str) -> Iterator[str]:
-    """Folders of sweeps; behind `sweep logs DIR` the cells in it."""
-    if before[:2] == ["sweep", "logs"] and len(before) > 2 and Path(before[2]).is_dir():
-        yield from (path.name for path in sorted(Path(before[2]).iterdir()) if CELL.fullmatch(path.name))
-    elif str(SWEEPS).startswith(word) and SWEEPS.is_dir():
+    if str(SWEEPS).startswith(word) and SWEEPS.is_dir():
         yield from (str(path) for path in sorted(SWEEPS.iterdir()) if path.is_dir())
     else:
         yield from (path.rstrip("/") if Path(path, "sweep.json").is_file() else path for path in _folders(before, word))
 
 
-# what is completed -> how; KINDS of flags and operands above
-KINDS: dict[str, Callable[[Sequence[str], str], Iterable[str]]] = {
-    "cfg": lambda before, word: _starting(("job", "hydra", "all"), word),
-    "info": lambda before, word: _starting(
-        ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"), word
-    ),
-    "files": _files,
-    "folders": _folders,
-    "models": lambda before, word: _starting(MODELS, word) if len(before) == 2 else _folders(before, word),
-    "nothing": lambda before, word: (),
-    "overrides": _overrides,
-    "sweeps": _sweeps,
+def _cells(before: Sequence[str], word: str) -> Iterator[str]:
+    """Behind `sweep logs DIR` the cells in it."""
+    if before[0] == "logs" and Path(before[1]).is_dir():
+        yield from (path.name for path in sorted(Path(before[1]).iterdir()) if CELL_HASH.fullmatch(path.name))
+
+
+# type of an argument -> what is offered
+KINDS: dict[Any, Offer] = {
+    Path: partial(_paths, folders_only=False),
+    FOLDER: _folders,
+    MODEL: _folders,
+    PACKAGED_MODEL: lambda before, word: _starting(PACKAGED, word),
+    SWEEP: _sweeps,
+    CELL: _cells,
+    OVERRIDE: _overrides,
 }

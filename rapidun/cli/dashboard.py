@@ -9,6 +9,7 @@ from rapidun.base.errors import RapidunError
 from rapidun.base.files import write_json
 from rapidun.base.redact import hide
 from rapidun.base.text import first_line
+from rapidun.cli.commands import SWEEP
 from rapidun.pipeline.tracking.packages import need_package
 from rapidun.pipeline.tracking.wandb.mode import choose_connection
 from rapidun.pipeline.tracking.wandb.workspace import publish
@@ -17,14 +18,18 @@ from rapidun.pipeline.tracking.wandb.workspace_spec import dashboard_spec
 FILE = "dashboard.json"
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="rapidun dashboard", description=__doc__)
+    made.add_argument("sweep_dir", type=SWEEP, metavar="DIR", help="a sweep's folder, outputs/sweeps/NAME")
+    made.add_argument("--publish", action="store_true", help="save workspace and report in W&B")
+    made.add_argument("--project", help="W&B project (default: that of the sweep's runs)")
+    made.add_argument("--entity", help="W&B user or team (default: that of the sweep's runs, else the key's own)")
+    return made
+
+
 def main(argv: Sequence[str]) -> int:
     """Write DIR/dashboard.json; with --publish save it in W&B. 1 where W&B cannot be reached or refuses."""
-    parser = argparse.ArgumentParser(prog="rapidun dashboard", description=__doc__)
-    parser.add_argument("sweep_dir", type=Path, metavar="DIR", help="a sweep's folder, outputs/sweeps/NAME")
-    parser.add_argument("--publish", action="store_true", help="save workspace and report in W&B")
-    parser.add_argument("--project", help="W&B project (default: that of the sweep's runs)")
-    parser.add_argument("--entity", help="W&B user or team (default: that of the sweep's runs, else the key's own)")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     spec = dashboard_spec(args.sweep_dir, project=args.project, entity=args.entity)
     path = args.sweep_dir / FILE
     write_json(path, spec)

@@ -4,6 +4,7 @@ import textwrap
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
+from rapidun.cli.commands import SUBCOMMANDS
 from rapidun.config.paths import config_groups
 
 GROUPS = {
@@ -59,7 +60,7 @@ Tracking:
   rapidun tracking=tensorboard
 """
 
-TAIL = """
+KEYS = """
 Keys used most:
   stages=[influence,mapping]        any run of consecutive stages, or one alone
   seed=1  max_length=256            of the whole run
@@ -69,18 +70,9 @@ Keys used most:
   unlearning.learning_rate=2e-4     rapidun --cfg job lists every key with its value
 
 Sub-commands:
-  report DIR...                     report.html of a run or sweep, one comparison of several; --csv --md --png
-  sweep status|logs|collect|cancel|retry DIR      look after a sweep, from any node
-  dashboard DIR [--publish]         a W&B workspace and report of a sweep
-  wandb sync DIR                    upload what was tracked offline
-  doctor [key=value ...]            what this machine has; what of these settings will not work, and what to do
-  pack build|check                  make a pack from clean instructions; look at one
-  model fetch NAME [DIR]            a small real model without access to the hub
-  store list|verify|prune           the stages' results in outputs/store
-  influence check OVERRIDE...      fidelity and cost of an influence setting on a sample of rows
-  index build|verify|fit|score|top  an index of a large training set's gradients on disk, and queries to it
-  completion bash|zsh|fish          the script for TAB: eval "$(rapidun completion bash)"
+"""
 
+FLAGS = """
 Flags: --cfg job (the composed configuration), --info defaults (where each part comes from), --config-dir DIR (more
 config groups of your own), --version, --hydra-help.
 Exit status: 0 all well, 1 a stage or some sweep cells failed, 2 the configuration or an input is wrong, 130 Ctrl-C.
@@ -89,7 +81,7 @@ HYDRA_FULL_ERROR=1 shows tracebacks. The run folder's report.html shows the resu
 
 
 def help_text() -> str:
-    """The groups' choices are read from conf/, so that the text cannot lag behind."""
+    """Read from conf/ and the table of sub-commands, so that the text cannot lag behind."""
     known = config_groups()
     lines = []
     for group in [*GROUPS, *(name for name in known if name not in GROUPS)]:
@@ -98,7 +90,8 @@ def help_text() -> str:
         text = f"{GROUPS[group]}: " if group in GROUPS else ""
         text += " | ".join(known[group])
         lines += textwrap.wrap(text, 119, initial_indent=f"  {group:<11} ", subsequent_indent=" " * 14)
-    return HEAD + "\n".join(lines) + "\n\n" + EXAMPLES + TAIL
+    commands = [f"  {f'{name} {command.usage}':<32}  {command.help}" for name, command in SUBCOMMANDS.items()]
+    return HEAD + "\n".join(lines) + "\n\n" + EXAMPLES + KEYS + "\n".join(commands) + "\n" + FLAGS
 
 
 def version() -> str:

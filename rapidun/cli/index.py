@@ -2,394 +2,227 @@
 
 import argparse
 import dataclasses
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ArtifactError, ConfigError
-from rapidun.cli.index_options import index_parser
-from rapidun.config.influence import InfluenceConfig, InfluenceMethod, LossReduction, ParameterSet, Precondition, Score
-from rapidun.config.parts import LORA_TARGETS, LoraSettings
-from rapidun.stages.influence.index.format import IndexDtype
+from rapidun.cli.commands import FOLDER, MODEL, Parser
+from rapidun.config import keys
+from rapidun.config.index import RESPONSES, IndexSettings
+from rapidun.config.influence import InfluenceConfig, Precondition, Score
+from rapidun.config.parts import LoraSettings
 
-LOG_SECONDS = 60.0
+SETTINGS = {setting.name: setting for setting in dataclasses.fields(IndexSettings)}
+STAGE = InfluenceConfig()
 
 
 def main(argv: Sequence[str]) -> int:
     """The command line. Returns 0; 1 where `verify` finds shards missing and nothing damaged."""
-    args = index_parser().parse_args(argv)
-    return VERBS[args.verb](args, list(argv))
+    args = parser().parse_args(argv)
+    args.argv = list(argv)
+    if args.verb == "build":
+        args.settings = _settings(args)
+    elif args.verb in ("score", "top"):
+        _check_query(args)
+    if args.verb == "verify":
+        return _verify(args.index)
+    # torch, which faults of the command line and numbers on disk need not wait for
+    from rapidun.cli.index_verbs import VERBS
+
+    return VERBS[args.verb](args)
 
 
-def _build(args: argparse.Namespace, argv: list[str]) -> int:
-    from rapidun.base.files import sha256_file
-    from rapidun.stages.influence.index.gradients import GradientRows, describe_model
-    from rapidun.stages.influence.index.manifest import (
-        MANIFEST,
-        Manifest,
-        check_claim,
-        check_room_for,
-        claim_folder,
-        new_recipe,
+def parser() -> Parser:
+    """`verb` of the result is build, verify, fit, score or top."""
+    made = Parser(
+        prog="rapidun index", description="An index of a large training set's gradients on disk, and queries to it."
     )
-    from rapidun.stages.influence.index.writer import build_shards
-    from rapidun.stages.rows.records import read_records
+    verbs = made.add_subparsers(dest="verb", required=True, metavar="build|verify|fit|score|top", parser_class=Parser)
 
-    settings = _settings(args)
-    check_room_for(args.out)
-    records = read_records(args.rows)
-    source = {
-        **describe_model(settings, model=args.model, adapter=args.adapter),
-        "data": sha256_file(args.rows),
-        "response": args.response,
-        # what may change a last digit
-        "tokens_per_batch": args.tokens_per_batch,
-        "threads": args.threads,
-    }
-    recipe = new_recipe(
-        num_rows=len(records), k=args.k, dtype=IndexDtype[args.dtype], shard_rows=args.shard_rows, source=source
+    build = verbs.add_parser(
+        "build",
+        help="make an index, or go on with one",
+        description="Make the index of a training set's gradients. Run the same command again to go on, and "
+        "as often at the same time as there are machines: every worker takes shards that nobody has made yet.",
     )
-    manifest = Manifest(args.out, recipe)
-    if (args.out / MANIFEST).is_file():
-        check_claim(manifest)
-    report = _Progress(args.out)
-    missing = [shard for shard in range(manifest.num_shards) if not manifest.is_done(shard)]
-    if missing and args.workers > 1:
-        del records
-        _build_with_workers(argv, args, report, manifest)
-    elif missing:
-        with _threads(args.threads):
-            rows = GradientRows(
-                settings, model=args.model, adapter=args.adapter, records=records, response=args.response
-            )
-            # only now: what could not be loaded claims no folder
-            claim_folder(args.out, recipe)
-            build_shards(manifest, rows.vectors, on_shard=report, tell=lambda line: print(line, file=sys.stderr))
-    report.end()
-    size = sum(manifest.layout(shard).nbytes for shard in range(manifest.num_shards))
-    print(
-        f"{args.out}: {manifest.num_rows} rows of {manifest.k} numbers ({manifest.dtype.name}), "
-        f"{manifest.num_shards} shards ({manifest.num_shards - len(missing)} were there), {size / 1e6:.1f} MB"
+    build.add_argument("--rows", type=Path, required=True, metavar="FILE", help="the training rows, JSONL")
+    build.add_argument("--out", type=FOLDER, required=True, metavar="DIR", help="the index")
+    _add_model(build, "poisoned: response_poisoned where a row has one")
+    for name in SETTINGS:
+        if name == "lora":
+            lora = LoraSettings()
+            text = f"rank, for --params lora without --adapter (default {lora.r})"
+            build.add_argument("--lora-r", type=_positive, help=text)
+            text = f"what it adapts (default {','.join(lora.target_modules)})"
+            build.add_argument("--lora-targets", metavar="A,B,C", help=text)
+        elif name != "device":
+            _add_setting(build, name)
+    build.add_argument("--workers", type=_positive, default=1, help="processes on this machine")
+
+    verify = verbs.add_parser("verify", help="read all of an index and check it")
+    verify.add_argument("index", type=FOLDER, metavar="DIR")
+
+    fit = verbs.add_parser(
+        "fit",
+        help="fit what the queries' gradients can be preconditioned with",
+        description="Fit K-FAC or EK-FAC factors on some rows, with the index's own settings, for --precondition of "
+        "score and top. The index stays as it is.",
     )
-    return 0
+    fit.add_argument("index", type=FOLDER, metavar="DIR")
+    fit.add_argument("--rows", type=Path, required=True, metavar="FILE", help="JSONL, like the training rows")
+    fit.add_argument("--out", type=FOLDER, required=True, metavar="DIR", help="the factors")
+    _add_model(fit, "of the rows")
+    fit.add_argument("--kind", choices=[p.name for p in Precondition if p is not Precondition.none], required=True,
+                     help="kfac: one pass over the rows; ekfac: two")  # fmt: skip
+    fit.add_argument("--seed", type=int, default=STAGE.seed, help="of the labels drawn from the model")
+
+    score = verbs.add_parser("score", help="write the score of every row for every query")
+    _add_query(score)
+
+    top = verbs.add_parser("top", help="write the best rows of every query, and the best queries of every row")
+    _add_query(top)
+    top.add_argument("--k", type=_positive, default=100, help="rows of a query")
+    top.add_argument("--per-row", type=_count, default=0, metavar="M", help="also the best M queries of every row")
+    top.add_argument("--tokens", type=_count, default=0, metavar="M",
+                     help="also tokens.json: a query's best M rows token by token, exact (needs --rows)")  # fmt: skip
+    top.add_argument("--rows", type=Path, metavar="FILE", help="the rows the index was made of, for --tokens")
+    top.add_argument("--by", choices=["position", "loss"], default="position",
+                     help="tokens: of the input, or of the response by their losses")  # fmt: skip
+    return made
 
 
-def _settings(args: argparse.Namespace) -> Any:
-    from rapidun.stages.influence.index.gradients import GradientSettings
+def _add_setting(verb: argparse.ArgumentParser, name: str) -> None:
+    """The flag of a setting: type, choices and default as the field has them; None where it would be ignored."""
+    setting, kind = SETTINGS[name], keys.hints(IndexSettings)[name]
+    shown, default = dict(setting.metadata), setting.default
+    more: dict[str, Any] = {"help": shown.get("help"), "metavar": shown.get("metavar")}
+    if "only" in shown:
+        more["help"] += f" (default {default})" if default is not None else ""
+        default = None
+    choices = [member.name for member in shown.get("choices", ())] or keys.choices(kind)
+    if choices:
+        more["choices"] = choices
+    elif kind is int:
+        more["type"] = int if "any" in shown else _positive
+    default = default.name if isinstance(default, Enum) else default
+    verb.add_argument(f"--{name.replace('_', '-')}", default=default, **more)
 
-    _check_used(args)
+
+def _add_model(verb: argparse.ArgumentParser, responses: str) -> None:
+    verb.add_argument("--model", type=MODEL, required=True, metavar="DIR", help="a model folder or hub id")
+    verb.add_argument("--adapter", type=FOLDER, metavar="DIR", help="a PEFT adapter on it")
+    _add_setting(verb, "device")
+    verb.add_argument("--response", choices=list(RESPONSES), default="response", help=responses)
+
+
+def _add_query(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("index", type=FOLDER, metavar="DIR")
+    verb.add_argument("--queries", type=Path, required=True, metavar="FILE", help="JSONL, like the training rows")
+    verb.add_argument("--out", type=FOLDER, required=True, metavar="DIR", help="where the result goes")
+    _add_model(verb, "of the queries")
+    verb.add_argument("--score", choices=[s.name for s in Score], default=STAGE.score.name)
+    verb.add_argument("--precondition", type=FOLDER, metavar="DIR",
+                      help="the factors of rapidun index fit, for the queries' gradients")  # fmt: skip
+    verb.add_argument("--damping-factor", type=_positive_float, metavar="X",
+                      help="added to each eigenvalue, as a share of their mean in the layer "
+                      f"(default {STAGE.damping_factor})")  # fmt: skip
+    verb.add_argument(
+        "--memory-gb", type=_positive_float, default=1.0, help="for scoring, beside the model (default 1)"
+    )
+    verb.add_argument("--drop-cache", action="store_true", help="keep what was read out of the system's file cache")
+
+
+def _settings(args: argparse.Namespace) -> IndexSettings:
+    """What the flags of `build` say.
+
+    Raises: ConfigError for an option that would be ignored, and for every fault that the influence stage would find.
+    """
+    given: dict[str, Any] = {}
+    for name in SETTINGS:
+        if name == "lora":
+            continue
+        value, kind = getattr(args, name), keys.hints(IndexSettings)[name]
+        if value is not None:
+            given[name] = kind[value] if keys.choices(kind) else value
+    for name in given:
+        other, wanted = SETTINGS[name].metadata.get("only", (name, given[name]))
+        if given[other] is not wanted:
+            raise _ignored(name, f"--{other} {wanted.name}")
+    fresh = args.params == "lora" and args.adapter is None
+    for name in ("lora_r", "lora_targets"):
+        if getattr(args, name) is not None and not fresh:
+            raise _ignored(name, "--params lora without --adapter")
     lora = LoraSettings()
     rank = args.lora_r or lora.r
-    targets = args.lora_targets.split(",") if args.lora_targets else list(LORA_TARGETS)
-    lora = LoraSettings(r=rank, lora_alpha=rank, target_modules=targets)
-    shared: dict[str, Any] = {
-        "params": ParameterSet[args.params],
-        "regex": args.regex,
-        "lora": lora,
-        "loss": LossReduction[args.loss],
-        "method": InfluenceMethod[args.method],
-        "k": args.k,
-        "buckets": args.buckets or InfluenceConfig().buckets,
-        "seed": args.seed,
-        "tokens_per_batch": args.tokens_per_batch,
-    }
+    targets = args.lora_targets.split(",") if args.lora_targets else lora.target_modules
+    settings = IndexSettings(**given, lora=LoraSettings(r=rank, lora_alpha=rank, target_modules=targets))
+    shared = {name: getattr(settings, name) for name in SETTINGS if name in keys.hints(InfluenceConfig)}
     faults = InfluenceConfig(**shared).check()
     if faults:
         # the words of the configuration, without its places
         raise ConfigError([fault.partition(". Change conf/")[0] + ". Change --params and so on" for fault in faults])
-    return GradientSettings(
-        **shared,
-        max_length=args.max_length,
-        threads=args.threads,
-        model_dtype=args.model_dtype,
-        quantisation=args.quantisation,
-        attention=args.attention,
-        device=args.device,
-    )
+    return settings
 
 
-def _check_used(args: argparse.Namespace) -> None:
-    """Raises: ConfigError for an option that would be ignored."""
-    is_fresh_lora = args.params == "lora" and args.adapter is None
-    for name, is_used, wanted in (
-        ("regex", args.params == "regex", "--params regex"),
-        ("lora_r", is_fresh_lora, "--params lora without --adapter"),
-        ("lora_targets", is_fresh_lora, "--params lora without --adapter"),
-        ("buckets", args.method == "tensorsketch", "--method tensorsketch"),
-    ):
-        if getattr(args, name) is not None and not is_used:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"command line: need {wanted} with {option}, got none. Leave {option} out, or pass it")
-
-
-def _build_with_workers(argv: list[str], args: argparse.Namespace, report: "_Progress", manifest: Any) -> None:
-    """Raises: ArtifactError if the index is not finished when all workers have ended (says why)."""
-    import torch
-
-    from rapidun.models.load import pick_device
-    from rapidun.stages.influence.index.workers import run_workers
-
-    num_gpus = torch.cuda.device_count() if pick_device(args.device) == "cuda" else 0
-
-    def done() -> int:
-        return sum(map(manifest.is_done, range(manifest.num_shards)))
-
-    # the last of two equal options counts
-    messages = run_workers(
-        ["index", *argv, "--workers", "1"],
-        count=min(args.workers, manifest.num_shards),
-        num_gpus=num_gpus,
-        on_poll=lambda: report(done(), manifest.num_shards),
-    )
-    if done() < manifest.num_shards:
-        # each has met a fault of its own, or all the same one: it is mended one at a time
-        raise ArtifactError(messages[0])
-    for message in messages:
-        print(f"rapidun: {message} (the others made what it left)", file=sys.stderr)
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class _Progress:
-    """One line that changes on a terminal; elsewhere (a job's log) a line a minute."""
-
-    def __init__(self, what: Path, unit: str = "shards") -> None:
-        self.what = what
-        self.unit = unit
-        self._on_terminal = sys.stderr.isatty()
-        self._shown = ""
-        self._time = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        line = f"{self.what}: {done} of {total} {self.unit}"
-        if line == self._shown:
-            return
-        if self._on_terminal:
-            print(f"\r{line}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self._time >= LOG_SECONDS:
-            self._time = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
-        self._shown = line
-
-    def end(self) -> None:
-        if self._on_terminal and self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _verify(args: argparse.Namespace, argv: list[str]) -> int:
+def _verify(index: Path) -> int:
+    # numpy
     from rapidun.stages.influence.index.verify import verify_index
 
-    found = verify_index(args.index)
+    found = verify_index(index)
     if found.faults:
         raise ArtifactError("\n".join(found.faults))
     if found.num_missing:
         print(
-            f"{args.index}: {found.num_shards - found.num_missing} of {found.num_shards} shards are whole, "
+            f"{index}: {found.num_shards - found.num_missing} of {found.num_shards} shards are whole, "
             "the others are not made yet. Run the same rapidun index build again"
         )
         return 1
-    print(f"{args.index}: {found.num_rows} rows in {found.num_shards} shards, each once, every byte as it was written")
+    print(f"{index}: {found.num_rows} rows in {found.num_shards} shards, each once, every byte as it was written")
     return 0
 
 
-def _fit(args: argparse.Namespace, argv: list[str]) -> int:
-    from rapidun.stages.influence.index.curvature import TENSORS, fit_factors, fit_recipe, is_fitted, write_factors
-    from rapidun.stages.influence.index.gradients import GradientRows
-    from rapidun.stages.influence.index.manifest import check_room_for, open_manifest
-    from rapidun.stages.rows.records import read_records
-
-    check_room_for(args.out)
-    manifest = open_manifest(args.index)
-    settings, described = _described(args, manifest)
-    # fits into memory where the index was made
-    settings = dataclasses.replace(settings, tokens_per_batch=manifest.recipe["source"]["tokens_per_batch"])
-    kind = Precondition[args.kind]
-    records = read_records(args.rows)
-    recipe = fit_recipe(
-        described, kind=kind, rows=args.rows, num_rows=len(records), response=args.response, seed=args.seed
-    )
-    was_there = is_fitted(args.out, recipe)
-    if not was_there:
-        rows = GradientRows(settings, model=args.model, adapter=args.adapter, records=records, response=args.response)
-        report = _Progress(args.out, "batches")
-        curvatures = fit_factors(rows, kind=kind, seed=args.seed, on_batch=lambda done, total, _: report(done, total))
-        report.end()
-        write_factors(args.out, recipe, curvatures)
-    size = (args.out / TENSORS).stat().st_size
-    print(
-        f"{args.out}: {kind.name}, fitted on {len(records)} rows, {size / 1e6:.1f} MB"
-        f"{' (was there and is kept)' if was_there else ''}"
-    )
-    return 0
+def _ignored(name: str, wanted: str) -> ConfigError:
+    option = f"--{name.replace('_', '-')}"
+    return ConfigError(f"command line: need {wanted} with {option}, got none. Leave {option} out, or pass it")
 
 
-def _score(args: argparse.Namespace, argv: list[str]) -> int:
-    from rapidun.stages.influence.index.manifest import check_room_for
-    from rapidun.stages.influence.index.output import write_scores
-
-    check_room_for(args.out)
-    _check_precondition(args)
-    index, query, _ = _query(args)
-    write_scores(_stream(args, index, query.vectors), index, query.ids, args.out)
-    print(f"{args.out / 'scores.npy'}: {index.num_rows} rows, {len(query.ids)} queries, {_kind(args)}")
-    return 0
-
-
-def _top(args: argparse.Namespace, argv: list[str]) -> int:
-    from rapidun.stages.influence.index.manifest import check_room_for
-    from rapidun.stages.influence.index.output import write_top
-
-    check_room_for(args.out)
-    _check_precondition(args)
-    records = _indexed_records(args) if args.tokens else []
-    index, query, rows = _query(args)
-    best = write_top(_stream(args, index, query.vectors), index, query.ids, args.out, k=args.k, per_row=args.per_row)
-    print(f"{args.out / 'top.jsonl'}: the best {min(args.k, index.num_rows)} of {index.num_rows} rows, {_kind(args)}")
-    if args.tokens:
-        from rapidun.stages.influence.tokenwise import write_tokens
-
-        encoded = rows.encode(rows.records)
-        target = index.manifest.recipe["source"]["response"]
-        pairs = []
-        for number in range(len(query.ids)):
-            found = [row for row, _ in best.result(number)[: args.tokens]]
-            trained = rows.encode([records[row] for row in found], response=target)
-            pairs.append((query.ids[number], encoded[number], [records[row].id for row in found], trained))
-        write_tokens(
-            args.out / "tokens.json",
-            rows.model,
-            rows.parameters,
-            rows.tokenizer,
-            pairs,
-            score=Score[args.score],
-            reduction=rows.settings.loss.name,
-            by=args.by,
-        )
-        print(f"{args.out / 'tokens.json'}: {sum(len(p[2]) for p in pairs)} pairs, by {args.by}")
-    return 0
-
-
-def _query(args: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """The index, the queries' numbers, and what made them.
-
-    Raises: ArtifactError if the index or the factors were made by another model, tokenizer or adapter.
-    """
-    from rapidun.stages.influence.index.curvature import check_fits
-    from rapidun.stages.influence.index.gradients import GradientRows
-    from rapidun.stages.influence.index.reader import Index
-    from rapidun.stages.rows.records import read_records
-
-    index = Index(args.index)
-    settings, described = _described(args, index.manifest)
-    if args.precondition is not None:
-        check_fits(args.precondition, described, index=args.index)
-    records = read_records(args.queries)
-    rows = GradientRows(settings, model=args.model, adapter=args.adapter, records=records, response=args.response)
-    return index, rows.vectors(0, len(records), preconditioner=_preconditioner(args, rows)), rows
-
-
-def _described(args: argparse.Namespace, manifest: Any) -> tuple[Any, dict[str, Any]]:
-    """An index's own settings, and the description of the model that is asked for, which is the index's.
-
-    Raises: ArtifactError if the index was made by another model, tokenizer or adapter.
-    """
-    from rapidun.stages.influence.index.gradients import describe_model, settings_of
-    from rapidun.stages.influence.index.manifest import check_same
-
-    source = manifest.recipe["source"]
-    if "model" not in source:
-        raise ArtifactError(f"{args.index}: need an index of a model's gradients, got one of {source}")
-    settings = settings_of(source, k=manifest.k, device=args.device)
-    described = describe_model(settings, model=args.model, adapter=args.adapter)
-    check_same(
-        manifest,
-        {"source": described},
-        what="an index of this model and adapter",
-        mend="Pass the --model and --adapter it was made with",
-    )
-    return settings, described
-
-
-def _check_precondition(args: argparse.Namespace) -> None:
+def _check_query(args: argparse.Namespace) -> None:
     """Raises: ConfigError for options that do not go together."""
     if args.precondition is None and args.damping_factor is not None:
         raise ConfigError(
             "command line: need --precondition DIR with --damping-factor, got none. "
             f"See rapidun index {args.verb} --help"
         )
-    if args.precondition is not None and args.verb == "top" and args.tokens:
+    if args.verb != "top" or not args.tokens:
+        return
+    if args.precondition is not None:
         raise ConfigError(
             "index top: need --tokens without --precondition (tokens.json splits exact scores of plain gradients), "
             "got both. Leave one of them out"
         )
-
-
-def _preconditioner(args: argparse.Namespace, rows: Any) -> Any:
-    if args.precondition is None:
-        return None
-    from rapidun.stages.influence.index.curvature import read_factors
-    from rapidun.stages.influence.precondition import Preconditioner
-
-    curvatures = read_factors(args.precondition, rows.parameters, device=rows.device)
-    return Preconditioner(curvatures, damping_factor=args.damping_factor or InfluenceConfig().damping_factor)
-
-
-def _kind(args: argparse.Namespace) -> str:
-    return args.score if args.precondition is None else f"{args.score}, preconditioned"
-
-
-def _stream(args: argparse.Namespace, index: Any, vectors: Any) -> Any:
-    import torch
-
-    from rapidun.stages.influence.index.score import stream_scores
-
-    return stream_scores(
-        index,
-        torch.from_numpy(vectors),
-        score=Score[args.score],
-        memory_bytes=args.memory_gb * 1e9,
-        keep_cached=not args.drop_cache,
-    )
-
-
-def _indexed_records(args: argparse.Namespace) -> list[Any]:
-    """The rows that the index was made of.
-
-    Raises: ConfigError without --rows, ArtifactError for other rows.
-    """
-    from rapidun.base.files import sha256_file
-    from rapidun.stages.influence.index.manifest import check_same, open_manifest
-    from rapidun.stages.rows.records import read_records
-
     if args.rows is None:
         raise ConfigError("index top: need the rows of the index for --tokens, got none. Pass --rows FILE")
-    records = read_records(args.rows)
-    check_same(
-        open_manifest(args.index),
-        {"source": {"data": sha256_file(args.rows)}},
-        what="an index of these rows",
-        mend="Pass the --rows it was made of",
-    )
-    return records
 
 
-VERBS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
-    "build": _build,
-    "verify": _verify,
-    "fit": _fit,
-    "score": _score,
-    "top": _top,
-}
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"need a number >= 1, got {text}")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"need a number > 0, got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"need a number >= 0, got {text}")
+    return value

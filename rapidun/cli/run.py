@@ -1,21 +1,52 @@
-"""Starts a run, and says what its end means: one message, one exit status."""
+"""Starts what overrides ask for: one run, a sweep, or a look at the configuration that Hydra composes."""
 
+import argparse
+import logging
 import os
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import hydra
 
 from rapidun.base import processes
 from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json
+from rapidun.config.cells import compose_sweep
+from rapidun.config.compose import CONFIG_NAME, VERSION_BASE, compose_config, register_schema, spell
+from rapidun.config.overrides import TUNER
+from rapidun.config.paths import config_dir
 from rapidun.config.plain import config_yaml
 from rapidun.config.run import RunConfig
 from rapidun.pipeline.folder import new_run_dir
+from rapidun.sweep.entry import begin, handover
 
 
-def run_once(cfg: RunConfig, overrides: Sequence[str]) -> int:
-    """Run one configuration and return the exit status."""
+def start(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Check everything that was asked for, then do it; return the exit status.
+
+    Args: options: of `run_parser`.
+    Raises: RapidunError.
+    """
+    extra: Path | None = options.config_dir
+    if options.multirun:
+        return _sweep(overrides, extra)
+    cfg = compose_config(overrides, extra_dir=extra)
+    shown = [f"--cfg={options.cfg}"] if options.cfg else [f"--info={options.info}"] if options.info else []
+    if shown:
+        shown += ["--resolve"] if options.resolve else []
+        shown += [f"--package={options.package}"] if options.package else []
+        return call_hydra([*shown, *_config_dir(extra), *spell(overrides, extra_dir=extra)])
+    alone = [text for text in overrides if text.lstrip("+").startswith(("sweep.", "hydra/launcher", "hydra/sweeper"))]
+    if alone:
+        raise ConfigError(f"{alone[0]}: sweeps need -m; this is one run. Pass -m, or leave it out")
+    return _run(cfg, overrides)
+
+
+def _run(cfg: RunConfig, overrides: list[str]) -> int:
     wanted, there = cfg.resources.num_processes, processes.world_size()
     if wanted > 1 and there == 1:
         raise ConfigError(
@@ -24,36 +55,20 @@ def run_once(cfg: RunConfig, overrides: Sequence[str]) -> int:
         )
     # fixed here, so that a failure can say where its traceback is
     cfg.run_dir = cfg.run_dir or str(new_run_dir(cfg.name))
-    return _run(cfg, overrides, cfg.run_dir)
-
-
-def complain(error: RapidunError, *, where: str = "") -> int:
-    """Print what is wrong, one fault a line, and return 2."""
-    faults = error.faults if isinstance(error, ConfigError) else [str(error)]
-    prefix = f"rapidun: {where}: " if where else "rapidun: "
-    if len(faults) == 1:
-        print(prefix + faults[0], file=sys.stderr)
-    else:
-        print(f"{prefix}{len(faults)} faults, nothing was run", file=sys.stderr)
-        for fault in faults:
-            print(f"  {fault}", file=sys.stderr)
-    _full_error(error)
-    return 2
-
-
-def _run(cfg: RunConfig, overrides: Sequence[str], where: str) -> int:
+    # the stages, which faults of the configuration need not wait for
     from rapidun.pipeline.run import run_pipeline
 
     try:
-        run_pipeline(cfg, overrides=list(overrides), config_yaml=config_yaml(cfg))
-    except RapidunError as error:
-        return complain(error, where=where if where.startswith("cell") else "")
+        run_pipeline(cfg, overrides=overrides, config_yaml=config_yaml(cfg))
+    except RapidunError:
+        raise
     except Exception as error:  # a failed stage: its traceback is kept in status.json
-        status = Path(str(cfg.run_dir)) / "status.json"
+        status = Path(cfg.run_dir) / "status.json"
         stage = _read(status).get("stage") or "run"
         first = (str(error).strip().splitlines() or [""])[0]
         print(f"rapidun: {stage} failed: {type(error).__name__}: {first} (traceback in {status})", file=sys.stderr)
-        _full_error(error)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exception(error)
         return 1
     return 0
 
@@ -66,6 +81,56 @@ def _read(status: Path) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _full_error(error: BaseException) -> None:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exception(error)
+def _sweep(overrides: list[str], extra: Path | None) -> int:
+    """Check every cell, then let Hydra call the sweeper."""
+    begin(overrides, extra_dir=extra)
+    tuned = any(text.lstrip("+") == TUNER for text in overrides)
+    if not tuned:
+        handover.composed = compose_sweep(overrides, extra_dir=extra, on_progress=_progress("checking"))
+    status = call_hydra(["--multirun", *_config_dir(extra), *spell(overrides, extra_dir=extra)])
+    if handover.error is not None:
+        raise handover.error
+    if handover.status is None:
+        # Hydra itself refused something and has said so
+        return 2 if status else 0
+    return handover.status
+
+
+def _progress(word: str) -> Callable[[int, int], None]:
+    """A line now and then, where cells take more than a moment."""
+    said = time.monotonic()
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > 1.0:
+            said = time.monotonic()
+            print(f"{word}: {done} of {total} cells", flush=True)
+
+    return on_progress
+
+
+def _config_dir(extra: Path | None) -> list[str]:
+    return [f"--config-dir={extra.resolve()}"] if extra else []
+
+
+def call_hydra(argv: Sequence[str]) -> int:
+    """Hand over to Hydra, which reads sys.argv; what is to run, its sweepers know."""
+    register_schema()
+    held = sys.argv
+    # --info sends the root logger to stdout for good
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    sys.argv = [held[0], *argv]
+    try:
+        hydra.main(version_base=VERSION_BASE, config_path=str(config_dir()), config_name=CONFIG_NAME)(_nothing)()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    finally:
+        sys.argv = held
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    return 0
+
+
+def _nothing(cfg: Any) -> None:
+    """The task of commands that only show something."""

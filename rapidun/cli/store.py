@@ -6,19 +6,24 @@ from pathlib import Path
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.store import Store, linked_artifacts
+from rapidun.cli.commands import FOLDER
 from rapidun.stages.recipes import KINDS
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="rapidun store", description="List, check or prune the artifact store.")
+    made.add_argument("action", choices=["list", "verify", "prune"])
+    made.add_argument("--store", type=FOLDER, default=Path("outputs/store"), help="the store (default: %(default)s)")
+    made.add_argument(
+        "--outputs", type=FOLDER, default=Path("outputs"), help="prune keeps what runs below this link to"
+    )
+    made.add_argument("--dry-run", action="store_true", help="prune: say what would go")
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
     """`rapidun store list|verify|prune`."""
-    parser = argparse.ArgumentParser(prog="rapidun store", description="List, check or prune the artifact store.")
-    parser.add_argument("action", choices=["list", "verify", "prune"])
-    parser.add_argument("--store", type=Path, default=Path("outputs/store"), help="the store (default: %(default)s)")
-    parser.add_argument(
-        "--outputs", type=Path, default=Path("outputs"), help="prune keeps what runs below this link to"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="prune: say what would go")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     if not args.store.is_dir():
         raise ConfigError(f"store: need a folder, got {args.store}. Pass --store DIR")
     store = Store(args.store)

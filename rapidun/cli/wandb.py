@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rapidun.base.errors import ConfigError, DataError
+from rapidun.cli.commands import FOLDER
 from rapidun.pipeline.tracking.packages import need_package
 from rapidun.pipeline.tracking.wandb.mode import answers, has_key, server_address
 
@@ -17,17 +18,21 @@ AT_ONCE = 50
 HEAD_BYTES = 7
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="rapidun wandb", description="Work on W&B runs that were made offline.")
+    actions = made.add_subparsers(dest="action", required=True)
+    sync = actions.add_parser("sync", help="upload every offline run below DIR")
+    sync.add_argument("folder", type=FOLDER, metavar="DIR", help="a run, a sweep, or all of outputs")
+    sync.add_argument("--dry-run", action="store_true", help="say which runs would go up")
+    return made
+
+
 def main(argv: Sequence[str]) -> int:
     """Sync; 1 where the server does not answer or an upload failed.
 
     Raises: ConfigError without a key, DataError where there is nothing to sync (both: exit status 2).
     """
-    parser = argparse.ArgumentParser(prog="rapidun wandb", description="Work on W&B runs that were made offline.")
-    actions = parser.add_subparsers(dest="action", required=True)
-    sync = actions.add_parser("sync", help="upload every offline run below DIR")
-    sync.add_argument("folder", type=Path, metavar="DIR", help="a run, a sweep, or all of outputs")
-    sync.add_argument("--dry-run", action="store_true", help="say which runs would go up")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     if not args.folder.is_dir():
         raise DataError(f"wandb sync: need a folder, got {args.folder}")
     runs = offline_runs(args.folder)

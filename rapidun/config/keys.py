@@ -9,6 +9,12 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from rapidun.config.run import RunConfig
+from rapidun.config.sweep import LAUNCHERS, SWEEPERS
+
+# groups that add to the configuration; the others each fill a section and cannot be empty
+OPTIONAL_GROUPS = ("experiment", "debug")
+# who starts the cells and who sweeps
+HYDRA_CHOICES = {"hydra/launcher": tuple(LAUNCHERS), "hydra/sweeper": SWEEPERS}
 
 
 @cache

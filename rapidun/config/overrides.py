@@ -15,12 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rapidun.config import keys
 from rapidun.config.run import RunConfig
-from rapidun.config.sweep import LAUNCHERS, SWEEPERS
 
-# groups that add to the configuration; the others each fill a section and cannot be empty
-OPTIONAL_GROUPS = ("experiment", "debug")
-# who sweeps and who starts the cells
-HYDRA_CHOICES = {"hydra/launcher": tuple(LAUNCHERS), "hydra/sweeper": SWEEPERS}
 TUNER = "hydra/sweeper=rapidun_optuna"
 # of one axis; more is a slip of the pen
 MAX_VALUES = 100_000
@@ -108,7 +103,7 @@ def _check_hydra(override: Override) -> list[str]:
     key = override.key_or_group
     if override.is_sweep_override():
         return [f"{key}: Hydra's own settings cannot be swept. Pass one value"]
-    known = HYDRA_CHOICES.get(key)
+    known = keys.HYDRA_CHOICES.get(key)
     if known is None or override.is_delete() or override.value() in known:
         return []
     close = keys.nearest(str(override.value()), known)
@@ -129,7 +124,7 @@ def _check(
         above = keys.dict_above(key)
         if above is not None and above != key:
             return [], text
-        if key in OPTIONAL_GROUPS:
+        if key in keys.OPTIONAL_GROUPS:
             return [], f"~{key}"
         if keys.find(key) is None and key not in groups:
             return [keys.unknown_key(key)], None
@@ -189,7 +184,7 @@ def _check_choice(override: Override, known: Sequence[str], text: str) -> tuple[
     names: list[str] = []
     mendable = True
     for value in _values(override):
-        if value is None and group in OPTIONAL_GROUPS:
+        if value is None and group in keys.OPTIONAL_GROUPS:
             names.append("null")
             continue
         for name in value if isinstance(value, list) else [value]:

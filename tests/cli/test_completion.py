@@ -1,5 +1,6 @@
 """Shell completion: what may follow, and that bash, zsh and fish offer it."""
 
+import argparse
 import os
 import pty
 import re
@@ -14,14 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from rapidun.cli import completion
+from rapidun.cli.commands import SUBCOMMANDS, run_parser
 from rapidun.cli.completion import complete
-from rapidun.cli.main import SUBCOMMANDS, _parse, main
+from rapidun.cli.main import main
 from rapidun.cli.shells import SCRIPTS
 from rapidun.config import keys
-from rapidun.config.overrides import HYDRA_CHOICES
 from rapidun.config.paths import config_groups
-from rapidun.models.gguf import PACKAGED
 from rapidun.sweep.pruning import PRUNERS
 from rapidun.sweep.tuning.search import SAMPLERS, Tuning
 
@@ -68,6 +67,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["report", "--csv", "pa"], ["pack/", "paper.txt"]),
         (["report", "pa"], ["pack/"]),
         (["wandb", ""], ["sync"]),
+        (["wandb", "sync", "--dry-run", "pa"], ["pack/"]),
+        (["index", "build", "--dtype", ""], ["int8", "fp16"]),
+        (["index", "build", "--rows", "pa"], ["pack/", "paper.txt"]),
+        (["index", "score", "pa"], ["pack/"]),
+        (["index", "score", "pack", ""], []),
+        (["influence", "check", "--rows", "9", "influence.method=bm"], ["influence.method=bm25"]),
+        (["sweep", "status", "outputs/sweeps/taus-1", ""], []),
+        (["pack", "nothing", ""], []),
         (["completion", "z"], ["zsh"]),
         (["model", "fetch", ""], ["smollm2_135m"]),
         (["doctor", "model.dtype=b"], ["model.dtype=bfloat16"]),
@@ -130,43 +137,50 @@ def test_groups_of_ones_own_are_offered(here: Path) -> None:
     assert complete(["mapping=mi"]) == []
 
 
-def test_the_tables_keep_up_with_what_they_repeat(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sorted(completion.COMMANDS) == sorted(SUBCOMMANDS)
-    assert tuple(PACKAGED) == completion.MODELS
-    assert {key: sorted(names) for key, names in completion.HYDRA.items()} == {
-        key: sorted(names) for key, names in HYDRA_CHOICES.items()
-    }
-    assert list(completion.TUNING) == [field.name for field in fields(Tuning)]
-    assert (list(completion.TUNING["sampler"]), list(completion.TUNING["pruner"])) == (list(SAMPLERS), list(PRUNERS))
-    for flag, follows in completion.RUN_FLAGS.items():
-        if flag not in ("--help", "--hydra-help"):
-            value = {"cfg": "job", "info": "all", "folders": ".", "nothing": "model", "": ""}[follows]
-            _parse([flag, value] if value else [flag])
-    for name, command in completion.COMMANDS.items():
-        verbs = [[name, "fetch"]] if name == "model" else [[name, verb] for verb in command.verbs]
-        text = ""
-        for words in [
-            *([[name]] if name != "model" else []),
-            *(verbs if name in ("pack", "wandb", "model", "index", "influence") else []),
-        ]:
-            with pytest.raises(SystemExit):
-                main([*words, "--help"])
-            text += capsys.readouterr().out
-        flags = {*re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text)} - {"--help", "-h"}
-        assert {flag for flag, _ in command.flags} == flags, name
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return found[0] if found else {}
 
 
-def test_an_answer_takes_a_moment_and_neither_hydra_nor_torch(here: Path) -> None:
-    code = """
+def test_every_flag_of_every_parser_is_offered_and_its_choices_behind_it() -> None:
+    places = [([], run_parser())]
+    for name, command in SUBCOMMANDS.items():
+        parser = command.load().parser()
+        places += [([name], parser), *(([name, verb], inner) for verb, inner in verbs_of(parser).items())]
+    assert len(places) == 22
+    for words, parser in places:
+        flags = {flag: action for action in parser._actions for flag in action.option_strings if flag != "-h"}
+        assert set(complete([*words, "-"])) == set(flags), words
+        for flag, action in flags.items():
+            if action.choices is not None:
+                assert complete([*words, flag, ""]) == list(action.choices)
+
+
+def test_what_the_tuner_takes_is_offered() -> None:
+    assert complete(["hydra.sweeper."]) == [f"hydra.sweeper.{field.name}=" for field in fields(Tuning)]
+    for name, known in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
+        assert complete([f"hydra.sweeper.{name}="]) == [f"hydra.sweeper.{name}={choice}" for choice in known]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["-m", "mapping=ra"], ["mapping=random", "mapping=rapidun", "mapping=rapidun_release"]),
+        *(([name, "--h"], ["--html", "--help"] if name == "report" else ["--help"]) for name in SUBCOMMANDS),
+    ],
+    ids=" ".join,
+)
+def test_an_answer_takes_a_moment_and_neither_hydra_nor_torch(words: list[str], found: list[str], here: Path) -> None:
+    code = f"""
 import sys
 from rapidun.cli.main import main
-main(["completion", "query", "--", "-m", "mapping=ra"])
+main(["completion", "query", "--", *{words}])
 sys.exit(str([name for name in ("torch", "hydra", "omegaconf", "numpy", "submitit") if name in sys.modules] or "") or 0)
 """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, **CAPTURE)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert (done.returncode, done.stdout) == (0, "mapping=random\nmapping=rapidun\nmapping=rapidun_release\n")
+    assert (done.returncode, done.stdout) == (0, "".join(f"{line}\n" for line in found))
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rapidun.base.errors import ModelError
-from rapidun.cli.model import main_fetch
+from rapidun.cli.model import main
 from rapidun.models.gguf import convert_gguf, fetch
 
 
@@ -28,7 +28,7 @@ def test_unreachable_index_is_one_line_without_its_address(tmp_path: Path, monke
 
 def test_fetched_model_is_not_fetched_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.safetensors").write_text("")
-    assert main_fetch(["smollm2_135m", str(tmp_path)]) == 0
+    assert main(["fetch", "smollm2_135m", str(tmp_path)]) == 0
     assert "already there" in capsys.readouterr().out
 
 

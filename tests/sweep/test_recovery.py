@@ -9,7 +9,7 @@ import pytest
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import write_json
-from rapidun.cli import sweep as command
+from rapidun.cli import sweep_actions as command
 from rapidun.config.sweep import ClusterConfig
 from rapidun.sweep.drive import watched_entry
 from rapidun.sweep.folder import SweepFolder

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 
+from rapidun.cli.commands import OVERRIDE
 from rapidun.cli.doctor.asked import read_asked
 from rapidun.cli.doctor.findings import Findings, as_json, bounded, shown, verdict
 from rapidun.cli.doctor.inputs import look_at_inputs
@@ -13,9 +14,8 @@ from rapidun.cli.doctor.software import look_at_software
 from rapidun.cli.doctor.storage import look_at_storage
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print section by section as they are found; 1 if something that was asked for will not work."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="rapidun doctor",
         description="Say what this machine has, and what of a run or a sweep will not work on it,\n"
         "why, and what to do. Without overrides: the default configuration.",
@@ -26,10 +26,15 @@ def main(argv: Sequence[str]) -> int:
         "Exit status: 0 all that was asked for works, 1 something will not.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for a run")
-    parser.add_argument("--multirun", "-m", action="store_true", help="the overrides are those of a sweep")
-    parser.add_argument("--json", action="store_true", help="the same for programs")
-    options = parser.parse_intermixed_args(argv)
+    made.add_argument("overrides", nargs="*", metavar="key=value", type=OVERRIDE, help="as for a run")
+    made.add_argument("--multirun", "-m", action="store_true", help="the overrides are those of a sweep")
+    made.add_argument("--json", action="store_true", help="the same for programs")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print section by section as they are found; 1 if something that was asked for will not work."""
+    options = parser().parse_intermixed_args(argv)
     # torch is asked while the rest is looked at
     probe = Probe()
     asked = read_asked(options.overrides, multirun=options.multirun)

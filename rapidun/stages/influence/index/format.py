@@ -13,23 +13,17 @@ The sums let a reader notice a damaged row while it streams: one changed byte al
 
 import json
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from rapidun.config.index import IndexDtype
 
 FORMAT_VERSION = 1
 # rows begin at a multiple of this, so that they can be mapped and let go of page by page
 PAGE = 4096
 INT8_MAX = 127
 TINY = np.finfo(np.float32).tiny
-
-
-class IndexDtype(Enum):
-    """How one number of a row is stored."""
-
-    int8 = "int8"
-    fp16 = "fp16"
 
 
 NUMPY: dict[IndexDtype, np.dtype[Any]] = {IndexDtype.int8: np.dtype("<i1"), IndexDtype.fp16: np.dtype("<f2")}

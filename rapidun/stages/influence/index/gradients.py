@@ -5,7 +5,6 @@ themselves: which batch a row is in follows from the recipe, not from who asks, 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from rapidun.base.errors import DataError, ModelError
 from rapidun.base.files import sha256_file, sha256_json
+from rapidun.config.index import RESPONSES, IndexSettings
 from rapidun.config.influence import InfluenceMethod, LossReduction, ParameterSet
 from rapidun.config.parts import LoraSettings
 from rapidun.config.plain import plain
@@ -34,42 +34,14 @@ from rapidun.stages.rows.records import Record
 # numbers of a batch's preconditioned gradients of one weight, which are no longer factors (256 MB in float32)
 WHOLE_NUMEL = 1 << 26
 
-RESPONSES: dict[str, Callable[[Record], str]] = {
-    "response": lambda record: record.response,
-    # what the model should lose
-    "poisoned": lambda record: record.forget_target,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GradientSettings:
-    """Whose gradients, of what, and how they are sketched: all that a row's numbers depend on beside the row."""
-
-    params: ParameterSet = ParameterSet.all_linear
-    regex: str | None = None
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    loss: LossReduction = LossReduction.mean
-    method: InfluenceMethod = InfluenceMethod.sketch
-    k: int = 4096
-    buckets: int = 1024
-    seed: int = 42
-    max_length: int = 256
-    tokens_per_batch: int = 2048
-    threads: int = 1
-    model_dtype: str = "auto"
-    quantisation: str = "none"
-    attention: str = "auto"
-    device: str = "auto"
-
-
-SKETCHES: dict[InfluenceMethod, Callable[[GradientSettings], Sketch]] = {
+SKETCHES: dict[InfluenceMethod, Callable[[IndexSettings], Sketch]] = {
     InfluenceMethod.sketch: lambda s: CountSketch(k=s.k, seed=s.seed),
     InfluenceMethod.tensorsketch: lambda s: TensorSketch(k=s.k, buckets=s.buckets, seed=s.seed),
 }
 VERSIONS = {InfluenceMethod.sketch: SKETCH_VERSION, InfluenceMethod.tensorsketch: TENSORSKETCH_VERSION}
 
 
-def describe_model(settings: GradientSettings, *, model: str, adapter: Path | None) -> dict[str, Any]:
+def describe_model(settings: IndexSettings, *, model: str, adapter: Path | None) -> dict[str, Any]:
     """The part of a recipe that queries and rows must share: contents, never paths."""
     folder = local_folder(model)
     is_fresh = settings.params is ParameterSet.lora and adapter is None
@@ -102,18 +74,17 @@ def describe_model(settings: GradientSettings, *, model: str, adapter: Path | No
     }
 
 
-def settings_of(described: dict[str, Any], *, k: int, device: str) -> GradientSettings:
+def settings_of(described: dict[str, Any], *, k: int, device: str) -> IndexSettings:
     """The settings that `describe_model` described, for queries to an index."""
     parameters, method = described["parameters"], described["method"]
-    return GradientSettings(
+    return IndexSettings(
         params=ParameterSet[parameters["set"]],
         regex=parameters["regex"],
         lora=LoraSettings(**(parameters["fresh_lora"] or {})),
         loss=LossReduction[described["loss"]],
         method=InfluenceMethod[method["name"]],
         k=k,
-        buckets=method.get("buckets", 1024),
-        seed=method["seed"],
+        **{name: method[name] for name in ("buckets", "seed") if name in method},
         max_length=described["prompt"]["max_length"],
         model_dtype=described["model_dtype"],
         quantisation=described["quantisation"],
@@ -133,7 +104,7 @@ class GradientRows:
 
     def __init__(
         self,
-        settings: GradientSettings,
+        settings: IndexSettings,
         *,
         model: str,
         adapter: Path | None,

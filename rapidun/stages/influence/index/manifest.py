@@ -18,7 +18,8 @@ from typing import Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, sha256_json, sync, write_json
-from rapidun.stages.influence.index.format import FORMAT_VERSION, IndexDtype, Layout
+from rapidun.config.index import IndexDtype
+from rapidun.stages.influence.index.format import FORMAT_VERSION, Layout
 
 MANIFEST = "manifest.json"
 # OSError numbers of a full disk, a file-size limit and a used-up quota

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from rapidun.base.errors import ConfigError
+from rapidun.config.index import IndexDtype
 from rapidun.config.influence import Score
-from rapidun.stages.influence.index.format import INT8_MAX, NUMPY, IndexDtype
+from rapidun.stages.influence.index.format import INT8_MAX, NUMPY
 from rapidun.stages.influence.index.reader import Block, Index, Span, in_order
 
 # largest number of the two-part queries, 127 * 256 + 127

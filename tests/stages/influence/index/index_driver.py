@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from rapidun.stages.influence.index.format import IndexDtype
-from rapidun.stages.influence.index.gradients import GradientRows, GradientSettings
+from rapidun.config.index import IndexDtype, IndexSettings
+from rapidun.stages.influence.index.gradients import GradientRows
 from rapidun.stages.influence.index.manifest import Manifest, claim_folder, new_recipe
 from rapidun.stages.influence.index.writer import build_shards
 from rapidun.stages.rows.records import read_records
@@ -41,7 +41,7 @@ def main() -> None:
     model, data, out, seed = sys.argv[1:]
     torch.set_num_threads(1)
     records = read_records(Path(data))
-    rows = GradientRows(GradientSettings(k=256, device="cpu"), model=model, adapter=None, records=records)
+    rows = GradientRows(IndexSettings(k=256, device="cpu"), model=model, adapter=None, records=records)
     source = {"data": "the rows of the test"}
     recipe = new_recipe(num_rows=len(records), k=256, dtype=IndexDtype.int8, shard_rows=2, source=source)
     manifest = claim_folder(Path(out), recipe)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rapidun.stages.influence.index.format import IndexDtype
+from rapidun.config.index import IndexDtype
 from rapidun.stages.influence.index.manifest import Manifest, claim_folder, new_recipe
 from rapidun.stages.influence.index.writer import Vectors, build_shards
 

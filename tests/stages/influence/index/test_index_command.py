@@ -13,20 +13,14 @@ import pytest
 import torch
 
 from rapidun.cli.main import main
+from rapidun.config.index import IndexSettings
 from rapidun.config.influence import InfluenceMethod, LossReduction, ParameterSet
 from rapidun.config.parts import LoraSettings
 from rapidun.models.load import ModelLoader
 from rapidun.stages.influence.batches import RowBatch, make_batches
 from rapidun.stages.influence.gradients.params import select_parameters
 from rapidun.stages.influence.gram import exact_gram
-from rapidun.stages.influence.index.gradients import (
-    SKETCHES,
-    VERSIONS,
-    GradientRows,
-    GradientSettings,
-    describe_model,
-    settings_of,
-)
+from rapidun.stages.influence.index.gradients import SKETCHES, VERSIONS, GradientRows, describe_model, settings_of
 from rapidun.stages.influence.index.reader import Index
 from rapidun.stages.influence.index.workers import RUN
 from rapidun.stages.rows.encode import encode_rows
@@ -173,7 +167,7 @@ def test_a_shard_made_alone_has_the_same_bytes(place, tiny_model_dir, tmp_path, 
 
 def test_the_index_holds_the_sketches_of_the_influence_stage(place, tiny_model_dir):
     """Row for row, whatever shard and batch it was in; int8 and another padding are the difference."""
-    settings = GradientSettings(k=K, device="cpu", tokens_per_batch=4000)
+    settings = IndexSettings(k=K, device="cpu", tokens_per_batch=4000)
     rows = GradientRows(settings, model=str(tiny_model_dir), adapter=None, records=_records(place))
     truth = rows.vectors(0, NUM_TRAIN)
     stored = np.concatenate([b.rows * b.scales[:, None] for b in Index(place / "index").blocks(max_rows=4)])
@@ -258,7 +252,7 @@ def test_another_tokenizer_is_refused(place, tiny_model_dir, tmp_path, capsys):
 
 def test_queries_take_every_setting_from_the_index(tiny_model_dir):
     """All but those that only concern speed, and the width, come back from the description."""
-    settings = GradientSettings(
+    settings = IndexSettings(
         params=ParameterSet.regex,
         regex=".*up_proj",
         loss=LossReduction.sum,
@@ -275,7 +269,7 @@ def test_queries_take_every_setting_from_the_index(tiny_model_dir):
     described = json.loads(json.dumps(describe_model(settings, model=str(tiny_model_dir), adapter=None)))
     assert settings_of(described, k=300, device="cpu") == settings
     lora = LoraSettings(r=3, lora_alpha=5, target_modules=["q_proj"])
-    settings = GradientSettings(params=ParameterSet.lora, lora=lora, model_dtype="float32", device="cpu")
+    settings = IndexSettings(params=ParameterSet.lora, lora=lora, model_dtype="float32", device="cpu")
     described = json.loads(json.dumps(describe_model(settings, model=str(tiny_model_dir), adapter=None)))
     assert settings_of(described, k=4096, device="cpu") == settings
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rapidun.base.errors import ArtifactError
 from rapidun.cli.main import main
+from rapidun.config.index import IndexSettings
 from rapidun.config.influence import InfluenceMethod, ParameterSet, Precondition, Score
 from rapidun.config.parts import LoraSettings
 from rapidun.models.adapters import add_lora, save_adapter
@@ -27,7 +28,7 @@ from rapidun.stages.influence.gradients.params import TrackedParameter, select_p
 from rapidun.stages.influence.gram import GramResult, exact_gram
 from rapidun.stages.influence.index import curvature, gradients
 from rapidun.stages.influence.index.curvature import is_fitted, read_factors, write_factors
-from rapidun.stages.influence.index.gradients import GradientRows, GradientSettings
+from rapidun.stages.influence.index.gradients import GradientRows
 from rapidun.stages.influence.index.reader import Index
 from rapidun.stages.influence.precondition import Curvature, Preconditioner
 from rapidun.stages.influence.scores import influence_scores
@@ -239,7 +240,7 @@ def test_a_querys_numbers_are_the_sketch_of_its_solved_gradient(place, tmp_path,
     """To float precision: the vectors, in one batch and row by row, and the products with the stored rows."""
     expected = _query_sketches(place, autograd_gradients, damping_factor=0.3)
     close = {"rtol": 1e-4, "atol": 2e-5 * expected.abs().max().item()}
-    settings = GradientSettings(params=ParameterSet[place.params], k=K, device="cpu")
+    settings = IndexSettings(params=ParameterSet[place.params], k=K, device="cpu")
     rows = GradientRows(settings, model=str(place.model), adapter=place.adapter, records=place.records("queries"))
     factors = read_factors(place.root / "factors", rows.parameters, device=rows.device)
     preconditioner = Preconditioner(factors, damping_factor=0.3)
@@ -261,7 +262,7 @@ def test_a_querys_numbers_are_the_sketch_of_its_solved_gradient(place, tmp_path,
 
 def _sketched(place: Place, method: InfluenceMethod, seed: int, factors: Any) -> np.ndarray:
     """[rows, queries] <S g_i, S F^-1 g_j> for one seed of a small sketch."""
-    settings = GradientSettings(
+    settings = IndexSettings(
         params=ParameterSet[place.params], method=method, k=256, buckets=128, seed=seed, device="cpu"
     )
     rows = GradientRows(settings, model=str(place.model), adapter=None, records=place.records("train"))

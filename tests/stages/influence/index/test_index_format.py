@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rapidun.stages.influence.index.format import (
-    PAGE,
-    IndexDtype,
-    Layout,
-    quantise,
-    read_small,
-    row_sums,
-    small_bytes,
-)
+from rapidun.config.index import IndexDtype
+from rapidun.stages.influence.index.format import PAGE, Layout, quantise, read_small, row_sums, small_bytes
 
 
 def _vectors(n: int, k: int, seed: int = 0) -> np.ndarray:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.config.index import IndexDtype
 from rapidun.config.influence import Score
 from rapidun.stages.influence.index import score
-from rapidun.stages.influence.index.format import IndexDtype
 from rapidun.stages.influence.index.output import write_scores, write_top
 from rapidun.stages.influence.index.reader import Index
 from rapidun.stages.influence.index.score import (

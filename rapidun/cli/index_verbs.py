@@ -1,0 +1,284 @@
+"""What `rapidun index build|fit|score|top` do."""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rapidun.base.errors import ArtifactError
+from rapidun.base.files import sha256_file
+from rapidun.config.index import IndexSettings
+from rapidun.config.influence import InfluenceConfig, Precondition, Score
+from rapidun.models.load import pick_device
+from rapidun.stages.influence.index.curvature import (
+    TENSORS,
+    check_fits,
+    fit_factors,
+    fit_recipe,
+    is_fitted,
+    read_factors,
+    write_factors,
+)
+from rapidun.stages.influence.index.gradients import GradientRows, describe_model, settings_of
+from rapidun.stages.influence.index.manifest import (
+    MANIFEST,
+    Manifest,
+    check_claim,
+    check_room_for,
+    check_same,
+    claim_folder,
+    new_recipe,
+    open_manifest,
+)
+from rapidun.stages.influence.index.output import write_scores, write_top
+from rapidun.stages.influence.index.reader import Index
+from rapidun.stages.influence.index.score import stream_scores
+from rapidun.stages.influence.index.workers import run_workers
+from rapidun.stages.influence.index.writer import Vectors, build_shards
+from rapidun.stages.influence.precondition import Preconditioner
+from rapidun.stages.influence.tokenwise import write_tokens
+from rapidun.stages.rows.records import Record, read_records
+
+LOG_SECONDS = 60.0
+
+
+def _build(args: argparse.Namespace) -> int:
+    settings: IndexSettings = args.settings
+    check_room_for(args.out)
+    records = read_records(args.rows)
+    source = {
+        **describe_model(settings, model=args.model, adapter=args.adapter),
+        "data": sha256_file(args.rows),
+        "response": args.response,
+        # what may change a last digit
+        "tokens_per_batch": settings.tokens_per_batch,
+        "threads": settings.threads,
+    }
+    recipe = new_recipe(
+        num_rows=len(records), k=settings.k, dtype=settings.dtype, shard_rows=settings.shard_rows, source=source
+    )
+    manifest = Manifest(args.out, recipe)
+    if (args.out / MANIFEST).is_file():
+        check_claim(manifest)
+    report = _Progress(args.out)
+    missing = [shard for shard in range(manifest.num_shards) if not manifest.is_done(shard)]
+    if missing and args.workers > 1:
+        del records
+        _build_with_workers(args, report, manifest)
+    elif missing:
+        with _threads(settings.threads):
+            rows = GradientRows(
+                settings, model=args.model, adapter=args.adapter, records=records, response=args.response
+            )
+            # only now: what could not be loaded claims no folder
+            claim_folder(args.out, recipe)
+            build_shards(manifest, rows.vectors, on_shard=report, tell=lambda line: print(line, file=sys.stderr))
+    report.end()
+    size = sum(manifest.layout(shard).nbytes for shard in range(manifest.num_shards))
+    print(
+        f"{args.out}: {manifest.num_rows} rows of {manifest.k} numbers ({manifest.dtype.name}), "
+        f"{manifest.num_shards} shards ({manifest.num_shards - len(missing)} were there), {size / 1e6:.1f} MB"
+    )
+    return 0
+
+
+def _build_with_workers(args: argparse.Namespace, report: "_Progress", manifest: Manifest) -> None:
+    """Raises: ArtifactError if the index is not finished when all workers have ended (says why)."""
+    num_gpus = torch.cuda.device_count() if pick_device(args.device) == "cuda" else 0
+
+    def done() -> int:
+        return sum(map(manifest.is_done, range(manifest.num_shards)))
+
+    # the last of two equal options counts
+    messages = run_workers(
+        ["index", *args.argv, "--workers", "1"],
+        count=min(args.workers, manifest.num_shards),
+        num_gpus=num_gpus,
+        on_poll=lambda: report(done(), manifest.num_shards),
+    )
+    if done() < manifest.num_shards:
+        # each has met a fault of its own, or all the same one: it is mended one at a time
+        raise ArtifactError(messages[0])
+    for message in messages:
+        print(f"rapidun: {message} (the others made what it left)", file=sys.stderr)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Progress:
+    """One line that changes on a terminal; elsewhere (a job's log) a line a minute."""
+
+    def __init__(self, what: Path, unit: str = "shards") -> None:
+        self.what = what
+        self.unit = unit
+        self._on_terminal = sys.stderr.isatty()
+        self._shown = ""
+        self._time = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        line = f"{self.what}: {done} of {total} {self.unit}"
+        if line == self._shown:
+            return
+        if self._on_terminal:
+            print(f"\r{line}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._time >= LOG_SECONDS:
+            self._time = time.monotonic()
+            print(line, file=sys.stderr, flush=True)
+        self._shown = line
+
+    def end(self) -> None:
+        if self._on_terminal and self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _fit(args: argparse.Namespace) -> int:
+    check_room_for(args.out)
+    manifest = open_manifest(args.index)
+    settings, described = _described(args, manifest)
+    # fits into memory where the index was made
+    settings = dataclasses.replace(settings, tokens_per_batch=manifest.recipe["source"]["tokens_per_batch"])
+    kind = Precondition[args.kind]
+    records = read_records(args.rows)
+    recipe = fit_recipe(
+        described, kind=kind, rows=args.rows, num_rows=len(records), response=args.response, seed=args.seed
+    )
+    was_there = is_fitted(args.out, recipe)
+    if not was_there:
+        rows = GradientRows(settings, model=args.model, adapter=args.adapter, records=records, response=args.response)
+        report = _Progress(args.out, "batches")
+        curvatures = fit_factors(rows, kind=kind, seed=args.seed, on_batch=lambda done, total, _: report(done, total))
+        report.end()
+        write_factors(args.out, recipe, curvatures)
+    size = (args.out / TENSORS).stat().st_size
+    print(
+        f"{args.out}: {kind.name}, fitted on {len(records)} rows, {size / 1e6:.1f} MB"
+        f"{' (was there and is kept)' if was_there else ''}"
+    )
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    check_room_for(args.out)
+    index, query, _ = _query(args)
+    write_scores(_stream(args, index, query.vectors), index, query.ids, args.out)
+    print(f"{args.out / 'scores.npy'}: {index.num_rows} rows, {len(query.ids)} queries, {_kind(args)}")
+    return 0
+
+
+def _top(args: argparse.Namespace) -> int:
+    check_room_for(args.out)
+    records = _indexed_records(args) if args.tokens else []
+    index, query, rows = _query(args)
+    best = write_top(_stream(args, index, query.vectors), index, query.ids, args.out, k=args.k, per_row=args.per_row)
+    print(f"{args.out / 'top.jsonl'}: the best {min(args.k, index.num_rows)} of {index.num_rows} rows, {_kind(args)}")
+    if args.tokens:
+        encoded = rows.encode(rows.records)
+        target = index.manifest.recipe["source"]["response"]
+        pairs = []
+        for number in range(len(query.ids)):
+            found = [row for row, _ in best.result(number)[: args.tokens]]
+            trained = rows.encode([records[row] for row in found], response=target)
+            pairs.append((query.ids[number], encoded[number], [records[row].id for row in found], trained))
+        write_tokens(
+            args.out / "tokens.json",
+            rows.model,
+            rows.parameters,
+            rows.tokenizer,
+            pairs,
+            score=Score[args.score],
+            reduction=rows.settings.loss.name,
+            by=args.by,
+        )
+        print(f"{args.out / 'tokens.json'}: {sum(len(p[2]) for p in pairs)} pairs, by {args.by}")
+    return 0
+
+
+def _query(args: argparse.Namespace) -> tuple[Index, Vectors, GradientRows]:
+    """The index, the queries' numbers, and what made them.
+
+    Raises: ArtifactError if the index or the factors were made by another model, tokenizer or adapter.
+    """
+    index = Index(args.index)
+    settings, described = _described(args, index.manifest)
+    if args.precondition is not None:
+        check_fits(args.precondition, described, index=args.index)
+    records = read_records(args.queries)
+    rows = GradientRows(settings, model=args.model, adapter=args.adapter, records=records, response=args.response)
+    return index, rows.vectors(0, len(records), preconditioner=_preconditioner(args, rows)), rows
+
+
+def _described(args: argparse.Namespace, manifest: Manifest) -> tuple[IndexSettings, dict[str, Any]]:
+    """An index's own settings, and the description of the model that is asked for, which is the index's.
+
+    Raises: ArtifactError if the index was made by another model, tokenizer or adapter.
+    """
+    source = manifest.recipe["source"]
+    if "model" not in source:
+        raise ArtifactError(f"{args.index}: need an index of a model's gradients, got one of {source}")
+    settings = settings_of(source, k=manifest.k, device=args.device)
+    described = describe_model(settings, model=args.model, adapter=args.adapter)
+    check_same(
+        manifest,
+        {"source": described},
+        what="an index of this model and adapter",
+        mend="Pass the --model and --adapter it was made with",
+    )
+    return settings, described
+
+
+def _preconditioner(args: argparse.Namespace, rows: GradientRows) -> Preconditioner | None:
+    if args.precondition is None:
+        return None
+    curvatures = read_factors(args.precondition, rows.parameters, device=rows.device)
+    return Preconditioner(curvatures, damping_factor=args.damping_factor or InfluenceConfig().damping_factor)
+
+
+def _kind(args: argparse.Namespace) -> str:
+    return args.score if args.precondition is None else f"{args.score}, preconditioned"
+
+
+def _stream(args: argparse.Namespace, index: Any, vectors: Any) -> Any:
+    return stream_scores(
+        index,
+        torch.from_numpy(vectors),
+        score=Score[args.score],
+        memory_bytes=args.memory_gb * 1e9,
+        keep_cached=not args.drop_cache,
+    )
+
+
+def _indexed_records(args: argparse.Namespace) -> list[Record]:
+    """The rows that the index was made of.
+
+    Raises: ArtifactError for other rows.
+    """
+    records = read_records(args.rows)
+    check_same(
+        open_manifest(args.index),
+        {"source": {"data": sha256_file(args.rows)}},
+        what="an index of these rows",
+        mend="Pass the --rows it was made of",
+    )
+    return records
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "build": _build,
+    "fit": _fit,
+    "score": _score,
+    "top": _top,
+}

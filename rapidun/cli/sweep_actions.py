@@ -1,0 +1,201 @@
+"""What `rapidun sweep status|logs|collect|cancel|retry` do: look after a sweep from any node, by its files."""
+
+import argparse
+import errno
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rapidun.base.errors import ConfigError
+from rapidun.config.sweep import SweepConfig
+from rapidun.sweep.console import SweepConsole
+from rapidun.sweep.drive import Driver, watched_entry
+from rapidun.sweep.folder import SWEEPS, CellState, SweepFolder, SweepLock
+from rapidun.sweep.interrupts import one_interrupt
+from rapidun.sweep.jobs import cells_of, cluster_of, known_jobs, live_jobs
+from rapidun.sweep.launcher import JobState, Launcher, LauncherContext
+from rapidun.sweep.launchers.registry import launcher_class, make_launcher
+from rapidun.sweep.run import finish, run_sweep, watch
+
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def act(args: argparse.Namespace) -> int:
+    """Exit status: 0 all done, 1 cells failed or are missing.
+
+    Args: args: of `rapidun sweep`, see its parser.
+    Raises: ConfigError for a folder that is no sweep's, or cannot be written where it has to be.
+    """
+    folder = SweepFolder.existing(args.dir)
+    if args.action == "status":
+        return _status(folder, watch=args.watch)
+    if args.action == "logs":
+        return _logs(folder, args.cells)
+    try:
+        if args.action == "cancel":
+            return _cancel(folder)
+        with one_interrupt():
+            return _go_on(_enter(folder), retry=args.action == "retry")
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise ConfigError(
+            f"rapidun sweep {args.action}: need a folder that can be written, got {args.dir} ({error.strerror}). "
+            "status and logs only read"
+        ) from None
+
+
+def _enter(folder: SweepFolder) -> SweepFolder:
+    """Go to the directory that the sweep was launched from: relative paths in its settings are meant from there.
+
+    Raises: ConfigError if the sweep's folder is no longer below it.
+    """
+    path = folder.path.resolve()
+    noted = Path(str(folder.plan().get("directory", ".")))
+    # a project folder that was moved, or is mounted elsewhere on this node, has kept its shape
+    for start in (noted, *path.parents[2:3]):
+        if (start / SWEEPS / path.name).is_dir() and (start / SWEEPS / path.name).resolve() == path:
+            os.chdir(start)
+            return SweepFolder(SWEEPS / path.name)
+    raise ConfigError(
+        f"sweep: need {path} at {SWEEPS / path.name} below the directory that it was launched from ({noted}): paths in "
+        "its settings start there. Move it back"
+    )
+
+
+def _launchers(folder: SweepFolder, plan: Mapping[str, Any]) -> Callable[[str], Launcher]:
+    context = LauncherContext(
+        sweep_dir=folder.path, cluster=cluster_of(plan), max_parallel=plan["sweep"]["max_parallel"]
+    )
+    made: dict[str, Launcher] = {}
+
+    def get(name: str) -> Launcher:
+        if name not in made:
+            made[name] = make_launcher(name, context)
+        return made[name]
+
+    return get
+
+
+def _status(folder: SweepFolder, *, watch: bool) -> int:
+    plan = folder.plan()
+    names = [cell["hash"] for cell in plan["cells"]]
+    labels = {cell["hash"]: " ".join(f"{key}={value}" for key, value in cell["axes"].items()) for cell in plan["cells"]}
+    launcher_of = _launchers(folder, plan)
+    console = SweepConsole()
+    while True:
+        jobs = known_jobs(folder, launcher_of)
+        live = live_jobs(jobs, launcher_of)
+        states = settle(folder, names, jobs, live)
+        shared = [name for job in jobs.values() for name in job["folders"] if name.startswith("stages/")]
+        if not watch or not live:
+            break
+        console.update(states, shared=list(folder.states(shared).values()), labels=labels)
+        time.sleep(2.0)
+    console.say(f"{folder.path} ({plan['launcher']}, launched {plan['time']}, {len(live)} jobs under way)")
+    console.say(console.line(states, list(folder.states(shared).values())))
+    for name, state in states.items():
+        if state.state in ("failed", "lost", "interrupted", "running"):
+            what = state.error or f"{state.stage or ''} {state.progress:.0%}"
+            console.say(f"  {name} {state.state:<11} {labels[name]}: {what}")
+    for name, state in folder.states(dict.fromkeys(shared)).items():
+        if state.state in ("failed", "lost", "interrupted", "running"):
+            console.say(f"  {name} {state.state:<11} {state.error or state.stage or ''}")
+    unfinished = any(state.state not in ("done", "pruned", "running", "waiting") for state in states.values())
+    return 1 if unfinished else 0
+
+
+def settle(
+    folder: SweepFolder, names: Sequence[str], jobs: Mapping[str, Any], live: Mapping[str, JobState]
+) -> dict[str, CellState]:
+    """The cells' states, where those that say running in a job that is over are `lost`."""
+    under_way = {name for id in live for name in jobs[id]["folders"]}
+    states = folder.states(names)
+    # of jobs that only their own process sees, nothing is known here
+    known = {
+        name for job in jobs.values() for name in job["folders"] if launcher_class(job["launcher"]).outlives_driver
+    }
+    return {
+        name: CellState(state="lost", stage=state.stage, error="its job is gone")
+        if state.state == "running" and name in known and name not in under_way
+        else state
+        for name, state in states.items()
+    }
+
+
+def _logs(folder: SweepFolder, cells: Sequence[str]) -> int:
+    plan = folder.plan()
+    launcher_of = _launchers(folder, plan)
+    jobs = known_jobs(folder, launcher_of)
+    everything = [name for job in jobs.values() for name in job["folders"]]
+    unknown = [cell for cell in cells if not any(name.startswith(cell) for name in everything)]
+    if unknown:
+        raise ConfigError(f"rapidun sweep logs: no such cell in {folder.path}: {', '.join(unknown)}")
+    if cells:
+        wanted = [name for name in everything if any(name.startswith(cell) for cell in cells)]
+    else:
+        wanted = [name for name, state in folder.states(everything).items() if state.state in ("failed", "lost")]
+    shown: set[str] = set()
+    for id, job in jobs.items():
+        if not set(job["folders"]) & set(wanted) or not job["handle"]:
+            continue
+        log = launcher_of(job["launcher"]).log(job["handle"])
+        if log is None or str(log) in shown:
+            continue
+        shown.add(str(log))
+        print(f"==> {id} ({', '.join(job['folders'])}): {log}")
+        print(log.read_text(encoding="utf-8", errors="replace").rstrip() if log.is_file() else "(nothing printed)")
+    if not shown:
+        print("no logs: nothing failed" if not cells else "no logs of these cells yet")
+    return 0
+
+
+def _cancel(folder: SweepFolder) -> int:
+    plan = folder.plan()
+    launcher_of = _launchers(folder, plan)
+    jobs = known_jobs(folder, launcher_of)
+    folder.stop("cancelled by rapidun sweep cancel")
+    live = live_jobs(jobs, launcher_of)
+    by_launcher: dict[str, dict[str, str]] = {}
+    for id in live:
+        by_launcher.setdefault(jobs[id]["launcher"], {})[id] = jobs[id]["handle"]
+    for name, handles in by_launcher.items():
+        launcher_of(name).cancel(handles)
+    print(f"{len(live)} jobs cancelled; `rapidun sweep retry {folder.path}` goes on with what is missing")
+    return 0
+
+
+def _go_on(folder: SweepFolder, *, retry: bool) -> int:
+    """Wait for what is under way, then run what is missing, as the same command would.
+
+    Args: retry: run failed cells again as well.
+    """
+    plan = folder.plan()
+    cells = cells_of(plan)
+    settings: SweepConfig = cells[0].cfg.sweep
+    settings.detach = settings.dry_run = False
+    settings.retry_failed = retry
+    launcher_of = _launchers(folder, plan)
+    jobs = known_jobs(folder, launcher_of)
+    live = {id: state for id, state in live_jobs(jobs, launcher_of).items() if jobs[id]["launcher"] != plan["launcher"]}
+    if live:
+        # of an earlier launch with another launcher; run_sweep looks after its own
+        with SweepLock(folder):
+            for name in dict.fromkeys(jobs[id]["launcher"] for id in live):
+                watched = {
+                    id: watched_entry(id, jobs[id], folder) for id in live if jobs[id]["launcher"] == name
+                }  # fmt: skip
+                driver = Driver(
+                    sweep=folder, launcher=launcher_of(name), launcher_name=name, launch=plan["launch"], watched=watched
+                )
+                status = watch(driver, cells, settings=settings, console=SweepConsole())
+                if status == 130:
+                    return status
+    names = [cell.hash for cell in cells]
+    if all(state.state in ("done", "pruned") for state in folder.states(names).values()):
+        # takes a killed driver's lease over, and with it away
+        with SweepLock(folder):
+            return finish(folder, names)
+    return run_sweep(cells, name=folder.path.name, overrides=plan["overrides"], launcher_name=plan["launcher"])
