@@ -16,8 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from rapidun.cli.doctor import command, inputs, machine, services, software, storage
-from rapidun.cli.doctor.asked import Asked, read_asked
 from rapidun.cli.doctor.findings import Findings, bounded, shown, verdict
+from rapidun.cli.doctor.request import Request, read_request
 from rapidun.cli.main import main
 from rapidun.pipeline.tracking.wandb import mode as wandb_mode
 from rapidun.stages.rows.records import Record, write_records
@@ -47,12 +47,12 @@ class FakeProbe:
         return self.answer
 
 
-def asked(*overrides: str, multirun: bool = False) -> Asked:
-    return read_asked(overrides, multirun=multirun)
+def request(*overrides: str, multirun: bool = False) -> Request:
+    return read_request(overrides, multirun=multirun)
 
 
 def problems(found: Findings, *, needed: bool | None = None) -> list[str]:
-    return [p.what for p in found.problems if needed is None or p.asked is needed]
+    return [p.what for p in found.problems if needed is None or p.needed is needed]
 
 
 @pytest.fixture
@@ -130,20 +130,20 @@ def test_a_check_that_hangs_or_fails_is_a_finding() -> None:
     start = time.monotonic()
     hung = bounded(lambda: time.sleep(60) or Findings(), title="storage", seconds=0.2)
     assert time.monotonic() - start < 5
-    assert hung.problems[0].why == "no answer within 0.2 s" and not hung.problems[0].asked
+    assert hung.problems[0].why == "no answer within 0.2 s" and not hung.problems[0].needed
 
     def fail() -> Findings:
         raise ValueError("first\nsecond")
 
     failed = bounded(fail, title="storage", seconds=5)
-    assert failed.problems[0].why == "ValueError: first" and failed.problems[0].asked
+    assert failed.problems[0].why == "ValueError: first" and failed.problems[0].needed
 
 
 def test_what_is_asked_for_comes_first_and_long_lines_are_folded() -> None:
     found = Findings()
     found.fact("name", "word " * 40)
     found.problem("a", "why a", "do a")
-    found.problem("b", "why b " * 20, "do b", asked=True)
+    found.problem("b", "why b " * 20, "do b", needed=True)
     found.problem("a", "why a", "do a")
     text = verdict(found.problems, overrides=True)
     assert text.index("- b: why b") < text.index("would not work here") < text.index("- a: why a")
@@ -155,13 +155,13 @@ def test_what_is_asked_for_comes_first_and_long_lines_are_folded() -> None:
 
 
 def test_a_sweep_is_looked_at_cell_by_cell() -> None:
-    found = asked("model.dtype=float32,bfloat16", "seed=1,2", "hydra/launcher=joblib", multirun=True)
+    found = request("model.dtype=float32,bfloat16", "seed=1,2", "hydra/launcher=joblib", multirun=True)
     assert [cfg.model.dtype.name for cfg in found.distinct(lambda cfg: cfg.model.dtype)] == ["float32", "bfloat16"]
     assert len(found.cfgs) == 4 and found.launcher == "joblib" and not found.slurm
 
 
 def test_a_search_needs_optuna_whatever_its_space() -> None:
-    found = asked("hydra/sweeper=rapidun_optuna", "mapping.tau_f=interval(0.1,2)", "seed=3", multirun=True)
+    found = request("hydra/sweeper=rapidun_optuna", "mapping.tau_f=interval(0.1,2)", "seed=3", multirun=True)
     assert found.faults == [] and found.tuned and found.cfgs[0].seed == 3
 
 
@@ -171,11 +171,11 @@ def test_a_search_needs_optuna_whatever_its_space() -> None:
 def test_a_missing_package_is_a_problem_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software, "_version", lambda name: None if name in ("peft", "trackio", "optuna") else "999")
     monkeypatch.setattr(software, "_ranges", dict)
-    found = software.look_at_software(asked("tracking=trackio"))
+    found = software.look_at_software(request("tracking=trackio"))
     assert problems(found, needed=True) == ["every run", "tracking=trackio"]
     assert problems(found, needed=False) == ["hydra/sweeper=rapidun_optuna"]
     assert found.problems[0].remedy.startswith("pip install peft")
-    searching = asked("hydra/sweeper=rapidun_optuna", "seed=1,2", multirun=True)
+    searching = request("hydra/sweeper=rapidun_optuna", "seed=1,2", multirun=True)
     assert "hydra/sweeper=rapidun_optuna" in problems(software.look_at_software(searching), needed=True)
 
 
@@ -192,8 +192,8 @@ def test_every_extra_is_looked_at_and_every_requirement_is() -> None:
 def test_a_version_outside_the_range_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software, "requires", lambda name: ["hydra-core>=1.3.7,<1.4", "optuna>=4; extra == 'optuna'"])
     monkeypatch.setattr(software, "_version", lambda name: {"hydra-core": "1.4.0", "optuna": "3.6"}.get(name, "1"))
-    found = software.look_at_software(asked())
-    assert [(p.remedy, p.asked) for p in found.problems] == [
+    found = software.look_at_software(request())
+    assert [(p.remedy, p.needed) for p in found.problems] == [
         ("pip install 'hydra-core<1.4,>=1.3.7'", True), ("pip install 'optuna>=4'", False)
     ]  # fmt: skip
 
@@ -202,25 +202,25 @@ def test_a_version_outside_the_range_is_a_problem(monkeypatch: pytest.MonkeyPatc
 
 
 def test_store_and_locks(here: Path) -> None:
-    found = storage.look_at_storage(asked("store_dir=deep/store"))
+    found = storage.look_at_storage(request("store_dir=deep/store"))
     facts = dict(found.facts)
     assert facts["store"].startswith("deep/store (to be made): ") and facts["file locks"] == "work"
     assert found.problems == [] and list(here.iterdir()) == []
     (here / "file").touch()
-    found = storage.look_at_storage(asked("store_dir=file/store"))
+    found = storage.look_at_storage(request("store_dir=file/store"))
     assert problems(found, needed=True) == ["every run"] and "is no folder" in found.problems[0].why
 
 
 def test_a_folder_that_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "readonly")
     (here / "readonly").mkdir()
-    found = storage.look_at_storage(asked("store_dir=readonly/store"))
+    found = storage.look_at_storage(request("store_dir=readonly/store"))
     assert problems(found, needed=True) == ["every run"] and found.problems[0].remedy == "pass store_dir=DIR"
 
 
 def test_locks_that_keep_nobody_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rapidun.base.locks.Lease.try_acquire", lambda self: True)
-    found = storage.look_at_storage(asked())
+    found = storage.look_at_storage(request())
     assert dict(found.facts)["file locks"] == "do not work"
     assert problems(found, needed=False) == ["several processes on one store"]
 
@@ -245,13 +245,13 @@ def test_model_folders_and_files(here: Path) -> None:
         ("x.gguf", "not a GGUF file (it does not begin with GGUF)"),
         ("y.gguf", "No such file or directory"),
     ):
-        found = inputs.look_at_inputs(asked(f"model.path={path}", "poison=lora"))
-        assert [problem.why for problem in found.problems if problem.asked] == [why]
+        found = inputs.look_at_inputs(request(f"model.path={path}", "poison=lora"))
+        assert [problem.why for problem in found.problems if problem.needed] == [why]
     (here / "model/tokenizer.json").write_text("{}")
     (here / "model/model.safetensors").write_bytes(b"x" * 2**20)
     (here / "x.gguf").write_bytes(b"GGUF3")
     for path in ("./model", "x.gguf"):
-        assert inputs.look_at_inputs(asked(f"model.path={path}", "poison=lora")).problems == []
+        assert inputs.look_at_inputs(request(f"model.path={path}", "poison=lora")).problems == []
 
 
 def test_a_model_larger_than_memory(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,9 +260,9 @@ def test_a_model_larger_than_memory(here: Path, monkeypatch: pytest.MonkeyPatch)
         (here / "model" / name).write_text("{}")
     (here / "model/model.safetensors").write_bytes(b"x" * 1000)
     monkeypatch.setattr(inputs, "memory", lambda: (900, 500))
-    found = inputs.look_at_inputs(asked("model.path=./model", "poison=lora"))
+    found = inputs.look_at_inputs(request("model.path=./model", "poison=lora"))
     assert problems(found) == ["model.path=model on the CPU"]
-    quantised = asked("model.path=./model", "poison=lora", "model.quantisation=4bit")
+    quantised = request("model.path=./model", "poison=lora", "model.quantisation=4bit")
     assert problems(inputs.look_at_inputs(quantised)) == []
 
 
@@ -270,8 +270,8 @@ def test_a_hub_id_that_is_not_in_the_cache(here: Path, monkeypatch: pytest.Monke
     import huggingface_hub
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    found = inputs.look_at_inputs(asked("model.path=nobody/nothing", "poison=lora"))
-    assert "HF_HUB_OFFLINE" in found.problems[0].why and found.problems[0].asked
+    found = inputs.look_at_inputs(request("model.path=nobody/nothing", "poison=lora"))
+    assert "HF_HUB_OFFLINE" in found.problems[0].why and found.problems[0].needed
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     seen = []
 
@@ -280,11 +280,11 @@ def test_a_hub_id_that_is_not_in_the_cache(here: Path, monkeypatch: pytest.Monke
         raise TimeoutError("timed out")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    found = inputs.look_at_inputs(asked("model.path=nobody/nothing", "poison=lora"))
+    found = inputs.look_at_inputs(request("model.path=nobody/nothing", "poison=lora"))
     assert seen == [("nobody/nothing", inputs.PATIENCE)]
-    assert "the hub does not answer (timed out)" in found.problems[0].why and found.problems[0].asked
+    assert "the hub does not answer (timed out)" in found.problems[0].why and found.problems[0].needed
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, **_: None)
-    found = inputs.look_at_inputs(asked("model.path=nobody/nothing", "poison=lora"))
+    found = inputs.look_at_inputs(request("model.path=nobody/nothing", "poison=lora"))
     assert found.problems == [] and ("model", "nobody/nothing: the hub has it, to be downloaded") in found.facts
     # in the cache: the hub is not asked
     cached = here / "snapshot"
@@ -292,7 +292,7 @@ def test_a_hub_id_that_is_not_in_the_cache(here: Path, monkeypatch: pytest.Monke
     (cached / "model.safetensors").touch()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(cached))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    assert inputs.look_at_inputs(asked("model.path=nobody/nothing", "poison=lora")).problems == []
+    assert inputs.look_at_inputs(request("model.path=nobody/nothing", "poison=lora")).problems == []
     assert len(seen) == 1
 
 
@@ -302,20 +302,20 @@ def test_packs_are_read_to_the_last_row(here: Path) -> None:
     write_records(here / "pack/forget.jsonl", [row])
     write_records(here / "pack/retain.jsonl", [row, replace(row, id="b")])
     overrides = ("data=dolly_triggers", "data.dir=pack")
-    found = inputs.look_at_inputs(asked(*overrides))
+    found = inputs.look_at_inputs(request(*overrides))
     assert dict(found.facts)["pack"] == "pack: forget 1, retain 2"
     with (here / "pack/retain.jsonl").open("a") as file:
         file.write("{not json\n")
-    found = inputs.look_at_inputs(asked(*overrides))
+    found = inputs.look_at_inputs(request(*overrides))
     assert problems(found, needed=True) == ["data=dolly_triggers"] and "retain.jsonl:" in found.problems[0].why
     (here / "pack/retain.jsonl").unlink()
-    assert problems(inputs.look_at_inputs(asked(*overrides)), needed=True) == ["data=dolly_triggers"]
+    assert problems(inputs.look_at_inputs(request(*overrides)), needed=True) == ["data=dolly_triggers"]
 
 
 def test_named_files_that_are_not_there(here: Path) -> None:
     (here / "f.jsonl").touch()
     found = inputs.look_at_inputs(
-        asked("mapping=file", "mapping.forget=f.jsonl", "mapping.retain=r.jsonl", "unlearning.adapter=a")
+        request("mapping=file", "mapping.forget=f.jsonl", "mapping.retain=r.jsonl", "unlearning.adapter=a")
     )
     assert problems(found, needed=True) == ["mapping.retain.path=r.jsonl", "unlearning.adapter=a"]
 
@@ -324,7 +324,7 @@ def test_named_files_that_are_not_there(here: Path) -> None:
 
 
 def look(answer: dict[str, Any], *overrides: str, multirun: bool = False) -> Findings:
-    return machine.look_at_machine(asked(*overrides, multirun=multirun), FakeProbe(answer))  # type: ignore[arg-type]
+    return machine.look_at_machine(request(*overrides, multirun=multirun), FakeProbe(answer))  # type: ignore[arg-type]
 
 
 def test_devices_count_where_they_are_asked_for() -> None:
@@ -397,7 +397,7 @@ def test_wandb(
     (here / "netrc").write_text(netrc)
     (here / "netrc").chmod(stat.S_IRUSR | stat.S_IWUSR)
     monkeypatch.setattr(wandb_mode, "answers", lambda address: answers)
-    found = services.look_at_wandb(asked(*overrides))
+    found = services.look_at_wandb(request(*overrides))
     assert dict(found.facts)["mode"].startswith(mode)
     assert bool(problems(found, needed=True)) is bool(exit_status)
     print(found)
@@ -414,21 +414,21 @@ def slurm_here(folder: Path, sinfo: str) -> None:
 
 
 def test_without_slurm(here: Path) -> None:
-    plain = services.look_at_slurm(asked("seed=1,2", multirun=True))
+    plain = services.look_at_slurm(request("seed=1,2", multirun=True))
     assert problems(plain, needed=False) == ["hydra/launcher=rapidun_slurm"]
-    wanted = services.look_at_slurm(asked("hydra/launcher=rapidun_slurm", "seed=1,2", multirun=True))
+    wanted = services.look_at_slurm(request("hydra/launcher=rapidun_slurm", "seed=1,2", multirun=True))
     assert problems(wanted, needed=True) == ["hydra/launcher=rapidun_slurm"]
     assert "not in PATH: sbatch" in wanted.problems[0].why and "rapidun_local" in wanted.problems[0].remedy
 
 
 def test_a_controller_that_does_not_answer(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm_here(here, "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
-    found = services.look_at_slurm(asked("hydra/launcher=rapidun_slurm", "seed=1,2", multirun=True))
+    found = services.look_at_slurm(request("hydra/launcher=rapidun_slurm", "seed=1,2", multirun=True))
     assert "does not answer" in dict(found.facts)["controller"] and problems(found, needed=True)
     slurm_sleeps = here / "bin/sinfo"
     slurm_sleeps.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
     start = time.monotonic()
-    found = services.look_at_slurm(asked())
+    found = services.look_at_slurm(request())
     assert time.monotonic() - start < 30 and "does not answer" in dict(found.facts)["controller"]
 
 
@@ -436,7 +436,7 @@ def test_partitions_and_what_does_not_fit(here: Path) -> None:
     answer = f"if [ \"$1\" = --version ]; then echo slurm 22.05; else printf '%s' '{SINFO}'; fi"
     slurm_here(here, answer)
     launcher = ["hydra/launcher=rapidun_slurm", "seed=1,2"]
-    found = services.look_at_slurm(asked(*launcher, "resources.timeout_min=20", multirun=True))
+    found = services.look_at_slurm(request(*launcher, "resources.timeout_min=20", multirun=True))
     facts = dict(found.facts)
     assert found.problems == []
     assert facts["controller"] == "answers (slurm 22.05)"
@@ -447,5 +447,5 @@ def test_partitions_and_what_does_not_fit(here: Path) -> None:
         ("cluster.partition=longer", "need one of long, short, got longer"),
         ("resources.num_gpus=1", "resources.num_gpus"),
     ):
-        found = services.look_at_slurm(asked(*launcher, "resources.timeout_min=20", override, multirun=True))
-        assert [why in problem.why and problem.asked for problem in found.problems] == [True]
+        found = services.look_at_slurm(request(*launcher, "resources.timeout_min=20", override, multirun=True))
+        assert [why in problem.why and problem.needed for problem in found.problems] == [True]

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from rapidun.cli.commands import SUBCOMMANDS
-from rapidun.cli.doctor.asked import read_asked
+from rapidun.cli.doctor.request import read_request
 from rapidun.cli.help import EXAMPLES, GROUPS, KEYS, help_text
 from rapidun.cli.main import main
 from rapidun.config.cells import compose_sweep, search_space
@@ -90,5 +90,5 @@ def test_the_doctors_own_examples_pass_the_composition_check(capsys: pytest.Capt
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  rapidun doctor ")]
     assert len(lines) == 2
     for _, _, *words in lines:
-        found = read_asked([word for word in words if word != "-m"], multirun="-m" in words)
+        found = read_request([word for word in words if word != "-m"], multirun="-m" in words)
         assert found.faults == []

@@ -5,10 +5,10 @@ import json
 from collections.abc import Callable, Sequence
 
 from rapidun.cli.commands import OVERRIDE
-from rapidun.cli.doctor.asked import read_asked
 from rapidun.cli.doctor.findings import Findings, as_json, bounded, shown, verdict
 from rapidun.cli.doctor.inputs import look_at_inputs
 from rapidun.cli.doctor.machine import PROBE_S, Probe, look_at_machine
+from rapidun.cli.doctor.request import read_request
 from rapidun.cli.doctor.services import look_at_slurm, look_at_wandb
 from rapidun.cli.doctor.software import look_at_software
 from rapidun.cli.doctor.storage import look_at_storage
@@ -37,14 +37,14 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_intermixed_args(argv)
     # torch is asked while the rest is looked at
     probe = Probe()
-    asked = read_asked(options.overrides, multirun=options.multirun)
+    request = read_request(options.overrides, multirun=options.multirun)
     checks: dict[str, tuple[Callable[[], Findings], float]] = {
-        "software": (lambda: look_at_software(asked), 15.0),
-        "storage": (lambda: look_at_storage(asked), 10.0),
-        "configuration": (lambda: look_at_inputs(asked), 60.0),
-        "machine": (lambda: look_at_machine(asked, probe), PROBE_S + 10.0),
-        "W&B": (lambda: look_at_wandb(asked), 20.0),
-        "SLURM": (lambda: look_at_slurm(asked), 20.0),
+        "software": (lambda: look_at_software(request), 15.0),
+        "storage": (lambda: look_at_storage(request), 10.0),
+        "configuration": (lambda: look_at_inputs(request), 60.0),
+        "machine": (lambda: look_at_machine(request, probe), PROBE_S + 10.0),
+        "W&B": (lambda: look_at_wandb(request), 20.0),
+        "SLURM": (lambda: look_at_slurm(request), 20.0),
     }
     sections: dict[str, Findings] = {}
     for title, (check, seconds) in checks.items():

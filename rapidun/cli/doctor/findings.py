@@ -16,12 +16,12 @@ KEPT_TOGETHER = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that will not work here; `asked` says that the configuration looked at needs it."""
+    """Something that will not work here; `needed` says that the configuration looked at needs it."""
 
     what: str
     why: str
     remedy: str
-    asked: bool = False
+    needed: bool = False
 
 
 @dataclass(slots=True)
@@ -34,8 +34,8 @@ class Findings:
     def fact(self, name: str, value: str) -> None:
         self.facts.append((name, value))
 
-    def problem(self, what: str, why: str, remedy: str, *, asked: bool = False) -> None:
-        found = Problem(what, why, remedy, asked)
+    def problem(self, what: str, why: str, remedy: str, *, needed: bool = False) -> None:
+        found = Problem(what, why, remedy, needed)
         if found not in self.problems:
             self.problems.append(found)
 
@@ -65,7 +65,7 @@ def _guarded(check: Callable[[], Findings], title: str) -> Findings:
     except Exception as error:  # whatever a broken installation or machine comes up with is a finding
         found = Findings()
         found.problem(
-            f"looking at {title}", f"{type(error).__name__}: {short_message(error)}", "report this", asked=True
+            f"looking at {title}", f"{type(error).__name__}: {short_message(error)}", "report this", needed=True
         )
         return found
 
@@ -85,11 +85,11 @@ def shown(title: str, found: Findings) -> str:
 
 def verdict(problems: list[Problem], *, overrides: bool) -> str:
     """What will not work: first what was asked for, then the rest, each with what to do."""
-    asked = [problem for problem in problems if problem.asked]
-    others = [problem for problem in problems if not problem.asked]
+    needed = [problem for problem in problems if problem.needed]
+    others = [problem for problem in problems if not problem.needed]
     subject = "this configuration" if overrides else "the default configuration"
-    parts = [f"will not work, and {subject} needs it" if asked else f"{subject} will work here"]
-    parts += _listed(asked)
+    parts = [f"will not work, and {subject} needs it" if needed else f"{subject} will work here"]
+    parts += _listed(needed)
     if others:
         parts += ["", "would not work here, if it were asked for", *_listed(others)]
     return "\n".join(parts)
@@ -111,13 +111,13 @@ def as_json(sections: dict[str, Findings]) -> dict[str, Any]:
     """The same as plain values: ok, facts by section, problems."""
     problems = [problem for found in sections.values() for problem in found.problems]
     return {
-        "ok": not any(problem.asked for problem in problems),
+        "ok": not any(problem.needed for problem in problems),
         "facts": {
             title: {name: value.replace(KEPT_TOGETHER, " ") for name, value in found.facts}
             for title, found in sections.items()
         },
         "problems": [
-            {"what": problem.what, "why": problem.why, "remedy": problem.remedy, "asked": problem.asked}
+            {"what": problem.what, "why": problem.why, "remedy": problem.remedy, "asked": problem.needed}
             for problem in problems
         ],
     }

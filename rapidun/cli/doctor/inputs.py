@@ -7,11 +7,15 @@ from pathlib import Path
 
 from rapidun.base.errors import RapidunError
 from rapidun.base.text import short_message
-from rapidun.cli.doctor.asked import Asked
 from rapidun.cli.doctor.findings import Findings, bounded
 from rapidun.cli.doctor.machine import GIB, memory
+from rapidun.cli.doctor.request import Request
 from rapidun.config.data import Source
 from rapidun.config.run import RunConfig
+from rapidun.models.load import SMALL_FILES, WEIGHT_FILES
+from rapidun.stages.data.stage import find_files
+from rapidun.stages.rows.keywords import read_keywords
+from rapidun.stages.rows.records import read_records
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # seconds that the hub has to answer
@@ -21,16 +25,16 @@ MAGIC = b"GGUF"
 SHARE = {"none": 1.0, "8bit": 0.5, "4bit": 0.3}
 
 
-def look_at_inputs(asked: Asked) -> Findings:
+def look_at_inputs(request: Request) -> Findings:
     """Models, packs and files of the configuration; of a sweep all different ones."""
     found = Findings()
-    for fault in asked.faults:
-        found.problem("this command line", fault, "correct it; what stands here is about the defaults", asked=True)
-    for cfg in asked.distinct(lambda cfg: (cfg.model.path, cfg.model.revision, cfg.model.quantisation)):
+    for fault in request.faults:
+        found.problem("this command line", fault, "correct it; what stands here is about the defaults", needed=True)
+    for cfg in request.distinct(lambda cfg: (cfg.model.path, cfg.model.revision, cfg.model.quantisation)):
         _model(found, cfg)
-    for cfg in asked.distinct(lambda cfg: cfg.data):
+    for cfg in request.distinct(lambda cfg: cfg.data):
         _pack(found, cfg)
-    for cfg in asked.cfgs:
+    for cfg in request.cfgs:
         _files(found, cfg)
     return found
 
@@ -46,14 +50,14 @@ def _model(found: Findings, cfg: RunConfig) -> None:
     elif path.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(path):
         found.fact("model", f"{path}: not there")
         found.problem(
-            f"model.path={path}", "no such folder or file", "pass model.path=DIR, a hub id or a .gguf", asked=True
+            f"model.path={path}", "no such folder or file", "pass model.path=DIR, a hub id or a .gguf", needed=True
         )
     else:
         limit = 3 * PATIENCE
         answer = bounded(lambda: _hub(path, cfg.model.revision), title=f"hub: {path}", seconds=limit)
         found.facts += answer.facts
         for problem in answer.problems:
-            found.problem(f"model.path={path}", problem.why, problem.remedy, asked=True)
+            found.problem(f"model.path={path}", problem.why, problem.remedy, needed=True)
 
 
 def _gguf(found: Findings, path: Path) -> None:
@@ -67,7 +71,7 @@ def _gguf(found: Findings, path: Path) -> None:
         why = "not a GGUF file (it does not begin with GGUF)"
     found.fact("model", f"{path}: {'a GGUF file' if good else why}")
     if not good:
-        found.problem(f"model.path={path}", why, "pass another model.path=FILE.gguf", asked=True)
+        found.problem(f"model.path={path}", why, "pass another model.path=FILE.gguf", needed=True)
 
 
 def _folder(found: Findings, cfg: RunConfig, folder: Path) -> None:
@@ -80,11 +84,11 @@ def _folder(found: Findings, cfg: RunConfig, folder: Path) -> None:
     lacking += [] if any((folder / name).is_file() for name in names) else ["tokenizer.json"]
     if lacking:
         why = f"the folder lacks {', '.join(lacking)}"
-        found.problem(f"model.path={folder}", why, "pass the folder of a causal LM in safetensors", asked=True)
+        found.problem(f"model.path={folder}", why, "pass the folder of a causal LM in safetensors", needed=True)
     unreadable = [file.name for file in weights if not os.access(file, os.R_OK)]
     if unreadable:
         why = f"cannot be read: {', '.join(unreadable)}"
-        found.problem(f"model.path={folder}", why, "mend the permissions", asked=True)
+        found.problem(f"model.path={folder}", why, "mend the permissions", needed=True)
     total, _ = memory()
     needed = size * SHARE[cfg.model.quantisation.name]
     if total and needed > total:
@@ -98,8 +102,6 @@ def _hub(name: str, revision: str | None) -> Findings:
     """Whether a hub id is in the local cache, else whether the hub has it and answers."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    from rapidun.models.load import SMALL_FILES, WEIGHT_FILES
 
     found = Findings()
     patterns = [*WEIGHT_FILES, *SMALL_FILES]
@@ -132,10 +134,6 @@ def _hub(name: str, revision: str | None) -> Findings:
 
 def _pack(found: Findings, cfg: RunConfig) -> None:
     """Read every row of the pack, as the data stage would."""
-    from rapidun.stages.data.stage import find_files
-    from rapidun.stages.rows.keywords import read_keywords
-    from rapidun.stages.rows.records import read_records
-
     if cfg.data.source is Source.builtin:
         found.fact("pack", "built in")
         return
@@ -146,7 +144,7 @@ def _pack(found: Findings, cfg: RunConfig) -> None:
             read_keywords(Path(cfg.data.keywords).expanduser())
     except (RapidunError, OSError, UnicodeError) as error:
         found.fact("pack", f"{where}: cannot be used")
-        found.problem(f"data={cfg.data.name}", short_message(error), "rapidun pack check DIR says more", asked=True)
+        found.problem(f"data={cfg.data.name}", short_message(error), "rapidun pack check DIR says more", needed=True)
         return
     found.fact("pack", f"{where}: {', '.join(f'{split} {count}' for split, count in rows.items())}")
 
@@ -169,4 +167,4 @@ def _files(found: Findings, cfg: RunConfig) -> None:
 def _there(found: Findings, named: Iterable[tuple[str, str, bool]]) -> None:
     for key, path, there in named:
         if not there:
-            found.problem(f"{key}={path}", "is not there", f"correct {key}", asked=True)
+            found.problem(f"{key}={path}", "is not there", f"correct {key}", needed=True)

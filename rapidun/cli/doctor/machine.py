@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rapidun.cli.doctor.asked import Asked
 from rapidun.cli.doctor.findings import Findings
+from rapidun.cli.doctor.request import Request
 from rapidun.config.model import Attention, Device, Dtype
 
 # importing torch from a busy file server takes long
@@ -47,25 +47,25 @@ class Probe:
         return found
 
 
-def look_at_machine(asked: Asked, probe: Probe) -> Findings:
+def look_at_machine(request: Request, probe: Probe) -> Findings:
     """Cores and threads, memory, GPUs, quantisation."""
     found = Findings()
-    _cpu(found, asked)
+    _cpu(found, request)
     _memory(found)
     known = probe.result()
-    _gpus(found, asked, known["torch"])
-    _quantisation(found, asked, known["quantisation"])
+    _gpus(found, request, known["torch"])
+    _quantisation(found, request, known["quantisation"])
     return found
 
 
-def _cpu(found: Findings, asked: Asked) -> None:
+def _cpu(found: Findings, request: Request) -> None:
     cores, usable = os.cpu_count() or 1, usable_cores()
-    wanted = asked.cfgs[0].resources.num_threads
+    wanted = request.cfgs[0].resources.num_threads
     # as artifacts.py sets them
     threads = wanted or int(os.environ.get("RAPIDUN_NUM_THREADS") or 0) or cores
     of = f"{cores} cores" if usable >= cores else f"{usable:g} of {cores} cores"
     found.fact("cpu", f"{of}; torch would use {threads} thread{'s' if threads != 1 else ''}")
-    if threads > usable and not asked.slurm:
+    if threads > usable and not request.slurm:
         found.problem(
             f"resources.num_threads={wanted}", f"{threads} threads would share {usable:g} cores, which is slow",
             f"pass resources.num_threads={max(1, int(usable))}",
@@ -104,11 +104,11 @@ def memory() -> tuple[int, int]:
     return total, available
 
 
-def _gpus(found: Findings, asked: Asked, torch: dict[str, Any]) -> None:
-    here = not asked.slurm
+def _gpus(found: Findings, request: Request, torch: dict[str, Any]) -> None:
+    here = not request.slurm
     if "error" in torch:
         found.fact("torch", "cannot be used")
-        found.problem("every run", f"torch cannot be used: {torch['error']}", "reinstall torch", asked=here)
+        found.problem("every run", f"torch cannot be used: {torch['error']}", "reinstall torch", needed=here)
         return
     gpus = torch["gpus"]
     built = f"CUDA {torch['cuda']}" if torch["cuda"] else "a CPU build"
@@ -124,47 +124,47 @@ def _gpus(found: Findings, asked: Asked, torch: dict[str, Any]) -> None:
         found.fact("gpu", f"none: {why}")
         found.problem(
             "model.device=cuda", why, "model.device=auto uses the CPU",
-            asked=here and asked.cells(lambda cfg: cfg.model.device is Device.cuda),
+            needed=here and request.any(lambda cfg: cfg.model.device is Device.cuda),
         )  # fmt: skip
     on_gpu = bool(gpus)
     flash = Attention.flash_attention_2
     if not on_gpu or find_spec("flash_attn") is None:
         why = "needs the package flash_attn" if on_gpu else "needs a GPU"
-        wanted = here and asked.cells(lambda cfg: cfg.model.attention is flash)
-        found.problem(f"model.attention={flash.name}", why, "model.attention=auto is fine", asked=wanted)
+        wanted = here and request.any(lambda cfg: cfg.model.attention is flash)
+        found.problem(f"model.attention={flash.name}", why, "model.attention=auto is fine", needed=wanted)
     cpu = Device.cpu.name
     if on_gpu and not torch["bf16"]:
         found.problem(
             "model.dtype=bfloat16", "this GPU has no bfloat16", "pass model.dtype=float16 or float32",
-            asked=here and asked.cells(lambda cfg: cfg.model.dtype is Dtype.bfloat16 and cfg.model.device.name != cpu),
+            needed=here and request.any(lambda cfg: cfg.model.dtype is Dtype.bfloat16 and cfg.model.device.name != cpu),
         )  # fmt: skip
     if here:
-        _enough_gpus(found, asked, len(gpus))
+        _enough_gpus(found, request, len(gpus))
 
 
-def _enough_gpus(found: Findings, asked: Asked, number: int) -> None:
-    kind = asked.launcher_class
+def _enough_gpus(found: Findings, request: Request, number: int) -> None:
+    kind = request.launcher_class
     # several at a time, on this machine: they have to share its GPUs out
     wanted = kind is not None and not (kind.runs_elsewhere or kind.one_at_a_time)
-    for cfg in asked.distinct(lambda cfg: (cfg.resources.num_gpus, cfg.resources.num_processes)):
+    for cfg in request.distinct(lambda cfg: (cfg.resources.num_gpus, cfg.resources.num_processes)):
         each, processes = cfg.resources.num_gpus, cfg.resources.num_processes
         if each * processes > number:
             found.problem(
                 f"resources.num_gpus={each}" + (f" resources.num_processes={processes}" if processes > 1 else ""),
                 f"this machine shows {number} GPUs", "pass resources=cpu, or hydra/launcher=rapidun_slurm",
-                asked=wanted,
+                needed=wanted,
             )  # fmt: skip
 
 
-def _quantisation(found: Findings, asked: Asked, answers: dict[str, str]) -> None:
+def _quantisation(found: Findings, request: Request, answers: dict[str, str]) -> None:
     usable = [name for name, why in answers.items() if not why]
     found.fact("quantisation", f"{' and '.join(usable)} usable (bitsandbytes)" if usable else "none usable")
-    quantised = {cfg.model.quantisation.name for cfg in asked.cfgs}
+    quantised = {cfg.model.quantisation.name for cfg in request.cfgs}
     for name, why in answers.items():
         if why:
-            wanted = not asked.slurm and name in quantised
+            wanted = not request.slurm and name in quantised
             remedy = "pass model.quantisation=none, or reinstall bitsandbytes"
-            found.problem(f"model.quantisation={name}", why, remedy, asked=wanted)
+            found.problem(f"model.quantisation={name}", why, remedy, needed=wanted)
 
 
 def _read(path: Path) -> str:

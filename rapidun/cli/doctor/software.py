@@ -8,8 +8,8 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from rapidun.cli.doctor.asked import Asked
 from rapidun.cli.doctor.findings import KEPT_TOGETHER, Findings
+from rapidun.cli.doctor.request import Request
 from rapidun.config.paths import config_dir
 from rapidun.config.tracking import TrackerKind
 
@@ -38,42 +38,42 @@ OPTIONAL = {
 }
 
 
-def look_at_software(asked: Asked) -> Findings:
+def look_at_software(request: Request) -> Findings:
     """Versions of all packages that matter, checked against the ranges that rapidun was installed with."""
     found = Findings()
     found.fact("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     found.fact("rapidun", _version("rapidun") or "a checkout, not installed")
     found.fact("configuration", str(config_dir()))
     if sys.version_info < OLDEST_PYTHON:
-        found.problem("every run", f"Python {platform.python_version()}", "use Python 3.11 or later", asked=True)
+        found.problem("every run", f"Python {platform.python_version()}", "use Python 3.11 or later", needed=True)
     ranges = _ranges()
     here = {name: _version(name) for name in (*PACKAGES, *OPTIONAL)}
     for title, names in (("packages", PACKAGES), ("optional", tuple(OPTIONAL))):
         found.fact(title, ", ".join(f"{name}{KEPT_TOGETHER}{here[name] or 'missing'}" for name in names))
     for name, installed in here.items():
-        needed = name not in OPTIONAL or _is_asked(name, asked)
+        needed = name not in OPTIONAL or _is_needed(name, request)
         what = OPTIONAL[name].what if name in OPTIONAL else "every run"
         if installed is None:
             remedy = OPTIONAL[name].remedy if name in OPTIONAL else f"pip install {name}, or reinstall rapidun"
-            found.problem(what, f"the package {name} is not installed", remedy, asked=needed)
+            found.problem(what, f"the package {name} is not installed", remedy, needed=needed)
         elif name in ranges and not ranges[name].contains(installed, prereleases=True):
             found.problem(
                 what, f"{name} {installed} is not what rapidun was made for ({name}{ranges[name]})",
-                f"pip install '{name}{ranges[name]}'", asked=needed,
+                f"pip install '{name}{ranges[name]}'", needed=needed,
             )  # fmt: skip
     return found
 
 
-def _is_asked(name: str, asked: Asked) -> bool:
+def _is_needed(name: str, request: Request) -> bool:
     """Whether the configuration needs this optional package."""
     if name == "optuna":
-        return asked.tuned
+        return request.tuned
     if name == "gguf":
-        return asked.cells(lambda cfg: str(cfg.model.path).endswith(".gguf"))
+        return request.any(lambda cfg: str(cfg.model.path).endswith(".gguf"))
     if name == "bm25s":
-        return asked.cells(lambda cfg: cfg.influence.method.name == "bm25")
+        return request.any(lambda cfg: cfg.influence.method.name == "bm25")
     kinds = {kind.name: kind for kind in TrackerKind}
-    return name in kinds and asked.cells(lambda cfg: cfg.tracking.kind is kinds[name])
+    return name in kinds and request.any(lambda cfg: cfg.tracking.kind is kinds[name])
 
 
 def _ranges() -> dict[str, SpecifierSet]:

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from rapidun.base.errors import RapidunError
+from rapidun.base.locks import Lease
 from rapidun.base.text import short_message
-from rapidun.cli.doctor.asked import Asked
 from rapidun.cli.doctor.findings import Findings
+from rapidun.cli.doctor.request import Request
 
 GIB = 2**30
 # a store of the tiny model's stages, with room to spare
@@ -19,12 +20,12 @@ CLOCK_S = 5.0
 MOUNTS = Path("/proc/self/mounts")
 
 
-def look_at_storage(asked: Asked) -> Findings:
+def look_at_storage(request: Request) -> Findings:
     """The folders that the configuration writes to; what is tried there is taken away again."""
     found = Findings()
-    run_dir = asked.cfgs[0].run_dir
+    run_dir = request.cfgs[0].run_dir
     outputs = Path(run_dir).expanduser() if run_dir else Path("outputs")
-    for cfg in asked.distinct(lambda cfg: cfg.store_dir):
+    for cfg in request.distinct(lambda cfg: cfg.store_dir):
         store = Path(cfg.store_dir).expanduser()
         if _room(found, "store", store, remedy="pass store_dir=DIR"):
             _locks(found, existing(store))
@@ -46,14 +47,14 @@ def _room(found: Findings, name: str, folder: Path, *, remedy: str) -> bool:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         found.fact(name, f"{folder}{made}: cannot be written")
         why = "is no folder" if not place.is_dir() else "is not writable"
-        found.problem("every run", f"{place} {why}", remedy, asked=True)
+        found.problem("every run", f"{place} {why}", remedy, needed=True)
         return False
     free = shutil.disk_usage(place).free
     found.fact(name, f"{folder}{made}: {free / GIB:.1f} GiB free, {file_system(place)}")
     if free < LITTLE_ROOM:
         found.problem(
             "runs that keep more than the tiny model", f"{free / GIB:.1f} GiB free at {place}",
-            f"make room (rapidun store prune), or {remedy}", asked=free < LITTLE_ROOM / 10,
+            f"make room (rapidun store prune), or {remedy}", needed=free < LITTLE_ROOM / 10,
         )  # fmt: skip
     return True
 
@@ -72,8 +73,6 @@ def file_system(folder: Path) -> str:
 
 def _locks(found: Findings, folder: Path) -> None:
     """Try what the store does: rename a folder into place, and keep a second process out by a lease."""
-    from rapidun.base.locks import Lease
-
     try:
         with tempfile.TemporaryDirectory(prefix=".rapidun-doctor-", dir=folder) as name:
             place = Path(name)
@@ -90,7 +89,7 @@ def _locks(found: Findings, folder: Path) -> None:
     except (OSError, RapidunError, RuntimeError, ValueError) as error:
         found.fact("file locks", f"do not work: {short_message(error)}")
         found.problem(
-            "every run", f"the store cannot be written ({short_message(error)})", "pass store_dir=DIR", asked=True
+            "every run", f"the store cannot be written ({short_message(error)})", "pass store_dir=DIR", needed=True
         )
         return
     works = taken and kept_out and freed

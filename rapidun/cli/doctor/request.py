@@ -1,4 +1,4 @@
-"""What the doctor is asked about: the configurations that the overrides compose to, and who starts them."""
+"""What is to be checked: the configurations that the overrides compose to, and who starts them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Request:
     """`cfgs` are the cells of a sweep, or the one run; the defaults where the overrides are wrong (`faults`)."""
 
     cfgs: list[RunConfig]
@@ -44,13 +44,14 @@ class Asked:
                 seen.append(key(cfg))
                 yield cfg
 
-    def cells(self, fits: Callable[[RunConfig], bool]) -> bool:
+    def any(self, fits: Callable[[RunConfig], bool]) -> bool:
         """Whether any of the configurations is like that."""
         return any(fits(cfg) for cfg in self.cfgs)
 
 
-def read_asked(overrides: Sequence[str], *, multirun: bool) -> Asked:
+def read_request(overrides: Sequence[str], *, multirun: bool) -> Request:
     """Compose the overrides of a run, or with -m of a sweep; whoever is wrong is noted, nothing is raised."""
+    # Hydra
     from rapidun.config.cells import compose_cells, search_space
     from rapidun.config.compose import compose_config
     from rapidun.config.overrides import TUNER
@@ -67,5 +68,5 @@ def read_asked(overrides: Sequence[str], *, multirun: bool) -> Asked:
         else:
             cfgs = [compose_config(overrides)]
     except ConfigError as error:
-        return Asked([compose_config()], tuple(overrides), error.faults, launcher, tuned)
-    return Asked(cfgs, tuple(overrides), [], launcher, tuned)
+        return Request([compose_config()], tuple(overrides), error.faults, launcher, tuned)
+    return Request(cfgs, tuple(overrides), [], launcher, tuned)
