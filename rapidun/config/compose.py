@@ -7,9 +7,8 @@ would compose, Hydra composes the cell.
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin
+from typing import Any, NamedTuple
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -22,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rapidun.base.errors import ConfigError
 from rapidun.config import keys, paths
-from rapidun.config.overrides import check_overrides, convert, is_special, parse
+from rapidun.config.overrides import check_overrides, convert, is_leaf, is_special, parse
 from rapidun.config.run import RunConfig
 
 CONFIG_NAME = "config"
@@ -123,17 +122,10 @@ class Composer:
             or override.is_hydra_override()
             or override.is_sweep_override()
             or key in self._groups
-            or keys.dict_above(key) is not None
-            or is_special(value)
+            or not is_leaf(key, value)
         ):
             return None
-        kind = keys.required(keys.find(key))
-        if kind is None or is_dataclass(kind) or (get_origin(kind) is list and not isinstance(value, list)):
-            return None
-        try:
-            return key, convert(key, value)
-        except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
-            return None  # Hydra names the fault
+        return key, convert(key, value)
 
 
 def _overlap(key: str, other: str) -> bool:

@@ -108,6 +108,13 @@ def describe(kind: Any) -> str:
     return words if inner is kind else f"{words}, or null"
 
 
+def wrong_value(key: str, kind: Any, value: Any) -> str:
+    """Say what a key of this type takes, and what came."""
+    close = nearest(str(value), choices(kind))
+    guess = f" Did you mean {close}?" if close else ""
+    return f"{key}: need {describe(kind)}, got {value!r}.{guess}"
+
+
 def choices(kind: Any) -> list[str]:
     """The members where `kind` is an Enum, else nothing."""
     inner = required(kind)

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rapidun.base.errors import ConfigError
 from rapidun.config import keys
 from rapidun.config.run import RunConfig
 
@@ -144,10 +145,10 @@ def _check(
         return [fault], None
     if key in groups:
         return _check_choice(override, groups[key], text)
-    above = keys.dict_above(key)
-    faults = [fault for value in _values(override) for fault in _check_value(key, value, above)]
+    faults = [fault for value in _values(override) if (fault := _value_fault(key, value))]
     if faults:
         return faults, None
+    above = keys.dict_above(key)
     if above is None:
         return [], text
     # a new entry of a field with free entries cannot be reached by its own key: hand over the whole entry
@@ -217,25 +218,12 @@ def _values(override: Override) -> list[Any]:
     return [sweep]
 
 
-def _check_value(key: str, value: Any, above: str | None) -> list[str]:
-    """Try the value on an empty configuration."""
-    kind = keys.required(keys.find(key))
+def _value_fault(key: str, value: Any) -> str:
     try:
-        if above is None and not is_special(value) and get_origin(kind) is not list and not is_dataclass(kind):
-            convert(key, value)
-            return []
-        target = key
-        tried = value
-        if above is not None:
-            target = above
-            for part in reversed(key[len(above) :].lstrip(".").split(".")):
-                tried = {part: tried} if part else tried
-        OmegaConf.update(OmegaConf.structured(RunConfig), target, tried, merge=True)
-    except OmegaConfBaseException as error:
-        return [value_fault(error, key, value)]
-    except (ValueError, TypeError, AttributeError):
-        return [_wrong_value(key, keys.find(key), value)]
-    return []
+        convert(key, value)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def is_special(value: Any) -> bool:
@@ -247,38 +235,51 @@ def is_special(value: Any) -> bool:
     return isinstance(value, list) and any(is_special(item) for item in value)
 
 
-def convert(key: str, value: Any) -> Any:
-    """What `value` becomes at the plain key `key` (text to an Enum member, 1 to 1.0), as OmegaConf converts it.
+def is_leaf(key: str, value: Any) -> bool:
+    """Whether the value stands for itself, at a key of its own: no section, no free entry, no reference."""
+    kind = keys.required(keys.find(key))
+    if kind is None or is_dataclass(kind) or keys.dict_above(key) is not None or is_special(value):
+        return False
+    return get_origin(kind) is not list or isinstance(value, list)
 
-    Not for special values (see is_special), sections and fields with free entries.
-    Raises: OmegaConfBaseException or ValueError if the key does not take the value.
+
+def convert(key: str, value: Any) -> Any:
+    """What `value` becomes at `key` (text to an Enum member, 1 to 1.0), as OmegaConf converts it.
+
+    What is no leaf is tried and handed back: what becomes of it, Hydra knows.
+
+    Raises: ConfigError if the key does not take the value.
     """
-    schema = _schema()
-    OmegaConf.update(schema, key, value, merge=True)
+    target = keys.dict_above(key) or key
+    tried = value
+    for part in reversed(key[len(target) :].lstrip(".").split(".")):
+        tried = {part: tried} if part else tried
+    leaf = is_leaf(key, value)
+    schema = _schema() if leaf else OmegaConf.structured(RunConfig)
+    try:
+        OmegaConf.update(schema, target, tried, merge=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_refusal(key, value, at=str(error.full_key or key))) from None
+    except (ValueError, TypeError, AttributeError):
+        raise ConfigError(_refusal(key, value, at=key)) from None
+    if not leaf:
+        return value
     found = OmegaConf.select(schema, key)
     return OmegaConf.to_object(found) if OmegaConf.is_config(found) else found
 
 
 @lru_cache(maxsize=1)
 def _schema() -> DictConfig:
-    """An empty configuration to try values on; making one takes longer than trying hundreds of values."""
+    """An empty configuration to try leaves on; making one takes longer than trying hundreds of values."""
     return OmegaConf.structured(RunConfig)
 
 
-def value_fault(error: OmegaConfBaseException, key: str, value: Any) -> str:
-    """Say what OmegaConf objects to: a key that does not exist inside the value, or a value of the wrong type."""
-    full = error.full_key or key
-    full = full if full.startswith(key) or key.startswith(full.partition(".")[0] + ".") else key
-    if full != key and keys.find(full) is None:
-        return keys.unknown_key(full)
-    return _wrong_value(key, keys.find(key), value)
-
-
-def _wrong_value(key: str, kind: Any, value: Any) -> str:
-    """Say what the key takes and what came."""
-    close = keys.nearest(str(value), keys.choices(kind))
-    guess = f" Did you mean {close}?" if close else ""
-    return f"{key}: need {keys.describe(kind)}, got {value!r}.{guess} Pass {key}=..."
+def _refusal(key: str, value: Any, *, at: str) -> str:
+    """Say what the key takes and what came, or that there is no such key (`at`) inside the value."""
+    inside = at != key and at.startswith((key, key.partition(".")[0] + "."))
+    if inside and keys.find(at) is None:
+        return keys.unknown_key(at)
+    return f"{keys.wrong_value(key, keys.find(key), value)} Pass {key}=..."
 
 
 def _unreadable(text: str, error: Exception) -> str:

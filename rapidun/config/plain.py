@@ -82,9 +82,7 @@ def _value(kind: Any, value: Any, key: str, faults: list[str]) -> Any:
             return float(value)
     elif isinstance(inner, type) and type(value) is inner:
         return value
-    close = keys.nearest(str(value), keys.choices(inner))
-    guess = f" Did you mean {close}?" if close else ""
-    faults.append(f"{key}: need {keys.describe(kind)}, got {value!r}.{guess}")
+    faults.append(keys.wrong_value(key, kind, value))
     return value
 
 
