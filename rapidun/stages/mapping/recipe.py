@@ -11,6 +11,7 @@ from rapidun.stages.recipe import DATA, SCORES, WEIGHTS, Recipe, without
 
 
 def _weights(ctx: Context) -> Recipe:
+    # these bring numpy
     from rapidun.stages.mapping.inputs import MappingFiles
     from rapidun.stages.mapping.stage import run_mapping
 
