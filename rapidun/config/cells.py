@@ -9,13 +9,7 @@ from typing import Any, NamedTuple
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import sha256_json
 from rapidun.config import paths
-from rapidun.config.compose import (
-    ComposedRow,
-    Composer,
-    _refuse,
-    compose_row,
-    hydra_ready,
-)
+from rapidun.config.compose import ComposedRow, Composer, compose_row, hydra_ready, refuse
 from rapidun.config.grid import Axis, make_grid, read_parts
 from rapidun.config.overrides import TUNER, Checked, check_overrides, parse
 from rapidun.config.plain import plain
@@ -86,7 +80,7 @@ def compose_sweep(
         try:
             grid = make_grid(parts, zipped)
         except ConfigError as error:
-            _refuse([*checked.faults, *error.faults])
+            refuse([*checked.faults, *error.faults])
             raise
         composer = Composer(extra, groups)
         sieve = _Sieve(groups, check=checked.certain)
@@ -103,7 +97,7 @@ def compose_sweep(
                 on_progress(done, num_grid)
     names = {cell.cfg.sweep.name for cell in sieve.cells} - {None}
     faults = [f"sweep.name: need a name without slashes, got {name!r}" for name in names if not _is_plain(str(name))]
-    _refuse([*checked.faults, *sieve.faults, *faults])
+    refuse([*checked.faults, *sieve.faults, *faults])
     if not sieve.cells:
         shown = " and ".join(map(repr, sieve.expressions))
         raise ConfigError(
@@ -134,7 +128,7 @@ def compose_rows(
                 cells.append(Cell(row.overrides, made.cfg, {}, cell_hash(made.cfg)))
             if on_progress is not None:
                 on_progress(done, len(checked))
-    _refuse(faults)
+    refuse(faults)
     return cells
 
 
@@ -147,7 +141,7 @@ def search_space(overrides: Sequence[str], *, extra_dir: Path | None = None) -> 
     checked = _check_sweep(overrides, groups)
     with hydra_ready(extra_dir) as extra:
         parts, _ = _read_sweep(checked, extra, groups)
-    _refuse(checked.faults)
+    refuse(checked.faults)
     return SearchSpace(
         [part for part in parts if isinstance(part, str)], [part for part in parts if isinstance(part, Axis)]
     )

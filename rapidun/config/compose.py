@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rapidun.base.errors import ConfigError
@@ -165,7 +165,7 @@ def compose_config(overrides: Sequence[str] = (), *, extra_dir: Path | None = No
     with hydra_ready(extra_dir) as extra:
         composed, fault = compose_row(checked.overrides, extra)
     faults = [fault] if composed is None else composed.cfg.check() if checked.certain else []
-    _refuse([*checked.faults, *faults])
+    refuse([*checked.faults, *faults])
     assert composed is not None
     return composed.cfg
 
@@ -175,24 +175,7 @@ def spell(overrides: Sequence[str], *, extra_dir: Path | None = None) -> list[st
     return check_overrides(overrides, groups=paths.config_groups(extra_dir), multirun=True).overrides
 
 
-def to_run_config(cfg: DictConfig) -> RunConfig:
-    """Turn what Hydra composed into the plain dataclass, and check it.
-
-    Raises: ConfigError with every fault.
-    """
-    run, faults = _to_run_config(cfg)
-    _refuse(faults)
-    return run
-
-
-def _to_run_config(cfg: DictConfig) -> tuple[RunConfig, list[str]]:
-    try:
-        run: Any = OmegaConf.to_object(cfg)
-    except OmegaConfBaseException as error:
-        return RunConfig(), [composition_fault(error)]
-    return run, run.check()
-
-
-def _refuse(faults: Sequence[str]) -> None:
+def refuse(faults: Sequence[str]) -> None:
+    """Raises: ConfigError with each fault once, if there are any."""
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))
