@@ -14,14 +14,12 @@ from rapidun.base.files import read_json, write_json
 from rapidun.config.sweep import ResourcesConfig
 from rapidun.sweep.folder import ENDED, SweepFolder
 from rapidun.sweep.interrupts import deferred
-from rapidun.sweep.launcher import Job, JobState, Launcher, Phase
+from rapidun.sweep.launcher import POOL_DIED, Job, JobState, Launcher, Phase
 
 POLL_SECONDS = 0.5
 # how often a cell is started again whose job ended without having run it to its end
 MAX_ATTEMPTS = 3
 OVER = (Phase.done, Phase.failed, Phase.gone)
-# a pool of processes ends when one of them is killed, and does not tell which
-POOL_DIED = "a worker was killed"
 # seconds that cancelled jobs have to write how far they came
 SETTLING_SECONDS = 1.5
 

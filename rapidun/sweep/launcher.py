@@ -10,6 +10,8 @@ from rapidun.config.sweep import ClusterConfig, ResourcesConfig
 
 # seconds that `cancel` waits on this machine for jobs to end by themselves, before it kills them
 CANCEL_WAIT_S = 1.0
+# the cause where a pool of processes ended because one of them was killed: it does not tell which
+POOL_DIED = "a worker was killed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

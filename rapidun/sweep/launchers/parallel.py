@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.machine import available_cores, visible_gpus
-from rapidun.sweep.launcher import CANCEL_WAIT_S, Job, JobState, Launcher, LauncherContext, Phase
+from rapidun.sweep.launcher import CANCEL_WAIT_S, POOL_DIED, Job, JobState, Launcher, LauncherContext, Phase
 from rapidun.sweep.worker import run_job
 
 # how soon a worker notices that the process which launched the sweep is gone
@@ -85,8 +86,6 @@ class ParallelLauncher(Launcher):
         return {id: self._state(id) for id in handles}
 
     def _state(self, id: str) -> JobState:
-        from concurrent.futures.process import BrokenProcessPool
-
         future = self._futures.get(id)
         if future is None:
             return JobState(Phase.gone)
@@ -97,9 +96,9 @@ class ParallelLauncher(Launcher):
         error = future.exception()
         if error is None:
             return JobState(Phase.done)
-        # whose death it was is not known: the cell that ran is tried once more
-        cause = "a worker was killed" if isinstance(error, BrokenProcessPool) else str(error).splitlines()[0]
-        return JobState(Phase.failed, cause)
+        if isinstance(error, BrokenProcessPool):
+            return JobState(Phase.failed, POOL_DIED)
+        return JobState(Phase.failed, (str(error) or type(error).__name__).splitlines()[0])
 
     def cancel(self, handles: Mapping[str, str]) -> None:
         for id in handles:
