@@ -15,14 +15,11 @@ import hydra
 from rapidun.base import processes
 from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json
-from rapidun.config.cells import compose_sweep
 from rapidun.config.compose import CONFIG_NAME, VERSION_BASE, compose_config, register_schema, spell
 from rapidun.config.overrides import TUNER
 from rapidun.config.paths import config_dir
 from rapidun.config.plain import config_yaml
 from rapidun.config.run import RunConfig
-from rapidun.pipeline.folder import new_run_dir
-from rapidun.sweep.entry import begin, handover
 
 
 def start(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -53,11 +50,12 @@ def _run(cfg: RunConfig, overrides: list[str]) -> int:
             f"resources.num_processes: need {wanted} processes, got one. Start torchrun --nproc-per-node {wanted} "
             "sweep.py ..., or a sweep: -m hydra/launcher=rapidun_local or rapidun_slurm"
         )
-    # fixed here, so that a failure can say where its traceback is
-    cfg.run_dir = cfg.run_dir or str(new_run_dir(cfg.name))
-    # the stages, which faults of the configuration need not wait for
+    # faults of the configuration need not wait for them
+    from rapidun.pipeline.folder import new_run_dir
     from rapidun.pipeline.run import run_pipeline
 
+    # fixed here, so that a failure can say where its traceback is
+    cfg.run_dir = cfg.run_dir or str(new_run_dir(cfg.name))
     try:
         run_pipeline(cfg, overrides=overrides, config_yaml=config_yaml(cfg))
     except RapidunError:
@@ -83,6 +81,10 @@ def _read(status: Path) -> dict[str, object]:
 
 def _sweep(overrides: list[str], extra: Path | None) -> int:
     """Check every cell, then let Hydra call the sweeper."""
+    # a run and its faults need not wait for them
+    from rapidun.config.cells import compose_sweep
+    from rapidun.sweep.entry import begin, handover
+
     begin(overrides, extra_dir=extra)
     tuned = any(text.lstrip("+") == TUNER for text in overrides)
     if not tuned:
