@@ -181,7 +181,9 @@ sys.exit(str([name for name in ("torch", "hydra", "omegaconf", "numpy", "submiti
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, **CAPTURE)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (done.returncode, done.stdout) == (0, "".join(f"{line}\n" for line in found))
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+    # of a sub-command its module is imported
+    most = 0.6 if words[0] in SUBCOMMANDS else 0.3
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < most
 
 
 def test_the_command_prints_a_script_and_refuses_other_shells(capsys: pytest.CaptureFixture[str]) -> None:

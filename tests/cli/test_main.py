@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import rapidun.pipeline.run
+import rapidun.sweep.worker
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_json
 from rapidun.cli.main import main
@@ -59,6 +60,7 @@ def started(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig
         write_json(folder / "result.json", {"name": cfg.name, "seed": cfg.seed, "asr_seen": 0.1})
 
     monkeypatch.setattr(rapidun.pipeline.run, "run_pipeline", fake)
+    monkeypatch.setattr(rapidun.sweep.worker, "run_pipeline", fake)
     return calls
 
 
