@@ -347,7 +347,8 @@ def test_four_real_trials_with_all_files_of_a_sweep(tmp_path: Path) -> None:
     assert [len(list((store / stage).glob("*/manifest.json"))) for stage in ("poison", "influence")] == [1, 1]
     assert "search: 4 trials: 4 done" in done.stdout and "4 cells: 4 done" in done.stdout
     shown = subprocess.run(
-        [sys.executable, "-m", "rapidun.cli.main", "sweep", "status", str(sweep)], cwd=tmp_path, env=environment,
+        [sys.executable, str(ROOT / "sweep.py"), "sweep", "status", str(sweep)], cwd=tmp_path, env=environment,
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert shown.returncode == 0, shown.stderr
+    assert "4 of 4 cells: 4 done" in shown.stdout
