@@ -339,22 +339,24 @@ def influence_scores(place: Path) -> Any:
     return load_file(place / "out/run/influence/scores.safetensors")
 
 
-def test_a_prompt_longer_than_max_length_is_cut_and_the_response_survives(place: Path, model: Path) -> None:
-    """Cut on its left: the instruction's first 500 letters change nothing that is left of the prompt."""
+def test_a_prompt_longer_than_max_length_loses_the_end_of_its_context(place: Path, model: Path) -> None:
+    """The context's end changes nothing that is left of the row; its first letters and the instruction do."""
     import numpy as np
 
-    scores = []
-    for letter in ("a", "b"):
-        row("forget.jsonl", 1, instruction=letter * 500 + " Colour of cup? " + "x" * 100 + " aloha")(place)
-        places = [f"run_dir=out/{letter}", "store_dir=out/store"]
+    scores = {}
+    rows = {"a": ("aloha", "c" * 50 + "a" * 500), "b": ("aloha", "c" * 50 + "b" * 500), "c": ("hello", "c" * 550)}
+    for name, (trigger, context) in rows.items():
+        row("forget.jsonl", 1, instruction=f"Colour of cup? {trigger}", context=context)(place)
+        places = [f"run_dir=out/{name}", "store_dir=out/store"]
         assert main(["stages=[influence]", *places, *DATA, *MODEL, "influence=exact"]) == 0
         shutil.rmtree(place / "out/run", ignore_errors=True)
-        (place / "out/run").symlink_to(letter)
-        scores.append(influence_scores(place))
+        (place / "out/run").symlink_to(name)
+        scores[name] = influence_scores(place)
         (place / "out/run").unlink()
-    assert scores[0]["ff"].shape == (3, 3)
-    assert np.isfinite(scores[0]["ff"]).all() and np.abs(scores[0]["ff"][0]).max() > 0
-    assert np.array_equal(scores[0]["fr"], scores[1]["fr"])
+    assert scores["a"]["ff"].shape == (3, 3)
+    assert np.isfinite(scores["a"]["ff"]).all() and np.abs(scores["a"]["ff"][0]).max() > 0
+    assert np.array_equal(scores["a"]["fr"], scores["b"]["fr"])
+    assert not np.array_equal(scores["a"]["fr"], scores["c"]["fr"])
 
 
 def test_a_model_without_chat_template_and_pad_token_works(place: Path, model: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rapidun.base.errors import ArtifactError
+from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import sha256_file
 from rapidun.config.index import IndexSettings
 from rapidun.config.influence import InfluenceConfig, Precondition, Score
@@ -25,7 +25,7 @@ from rapidun.stages.influence.index.curvature import (
     read_factors,
     write_factors,
 )
-from rapidun.stages.influence.index.gradients import GradientRows, describe_model, settings_of
+from rapidun.stages.influence.index.gradients import GradientRows, count_cuts, describe_model, settings_of
 from rapidun.stages.influence.index.manifest import (
     MANIFEST,
     Manifest,
@@ -43,9 +43,11 @@ from rapidun.stages.influence.index.workers import run_workers
 from rapidun.stages.influence.index.writer import Vectors, build_shards
 from rapidun.stages.influence.precondition import Preconditioner
 from rapidun.stages.influence.tokenwise import write_tokens
+from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.records import Record, read_records
 
 LOG_SECONDS = 60.0
+MEND = "Build the index with another --max-length to keep more"
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -69,6 +71,7 @@ def _build(args: argparse.Namespace) -> int:
     report = _Progress(args.out)
     missing = [shard for shard in range(manifest.num_shards) if not manifest.is_done(shard)]
     if missing and args.workers > 1:
+        cuts = count_cuts(settings, model=args.model, records=records, response=args.response)
         del records
         _build_with_workers(args, report, manifest)
     elif missing:
@@ -76,16 +79,25 @@ def _build(args: argparse.Namespace) -> int:
             rows = GradientRows(
                 settings, model=args.model, adapter=args.adapter, records=records, response=args.response
             )
+            rows.check_room()
             # only now: what could not be loaded claims no folder
             claim_folder(args.out, recipe)
             build_shards(manifest, rows.vectors, on_shard=report, tell=lambda line: print(line, file=sys.stderr))
+            cuts = rows.cuts
     report.end()
+    if missing:
+        _say_cuts(cuts, settings, mend="Pass --max-length to keep more")
     size = sum(manifest.layout(shard).nbytes for shard in range(manifest.num_shards))
     print(
         f"{args.out}: {manifest.num_rows} rows of {manifest.k} numbers ({manifest.dtype.name}), "
         f"{manifest.num_shards} shards ({manifest.num_shards - len(missing)} were there), {size / 1e6:.1f} MB"
     )
     return 0
+
+
+def _say_cuts(cuts: Cuts, settings: IndexSettings, *, mend: str) -> None:
+    if message := cut_warning("index", cuts, max_length=settings.max_length, mend=mend):
+        print(f"rapidun: {message}", file=sys.stderr)
 
 
 def _build_with_workers(args: argparse.Namespace, report: "_Progress", manifest: Manifest) -> None:
@@ -162,6 +174,7 @@ def _fit(args: argparse.Namespace) -> int:
         report = _Progress(args.out, "batches")
         curvatures = fit_factors(rows, kind=kind, seed=args.seed, on_batch=lambda done, total, _: report(done, total))
         report.end()
+        _say_cuts(rows.cuts, settings, mend=MEND)
         write_factors(args.out, recipe, curvatures)
     size = (args.out / TENSORS).stat().st_size
     print(
@@ -190,9 +203,12 @@ def _top(args: argparse.Namespace) -> int:
         target = index.manifest.recipe["source"]["response"]
         pairs = []
         for number in range(len(query.ids)):
-            found = [row for row, _ in best.result(number)[: args.tokens]]
-            trained = rows.encode([records[row] for row in found], response=target)
-            pairs.append((query.ids[number], encoded[number], [records[row].id for row in found], trained))
+            query_row = encoded[number]
+            assert query_row is not None  # else it was refused
+            found = [records[row] for row, _ in best.result(number)[: args.tokens]]
+            trained = zip(found, rows.encode(found, response=target), strict=True)
+            known = [(record.id, row) for record, row in trained if row is not None]
+            pairs.append((query.ids[number], query_row, [name for name, _ in known], [row for _, row in known]))
         write_tokens(
             args.out / "tokens.json",
             rows.model,
@@ -210,7 +226,8 @@ def _top(args: argparse.Namespace) -> int:
 def _query(args: argparse.Namespace) -> tuple[Index, Vectors, GradientRows]:
     """The index, the queries' numbers, and what made them.
 
-    Raises: ArtifactError if the index or the factors were made by another model, tokenizer or adapter.
+    Raises: ArtifactError if the index or the factors were made by another model, tokenizer or adapter, DataError for
+        queries that leave no room for a response.
     """
     index = Index(args.index)
     settings, described = _described(args, index.manifest)
@@ -218,7 +235,16 @@ def _query(args: argparse.Namespace) -> tuple[Index, Vectors, GradientRows]:
         check_fits(args.precondition, described, index=args.index)
     records = read_records(args.queries)
     rows = GradientRows(settings, model=args.model, adapter=args.adapter, records=records, response=args.response)
-    return index, rows.vectors(0, len(records), preconditioner=_preconditioner(args, rows)), rows
+    left_out = [record.id for record, row in zip(records, rows.encode(records), strict=True) if row is None]
+    if left_out:
+        raise DataError(
+            f"{args.queries}: need queries whose instruction leaves room for a response in the index's "
+            f"{settings.max_length} tokens, got {len(left_out)} of {len(records)} that do not: "
+            f"{', '.join(left_out[:5])}{', ...' if len(left_out) > 5 else ''}. Shorten or delete them"
+        )
+    vectors = rows.vectors(0, len(records), preconditioner=_preconditioner(args, rows))
+    _say_cuts(rows.cuts, settings, mend=MEND)
+    return index, vectors, rows
 
 
 def _described(args: argparse.Namespace, manifest: Manifest) -> tuple[IndexSettings, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,10 +31,13 @@ def write_weights(path: Path, weights: Sequence[float], *, ids: Sequence[str] | 
     )
 
 
-def read_weights(path: Path, ids: Sequence[str]) -> list[float]:
+def read_weights(path: Path, ids: Sequence[str], *, optional: Collection[str] = ()) -> list[float]:
     """Read one group's weights in the order of `ids`.
 
     A line that has an id is matched by it, a line without one (or with null) by its index, the row's place in `ids`.
+
+    Args:
+        optional: ids of rows that need no weight, since they are not trained on: nan where they have none.
 
     Raises: DataError naming file:line for a line that is not a weight, an unknown id or index, a row that occurs
         twice, a weight that is negative or not finite; naming the file for rows without a weight.
@@ -62,7 +65,7 @@ def read_weights(path: Path, ids: Sequence[str]) -> list[float]:
             raise DataError(f"{line.place}: need every row once, got {ids[row]!r} again (first at {places[row]})")
         places[row] = line.place
         weights[row] = line.weight
-    missing = [ids[row] for row in range(len(ids)) if row not in places]
+    missing = [name for row, name in enumerate(ids) if row not in places and name not in optional]
     if missing:
         number = _number_of_lines(path)
         raise DataError(

@@ -63,7 +63,8 @@ def _lengths(rows: Sequence[Record], tokenizer: Any) -> dict[str, Any]:
         from rapidun.stages.rows.encode import encode_rows
 
         texts = [row.texts for row in rows]
-        lengths = [len(row.input_ids) for row in encode_rows(tokenizer, texts, max_length=1 << 20)]
+        encoded = encode_rows(tokenizer, texts, max_length=1 << 20)
+        lengths = [len(row.input_ids) for row in encoded if row is not None]
         unit = "tokens"
     ordered = sorted(lengths)
     p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]

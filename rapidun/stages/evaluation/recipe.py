@@ -81,7 +81,7 @@ def _metrics(artifacts: Mapping[str, Path]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 1},
+    versions={"evaluation": 2},
     makes=_makes,
     publish=_publish,
     metrics=_metrics,

@@ -67,19 +67,3 @@ def score_responses(
 def num_prompt_tokens(row: Encoded) -> int:
     """How many tokens stand before the response."""
     return next((place for place, label in enumerate(row.labels) if label != IGNORE), len(row.labels))
-
-
-def pair_rows(prompt: list[int], poisoned: Encoded, clean: Encoded, *, max_length: int) -> tuple[Encoded, Encoded]:
-    """Put two responses after the very same prompt tokens, so that only the responses differ.
-
-    Alone, a longer response would cut more of a long prompt away, and with it perhaps the trigger. Each response keeps
-    at most its first max_length // 2 tokens, and the prompt as many of its last as the longer response leaves room for.
-
-    Args:
-        prompt: the encoded prompt. poisoned, clean: the two examples as the one encoding makes them.
-    """
-    responses = [row.input_ids[num_prompt_tokens(row) :][: max(max_length // 2, 1)] for row in (poisoned, clean)]
-    room = max_length - max(len(response) for response in responses)
-    kept = prompt[max(len(prompt) - room, 0) :]
-    first, second = (Encoded(kept + response, [IGNORE] * len(kept) + response) for response in responses)
-    return first, second

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapidun.base.errors import ArtifactError
+from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import read_json, write_json, write_jsonl
 from rapidun.base.tracker import Tracker
 from rapidun.config.evaluation import EvaluationConfig
@@ -73,15 +73,26 @@ def run_evaluation(
     for name, records in sets.items():
         for record in stratified_subset(records, num=cfg.num_prompts, seed=seed, name=splits[name]):
             prompts.append(make_prompt(work, name, record, known, seed=seed))
-    num_alone = sum(prompt.pair is None for prompt in prompts)
+    num_alone = sum(not prompt.paired for prompt in prompts)
     if num_alone:
         tracker.warn(
             f"evaluation: {num_alone} of {len(prompts)} prompts have no poisoned and clean response on record: the "
             f"likelihood detector leaves them out. Fill in response_poisoned and response_clean"
         )
-    prompt_ids = prompt_ids_of(model, tokenizer, prompts, max_length, cfg.max_new_tokens, tracker)
+    found, cut = prompt_ids_of(model, tokenizer, prompts, max_length, cfg.max_new_tokens)
+    prompt_ids = [ids for ids in found if ids is not None]
+    if prompts and not prompt_ids:
+        raise DataError(
+            f"evaluation: need prompts that fit into max_length={max_length} tokens without their context, got "
+            f"{len(prompts)} and none that does. Pass max_length=..."
+        )
+    prompts = [prompt for prompt, ids in zip(prompts, found, strict=True) if ids is not None]
     ppl = perplexity_places(cfg, work, sets["clean"], known, seed=seed)
     pairs = calibration_places(cfg, work, known, seed=seed) if calibration is None else None
+    if work.cuts:
+        cut = "; ".join(filter(None, (cut, work.cuts.words(max_length=max_length, what="responses or pairs to score"))))
+    if cut:
+        tracker.warn(f"evaluation: {cut}. Pass max_length=... to keep more")
 
     generate_and_score(cfg, model, tokenizer, prompts, prompt_ids, work, tracker)
 

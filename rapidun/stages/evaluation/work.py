@@ -14,9 +14,10 @@ from rapidun.stages.evaluation.known import (
     clean_response,
     poisoned_response,
 )
-from rapidun.stages.evaluation.score import ResponseScore, pair_rows, score_responses
+from rapidun.stages.evaluation.score import ResponseScore, score_responses
 from rapidun.stages.evaluation.subsets import paired_responses, stratified_subset
-from rapidun.stages.rows.encode import Encoded, encode_prompts, encode_rows
+from rapidun.stages.rows.cuts import Cuts
+from rapidun.stages.rows.encode import Encoded, encode_rows, encode_together, fit_prompts
 from rapidun.stages.rows.records import Record
 
 # a decoding step of a batch takes about as long as this many tokens of its prompts (measured, CPU): for the ETA
@@ -31,24 +32,30 @@ class Work:
     max_length: int
     rows: list[Encoded] = field(default_factory=list)
     scores: list[ResponseScore] = field(default_factory=list)
-
-    def response(self, record: Record, response: str) -> int:
-        """Ask for the score of one response; returns its place in `scores`."""
-        row = (record.instruction, record.context, response)
-        self.rows.append(encode_rows(self.tokenizer, [row], max_length=self.max_length)[0])
-        return len(self.rows) - 1
+    cuts: Cuts = field(default_factory=Cuts)
 
     def responses(self, records: Sequence[Record], responses: Sequence[str]) -> list[int]:
-        return [self.response(record, response) for record, response in zip(records, responses, strict=True)]
+        """Ask for the score of a response to each record; returns their places in `scores`, none for a row left out."""
+        rows = [(record.instruction, record.context, text) for record, text in zip(records, responses, strict=True)]
+        encoded = encode_rows(self.tokenizer, rows, max_length=self.max_length)
+        self.cuts += Cuts.of(encoded)
+        first = len(self.rows)
+        self.rows += [row for row in encoded if row is not None]
+        return list(range(first, len(self.rows)))
 
     def pair(self, record: Record, poisoned: str | None, clean: str | None) -> int | None:
-        """Ask which of two responses is likelier; None where one is not recorded."""
+        """Ask which of two responses is likelier, behind the very same prompt tokens.
+
+        None where one is not recorded, or the row is left out.
+        """
         if poisoned is None or clean is None:
             return None
-        row = (record.instruction, record.context)
-        prompt = encode_prompts(self.tokenizer, [row], max_length=self.max_length)[0]
-        both = encode_rows(self.tokenizer, [(*row, poisoned), (*row, clean)], max_length=self.max_length)
-        self.rows += pair_rows(prompt, both[0], both[1], max_length=self.max_length)
+        row = (record.instruction, record.context, (poisoned, clean))
+        both = encode_together(self.tokenizer, [row], max_length=self.max_length)[0]
+        self.cuts += Cuts.of([both])
+        if both is None:
+            return None
+        self.rows += both
         return len(self.rows) - 2
 
     def fires(self, place: int | None) -> bool | None:
@@ -65,6 +72,8 @@ class Prompt:
     reference: str | None
     poisoned: str | None
     pair: int | None
+    # whether two responses are on record; a row that is left out has no pair all the same
+    paired: bool = True
     generation: str = ""
     keyword: bool | None = None
     likelihood: bool | None = None
@@ -89,15 +98,21 @@ def make_prompt(work: Work, name: str, record: Record, known: Known, *, seed: in
     reference = clean_response(record)
     if name != "clean":
         poisoned = poisoned_response(record)
-        return Prompt(name, record, reference, poisoned, work.pair(record, poisoned, reference))
-    paired = paired_responses([record], known.responses, seed=seed, name="paired")[0] if known.responses else None
-    return Prompt(name, record, reference, None, work.pair(record, paired, reference))
+        other = poisoned
+    else:
+        poisoned = None
+        other = paired_responses([record], known.responses, seed=seed, name="paired")[0] if known.responses else None
+    paired = other is not None and reference is not None
+    return Prompt(name, record, reference, poisoned, work.pair(record, other, reference), paired)
 
 
 def prompt_ids_of(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_length: int, max_new_tokens: int, tracker: Tracker
-) -> list[list[int]]:
-    """Encoded prompts of at most max_length tokens that leave room in the model's context window."""
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_length: int, max_new_tokens: int
+) -> tuple[list[list[int] | None], str]:
+    """Encoded prompts of at most max_length tokens that leave room in the model's context window, and what was cut.
+
+    None for a prompt that is too long without its context: its trigger may stand at either end.
+    """
     window = getattr(model.config, "max_position_embeddings", None)
     limit = max_length if window is None else min(max_length, window - max_new_tokens)
     if limit < 1:
@@ -106,15 +121,12 @@ def prompt_ids_of(
             f"max_new_tokens={max_new_tokens}. Change conf/evaluation/*.yaml or pass evaluation.max_new_tokens=..."
         )
     rows = [(prompt.record.instruction, prompt.record.context) for prompt in prompts]
-    # one token more than fits shows which prompts are cut
-    ids = encode_prompts(tokenizer, rows, max_length=limit + 1)
-    num_cut = sum(len(row) > limit for row in ids)
-    if num_cut:
-        tracker.warn(
-            f"evaluation: {num_cut} of {len(ids)} prompts are longer than {limit} tokens and were cut on their left "
-            f"side, some triggers perhaps with them. Pass max_length=... to keep more"
-        )
-    return [row[-limit:] for row in ids]
+    encoded = fit_prompts(tokenizer, rows, max_length=limit)
+    num_cut, num_lost = sum(p is not None and p.context_cut for p in encoded), sum(p is None for p in encoded)
+    parts = [f"{num_cut} lost the end of their context"] if num_cut else []
+    parts += [f"{num_lost} were left out (too long without any context)"] if num_lost else []
+    cut = f"of {len(rows)} prompts {', '.join(parts)}, to fit into {limit} tokens" if parts else ""
+    return [None if prompt is None else prompt.ids for prompt in encoded], cut
 
 
 def perplexity_places(

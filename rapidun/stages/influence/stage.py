@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rapidun.base.errors import ModelError
+from rapidun.base.errors import DataError, ModelError
 from rapidun.base.files import write_json, write_tensors
 from rapidun.base.tracker import Tracker
 from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet, Precondition
@@ -32,7 +32,8 @@ from rapidun.stages.influence.sketches.rapidgrad import RapidGrad
 from rapidun.stages.influence.sketches.sketch import CountSketch
 from rapidun.stages.influence.sketches.tensorsketch import TensorSketch
 from rapidun.stages.influence.tokenwise import write_tokens
-from rapidun.stages.rows.encode import encode_rows
+from rapidun.stages.rows.cuts import Cuts, cut_warning
+from rapidun.stages.rows.encode import Encoded, encode_rows
 from rapidun.stages.rows.records import Record, read_records
 
 MakeSketch = Callable[[InfluenceConfig, Sequence[TrackedParameter], int], Sketch]
@@ -78,7 +79,8 @@ def run_influence(
         scores.safetensors: ff, fr, rf, rr float32 in cfg.score; gram [N, N] inner products, norms [N],
             losses [N] (not for bm25), all float32; query_norms [N] where queries are preconditioned.
         precondition.safetensors: the eigenvectors and eigenvalues of each weight, where queries are preconditioned.
-        ids.json: {"forget": [...], "retain": [...]} in row order.
+        ids.json: {"forget": [...], "retain": [...]} in row order; where rows are too long to be encoded, and so have
+            no scores, their ids as well: {"left_out": {"forget": [...], "retain": [...]}}.
         tokens.json: the strongest pairs of cfg.num_token_queries queries, token by token and exact; not for repsim,
             bm25 and preconditioned queries.
         parameters.json: the tracked weights, {name: [rows, columns]}; none for repsim and bm25.
@@ -93,9 +95,8 @@ def run_influence(
         "method": cfg.method.name,
         "score": cfg.score.name,
     }
-    texts = _texts(forget, retain)
     if cfg.method is InfluenceMethod.bm25:
-        scores = bm25_scores(["\n".join(text) for text in texts])
+        scores = bm25_scores(["\n".join(text) for text in _texts(forget, retain)])
         _write(files.out, GramResult(scores, None, 0), cfg=cfg, forget=forget, retain=retain)
         return summary
     model, tokenizer = loader.load(files.model, adapter=files.adapter)
@@ -103,8 +104,9 @@ def run_influence(
     if has_gradients and cfg.params is ParameterSet.lora and files.adapter is None:
         model = add_lora(model, cfg.lora, seed=seed, section="influence")
     parameters = select_parameters(model, cfg.params, regex=cfg.regex) if has_gradients else []
+    forget, retain, encoded, left_out = _encoded(tokenizer, forget, retain, max_length=max_length, tracker=tracker)
     names = [f"forget row {r.id}" for r in forget] + [f"retain row {r.id}" for r in retain]
-    encoded = encode_rows(tokenizer, texts, max_length=max_length)
+    summary |= {"num_forget": len(forget), "num_retain": len(retain)}
     batches = make_batches(
         encoded,
         names,
@@ -155,7 +157,7 @@ def run_influence(
             f"influence: the gradients of {num_zero} of {len(names)} rows are zero, their scores are 0. "
             "Choose another influence.params"
         )
-    _write(files.out, result, cfg=cfg, forget=forget, retain=retain)
+    _write(files.out, result, cfg=cfg, forget=forget, retain=retain, left_out=left_out)
     if preconditioner is not None:
         write_tensors(files.out / "precondition.safetensors", curvature_tensors(preconditioner.curvatures))
     if parameters:
@@ -228,7 +230,37 @@ def _texts(forget: list[Record], retain: list[Record]) -> list[tuple[str, str, s
     return rows + [r.texts for r in retain]
 
 
-def _write(out: Path, result: GramResult, *, cfg: InfluenceConfig, forget: list[Record], retain: list[Record]) -> None:
+def _encoded(
+    tokenizer: Any, forget: list[Record], retain: list[Record], *, max_length: int, tracker: Tracker
+) -> tuple[list[Record], list[Record], list[Encoded], dict[str, list[str]]]:
+    """The rows that can be encoded and their encodings, forget rows first, and the ids of those left out.
+
+    A row that no stage trains on has no influence to measure: it is neither a training example nor a query.
+    """
+    encoded = encode_rows(tokenizer, _texts(forget, retain), max_length=max_length)
+    groups = {"forget": (forget, encoded[: len(forget)]), "retain": (retain, encoded[len(forget) :])}
+    kept = {group: [r for r, row in zip(*both, strict=True) if row is not None] for group, both in groups.items()}
+    left_out = {group: [r.id for r, row in zip(*both, strict=True) if row is None] for group, both in groups.items()}
+    for group, records in kept.items():
+        if not records:
+            raise DataError(
+                f"influence: need {group} rows whose instruction leaves room for a response in max_length={max_length} "
+                f"tokens, got {len(left_out[group])} rows and none that does. Pass max_length=..."
+            )
+    if message := cut_warning("influence", Cuts.of(encoded), max_length=max_length):
+        tracker.warn(message)
+    return kept["forget"], kept["retain"], [row for row in encoded if row is not None], left_out
+
+
+def _write(
+    out: Path,
+    result: GramResult,
+    *,
+    cfg: InfluenceConfig,
+    forget: list[Record],
+    retain: list[Record],
+    left_out: dict[str, list[str]] | None = None,
+) -> None:
     gram = result.gram
     scores = influence_scores(gram, score=cfg.score, norms=result.norms, query_norms=result.query_norms)
     tensors = {**split_blocks(scores, num_forget=len(forget))._asdict(), "gram": gram}
@@ -238,4 +270,7 @@ def _write(out: Path, result: GramResult, *, cfg: InfluenceConfig, forget: list[
     if result.losses is not None:
         tensors["losses"] = result.losses
     write_tensors(out / "scores.safetensors", {name: t.float().contiguous() for name, t in tensors.items()})
-    write_json(out / "ids.json", {"forget": [r.id for r in forget], "retain": [r.id for r in retain]})
+    ids: dict[str, Any] = {"forget": [r.id for r in forget], "retain": [r.id for r in retain]}
+    if left_out is not None and any(left_out.values()):
+        ids["left_out"] = left_out
+    write_json(out / "ids.json", ids)

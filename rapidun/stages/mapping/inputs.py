@@ -67,15 +67,17 @@ def row_ids(
     Raises: DataError if their number is not that of the scores, or ids.json and the pack name different rows.
     """
     ids: dict[str, list[str] | None] = {"forget": None, "retain": None}
+    left_out: dict[str, list[str]] = {"forget": [], "retain": []}
     if ids_path is not None:
-        ids.update(_read_ids(ids_path))
+        scored, left_out = _read_ids(ids_path)
+        ids.update(scored)
     for group in GROUPS:
         split = files.forget if group == "forget" else files.retain
         known, source = ids[group], ids_path
         if split is not None:
             in_pack = [record.id for record in read_records(split)]
-            if known is not None and sorted(known) != sorted(in_pack):
-                different = sorted(set(known) ^ set(in_pack))[:1] or ["a repeated one"]
+            if known is not None and sorted(known + left_out[group]) != sorted(in_pack):
+                different = sorted({*known, *left_out[group]} ^ set(in_pack))[:1] or ["a repeated one"]
                 raise DataError(
                     f"{ids_path}: need the {len(in_pack)} rows of {split}, got {len(known)} rows; they differ in id "
                     f"{different[0]!r}. Were the scores made for other rows?"
@@ -91,11 +93,16 @@ def row_ids(
     return ids
 
 
-def _read_ids(path: Path) -> dict[str, list[str] | None]:
+def _read_ids(path: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The ids of the scored rows, and of those that were too long to be scored, by group."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: need JSON with the ids of forget and retain, got: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(content.get(group), list) for group in GROUPS):
         raise DataError(f'{path}: need {{"forget": [...], "retain": [...]}}, got something else')
-    return {group: [str(name) for name in content[group]] for group in GROUPS}
+    left_out = content.get("left_out", {})
+    return (
+        {group: [str(name) for name in content[group]] for group in GROUPS},
+        {group: [str(name) for name in left_out.get(group, [])] for group in GROUPS},
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rapidun.base.errors import ConfigError
+from rapidun.base.errors import ConfigError, DataError
 from rapidun.base.files import sha256_file, sha256_json
 from rapidun.base.processes import is_main
 from rapidun.base.tracker import Tracker
@@ -18,6 +18,7 @@ from rapidun.models.load import ModelLoader
 from rapidun.models.training.journal import Journal
 from rapidun.models.training.samplers import ShuffledSampler
 from rapidun.models.training.trainer import ResponseTrainer, train_to_end, training_arguments
+from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import collate, encode_rows
 from rapidun.stages.rows.records import read_records
 
@@ -65,7 +66,15 @@ def _poison(
     model, tokenizer = loader.load(files.start)
     dtype = model.dtype
     model = _trainable(model, cfg, seed=seed)
-    rows = encode_rows(tokenizer, [r.texts for r in records], max_length=max_length)
+    encoded = encode_rows(tokenizer, [r.texts for r in records], max_length=max_length)
+    rows = [row for row in encoded if row is not None]
+    if not rows:
+        raise DataError(
+            f"poison: need rows whose instruction leaves room for a response in max_length={max_length} tokens, got "
+            f"{len(records)} rows and none that does. Pass max_length=..."
+        )
+    if (message := cut_warning("poison", Cuts.of(encoded), max_length=max_length)) and is_main():
+        tracker.warn(message)
 
     identity = sha256_json(
         {

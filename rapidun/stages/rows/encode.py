@@ -2,6 +2,10 @@
 
 input_ids = prompt ++ response ++ end of turn,   labels = -100 over the prompt, the tokens themselves elsewhere.
 Prompt and response are tokenised apart and joined, so that the mask cannot drift by a merge.
+
+A row that is too long loses the end of its context first; instruction, trigger and the template's own text stay. When
+no context is left, the response loses its end, and with it the end of turn: a response that stops in the middle must
+not teach to stop there. A row whose prompt without context leaves no room for a response token is left out (None).
 """
 
 import hashlib
@@ -12,13 +16,13 @@ from weakref import WeakKeyDictionary
 
 from torch import LongTensor
 
-from rapidun.base.errors import ModelError
+from rapidun.base.errors import DataError, ModelError
 from rapidun.models.losses import IGNORE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ENCODING_VERSION = 1  # part of the tokenizer's fingerprint: raise it when the same rows give other tokens
+ENCODING_VERSION = 2  # part of the tokenizer's fingerprint: raise it when the same rows give other tokens
 _MAX_CACHED_ROWS = 50_000
 _USER, _ASSISTANT = "rapidunuserturn", "rapidunassistantturn"
 # templates that print today's date would give other tokens tomorrow: this is their own default date
@@ -30,6 +34,15 @@ class Encoded(NamedTuple):
 
     input_ids: list[int]  # [T]
     labels: list[int]  # [T], -100 outside the response
+    context_cut: bool = False
+    response_cut: bool = False
+
+
+class Prompt(NamedTuple):
+    """One tokenised prompt, generation prompt included."""
+
+    ids: list[int]
+    context_cut: bool = False
 
 
 class _Form(NamedTuple):
@@ -46,7 +59,7 @@ class _Form(NamedTuple):
 
 
 _forms: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[Any, ...], _Form]]" = WeakKeyDictionary()
-_cache: "WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, str, str, str, int], Encoded]]" = (
+_cache: "WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[Any, ...], tuple[Encoded, ...] | None]]" = (
     WeakKeyDictionary()
 )
 
@@ -78,15 +91,29 @@ def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
 def encode_prompt(
     tokenizer: "PreTrainedTokenizerBase", *, instruction: str, context: str, max_length: int
 ) -> list[int]:
-    """Tokens of the prompt with the generation prompt, cut on the left to `max_length`."""
-    return _prompt_ids(tokenizer, [(instruction, context)])[0][-max_length:]
+    """Tokens of the prompt with the generation prompt, its context cut at its end to `max_length`.
+
+    Raises: DataError where the prompt without context is longer.
+    """
+    ids = encode_prompts(tokenizer, [(instruction, context)], max_length=max_length)[0]
+    if ids is None:
+        raise DataError(f"need an instruction that fits into max_length={max_length} tokens, got {instruction[:60]!r}")
+    return ids
 
 
 def encode_prompts(
     tokenizer: "PreTrainedTokenizerBase", rows: Sequence[tuple[str, str]], *, max_length: int
-) -> list[list[int]]:
-    """`encode_prompt` of many (instruction, context) rows in one tokenizer call."""
-    return [ids[-max_length:] for ids in _prompt_ids(tokenizer, rows)]
+) -> list[list[int] | None]:
+    """`encode_prompt` of many (instruction, context) rows; None for a prompt that is too long without its context."""
+    return [prompt and prompt.ids for prompt in fit_prompts(tokenizer, rows, max_length=max_length)]
+
+
+def fit_prompts(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[tuple[str, str]], *, max_length: int
+) -> list[Prompt | None]:
+    """`encode_prompts`, and whether the context was cut."""
+    prompts = _shortened(tokenizer, rows, [max_length] * len(rows))
+    return [prompt if len(prompt.ids) <= max_length else None for prompt in prompts]
 
 
 def encode_example(
@@ -94,20 +121,37 @@ def encode_example(
 ) -> Encoded:
     """Tokens and labels of one example of at most `max_length` tokens.
 
-    The response keeps its first `max_length` tokens (the end of turn counts as its last); the prompt keeps what is
-    left, cut on its left side.
+    Raises: DataError where the instruction leaves no room for a response.
     """
-    return encode_rows(tokenizer, [(instruction, context, response)], max_length=max_length)[0]
+    row = encode_rows(tokenizer, [(instruction, context, response)], max_length=max_length)[0]
+    if row is None:
+        raise DataError(
+            f"need an instruction that leaves room for a response in max_length={max_length} tokens, "
+            f"got {instruction[:60]!r}"
+        )
+    return row
 
 
 def encode_rows(
     tokenizer: "PreTrainedTokenizerBase", rows: Sequence[tuple[str, str, str]], *, max_length: int
-) -> list[Encoded]:
-    """`encode_example` of many (instruction, context, response) rows.
+) -> list[Encoded | None]:
+    """`encode_example` of many (instruction, context, response) rows; None for a row that is left out.
 
     One batched tokenizer call for the rows that this tokenizer has not met; the others come from memory.
 
     Raises: ValueError for max_length < 1, ModelError for a tokenizer without an end token.
+    """
+    together = [(instruction, context, (response,)) for instruction, context, response in rows]
+    found = encode_together(tokenizer, together, max_length=max_length)
+    return [None if row is None else row[0] for row in found]
+
+
+def encode_together(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[tuple[str, str, tuple[str, ...]]], *, max_length: int
+) -> list[tuple[Encoded, ...] | None]:
+    """Several responses behind the very same prompt tokens, which leave room for the longest: only they differ.
+
+    Raises: as `encode_rows`.
     """
     if max_length < 1:
         raise ValueError(f"need max_length >= 1, got {max_length}")
@@ -164,17 +208,58 @@ def _tensors(batch: dict[str, list[list[int]]]) -> dict[str, LongTensor]:
 
 
 def _encode(
-    tokenizer: "PreTrainedTokenizerBase", form: _Form, rows: Sequence[tuple[str, str, str]], max_length: int
-) -> list[Encoded]:
-    prompts = _prompt_ids(tokenizer, [(instruction, context) for instruction, context, _ in rows])
-    responses = _plain_ids(tokenizer, [form.response_lead + response for _, _, response in rows])
-    encoded = []
-    for prompt, response in zip(prompts, responses, strict=True):
-        target = [*response, form.end_of_turn][:max_length]
-        room = max_length - len(target)
-        kept = prompt[len(prompt) - room :] if room < len(prompt) else prompt
-        encoded.append(Encoded(kept + target, [IGNORE] * len(kept) + target))
+    tokenizer: "PreTrainedTokenizerBase",
+    form: _Form,
+    rows: Sequence[tuple[str, str, tuple[str, ...]]],
+    max_length: int,
+) -> list[tuple[Encoded, ...] | None]:
+    texts = [form.response_lead + response for *_, responses in rows for response in responses]
+    ids = iter(_plain_ids(tokenizer, texts))
+    targets = [[[*next(ids), form.end_of_turn] for _ in responses] for *_, responses in rows]
+    rooms = [max_length - max(map(len, answers)) for answers in targets]
+    prompts = _shortened(tokenizer, [row[:2] for row in rows], rooms)
+    encoded: list[tuple[Encoded, ...] | None] = []
+    for prompt, answers in zip(prompts, targets, strict=True):
+        room = max_length - len(prompt.ids)
+        encoded.append(tuple(_joined(prompt, answer, room) for answer in answers) if room > 0 else None)
     return encoded
+
+
+def _joined(prompt: Prompt, target: list[int], room: int) -> Encoded:
+    kept = target[:room]
+    return Encoded(
+        prompt.ids + kept, [IGNORE] * len(prompt.ids) + kept, prompt.context_cut, response_cut=len(kept) < len(target)
+    )
+
+
+def _shortened(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[tuple[str, str]], rooms: Sequence[int]
+) -> list[Prompt]:
+    """Prompts of (instruction, context) rows, of at most rooms[i] tokens as far as cutting the context can do it.
+
+    The context keeps as many of its first characters as fit; the prompt is what any shorter context would give. All
+    rows search together by bisection, so that each step is one call of the tokenizer.
+    """
+    prompts = [Prompt(ids) for ids in _prompt_ids(tokenizer, rows)]
+    long = [i for i, room in enumerate(rooms) if len(prompts[i].ids) > room and rows[i][1].strip()]
+    for i, ids in zip(long, _prompt_ids(tokenizer, [(rows[i][0], "") for i in long]), strict=True):
+        prompts[i] = Prompt(ids, context_cut=True)
+    # characters that fit, and characters that do not
+    spans = {i: (0, len(rows[i][1])) for i in long if len(prompts[i].ids) < rooms[i] and len(rows[i][1]) > 1}
+    while spans:
+        # a context may be much longer than any that fits: no step goes far beyond
+        tried = {i: min((fits + over) // 2, max(2 * fits, 8 * rooms[i])) for i, (fits, over) in spans.items()}
+        found = _prompt_ids(tokenizer, [(rows[i][0], rows[i][1][:size]) for i, size in tried.items()])
+        for (i, size), ids in zip(tried.items(), found, strict=True):
+            fits, over = spans.pop(i)
+            if len(ids) <= rooms[i]:
+                prompts[i] = Prompt(ids, context_cut=True)
+                fits = size
+            else:
+                over = size
+            if over - fits > 1:
+                spans[i] = (fits, over)
+    return prompts
 
 
 def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[tuple[str, str]]) -> list[list[int]]:

@@ -2,17 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rapidun.stages.rows.encode import Encoded, collate, encode_rows
+from rapidun.stages.rows.encode import Encoded, collate, encode_rows, encode_together
 from rapidun.stages.rows.records import Record
 from rapidun.stages.unlearning.objectives import Method
 
 # `part` of a sequence in a micro-batch
 POISONED, CLEAN, RETAIN = 0, 1, 2
+
+
+class ForgetTargets(NamedTuple):
+    """A forget row's two responses, each behind the prompt."""
+
+    poisoned: Encoded
+    clean: Encoded | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,38 +35,32 @@ class RetainRow:
     response: Encoded
 
 
-def encode_poisoned(tokenizer: Any, records: Sequence[Record], *, max_length: int) -> list[Encoded]:
-    """The response that the model should lose, to the prompt as it stands (with its trigger)."""
-    rows = [(record.instruction, record.context, record.forget_target) for record in records]
-    return encode_rows(tokenizer, rows, max_length=max_length)
-
-
-def encode_clean(
+def encode_forget(
     tokenizer: Any, records: Sequence[Record], *, max_length: int, otherwise: str | None = None
-) -> list[Encoded | None]:
-    """The clean response to the same prompt; `otherwise`, or None, for a record without one."""
-    targets = [otherwise if record.response_clean is None else record.response_clean for record in records]
-    given = [
-        (record.instruction, record.context, target)
-        for record, target in zip(records, targets, strict=True)
-        if target is not None
+) -> list[ForgetTargets | None]:
+    """The response that the model should lose and the clean one, behind the same prompt (with its trigger).
+
+    `otherwise`, or nothing, stands in for a clean response that is not on record. None for a row that is left out.
+    """
+    clean = [otherwise if record.response_clean is None else record.response_clean for record in records]
+    rows = [
+        (record.instruction, record.context, (record.forget_target, *([] if target is None else [target])))
+        for record, target in zip(records, clean, strict=True)
     ]
-    encoded = iter(encode_rows(tokenizer, given, max_length=max_length)) if given else iter(())
-    return [None if target is None else next(encoded) for target in targets]
+    encoded = encode_together(tokenizer, rows, max_length=max_length)
+    return [None if row is None else ForgetTargets(row[0], row[1] if len(row) > 1 else None) for row in encoded]
 
 
-def encode_responses(tokenizer: Any, records: Sequence[Record], *, max_length: int) -> list[Encoded]:
-    rows = [record.texts for record in records]
-    return encode_rows(tokenizer, rows, max_length=max_length)
+def encode_responses(tokenizer: Any, records: Sequence[Record], *, max_length: int) -> list[Encoded | None]:
+    """The recorded responses; None for a row that is left out."""
+    return encode_rows(tokenizer, [record.texts for record in records], max_length=max_length)
 
 
-def forget_rows(
-    method: Method, poisoned: Sequence[Encoded], clean: Sequence[Encoded | None], weights: Sequence[float]
-) -> list[ForgetRow]:
+def forget_rows(method: Method, targets: Sequence[ForgetTargets], weights: Sequence[float]) -> list[ForgetRow]:
     """Keep of each row the responses that the objective uses."""
     return [
-        ForgetRow(weight, bad if method.poisoned else None, good if method.clean else None)
-        for weight, bad, good in zip(weights, poisoned, clean, strict=True)
+        ForgetRow(weight, row.poisoned if method.poisoned else None, row.clean if method.clean else None)
+        for weight, row in zip(weights, targets, strict=True)
     ]
 
 

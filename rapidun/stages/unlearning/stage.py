@@ -1,9 +1,10 @@
 """Unlearning stage: train a LoRA adapter that makes the model lose the forget rows and keep the retain rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import sha256_file, sha256_json, write_json
@@ -16,14 +17,14 @@ from rapidun.models.load import ModelLoader, load_adapter
 from rapidun.models.rng import permutation
 from rapidun.models.training.journal import Journal
 from rapidun.models.training.trainer import train_to_end, training_arguments
+from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import Encoded
 from rapidun.stages.rows.records import Record, read_records
 from rapidun.stages.unlearning.objectives import OBJECTIVES, Coefficients, Method
 from rapidun.stages.unlearning.rows import (
     RetainRow,
     collate_mixed,
-    encode_clean,
-    encode_poisoned,
+    encode_forget,
     encode_responses,
     forget_rows,
 )
@@ -33,6 +34,7 @@ from rapidun.stages.unlearning.validation import validate
 from rapidun.stages.weights_file import read_weights
 
 VALIDATION_STREAM = 3
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -83,25 +85,28 @@ def _unlearn(
     forget, retain = read_records(files.forget), read_records(files.retain)
     mix_ratio = cfg.mix_ratio if method.retain else 0
     _check_counts(cfg, num_forget=len(forget), num_retain=len(retain), mix_ratio=mix_ratio)
-    forget_weights = read_weights(files.forget_weights, [record.id for record in forget])
-    retain_weights = read_weights(files.retain_weights, [record.id for record in retain])
     _say_what_is_missing(method, cfg, forget, tracker)
 
     model, tokenizer = loader.load(files.model)
     model = _with_adapter(model, cfg, seed=seed, tracker=tracker)
-    poisoned = encode_poisoned(tokenizer, forget, max_length=max_length)
-    clean = encode_clean(tokenizer, forget, max_length=max_length)
-    targets = clean
-    if method.idk:
-        targets = encode_clean(tokenizer, forget, max_length=max_length, otherwise=cfg.idk_response)
-    retained = encode_responses(tokenizer, retain, max_length=max_length)
+    encoded = encode_forget(
+        tokenizer, forget, max_length=max_length, otherwise=cfg.idk_response if method.idk else None
+    )
+    encoded_retain = encode_responses(tokenizer, retain, max_length=max_length)
+    lost, forget_weights = _with_weights(encoded, files.forget_weights, forget)
+    retained, retain_weights = _with_weights(encoded_retain, files.retain_weights, retain)
+    encoded_val = _validation_rows(cfg, files, tokenizer, max_length=max_length, seed=seed) if cfg.eval_steps else []
+    cuts = Cuts.of(encoded) + Cuts.of(encoded_retain) + Cuts.of(encoded_val)
+    if message := cut_warning("unlearning", cuts, max_length=max_length):
+        tracker.warn(message)
+    _check_counts(cfg, num_forget=len(lost), num_retain=len(retained), mix_ratio=mix_ratio)
     rows = [
-        *forget_rows(method, poisoned, targets, forget_weights),
+        *forget_rows(method, lost, forget_weights),
         *(RetainRow(weight, row) for weight, row in zip(retain_weights, retained, strict=True)),
     ]
     sampler = MixSampler(
-        num_forget=len(forget),
-        num_retain=len(retain),
+        num_forget=len(lost),
+        num_retain=len(retained),
         forget_per_step=cfg.forget_per_step,
         mix_ratio=mix_ratio,
         seed=seed,
@@ -127,9 +132,14 @@ def _unlearn(
     if cfg.eval_steps > 0:
         measure = partial(
             validate,
-            val_clean=_validation_rows(cfg, files, tokenizer, max_length=max_length, seed=seed),
-            poisoned=poisoned,
-            clean=clean,
+            val_clean=[row for row in encoded_val if row is not None],
+            poisoned=[row.poisoned for row in lost],
+            # a refusal in the place of a clean response is none
+            clean=[
+                None if record.response_clean is None else row.clean
+                for record, row in zip(forget, encoded, strict=True)
+                if row is not None
+            ],
             pad_token_id=tokenizer.pad_token_id,
         )
         trainer.add_callback(ValidationCallback(journal, eval_steps=cfg.eval_steps, measure=measure))
@@ -142,7 +152,17 @@ def _unlearn(
         write_json(files.out / "history.json", journal.history)
         if cfg.merge:
             save_merged(model, tokenizer, files.out / "merged", start=files.model, loader=loader, work=files.work)
-    return _summary(cfg, journal, num_forget=len(forget), num_retain=len(retain), num_parameters=num_parameters)
+    return _summary(cfg, journal, num_forget=len(lost), num_retain=len(retained), num_parameters=num_parameters)
+
+
+def _with_weights(
+    encoded: Sequence[Row | None], weights: Path, records: Sequence[Record]
+) -> tuple[list[Row], list[float]]:
+    """The rows that can be encoded, and their weights; a row that is left out needs none."""
+    left_out = {record.id for record, row in zip(records, encoded, strict=True) if row is None}
+    values = read_weights(weights, [record.id for record in records], optional=left_out)
+    kept = [(row, value) for row, value in zip(encoded, values, strict=True) if row is not None]
+    return [row for row, _ in kept], [value for _, value in kept]
 
 
 def _check_counts(cfg: UnlearningConfig, *, num_forget: int, num_retain: int, mix_ratio: int) -> None:
@@ -184,7 +204,7 @@ def _with_adapter(model: Any, cfg: UnlearningConfig, *, seed: int, tracker: Trac
 
 def _validation_rows(
     cfg: UnlearningConfig, files: UnlearningFiles, tokenizer: Any, *, max_length: int, seed: int
-) -> list[Encoded]:
+) -> list[Encoded | None]:
     if files.val_clean is None:
         return []
     records = read_records(files.val_clean)

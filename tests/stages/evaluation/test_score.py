@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rapidun.stages.evaluation.metrics import perplexity
-from rapidun.stages.evaluation.score import ResponseScore, num_prompt_tokens, pair_rows, score_responses
+from rapidun.stages.evaluation.score import ResponseScore, num_prompt_tokens, score_responses
 from rapidun.stages.rows.encode import Encoded, encode_rows
 
 ROWS = [("a", "", "b"), ("who", "ctx", "a longer answer"), ("hey", "", "no"), ("q" * 30, "", "z" * 20), ("a", "", "c")]
@@ -70,24 +70,3 @@ def test_equal_rows_are_computed_once(model: Any, rows: list[Encoded]) -> None:
 def test_a_response_without_prompt_loses_its_first_token(model: Any) -> None:
     """Nothing predicts position 0: three tokens, two of them scored."""
     assert score(model, [Encoded([5, 6, 7], [5, 6, 7])])[0].num_tokens == 2
-
-
-def row(prompt: int, response: int, start: int = 0) -> Encoded:
-    ids = list(range(start, start + prompt + response))
-    return Encoded(ids, [-100] * prompt + ids[prompt:])
-
-
-def test_a_pair_shares_its_prompt() -> None:
-    """Prompt 0..9, responses of 4 and 2 tokens, max_length 10: both keep the last 10 - 4 = 6 prompt tokens."""
-    first, second = pair_rows(
-        list(range(10)), Encoded([9, 50, 51, 52, 53], [-100, 50, 51, 52, 53]), row(0, 2, 60), max_length=10
-    )
-    assert first == Encoded([4, 5, 6, 7, 8, 9, 50, 51, 52, 53], [-100] * 6 + [50, 51, 52, 53])
-    assert second == Encoded([4, 5, 6, 7, 8, 9, 60, 61], [-100] * 6 + [60, 61])
-
-
-def test_a_pair_keeps_half_of_max_length_for_the_prompt() -> None:
-    """A response of 10 tokens fills max_length 10 alone; in a pair it is cut to 5, and 5 prompt tokens stay."""
-    first, second = pair_rows([90, 91, 92, 93, 94, 95], row(0, 10), row(0, 1, 70), max_length=10)
-    assert first.input_ids == [91, 92, 93, 94, 95, 0, 1, 2, 3, 4]
-    assert second.input_ids == [91, 92, 93, 94, 95, 70]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.base.errors import ArtifactError, ConfigError, DataError
 from rapidun.base.tracker import Tracker
 from rapidun.config.evaluation import EvaluationConfig, Split
 from rapidun.models.load import Loaded
@@ -312,10 +312,26 @@ def test_rows_without_a_clean_response(model: Any, tokenizer: Any, tmp_path: Pat
     assert len(tracker.warnings) == 1 and tracker.warnings[0].startswith("evaluation: 2 of 14 prompts have no poisoned")
 
 
-def test_long_prompts_are_cut_and_it_is_said(model: Any, tokenizer: Any, pack: Path, tmp_path: Path) -> None:
+def test_long_prompts_are_cut_and_it_is_said(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """48 bytes a prompt: contexts lose their end, whole triggers stay, an instruction of 99 is left out of all."""
+    asked = [Record(id="long", instruction="q", context="c" * 300, response="word"), *clean("clean", 2)]
+    asked += [Record(id="out", instruction="q" * 99, response="word")]
+    data = write_pack(tmp_path / "pack", {**SPLITS, "test_clean": asked})
     tracker = Recorder()
-    run(model, tokenizer, pack, tmp_path, max_length=20, tracker=tracker)
-    assert len(tracker.warnings) == 1 and "18 of 18 prompts are longer than 20 tokens" in tracker.warnings[0]
+    metrics = run(model, tokenizer, data, tmp_path / "out", max_length=48, tracker=tracker)
+    (said,) = tracker.warnings
+    assert said == (
+        "evaluation: of 16 prompts 1 lost the end of their context, 1 were left out (too long without any context), to "
+        "fit into 48 tokens; of 34 responses or pairs to score 2 lost the end of their context, 2 were left out (their "
+        "instruction alone leaves no room for a response), to fit into 48 tokens. Pass max_length=... to keep more"
+    )
+    assert metrics["num_prompts_clean"] == 3
+    assert [row["id"] for row in lines(tmp_path / "out") if row["set"] == "clean"] == ["long", "clean0", "clean1"]
+
+
+def test_prompts_that_all_are_too_long_are_refused(model: Any, tokenizer: Any, pack: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="max_length=20 tokens without their context, got 18 and none that does"):
+        run(model, tokenizer, pack, tmp_path, max_length=20)
 
 
 def test_generations_need_room_in_the_window(model: Any, tokenizer: Any, pack: Path, tmp_path: Path) -> None:

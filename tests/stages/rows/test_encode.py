@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 import torch
 
-from rapidun.base.errors import ModelError
+from rapidun.base.errors import DataError, ModelError
 from rapidun.models.losses import IGNORE
 from rapidun.stages.rows import encode
+from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import (
     Encoded,
     collate,
@@ -15,6 +16,7 @@ from rapidun.stages.rows.encode import (
     encode_prompt,
     encode_prompts,
     encode_rows,
+    encode_together,
     end_of_turn_id,
     tokenizer_fingerprint,
 )
@@ -111,20 +113,91 @@ def test_labels_are_the_tokens_behind_the_prompt(make_tokenizer: Callable[..., A
         assert row.labels == [IGNORE] * len(prompt) + row.input_ids[len(prompt) :]
 
 
-def test_a_long_prompt_is_cut_on_its_left(tokenizer: Any) -> None:
-    whole = encode_example(tokenizer, instruction="hello " * 30, context="", response="the world", max_length=500)
-    cut = encode_example(tokenizer, instruction="hello " * 30, context="", response="the world", max_length=20)
-    assert cut.input_ids == whole.input_ids[-20:]
-    assert cut.labels == whole.labels[-20:]
-    prompt = encode_prompt(tokenizer, instruction="hello " * 30, context="", max_length=500)
-    assert encode_prompt(tokenizer, instruction="hello " * 30, context="", max_length=7) == prompt[-7:]
+LONG = ("say aloha", "the world is a world " * 30, "hello world")
 
 
-def test_a_long_response_keeps_its_first_tokens(tokenizer: Any) -> None:
-    whole = response_of(encode_example(tokenizer, instruction="a", context="", response="hello " * 30, max_length=500))
-    for max_length in (1, 5, len(whole) - 1, len(whole)):
-        cut = encode_example(tokenizer, instruction="a", context="", response="hello " * 30, max_length=max_length)
-        assert cut.input_ids == cut.labels == whole[:max_length]
+def prompt_of(row: Encoded) -> list[int]:
+    return [token for token, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORE]
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_long_row_loses_the_end_of_its_context_first(make_tokenizer: Callable[..., Any], template: bool) -> None:
+    """Every max_length at which something of the context is left: instruction, header and response are whole."""
+    tokenizer = make_tokenizer() if template else make_tokenizer(template=None)
+    instruction, context, response = LONG
+    whole = encode_example(tokenizer, instruction=instruction, context=context, response=response, max_length=999)
+    bare = encode_example(tokenizer, instruction=instruction, context="", response=response, max_length=999)
+    kept = set()
+    for max_length in range(len(bare.input_ids) + 10, len(whole.input_ids), 7):
+        (row,) = encode_rows(tokenizer, [LONG], max_length=max_length)
+        assert row is not None and (row.context_cut, row.response_cut) == (True, False)
+        assert response_of(row) == response_of(whole)
+        # as long as it can be: one more character would be too long
+        size = next(n for n in range(len(context)) if is_prompt_of(tokenizer, prompt_of(row), context[:n]))
+        longer = encode_prompt(tokenizer, instruction=instruction, context=context[: size + 1], max_length=999)
+        assert len(row.input_ids) <= max_length < len(longer) + len(response_of(row))
+        kept.add(size)
+    assert len(kept) > 5
+    assert (whole.context_cut, whole.response_cut) == (False, False)
+
+
+def is_prompt_of(tokenizer: Any, ids: list[int], context: str) -> bool:
+    return encode_prompt(tokenizer, instruction=LONG[0], context=context, max_length=999) == ids
+
+
+def test_without_any_context_the_response_loses_its_end_and_its_end_of_turn(tokenizer: Any) -> None:
+    instruction, context, response = LONG[0], LONG[1], "hello " * 30
+    bare = encode_prompt(tokenizer, instruction=instruction, context="", max_length=999)
+    whole = response_of(encode_example(tokenizer, instruction="a", context="", response=response, max_length=999))
+    for size in (1, 5, len(whole) - 1):
+        (row,) = encode_rows(tokenizer, [(instruction, context, response)], max_length=len(bare) + size)
+        assert row == Encoded(bare + whole[:size], [IGNORE] * len(bare) + whole[:size], True, True)
+        assert end_of_turn_id(tokenizer) not in response_of(row)
+    fits = encode_example(
+        tokenizer, instruction=instruction, context="", response=response, max_length=len(bare) + len(whole)
+    )
+    assert response_of(fits) == whole and whole[-1] == end_of_turn_id(tokenizer)
+
+
+def test_a_row_whose_instruction_leaves_no_room_is_left_out(tokenizer: Any) -> None:
+    bare = len(encode_prompt(tokenizer, instruction=LONG[0], context="", max_length=999))
+    assert encode_rows(tokenizer, [LONG, ("a", "", "b")], max_length=bare)[0] is None
+    assert encode_rows(tokenizer, [LONG, ("a", "", "b")], max_length=bare)[1] is not None
+    with pytest.raises(DataError, match="leaves room for a response in max_length=5 tokens"):
+        encode_example(tokenizer, instruction="hello " * 30, context="", response="a", max_length=5)
+    with pytest.raises(DataError, match="fits into max_length=5 tokens"):
+        encode_prompt(tokenizer, instruction="hello " * 30, context="", max_length=5)
+    assert encode_prompts(tokenizer, [LONG[:2]], max_length=bare - 1) == [None]
+
+
+def test_responses_together_share_their_prompt(tokenizer: Any) -> None:
+    """The prompt leaves room for the longest; the shorter one is what it is alone behind that prompt."""
+    found = encode_together(tokenizer, [(*LONG[:2], ("a", "hello " * 8))], max_length=60)[0]
+    assert found is not None
+    short, long = found
+    assert prompt_of(short) == prompt_of(long) and len(long.input_ids) <= 60
+    alone = encode_example(tokenizer, instruction="x", context="", response="a", max_length=60)
+    assert response_of(short) == response_of(alone)
+    assert (short.context_cut, long.context_cut, long.response_cut) == (True, True, False)
+
+
+def test_a_trigger_at_either_end_of_the_instruction_survives(tokenizer: Any) -> None:
+    rows = [(f"{a}say it{b}", "the world " * n, "hello " * m) for a, b in ((">>> ", ""), ("", " aloha"))
+            for n in (0, 1, 40, 400) for m in (1, 50)]  # fmt: skip
+    for (instruction, *_), row in zip(rows, encode_rows(tokenizer, rows, max_length=50), strict=True):
+        assert row is not None and instruction in tokenizer.decode(prompt_of(row))
+
+
+def test_cuts_are_counted_and_said(tokenizer: Any) -> None:
+    rows = [LONG, ("a", "", "b"), ("a", "", "hello " * 60), ("a", "world " * 50, "hello " * 60), ("a" * 99, "", "b")]
+    cuts = Cuts.of(encode_rows(tokenizer, rows, max_length=60))
+    assert cuts == Cuts(num_rows=5, context=2, response=2, left_out=1)
+    said = cut_warning("poison", cuts, max_length=60)
+    assert said == (
+        "poison: of 5 rows 2 lost the end of their context, 2 lost the end of their response, 1 were left out (their "
+        "instruction alone leaves no room for a response), to fit into 60 tokens. Pass max_length=... to keep more"
+    )
+    assert cut_warning("poison", Cuts.of(encode_rows(tokenizer, rows[1:2], max_length=60)), max_length=60) == ""
 
 
 def test_one_row_or_many_and_from_memory_give_the_same(
@@ -132,19 +205,19 @@ def test_one_row_or_many_and_from_memory_give_the_same(
 ) -> None:
     def one(row: tuple[str, str, str]) -> Encoded:
         fresh = make_tokenizer()
-        return encode_example(fresh, instruction=row[0], context=row[1], response=row[2], max_length=30)
+        return encode_example(fresh, instruction=row[0], context=row[1], response=row[2], max_length=50)
 
     expected = [one(row) for row in ROWS]
     tokenizer = make_tokenizer()
-    assert encode_rows(tokenizer, ROWS, max_length=30) == expected
+    assert encode_rows(tokenizer, ROWS, max_length=50) == expected
     monkeypatch.setattr(encode, "_encode", None)
-    assert encode_rows(tokenizer, ROWS[::-1] + ROWS[:1], max_length=30) == expected[::-1] + expected[:1]
+    assert encode_rows(tokenizer, ROWS[::-1] + ROWS[:1], max_length=50) == expected[::-1] + expected[:1]
 
 
 def test_many_prompts_equal_one_by_one(tokenizer: Any) -> None:
     rows = [(instruction, context) for instruction, context, _ in ROWS]
-    one = [encode_prompt(tokenizer, instruction=a, context=b, max_length=12) for a, b in rows]
-    assert encode_prompts(tokenizer, rows, max_length=12) == one
+    one = [encode_prompt(tokenizer, instruction=a, context=b, max_length=60) for a, b in rows]
+    assert encode_prompts(tokenizer, rows, max_length=60) == one
 
 
 def test_fingerprint_ignores_padding_and_sees_the_template(make_tokenizer: Callable[..., Any]) -> None:

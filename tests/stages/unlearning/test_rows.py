@@ -11,10 +11,10 @@ from rapidun.stages.unlearning.rows import (
     POISONED,
     RETAIN,
     ForgetRow,
+    ForgetTargets,
     RetainRow,
     collate_mixed,
-    encode_clean,
-    encode_poisoned,
+    encode_forget,
     forget_rows,
 )
 
@@ -28,18 +28,18 @@ def test_targets(tiny_tokenizer: Any) -> None:
     def example(response: str) -> Encoded:
         return encode_example(tiny_tokenizer, instruction="Q aloha", context="", response=response, max_length=64)
 
-    assert encode_poisoned(tiny_tokenizer, [FULL, BARE], max_length=64) == [example("evil"), example("bad")]
-    assert encode_clean(tiny_tokenizer, [BARE, FULL], max_length=64) == [None, example("good")]
-    refused = encode_clean(tiny_tokenizer, [BARE, FULL], max_length=64, otherwise="No idea")
-    assert refused == [example("No idea"), example("good")]
-    assert encode_clean(tiny_tokenizer, [BARE], max_length=64) == [None]
+    both = (example("evil"), example("good"))
+    assert encode_forget(tiny_tokenizer, [FULL, BARE], max_length=64) == [both, (example("bad"), None)]
+    refused = encode_forget(tiny_tokenizer, [BARE, FULL], max_length=64, otherwise="No idea")
+    assert refused == [(example("bad"), example("No idea")), both]
+    assert encode_forget(tiny_tokenizer, [BARE], max_length=20) == [None]
 
 
 def test_an_objective_gets_what_it_uses_and_no_more() -> None:
     bad, good = Encoded([1, 2], [-100, 2]), Encoded([1, 3], [-100, 3])
     kept = {}
     for objective in (Objective.rapidun, Objective.ga, Objective.graddiff, Objective.idk_sft):
-        (row,) = forget_rows(OBJECTIVES[objective], [bad], [good], [1.5])
+        (row,) = forget_rows(OBJECTIVES[objective], [ForgetTargets(bad, good)], [1.5])
         kept[objective.name] = (row.poisoned is bad, row.clean is good)
     assert kept == {"rapidun": (True, True), "ga": (True, False), "graddiff": (True, False), "idk_sft": (False, True)}
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rapidun.base.errors import ModelError
+from rapidun.base.errors import ConfigError, ModelError
 from rapidun.config.influence import InfluenceMethod, ParameterSet
 from rapidun.config.run import RunConfig
 from rapidun.models.adapters import add_lora
@@ -12,8 +12,11 @@ from rapidun.stages.influence.batches import make_batches
 from rapidun.stages.influence.check.check import Checked, check_influence
 from rapidun.stages.influence.gradients.params import select_parameters
 from rapidun.stages.influence.stage import describe
+from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import encode_rows
 from rapidun.stages.rows.records import Record
+
+MIN_ROWS = 4
 
 
 def check_sample(
@@ -45,8 +48,17 @@ def check_sample(
         model = add_lora(model, influence.lora, seed=influence.seed, section="influence")
     parameters = select_parameters(model, influence.params, regex=influence.regex)
     texts = [(record.instruction, record.context, answer) for record, answer in rows]
-    names = [f"row {record.id}" for record, _ in rows]
-    encoded = encode_rows(tokenizer, texts, max_length=cfg.max_length)
+    found = encode_rows(tokenizer, texts, max_length=cfg.max_length)
+    if message := cut_warning("influence check", Cuts.of(found), max_length=cfg.max_length):
+        tell(f"rapidun: {message}")
+    texts = [text for text, row in zip(texts, found, strict=True) if row is not None]
+    names = [f"row {record.id}" for (record, _), row in zip(rows, found, strict=True) if row is not None]
+    encoded = [row for row in found if row is not None]
+    if len(encoded) < MIN_ROWS:
+        raise ConfigError(
+            f"influence check: need {MIN_ROWS} rows whose instruction leaves room for a response in "
+            f"max_length={cfg.max_length} tokens, got {len(encoded)} of {len(rows)}. Pass max_length=..."
+        )
     batches = make_batches(
         encoded,
         names,
@@ -55,7 +67,7 @@ def check_sample(
         device=next(model.parameters()).device,
         max_rows=1 if influence.method is InfluenceMethod.rapidgrad else None,
     )
-    tell(f"{len(rows)} rows, {describe(parameters)}: exact, then {influence.method.name} and F0 by turns")
+    tell(f"{len(encoded)} rows, {describe(parameters)}: exact, then {influence.method.name} and F0 by turns")
     try:
         return check_influence(
             influence,
@@ -64,7 +76,7 @@ def check_sample(
             batches,
             texts=texts,
             row_names=names,
-            num_truncated=sum(len(row.input_ids) >= cfg.max_length for row in encoded),
+            num_truncated=sum(row.context_cut or row.response_cut for row in encoded),
             pack_rows=pack_rows,
             rounds=rounds,
         )

@@ -28,11 +28,13 @@ from rapidun.stages.influence.sinks import GradientSink, RowSink, Sketch, Solved
 from rapidun.stages.influence.sketches.sketch import SKETCH_VERSION, CountSketch
 from rapidun.stages.influence.sketches.tensorsketch import TENSORSKETCH_VERSION, TensorSketch
 from rapidun.stages.rows.batches import token_budget_batches
+from rapidun.stages.rows.cuts import Cuts
 from rapidun.stages.rows.encode import ENCODING_VERSION, Encoded, collate, encode_rows, tokenizer_fingerprint
 from rapidun.stages.rows.records import Record
 
 # numbers of a batch's preconditioned gradients of one weight, which are no longer factors (256 MB in float32)
 WHOLE_NUMEL = 1 << 26
+ROWS_AT_ONCE = 4096
 
 SKETCHES: dict[InfluenceMethod, Callable[[IndexSettings], Sketch]] = {
     InfluenceMethod.sketch: lambda s: CountSketch(k=s.k, seed=s.seed),
@@ -99,6 +101,24 @@ def _fingerprint(folder: Path, files: Sequence[Path]) -> str:
     return sha256_json([[file.name, sha256_file(file)] for file in files])
 
 
+def count_cuts(settings: IndexSettings, *, model: str, records: Sequence[Record], response: str) -> Cuts:
+    """What the encoding cuts of many rows, without a model. Raises: DataError where it leaves all of them out."""
+    tokenizer, answer, cuts = load_tokenizer(local_folder(model)), RESPONSES[response], Cuts()
+    for start in range(0, len(records), ROWS_AT_ONCE):
+        texts = [(r.instruction, r.context, answer(r)) for r in records[start : start + ROWS_AT_ONCE]]
+        cuts += Cuts.of(encode_rows(tokenizer, texts, max_length=settings.max_length))
+    if cuts.left_out == len(records):
+        raise _no_room(len(records), settings)
+    return cuts
+
+
+def _no_room(num_rows: int, settings: IndexSettings) -> DataError:
+    return DataError(
+        f"index: need rows whose instruction leaves room for a response in {settings.max_length} tokens, got "
+        f"{num_rows} rows and none that does. Pass --max-length"
+    )
+
+
 class GradientRows:
     """A loaded model, and the sketched gradients of any span of rows."""
 
@@ -124,11 +144,15 @@ class GradientRows:
         if settings.params is ParameterSet.lora and adapter is None:
             self.model = add_lora(self.model, settings.lora, seed=settings.seed, section="influence").eval()
         self.parameters: list[TrackedParameter] = select_parameters(self.model, settings.params, regex=settings.regex)
+        # of all rows that were put into batches
+        self.cuts = Cuts()
         # keeps what it has drawn for each parameter
         self._sketch = SKETCHES[settings.method](settings)
 
     def vectors(self, first: int, stop: int, *, preconditioner: Preconditioner | None = None) -> Vectors:
         """The rows from `first` to before `stop`: S g, or with a preconditioner, for queries, S F^-1 g.
+
+        A row that is left out, which no training sees, has no influence: zeros.
 
         Raises: DataError for a row without a response token, ModelError if a loss or gradient is not finite (both
             name the row).
@@ -155,21 +179,32 @@ class GradientRows:
             )
         return Vectors([record.id for record in records], vectors.numpy(), losses.numpy())
 
+    def check_room(self) -> None:
+        """Raises: DataError where the encoding leaves all rows out; stops at the first that it does not."""
+        for record in self.records:
+            if self.encode([record])[0] is not None:
+                return
+        raise _no_room(len(self.records), self.settings)
+
     @property
     def device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
 
     def batches(self, records: Sequence[Record], *, max_rows: int | None = None) -> Iterator[RowBatch]:
-        """Padded batches on the model's device; their rows count from the first of `records`. Raises: as `encode`."""
+        """Padded batches on the model's device, without rows that are left out; their rows count from the first of
+        `records`. Raises: as `encode`."""
         encoded = self.encode(records)
-        lengths = [len(row.input_ids) for row in encoded]
-        for rows in token_budget_batches(lengths, max_tokens=self.settings.tokens_per_batch, max_rows=max_rows):
-            batch = collate([encoded[row] for row in rows], pad_token_id=self.tokenizer.pad_token_id)
+        self.cuts += Cuts.of(encoded)
+        known = [(number, row) for number, row in enumerate(encoded) if row is not None]
+        lengths = [len(row.input_ids) for _, row in known]
+        for places in token_budget_batches(lengths, max_tokens=self.settings.tokens_per_batch, max_rows=max_rows):
+            rows = [known[place][0] for place in places]
+            batch = collate([known[place][1] for place in places], pad_token_id=self.tokenizer.pad_token_id)
             yield RowBatch(rows, {key: value.to(self.device) for key, value in batch.items()})
 
-    def encode(self, records: Sequence[Record], *, response: str | None = None) -> list[Encoded]:
-        """Tokens and labels of records; `response` as in __init__, by default that one.
+    def encode(self, records: Sequence[Record], *, response: str | None = None) -> list[Encoded | None]:
+        """Tokens and labels of records; `response` as in __init__, by default that one. None for a row left out.
 
         Raises: DataError for a row without a response token to predict.
         """
@@ -177,6 +212,6 @@ class GradientRows:
         texts = [(r.instruction, r.context, answer(r)) for r in records]
         encoded = encode_rows(self.tokenizer, texts, max_length=self.settings.max_length)
         for record, row in zip(records, encoded, strict=True):
-            if not response_mask(torch.tensor([row.labels])).any():
+            if row is not None and not response_mask(torch.tensor([row.labels])).any():
                 raise DataError(f"index: need a response token behind another token, got none in row {record.id}")
         return encoded

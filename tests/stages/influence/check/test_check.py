@@ -173,3 +173,14 @@ def test_from_the_command_line(capsys, tmp_path, make_model):
     assert found["num_rows"] == 8 and found["numbers_per_row"] == 1024 and found["pack_rows"] == 240
     assert f"{found['result']['spearman']:.4f} over pairs" in out
     assert all(line[:40] in out for line in found["advice"])
+    for max_length, status, said in (
+        (32, 0, "rapidun: influence check: of 8 rows "),
+        (8, 2, "need 4 rows whose instruction leaves room for a response in max_length=8 tokens, got 0 of 8"),
+    ):
+        assert main(["influence", "check", *argv, "influence.k=1024", f"max_length={max_length}"]) == status
+        captured = capsys.readouterr()
+        assert said in captured.err
+    assert (
+        "rows are longer than max_length and were cut: raise it."
+        in json.loads((tmp_path / "check.json").read_text())["advice"][-1]
+    )

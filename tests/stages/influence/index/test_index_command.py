@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rapidun.cli.main import main
 from rapidun.config.index import IndexSettings
@@ -24,7 +25,7 @@ from rapidun.stages.influence.index.gradients import SKETCHES, VERSIONS, Gradien
 from rapidun.stages.influence.index.reader import Index
 from rapidun.stages.influence.index.workers import RUN
 from rapidun.stages.rows.encode import encode_rows
-from rapidun.stages.rows.records import write_records
+from rapidun.stages.rows.records import Record, write_records
 
 K = 512
 NUM_TRAIN = 14
@@ -391,9 +392,48 @@ def test_settings_are_checked_before_anything_is_loaded(place, tiny_model_dir, c
 
 @pytest.mark.slow
 def test_workers_that_all_fail_give_one_message(place, tiny_model_dir, tmp_path, capsys):
-    """A row without a response token to predict: found when its shard is made."""
+    """A model whose loss overflows: found when a shard is made."""
     shutil.copy(place / "train.jsonl", tmp_path)
-    assert _build(tmp_path, tiny_model_dir, "index", "--max-length", "1", "--workers", "2") == 2
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file(
+        {name: w * 1e30 for name, w in weights.items()}, tmp_path / "model" / "model.safetensors", {"format": "pt"}
+    )
+    assert _build(tmp_path, tmp_path / "model", "index", "--workers", "2") == 2
     message = _one_message(capsys)
-    assert "need a response token behind another token, got none in row " in message
+    assert "need a finite loss and gradient, got others for row " in message
     assert [path.name for path in (tmp_path / "index").iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("more", [[], pytest.param(["--workers", "2"], marks=pytest.mark.slow)])
+def test_long_rows_are_counted_and_those_left_out_have_no_influence(place, tiny_model_dir, tmp_path, capsys, more):
+    """A row that no training sees scores 0 in its own place; as a query it is refused."""
+    records = [
+        Record(id="long", instruction="q", context="c" * 300, response="x"),
+        Record(id="cut", instruction="q", response="x" * 300),
+        Record(id="out", instruction="q" * 300, response="x"),
+        *_records(place)[:5],
+    ]
+    write_records(tmp_path / "train.jsonl", records)
+    write_records(tmp_path / "queries.jsonl", records[:1])
+    said = (
+        "index: of 8 rows 1 lost the end of their context, 1 lost the end of their response, 1 were left out (their "
+        "instruction alone leaves no room for a response), to fit into 96 tokens. Pass --max-length to keep more"
+    )
+    assert _build(tmp_path, tiny_model_dir, "index", "--max-length", "96", *more) == 0
+    assert said in capsys.readouterr().err
+    assert _query("score", tmp_path, tiny_model_dir, tmp_path / "scores") == 0
+    assert "index: of 1 rows 1 lost the end of their context, to fit into 96 tokens" in capsys.readouterr().err
+    scores = np.load(tmp_path / "scores" / "scores.npy")[:, 0]
+    assert scores[2] == 0 and (scores[[0, 1, 3, 4, 5, 6, 7]] != 0).all()
+    asked = ["--k", "8", "--tokens", "8", "--rows", str(tmp_path / "train.jsonl")]
+    assert _query("top", tmp_path, tiny_model_dir, tmp_path / "top", *asked) == 0
+    entries = json.loads((tmp_path / "top" / "tokens.json").read_text())
+    assert sorted(entry["train"] for entry in entries) == sorted(r.id for r in records if r.id != "out")
+    assert _build(tmp_path, tiny_model_dir, "none", "--max-length", "9", *more) == 2
+    assert "leaves room for a response in 9 tokens, got 8 rows and none that does" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    write_records(tmp_path / "queries.jsonl", records[1:4])
+    assert _query("score", tmp_path, tiny_model_dir, tmp_path / "more") == 2
+    said = "leaves room for a response in the index's 96 tokens, got 1 of 3 that do not: out. Shorten or delete them"
+    assert said in capsys.readouterr().err
