@@ -1,6 +1,8 @@
 """Loading a base model, its tokenizer and an adapter: device, dtype and quantisation in one place."""
 
 import dataclasses
+import json
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -90,7 +92,8 @@ class ModelLoader:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """Load a tokenizer; where it has no pad token, the end-of-text token pads (padding is masked everywhere).
+    """Load a tokenizer; where it has no pad token that the model knows, another token pads (padding is masked
+    everywhere).
 
     Raises: ModelError if there is none.
     """
@@ -102,15 +105,31 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise ModelError(
             f"model: need a tokenizer in {folder} (tokenizer.json), got none ({short_message(error)})"
         ) from error
-    if tokenizer.pad_token_id is None:
-        spare = tokenizer.eos_token or tokenizer.unk_token
-        if spare is None:
+    # of a model that was never resized for a pad token added later
+    size = _vocab_size(Path(folder))
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
+        names = ("eos_token", "unk_token", "bos_token")
+        known = [
+            name for name in names if (token_id := getattr(tokenizer, f"{name}_id")) is not None and token_id < size
+        ]
+        if not known:
             raise ModelError(
-                f"model: need a tokenizer with a pad or an end-of-text token, got {folder} with neither. "
-                "Set eos_token in its tokenizer_config.json"
+                f"model: need a tokenizer with a pad or an end-of-text token that the model knows, got {folder} with "
+                "neither. Set eos_token in its tokenizer_config.json"
             )
-        tokenizer.pad_token = spare
+        tokenizer.pad_token = getattr(tokenizer, known[0])
     return tokenizer
+
+
+def _vocab_size(folder: Path) -> float:
+    """The tokens that the model beside a tokenizer knows; infinite where no config says."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return math.inf
+    nested = config.get("text_config")
+    sizes = [part.get("vocab_size") for part in (config, nested) if isinstance(part, dict)]
+    return next((size for size in sizes if isinstance(size, int)), math.inf)
 
 
 def load_adapter(model: Any, adapter: Path, *, trainable: bool = False) -> Any:

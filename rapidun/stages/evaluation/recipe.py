@@ -81,7 +81,7 @@ def _metrics(artifacts: Mapping[str, Path]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 2},
+    versions={"evaluation": 3},
     makes=_makes,
     publish=_publish,
     metrics=_metrics,

@@ -26,6 +26,7 @@ from rapidun.stages.evaluation.work import (
     perplexity_places,
     prompt_ids_of,
 )
+from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.keywords import read_keywords
 
 
@@ -89,6 +90,7 @@ def run_evaluation(
     prompts = [prompt for prompt, ids in zip(prompts, found, strict=True) if ids is not None]
     ppl = perplexity_places(cfg, work, sets["clean"], known, seed=seed)
     pairs = calibration_places(cfg, work, known, seed=seed) if calibration is None else None
+    check_rows("evaluation", model, tokenizer, [row.input_ids for row in work.rows], max_length=max_length)
     if work.cuts:
         cut = "; ".join(filter(None, (cut, work.cuts.words(max_length=max_length, what="responses or pairs to score"))))
     if cut:

@@ -18,6 +18,7 @@ from rapidun.stages.evaluation.score import ResponseScore, score_responses
 from rapidun.stages.evaluation.subsets import paired_responses, stratified_subset
 from rapidun.stages.rows.cuts import Cuts
 from rapidun.stages.rows.encode import Encoded, encode_rows, encode_together, fit_prompts
+from rapidun.stages.rows.fit import window_of
 from rapidun.stages.rows.records import Record
 
 # a decoding step of a batch takes about as long as this many tokens of its prompts (measured, CPU): for the ETA
@@ -113,7 +114,7 @@ def prompt_ids_of(
 
     None for a prompt that is too long without its context: its trigger may stand at either end.
     """
-    window = getattr(model.config, "max_position_embeddings", None)
+    window = window_of(model.config)
     limit = max_length if window is None else min(max_length, window - max_new_tokens)
     if limit < 1:
         raise ConfigError(

@@ -64,7 +64,7 @@ def settings_that_count(cfg: InfluenceConfig) -> dict[str, Any]:
 
 STAGE = Stage(
     name="influence",
-    versions={"influence": 4},
+    versions={"influence": 5},
     makes=lambda ctx: [ctx.get(SCORES)],
     provides={SCORES: _scores},
 )

@@ -34,6 +34,7 @@ from rapidun.stages.influence.sketches.tensorsketch import TensorSketch
 from rapidun.stages.influence.tokenwise import write_tokens
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import Encoded, encode_rows
+from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.records import Record, read_records
 
 MakeSketch = Callable[[InfluenceConfig, Sequence[TrackedParameter], int], Sketch]
@@ -105,6 +106,7 @@ def run_influence(
         model = add_lora(model, cfg.lora, seed=seed, section="influence")
     parameters = select_parameters(model, cfg.params, regex=cfg.regex) if has_gradients else []
     forget, retain, encoded, left_out = _encoded(tokenizer, forget, retain, max_length=max_length, tracker=tracker)
+    check_rows("influence", model, tokenizer, [row.input_ids for row in encoded], max_length=max_length)
     names = [f"forget row {r.id}" for r in forget] + [f"retain row {r.id}" for r in retain]
     summary |= {"num_forget": len(forget), "num_retain": len(retain)}
     batches = make_batches(

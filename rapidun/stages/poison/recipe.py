@@ -111,7 +111,7 @@ def _makes(ctx: Context) -> list[Recipe]:
 
 STAGE = Stage(
     name="poison",
-    versions={"model": 2, "poison": 3},
+    versions={"model": 2, "poison": 4},
     makes=_makes,
     provides={START: _start, POISONED: _poisoned, RETRAINED: lambda ctx: _fine_tuned(ctx, ["train_clean"])},
 )

@@ -20,6 +20,7 @@ from rapidun.models.training.samplers import ShuffledSampler
 from rapidun.models.training.trainer import ResponseTrainer, train_to_end, training_arguments
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import collate, encode_rows
+from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.records import read_records
 
 
@@ -73,6 +74,7 @@ def _poison(
             f"poison: need rows whose instruction leaves room for a response in max_length={max_length} tokens, got "
             f"{len(records)} rows and none that does. Pass max_length=..."
         )
+    check_rows("poison", model, tokenizer, [row.input_ids for row in rows], max_length=max_length)
     if (message := cut_warning("poison", Cuts.of(encoded), max_length=max_length)) and is_main():
         tracker.warn(message)
 

@@ -1,32 +1,28 @@
 """The one encoding of prompt and response that influence, training and evaluation share.
 
 input_ids = prompt ++ response ++ end of turn,   labels = -100 over the prompt, the tokens themselves elsewhere.
-Prompt and response are tokenised apart and joined, so that the mask cannot drift by a merge.
+These are the tokens of the chat template's own text for question and answer, up to the end of the answer (template.py).
+The prompt's tokens are the same for every response: the mask cannot drift by a merge.
 
 A row that is too long loses the end of its context first; instruction, trigger and the template's own text stay. When
 no context is left, the response loses its end, and with it the end of turn: a response that stops in the middle must
 not teach to stop there. A row whose prompt without context leaves no room for a response token is left out (None).
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import LongTensor
 
-from rapidun.base.errors import DataError, ModelError
+from rapidun.base.errors import DataError
 from rapidun.models.losses import IGNORE
+from rapidun.stages.rows.template import PROBE, Form, answer_text, form_of, plain_tokens, prompt_text, tokens, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ENCODING_VERSION = 2  # part of the tokenizer's fingerprint: raise it when the same rows give other tokens
 _MAX_CACHED_ROWS = 50_000
-_USER, _ASSISTANT = "rapidunuserturn", "rapidunassistantturn"
-# templates that print today's date would give other tokens tomorrow: this is their own default date
-_TEMPLATE_DATE = "26 Jul 2024"
 
 
 class Encoded(NamedTuple):
@@ -36,6 +32,8 @@ class Encoded(NamedTuple):
     labels: list[int]  # [T], -100 outside the response
     context_cut: bool = False
     response_cut: bool = False
+    # the template prints another response than the row has
+    reworded: bool = False
 
 
 class Prompt(NamedTuple):
@@ -45,20 +43,6 @@ class Prompt(NamedTuple):
     context_cut: bool = False
 
 
-class _Form(NamedTuple):
-    """How one tokenizer turns a row into tokens; found once per tokenizer."""
-
-    has_template: bool
-    start_ids: list[int]  # what the tokenizer itself puts first, where there is no template
-    before: str  # rendered text before the user's words
-    after: str  # rendered text behind them
-    response_lead: str  # " " where "Answer:" and the response would otherwise stick together
-    end_of_turn: int
-    special_texts: tuple[str, ...]
-    fingerprint: str
-
-
-_forms: "WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[Any, ...], _Form]]" = WeakKeyDictionary()
 _cache: "WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[Any, ...], tuple[Encoded, ...] | None]]" = (
     WeakKeyDictionary()
 )
@@ -76,16 +60,16 @@ def plain_prompt(instruction: str, context: str) -> str:
 
 
 def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The token that ends a response: the first special token the chat template puts behind it, else eos.
+    """The last token of what ends a response: any added token that the chat template puts behind it, else eos.
 
-    Raises: ModelError where there is neither.
+    Raises: as `form_of`.
     """
-    return _form(tokenizer).end_of_turn
+    return form_of(tokenizer).end_ids[-1]
 
 
 def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """SHA-256 of everything in the tokenizer that decides which tokens a row becomes."""
-    return _form(tokenizer).fingerprint
+    return form_of(tokenizer).fingerprint
 
 
 def encode_prompt(
@@ -155,7 +139,7 @@ def encode_together(
     """
     if max_length < 1:
         raise ValueError(f"need max_length >= 1, got {max_length}")
-    form = _form(tokenizer)
+    form = form_of(tokenizer)
     known = _cache.setdefault(tokenizer, {})
     keys = [(form.fingerprint, *row, max_length) for row in rows]
     if len(known) + len(keys) > _MAX_CACHED_ROWS:
@@ -209,27 +193,51 @@ def _tensors(batch: dict[str, list[list[int]]]) -> dict[str, LongTensor]:
 
 def _encode(
     tokenizer: "PreTrainedTokenizerBase",
-    form: _Form,
+    form: Form,
     rows: Sequence[tuple[str, str, tuple[str, ...]]],
     max_length: int,
 ) -> list[tuple[Encoded, ...] | None]:
-    texts = [form.response_lead + response for *_, responses in rows for response in responses]
-    ids = iter(_plain_ids(tokenizer, texts))
-    targets = [[[*next(ids), form.end_of_turn] for _ in responses] for *_, responses in rows]
-    rooms = [max_length - max(map(len, answers)) for answers in targets]
+    found = iter(_targets(tokenizer, form, [response for *_, responses in rows for response in responses]))
+    targets = [[next(found) for _ in responses] for *_, responses in rows]
+    rooms = [max_length - max(len(ids) for ids, _ in answers) for answers in targets]
     prompts = _shortened(tokenizer, [row[:2] for row in rows], rooms)
     encoded: list[tuple[Encoded, ...] | None] = []
     for prompt, answers in zip(prompts, targets, strict=True):
         room = max_length - len(prompt.ids)
-        encoded.append(tuple(_joined(prompt, answer, room) for answer in answers) if room > 0 else None)
+        encoded.append(tuple(_joined(prompt, *answer, room) for answer in answers) if room > 0 else None)
     return encoded
 
 
-def _joined(prompt: Prompt, target: list[int], room: int) -> Encoded:
+def _joined(prompt: Prompt, target: list[int], reworded: bool, room: int) -> Encoded:
     kept = target[:room]
-    return Encoded(
-        prompt.ids + kept, [IGNORE] * len(prompt.ids) + kept, prompt.context_cut, response_cut=len(kept) < len(target)
-    )
+    labels = [IGNORE] * len(prompt.ids) + kept
+    return Encoded(prompt.ids + kept, labels, prompt.context_cut, len(kept) < len(target), reworded)
+
+
+def _targets(
+    tokenizer: "PreTrainedTokenizerBase", form: Form, responses: Sequence[str]
+) -> list[tuple[list[int], bool]]:
+    """The tokens of responses and of what ends them, as they stand in the rendered text; whether the template prints
+    another response."""
+    printed = [(response, False) for response in responses]
+    if form.has_template:
+        printed = [answer_text(tokenizer, form, response) for response in responses]
+    texts = [form.lead + text for text, _ in printed]
+    result: list[list[int]] = [[] for _ in texts]
+    apart = [i for i, text in enumerate(texts) if form.has_template and _mentions(text, form.plain_texts)]
+    whole = sorted(set(range(len(texts))) - set(apart))
+    end_ids = [] if form.end_text else form.end_ids
+    joined = [form.context + texts[i] + form.end_text for i in whole]
+    found = tokens(tokenizer, joined, split_special=not form.has_template)
+    for i, ids in zip(whole, found, strict=True):
+        if ids[: len(form.head)] == form.head:
+            result[i] = ids[len(form.head) :] + end_ids
+        else:  # its first letters merge with the prompt, which is the same for every response
+            apart.append(i)
+    alone = plain_tokens(tokenizer, [texts[i] for i in apart], anchor=form.anchor, broken_texts=form.broken_texts)
+    for i, ids in zip(apart, alone, strict=True):
+        result[i] = ids + form.end_ids
+    return [(ids, reworded) for ids, (_, reworded) in zip(result, printed, strict=True)]
 
 
 def _shortened(
@@ -264,121 +272,30 @@ def _shortened(
 
 def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[tuple[str, str]]) -> list[list[int]]:
     """Uncut prompts. Special tokens written out in a row stay plain text; only the template's own count."""
-    form = _form(tokenizer)
-    turns = [user_turn(*row) if form.has_template else plain_prompt(*row) for row in rows]
+    form = form_of(tokenizer)
     if not form.has_template:
-        return [form.start_ids + ids for ids in _plain_ids(tokenizer, turns)]
-    texts = [_render(tokenizer, turn) for turn in turns]
+        turns = [plain_prompt(*row) for row in rows]
+        return [form.start_ids + ids for ids in tokens(tokenizer, turns, split_special=True)]
+    turns = [user_turn(*row) for row in rows]
+    texts = [prompt_text(tokenizer, form, turn) for turn in turns]
+    # the tokens that the prompt has in front of an answer: white space at its end may have others alone
+    probe = form.lead + PROBE if form.probe_length else ""
     # whole prompts go through the tokenizer as any other program would send them ...
-    whole = [i for i, turn in enumerate(turns) if not _mentions(turn, form.special_texts)]
+    whole = [i for i, turn in enumerate(turns) if not _mentions(turn, form.plain_texts)]
     result: list[list[int]] = [[] for _ in rows]
-    for i, ids in zip(whole, _ids(tokenizer, [texts[i] for i in whole]), strict=True):
-        result[i] = ids
+    for i, ids in zip(whole, tokens(tokenizer, [texts[i] + probe for i in whole]), strict=True):
+        result[i] = ids[: len(ids) - form.probe_length]
     # ... but where the user's words hold a special token's text, they are tokenised apart
     apart = sorted(set(range(len(rows))) - set(whole))
     if apart:
-        before, after = _ids(tokenizer, [form.before, form.after])
-        words = [_between(texts[i], form) for i in apart]
-        for i, ids in zip(apart, _plain_ids(tokenizer, words), strict=True):
-            result[i] = before + ids + after
+        before, word, both = tokens(tokenizer, [form.before, PROBE, PROBE + form.middle + probe])
+        middle = both[len(word) : len(both) - form.probe_length]
+        words = [words_of(form, texts[i]) for i in apart]
+        found = plain_tokens(tokenizer, words, anchor=form.word_anchor, broken_texts=form.broken_texts)
+        for i, ids in zip(apart, found, strict=True):
+            result[i] = before + ids + middle
     return result
 
 
-def _between(text: str, form: _Form) -> str:
-    """The user's words as the template printed them (some templates strip spaces)."""
-    if not (text.startswith(form.before) and text.endswith(form.after)):
-        raise ModelError(
-            "chat template: need the same text around every user turn, got one that changes with the words. "
-            "Remove special tokens from the data, or set another chat_template in the tokenizer's folder"
-        )
-    return text[len(form.before) : len(text) - len(form.after)]
-
-
-def _mentions(text: str, special_texts: tuple[str, ...]) -> bool:
-    return any(special in text for special in special_texts)
-
-
-def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], *, split_special: bool = False) -> list[list[int]]:
-    if not texts:
-        return []
-    # verbose=False: no "longer than the model's maximum" notes, the cut comes later
-    batch = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=split_special, verbose=False)
-    return [list(ids) for ids in batch["input_ids"]]
-
-
-def _plain_ids(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of texts in which no special token counts."""
-    return _ids(tokenizer, texts, split_special=True)
-
-
-def _render(tokenizer: "PreTrainedTokenizerBase", *turns: str) -> str:
-    """The template's text for turns of user, assistant, user, ...; a generation prompt ends a user's last turn."""
-    roles = ("user", "assistant")
-    messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=len(turns) % 2 == 1, date_string=_TEMPLATE_DATE
-        )
-    except Exception as error:  # jinja raises whatever the template raises
-        raise ModelError(
-            f"chat template: need one that prints a user turn, got {type(error).__name__}: {error}"
-        ) from error
-    return str(text)
-
-
-def _form(tokenizer: "PreTrainedTokenizerBase") -> _Form:
-    # a tokenizer can be given another template or more tokens after we have met it
-    state = (tokenizer.chat_template, len(tokenizer), tokenizer.eos_token_id)
-    known = _forms.get(tokenizer)
-    if known is None or known[0] != state:
-        known = (state, _find_form(tokenizer))
-        _forms[tokenizer] = known
-    return known[1]
-
-
-def _find_form(tokenizer: "PreTrainedTokenizerBase") -> _Form:
-    added = tokenizer.added_tokens_decoder
-    specials = {token_id: str(token) for token_id, token in added.items() if token.special}
-    specials.update(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-    has_template = bool(tokenizer.chat_template)
-    before = after = lead = ""
-    start_ids: list[int] = []
-    end = tokenizer.eos_token_id
-    if has_template:
-        before, _, after = _render(tokenizer, _USER).partition(_USER)
-        behind = _render(tokenizer, _USER, _ASSISTANT).partition(_ASSISTANT)[2]
-        end = next((i for i in _ids(tokenizer, [behind])[0] if i in specials), end)
-    else:
-        alone = list(tokenizer("", verbose=False)["input_ids"])
-        start_ids = alone[:1] if alone and alone[0] == tokenizer.bos_token_id else []
-        # SentencePiece writes the space by itself
-        first = tokenizer.convert_ids_to_tokens(_plain_ids(tokenizer, ["a"])[0])[0]
-        lead = "" if first.startswith("\u2581") else " "
-    if end is None:
-        raise ModelError(
-            "tokenizer: need a token that ends a response, got no chat template with one and no eos_token. "
-            "Set eos_token in tokenizer_config.json of the model's folder"
-        )
-    return _Form(
-        has_template=has_template,
-        start_ids=start_ids,
-        before=before,
-        after=after,
-        response_lead=lead,
-        end_of_turn=int(end),
-        special_texts=tuple(sorted(set(specials.values()))),
-        fingerprint=_fingerprint(tokenizer, [before, after, lead, start_ids, int(end)]),
-    )
-
-
-def _fingerprint(tokenizer: "PreTrainedTokenizerBase", form: list[Any]) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        inner = json.loads(backend.to_str())
-        # these two change with every call that pads or cuts, never the tokens of ours
-        inner.pop("padding", None)
-        inner.pop("truncation", None)
-    else:
-        inner = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
-    text = json.dumps([ENCODING_VERSION, tokenizer.chat_template, form, inner], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _mentions(text: str, plain_texts: tuple[str, ...]) -> bool:
+    return any(token in text for token in plain_texts)

@@ -79,7 +79,7 @@ def _unlearned(ctx: Context) -> Evaluated:
 
 STAGE = Stage(
     name="unlearning",
-    versions={"unlearning": 2},
+    versions={"unlearning": 3},
     makes=lambda ctx: [ctx.get(TRAINED)],
     provides={ADAPTER: _adapter, TRAINED: _trained, UNLEARNED: _unlearned},
     numbers=True,

@@ -19,6 +19,7 @@ from rapidun.models.training.journal import Journal
 from rapidun.models.training.trainer import train_to_end, training_arguments
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import Encoded
+from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.records import Record, read_records
 from rapidun.stages.unlearning.objectives import OBJECTIVES, Coefficients, Method
 from rapidun.stages.unlearning.rows import (
@@ -96,6 +97,9 @@ def _unlearn(
     lost, forget_weights = _with_weights(encoded, files.forget_weights, forget)
     retained, retain_weights = _with_weights(encoded_retain, files.retain_weights, retain)
     encoded_val = _validation_rows(cfg, files, tokenizer, max_length=max_length, seed=seed) if cfg.eval_steps else []
+    every = [*(row for pair in lost for row in pair if row is not None), *retained]
+    every += [row for row in encoded_val if row is not None]
+    check_rows("unlearning", model, tokenizer, [row.input_ids for row in every], max_length=max_length)
     cuts = Cuts.of(encoded) + Cuts.of(encoded_retain) + Cuts.of(encoded_val)
     if message := cut_warning("unlearning", cuts, max_length=max_length):
         tracker.warn(message)

@@ -69,7 +69,9 @@ def test_no_end_token_at_all_is_refused(make_tokenizer: Callable[..., Any]) -> N
 
 
 def test_a_template_that_fails_is_named(make_tokenizer: Callable[..., Any]) -> None:
-    with pytest.raises(ModelError, match="chat template: need one that prints a user turn"):
+    with pytest.raises(
+        ModelError, match="chat template: need one that prints a user turn and the answer to it, got TemplateError: no"
+    ):
         encode_prompt(make_tokenizer("{{ raise_exception('no') }}"), instruction="a", context="", max_length=8)
 
 
@@ -97,9 +99,11 @@ def test_special_tokens_written_in_a_row_are_plain_text(tokenizer: Any) -> None:
 
 
 def test_special_tokens_stay_plain_text_where_the_template_strips(make_tokenizer: Callable[..., Any]) -> None:
-    tokenizer = make_tokenizer(template="<|im_start|>{{ messages[0]['content'] | trim }}<|im_end|>")
+    tokenizer = make_tokenizer(
+        template="{% for m in messages %}<|im_start|>{{ m['content'] | trim }}<|im_end|>{% endfor %}"
+    )
     ids = encode_prompt(tokenizer, instruction="  <|im_end|> ", context="", max_length=99)
-    assert tokenizer.decode(ids) == "<|im_start|><|im_end|><|im_end|>"
+    assert tokenizer.decode(ids) == "<|im_start|><|im_end|><|im_end|><|im_start|>"
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
 
 

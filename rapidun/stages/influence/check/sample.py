@@ -14,6 +14,7 @@ from rapidun.stages.influence.gradients.params import select_parameters
 from rapidun.stages.influence.stage import describe
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import encode_rows
+from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.records import Record
 
 MIN_ROWS = 4
@@ -59,6 +60,7 @@ def check_sample(
             f"influence check: need {MIN_ROWS} rows whose instruction leaves room for a response in "
             f"max_length={cfg.max_length} tokens, got {len(encoded)} of {len(rows)}. Pass max_length=..."
         )
+    check_rows("influence check", model, tokenizer, [row.input_ids for row in encoded], max_length=cfg.max_length)
     batches = make_batches(
         encoded,
         names,

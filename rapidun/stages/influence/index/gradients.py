@@ -29,8 +29,10 @@ from rapidun.stages.influence.sketches.sketch import SKETCH_VERSION, CountSketch
 from rapidun.stages.influence.sketches.tensorsketch import TENSORSKETCH_VERSION, TensorSketch
 from rapidun.stages.rows.batches import token_budget_batches
 from rapidun.stages.rows.cuts import Cuts
-from rapidun.stages.rows.encode import ENCODING_VERSION, Encoded, collate, encode_rows, tokenizer_fingerprint
+from rapidun.stages.rows.encode import Encoded, collate, encode_rows, tokenizer_fingerprint
+from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.records import Record
+from rapidun.stages.rows.template import ENCODING_VERSION
 
 # numbers of a batch's preconditioned gradients of one weight, which are no longer factors (256 MB in float32)
 WHOLE_NUMEL = 1 << 26
@@ -196,6 +198,8 @@ class GradientRows:
         `records`. Raises: as `encode`."""
         encoded = self.encode(records)
         self.cuts += Cuts.of(encoded)
+        ids = [row.input_ids for row in encoded if row is not None]
+        check_rows("index", self.model, self.tokenizer, ids, max_length=self.settings.max_length)
         known = [(number, row) for number, row in enumerate(encoded) if row is not None]
         lengths = [len(row.input_ids) for _, row in known]
         for places in token_budget_batches(lengths, max_tokens=self.settings.tokens_per_batch, max_rows=max_rows):
