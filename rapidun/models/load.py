@@ -1,13 +1,12 @@
 """Loading a base model, its tokenizer and an adapter: device, dtype and quantisation in one place."""
 
-import dataclasses
 import json
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,16 @@ from rapidun.base.errors import ModelError
 from rapidun.base.processes import local_rank, world_size
 from rapidun.base.text import short_message
 from rapidun.models import warm
+from rapidun.models.weights import (
+    Header,
+    Misfit,
+    Renaming,
+    check_finite,
+    leading_components,
+    misfit,
+    read_headers,
+    unwrapped,
+)
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -25,6 +34,10 @@ class Loaded(NamedTuple):
 
     model: Any
     tokenizer: Any
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +51,8 @@ class ModelLoader:
     # keep the base model and its tokenizer in memory for the next load of the same folder in this process (warm.py);
     # stages hand back what they loaded, changed weights are never kept
     keep: bool = False
+    # told what the user should know of a model that is loaded: what was made to fit, what is done more slowly
+    say: Callable[[str], None] = field(default=_warn, compare=False, repr=False)
 
     def load(self, path: str | Path, *, adapter: Path | None = None) -> Loaded:
         """Load a causal LM folder, and put a PEFT adapter on it (not merged).
@@ -45,13 +60,15 @@ class ModelLoader:
         Args:
             path: a Hugging Face folder with safetensors weights and a tokenizer.
             adapter: a PEFT folder, or None.
-        Raises: ModelError if the folder lacks weights or tokenizer, is no causal LM, or the adapter does not fit.
+        Raises: ModelError if the folder lacks weights or tokenizer, is no causal LM, or the adapter does not fit; if
+            a tensor of the model is in no file, or one of the files has no place in the model.
         """
         folder = local_folder(path)
         if not self.keep:
             model, tokenizer = self._load_base(folder, path), load_tokenizer(folder)
         else:
-            key = (*dataclasses.astuple(self), str(folder.resolve()), *map(_file_state, fingerprint_files(folder)))
+            how = (self.dtype, self.quantisation, self.attention, self.device)
+            key = (*how, str(folder.resolve()), *map(_file_state, fingerprint_files(folder)))
             kept = warm.take(key)
             if kept is None:
                 kept = warm.Snapshot(self._load_base(folder, path).eval(), load_tokenizer(folder))
@@ -68,9 +85,6 @@ class ModelLoader:
             warm.hand_back()
 
     def _load_base(self, folder: Path, path: str | Path) -> Any:
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM
-
         hide_library_bars()
         device = local_device(pick_device(self.device))
         options: dict[str, Any] = {"dtype": pick_dtype(self.dtype, pick_device(self.device))}
@@ -79,16 +93,66 @@ class ModelLoader:
         if self.quantisation != "none":
             options["quantization_config"] = _quantisation_config(self.quantisation, options["dtype"])
             options["device_map"] = {"": device}
-        try:
-            with warnings.catch_warnings():
-                # bitsandbytes warns about a transpose that its own CPU kernels do
-                warnings.filterwarnings("ignore", module="bitsandbytes")
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, use_safetensors=True, trust_remote_code=False, local_files_only=True, **options
-                )
-        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"model: need a causal LM in safetensors, got {path} ({short_message(error)})") from error
+        headers = read_headers(folder)
+        renaming = unwrapped(headers, folder=folder)
+        model, wrong = _read_model(folder, path, headers, renaming, options)
+        if wrong:
+            # one prefix before all names, and everything fits without it: that is what was meant
+            for prefix in leading_components([renaming(name) for name in headers]):
+                shorter = Renaming(renaming.dropped, renaming.prefix + prefix)
+                other, left = _read_model(folder, path, headers, shorter, options)
+                if not left:
+                    model, wrong, renaming = other, left, shorter
+                    break
+        if wrong:
+            raise ModelError(
+                f"model: need files with the tensors of {type(model).__name__} as {path}/config.json describes it, and "
+                f"no others, got {wrong}. Mend config.json, or save the model again, unwrapped and whole"
+            )
+        if renaming:
+            self.say(
+                f"model: the names in the weight files of {path} carry {renaming}, left by a wrapper; without it they "
+                "fit. Save the model again, unwrapped, to be rid of this note"
+            )
+        check_finite(model, path=path)
         return model.to(device) if self.quantisation == "none" else model
+
+
+def _read_model(
+    folder: Path, path: str | Path, headers: Mapping[str, Header], renaming: Renaming, options: dict[str, Any]
+) -> tuple[Any, Misfit]:
+    """Load a model, and say what of it the files do not hold, and what of theirs it does not take."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    patterns = renaming.patterns(headers)
+    try:
+        # tensors that are missing are drawn at random before the report tells of them
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[], enabled=bool(renaming)):
+            # bitsandbytes warns about a transpose that its own CPU kernels do
+            warnings.filterwarnings("ignore", module="bitsandbytes")
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                # reported by name, with both shapes
+                ignore_mismatched_sizes=True,
+                key_mapping=dict.fromkeys(patterns, "") or None,
+                **options,
+            )
+    except (
+        *(OSError, ValueError, ImportError, RuntimeError, SafetensorError),
+        *(KeyError, TypeError, AttributeError, IndexError, NotImplementedError),
+    ) as error:
+        raise ModelError(f"model: need a causal LM in safetensors, got {path} ({short_message(error)})") from error
+    # saving would put the names back
+    if patterns:
+        conversions = getattr(model, "_weight_conversions", None) or []
+        model._weight_conversions = [one for one in conversions if not set(one.source_patterns) & set(patterns)]
+    return model, misfit(model, report, headers, renaming)
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -176,6 +240,12 @@ def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"model: need a Hugging Face folder with config.json, got {text}. Change model.path=...")
+        if (folder / "adapter_config.json").is_file():
+            # transformers would load the base that this file names, wherever that is, in place of the folder's weights
+            raise ModelError(
+                f"model: need a folder with a whole model, got {text} with an adapter_config.json. Pass the folder of "
+                "its base as model.path=... and the adapter as unlearning.adapter=..., or take that file away"
+            )
         if not any(folder.glob("*.safetensors")):
             raise ModelError(
                 f"model: need weights in safetensors (*.safetensors), got {text} without any. Change model.path=..."

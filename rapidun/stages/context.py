@@ -101,6 +101,7 @@ class Context:
             attention=model.attention.name,
             device=model.device.name,
             keep=self.warm,
+            say=self.tracker.warn,
         )
 
     def hand_back(self) -> None:
