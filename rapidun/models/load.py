@@ -15,6 +15,7 @@ from rapidun.base.processes import local_rank, world_size
 from rapidun.base.text import short_message
 from rapidun.models import warm
 from rapidun.models.weights import (
+    WRAPPERS,
     Header,
     Misfit,
     Renaming,
@@ -75,7 +76,7 @@ class ModelLoader:
                 warm.keep(key, kept)
             model, tokenizer = kept.model, kept.tokenizer
         if adapter is not None:
-            model = load_adapter(model, adapter)
+            model = load_adapter(model, adapter, say=self.say)
         model.eval()
         return Loaded(model, tokenizer)
 
@@ -196,12 +197,14 @@ def _vocab_size(folder: Path) -> float:
     return next((size for size in sizes if isinstance(size, int)), math.inf)
 
 
-def load_adapter(model: Any, adapter: Path, *, trainable: bool = False) -> Any:
+def load_adapter(model: Any, adapter: Path, *, trainable: bool = False, say: Callable[[str], None] = _warn) -> Any:
     """Put a PEFT adapter on a model.
 
-    Raises: ModelError if the folder is no adapter or does not fit the model.
+    Args: say: told of an adapter that changes nothing.
+    Raises: ModelError if the folder is no adapter or does not fit the model: a factor that is in no file, one that has
+        no place in the model, another shape, a number that is none.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, get_peft_model
 
     if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(
@@ -210,9 +213,39 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool = False) -> Any:
         )
     try:
         with peft_renaming():
-            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            config = PeftConfig.from_pretrained(str(adapter))
+            config.inference_mode = not trainable
+            adapted = get_peft_model(model, config)
+            # which PeftModel.from_pretrained does as well, and keeps what it says of names to itself
+            report = adapted.load_adapter(str(adapter), "default", is_trainable=trainable)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
         raise ModelError(f"adapter: need one made for this model, got {adapter} ({short_message(error)})") from error
+    _check_adapter(adapted, report, adapter, say)
+    return adapted
+
+
+def _check_adapter(adapted: Any, report: Any, adapter: Path, say: Callable[[str], None]) -> None:
+    missing, unused = sorted(report.missing_keys), sorted(report.unexpected_keys)
+    if missing or unused:
+        parts = [f"{len(missing)} factors that it lacks (first {missing[0]})"] if missing else []
+        parts += [f"{len(unused)} that the model has no place for (first {unused[0]})"] if unused else []
+        left = [word for word in (*WRAPPERS, "module") if any(word in name.split(".") for name in unused)]
+        hint = f", whose names carry {' and '.join(left)} of a wrapper" if left else ""
+        raise ModelError(
+            f"adapter: need one made for {type(adapted.get_base_model()).__name__} as it is, got {adapter} with "
+            f"{' and '.join(parts)}{hint}. Save it from the unwrapped model, or change unlearning.adapter=..."
+        )
+    trained = [(name, p) for name, p in adapted.named_parameters() if ".default" in name]
+    for name, parameter in trained:
+        if not parameter.detach().isfinite().all():
+            raise ModelError(
+                f"adapter: need finite weights, got {name} in {adapter} with NaN or infinite numbers. Take an earlier "
+                "checkpoint, or change unlearning.adapter=..."
+            )
+    # what LoRA adds is a product with B, which starts at zero
+    last = [p for name, p in trained if "lora_B" in name or "lora_embedding_B" in name]
+    if last and len(last) * 2 == len(trained) and not any(bool(p.detach().any()) for p in last):
+        say(f"adapter: all {len(last)} B matrices of {adapter} are zero, as before training: it changes nothing")
 
 
 def hide_library_bars() -> None:
@@ -224,8 +257,11 @@ def hide_library_bars() -> None:
 
 @contextmanager
 def peft_renaming() -> Iterator[None]:
-    """Quieten one warning: peft 0.21 asks transformers 5.24 for an attribute by its former name."""
+    """Quieten two warnings of peft 0.21: it asks transformers 5.24 for an attribute by its former name, and speaks of
+    tied weights, which are untied before a merge (adapters.py).
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Model (has|with) `tie_word_embeddings=True`", category=UserWarning)
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
         yield
 

@@ -201,7 +201,7 @@ def _with_adapter(model: Any, cfg: UnlearningConfig, *, seed: int, tracker: Trac
         model = prepare_quantised(model, gradient_checkpointing=cfg.gradient_checkpointing)
     if cfg.adapter is None:
         return add_lora(model, cfg.lora, seed=seed, section="unlearning")
-    model = load_adapter(model, Path(cfg.adapter), trainable=True)
+    model = load_adapter(model, Path(cfg.adapter), trainable=True, say=tracker.warn)
     tracker.warn("unlearning: continuing unlearning.adapter, whose own LoRA settings hold; unlearning.lora is not used")
     return model
 
