@@ -215,8 +215,11 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool = False, say: Cal
         with peft_renaming():
             config = PeftConfig.from_pretrained(str(adapter))
             config.inference_mode = not trainable
+            # a hint only: what fits decides. peft would warn of another name
+            base, config.base_model_name_or_path = config.base_model_name_or_path, None
             adapted = get_peft_model(model, config)
-            # which PeftModel.from_pretrained does as well, and keeps what it says of names to itself
+            config.base_model_name_or_path = base
+            # as PeftModel.from_pretrained does, which keeps what it found of the names to itself
             report = adapted.load_adapter(str(adapter), "default", is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
         raise ModelError(f"adapter: need one made for this model, got {adapter} ({short_message(error)})") from error
