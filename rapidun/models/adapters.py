@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ from torch import nn
 
 from rapidun.base.errors import ConfigError
 from rapidun.config.parts import LoraSettings
-from rapidun.models.load import load_adapter, peft_renaming
+from rapidun.models.load import ModelLoader, load_adapter, peft_renaming
+from rapidun.models.selfcheck import Row, confirm, mean_loss
+
+# the name under which a saved adapter is read back beside the trained one
+AGAIN = "saved"
+# of max(1, loss): what 4-bit weights change
+QUANTISED_TOLERANCE = 0.25
 
 
 def num_trainable(model: nn.Module) -> int:
@@ -91,17 +98,121 @@ def base_name(base: str | Path) -> str:
     return Path(base).name if Path(base).exists() else str(base)
 
 
-def save_merged(model: Any, tokenizer: Any, out: Path, *, start: str | Path, loader: Any, work: Path) -> None:
-    """Write the model with its adapter merged into the weights, as a Hugging Face folder.
+def save_merged(
+    model: Any,
+    tokenizer: Any,
+    out: Path,
+    *,
+    start: str | Path,
+    loader: ModelLoader,
+    work: Path,
+    rows: Sequence[Row],
+    section: str,
+) -> None:
+    """Write the model with its adapter merged into the weights, as a Hugging Face folder, and read it back.
 
     Over an 8-bit or 4-bit base the merge would be rounded to that grid: the base is loaded once more without
-    quantisation and takes the adapter, so the folder holds unquantised weights.
+    quantisation and takes the adapter, so the folder holds unquantised weights. A weight that is adapted and tied to
+    another one is untied first: what is merged into the head must not reach the embedding.
+
+    Args: rows: a few encoded rows on which the merged model must give the adapted one's loss.
+    Raises: ModelError if it does not.
     """
+    trained = mean_loss(model, rows)
     if is_quantised(model.get_base_model()):
         save_adapter(model, work / "adapter", base=start)
-        base = dataclasses.replace(loader, quantisation="none").load(start).model
-        model = load_adapter(base, work / "adapter")
-    save_model(model.merge_and_unload(), tokenizer, out)
+        base = dataclasses.replace(loader, quantisation="none", keep=False).load(start).model
+        model = load_adapter(base, work / "adapter").eval()
+        bare = mean_loss(model, rows)
+        if abs(bare - trained) > QUANTISED_TOLERANCE * max(1.0, trained):
+            loader.say(
+                f"{section}: the adapter was trained over a quantised base, with a loss of {trained:.4f} on "
+                f"{len(rows)} rows; over the unquantised one, which it is merged into, it is {bare:.4f}"
+            )
+        trained = bare
+    untie_adapted(model)
+    with peft_renaming():
+        merged = model.merge_and_unload()
+    _note_untied(merged)
+    save_model(merged, tokenizer, out)
+    confirm_saved(merged, out, before=trained, loader=loader, rows=rows, section=section)
+
+
+def confirm_saved(
+    model: Any, folder: Path, *, before: float, loader: ModelLoader, rows: Sequence[Row], section: str
+) -> None:
+    """Read a model folder back and see that it gives the loss that the trained one had.
+
+    Raises: ModelError naming both losses.
+    """
+    plainly = dataclasses.replace(loader, quantisation="none", keep=False)
+    confirm(
+        lambda: plainly.load(folder).model,
+        rows,
+        before=before,
+        dtype=model.dtype,
+        folder=folder,
+        section=section,
+        say=loader.say,
+    )
+
+
+def confirm_adapter(model: Any, folder: Path, *, rows: Sequence[Row], section: str, say: Callable[[str], None]) -> None:
+    """Read a saved adapter back, beside the one it was saved from, and see that it gives the same loss.
+
+    Raises: ModelError naming both losses.
+    """
+    before = mean_loss(model, rows)
+    devices = [model.device] if model.device.type == "cuda" else []
+
+    def read() -> Any:
+        # its first weights are drawn at random before those of the file take their places
+        with torch.random.fork_rng(devices=devices), peft_renaming():
+            model.load_adapter(str(folder), AGAIN, is_trainable=False)
+        model.set_adapter(AGAIN)
+        return model
+
+    try:
+        confirm(read, rows, before=before, dtype=model.dtype, folder=folder, section=section, say=say)
+    finally:
+        model.set_adapter("default")
+        if AGAIN in model.peft_config:
+            model.delete_adapter(AGAIN)
+
+
+def untie_adapted(model: Any) -> list[str]:
+    """Give each adapted layer whose weight another module has too a copy of its own; return their names."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    owners: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), set()).add(id(module))
+    untied = []
+    for name, module in model.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        base = module.get_base_layer()
+        weight = base._parameters.get("weight")
+        if weight is not None and len(owners[id(weight)]) > 1:
+            owners[id(weight)].discard(id(base))
+            base.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+            untied.append(name)
+    return untied
+
+
+def _note_untied(model: Any) -> None:
+    """Let the configuration say that head and embedding are two, where they are."""
+    weights = [
+        getattr(module, "weight", None) for module in (model.get_output_embeddings(), model.get_input_embeddings())
+    ]
+    if weights[0] is None or weights[0] is weights[1]:
+        return
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def save_model(model: Any, tokenizer: Any, out: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from rapidun.base.errors import ModelError
 from rapidun.base.text import short_message
-from rapidun.models.load import hide_library_bars
+from rapidun.models.load import ModelLoader, hide_library_bars
+from rapidun.models.weights import Renaming, misfit
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,15 @@ PACKAGED = {
 }
 
 
+# what a converted model reads before it is saved and after
+TEXTS = ("The capital of France is Paris, and that of Italy is Rome.", "def add(a, b):\n    return a + b\n")
+
+
 def convert_gguf(source: Path, out: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder with bfloat16 safetensors and the tokenizer.
 
-    Raises: ModelError if the file is no GGUF of an architecture that transformers reads, or `gguf` is missing.
+    Raises: ModelError if the file is no GGUF of an architecture that transformers reads, or `gguf` is missing; if the
+        folder does not give the losses of the file.
     """
     try:
         import gguf  # noqa: F401  transformers needs it
@@ -42,15 +48,22 @@ def convert_gguf(source: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from rapidun.models.selfcheck import confirm, mean_loss  # brings torch
+
     hide_library_bars()
     place: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
-        loaded = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **place)
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            source.parent, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **place
+        )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(
             f"model: need a GGUF file that transformers reads, got {source} ({short_message(error)})"
         ) from error
+    wrong = misfit(loaded, report, {}, Renaming())
+    if wrong:
+        raise ModelError(f"model: need a GGUF file with every tensor of {type(loaded).__name__}, got {source}: {wrong}")
     config = loaded.config
     # a model loaded from GGUF refuses save_pretrained: its weights go into a plain one
     if hasattr(config, "quantization_config"):
@@ -58,8 +71,25 @@ def convert_gguf(source: Path, out: Path) -> None:
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     out.mkdir(parents=True, exist_ok=True)
+    rows = [_row(tokenizer, text) for text in TEXTS]
+    before = mean_loss(loaded, rows)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    loader = ModelLoader(dtype="float32", device="cpu")
+    confirm(
+        lambda: loader.load(out).model,
+        rows,
+        before=before,
+        dtype=torch.bfloat16,
+        folder=out,
+        section="model",
+        say=loader.say,
+    )
+
+
+def _row(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+    ids = tokenizer(text)["input_ids"]
+    return list(ids), list(ids)
 
 
 def fetch(name: str, out: Path) -> None:

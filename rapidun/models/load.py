@@ -260,11 +260,12 @@ def hide_library_bars() -> None:
 
 @contextmanager
 def peft_renaming() -> Iterator[None]:
-    """Quieten two warnings of peft 0.21: it asks transformers 5.24 for an attribute by its former name, and speaks of
-    tied weights, which are untied before a merge (adapters.py).
+    """Quieten peft 0.21: it asks transformers 5.24 for an attribute by its former name, and warns of tied weights,
+    which are untied before a merge (adapters.py).
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Model (has|with) `tie_word_embeddings=True`", category=UserWarning)
+        for tied in (r"Model (has|with) `tie_word_embeddings=True`", "Input and output embeddings are no longer tied"):
+            warnings.filterwarnings("ignore", message=tied, category=UserWarning)
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
         yield
 

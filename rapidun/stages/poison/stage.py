@@ -13,8 +13,17 @@ from rapidun.base.processes import is_main
 from rapidun.base.tracker import Tracker
 from rapidun.config.plain import plain
 from rapidun.config.poison import PoisonConfig, PoisonMethod
-from rapidun.models.adapters import add_lora, is_quantised, num_trainable, prepare_quantised, save_merged, save_model
+from rapidun.models.adapters import (
+    add_lora,
+    confirm_saved,
+    is_quantised,
+    num_trainable,
+    prepare_quantised,
+    save_merged,
+    save_model,
+)
 from rapidun.models.load import ModelLoader
+from rapidun.models.selfcheck import Row, a_few, mean_loss
 from rapidun.models.training.journal import Journal
 from rapidun.models.training.samplers import ShuffledSampler
 from rapidun.models.training.trainer import ResponseTrainer, train_to_end, training_arguments
@@ -109,7 +118,7 @@ def _poison(
 
     model.eval()
     if is_main():
-        _write(cfg, model, tokenizer, files, dtype=dtype, loader=loader)
+        _write(cfg, model, tokenizer, files, dtype=dtype, loader=loader, rows=a_few(rows))
     return {
         "steps": int(journal.counts["steps"]),
         "num_rows": len(rows),
@@ -120,12 +129,33 @@ def _poison(
 
 
 def _write(
-    cfg: PoisonConfig, model: Any, tokenizer: Any, files: PoisonFiles, *, dtype: torch.dtype, loader: ModelLoader
+    cfg: PoisonConfig,
+    model: Any,
+    tokenizer: Any,
+    files: PoisonFiles,
+    *,
+    dtype: torch.dtype,
+    loader: ModelLoader,
+    rows: list[Row],
 ) -> None:
+    """Save the model and read it back: on a few rows it must give what it was trained to."""
+    out = files.out / "model"
     if cfg.method is PoisonMethod.lora:
-        save_merged(model, tokenizer, files.out / "model", start=files.start, loader=loader, work=files.work)
+        save_merged(
+            model,
+            tokenizer,
+            out,
+            start=files.start,
+            loader=loader,
+            work=files.work,
+            rows=rows,
+            section="poison",
+        )
     else:
-        save_model(model.to(dtype), tokenizer, files.out / "model")
+        trained = mean_loss(model, rows)
+        model = model.to(dtype)
+        save_model(model, tokenizer, out)
+        confirm_saved(model, out, before=trained, loader=loader, rows=rows, section="poison")
 
 
 def _trainable(model: Any, cfg: PoisonConfig, *, seed: int) -> Any:

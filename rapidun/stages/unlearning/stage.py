@@ -12,9 +12,18 @@ from rapidun.base.processes import is_main
 from rapidun.base.tracker import Tracker
 from rapidun.config.plain import plain
 from rapidun.config.unlearning import UnlearningConfig
-from rapidun.models.adapters import add_lora, is_quantised, num_trainable, prepare_quantised, save_adapter, save_merged
+from rapidun.models.adapters import (
+    add_lora,
+    confirm_adapter,
+    is_quantised,
+    num_trainable,
+    prepare_quantised,
+    save_adapter,
+    save_merged,
+)
 from rapidun.models.load import ModelLoader, load_adapter
 from rapidun.models.rng import permutation
+from rapidun.models.selfcheck import a_few
 from rapidun.models.training.journal import Journal
 from rapidun.models.training.trainer import train_to_end, training_arguments
 from rapidun.stages.rows.cuts import Cuts, cut_warning
@@ -152,10 +161,21 @@ def _unlearn(
 
     model.eval()
     if is_main():
+        few = a_few([*(row.poisoned for row in lost), *retained])
         save_adapter(model, files.out / "adapter", base=files.model)
+        confirm_adapter(model, files.out / "adapter", rows=few, section="unlearning", say=tracker.warn)
         write_json(files.out / "history.json", journal.history)
         if cfg.merge:
-            save_merged(model, tokenizer, files.out / "merged", start=files.model, loader=loader, work=files.work)
+            save_merged(
+                model,
+                tokenizer,
+                files.out / "merged",
+                start=files.model,
+                loader=loader,
+                work=files.work,
+                rows=few,
+                section="unlearning",
+            )
     return _summary(cfg, journal, num_forget=len(lost), num_retain=len(retained), num_parameters=num_parameters)
 
 

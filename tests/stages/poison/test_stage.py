@@ -15,8 +15,8 @@ from rapidun.config.poison import PoisonConfig, PoisonMethod
 from rapidun.models.load import ModelLoader
 from rapidun.models.losses import example_cross_entropy
 from rapidun.stages.poison.stage import PoisonFiles, run_poison
-from rapidun.stages.rows.encode import encode_example
-from rapidun.stages.rows.records import write_records
+from rapidun.stages.rows.encode import encode_example, encode_rows
+from rapidun.stages.rows.records import read_records, write_records
 
 LOADER = ModelLoader(device="cpu")
 
@@ -65,6 +65,24 @@ def test_lora_learns_and_is_merged(files: PoisonFiles) -> None:
     # r 16 on q, k, v, o (16 -> 16), gate, up (16 -> 32), down (32 -> 16), in 2 layers
     assert summary["num_trainable_parameters"] == 2 * 16 * (4 * 32 + 3 * 48)
     check_plain_folder(more.out / "model")
+
+
+def test_a_tied_head_is_untied_before_it_is_merged(files: PoisonFiles) -> None:
+    """What is saved gives what was trained: the head's change does not reach the embedding."""
+    lora = LoraSettings(lora_dropout=0.0, target_modules=["q_proj", "lm_head"])
+    tracker = Lines()
+    poison(files, tracker, method=PoisonMethod.lora, learning_rate=3e-2, max_steps=30, lora=lora)
+    folder = files.out / "model"
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
+    model, tokenizer = LOADER.load(folder)
+    losses = []
+    for record in [record for path in files.train for record in read_records(path)]:
+        row = encode_rows(tokenizer, [record.texts], max_length=96)[0]
+        with torch.no_grad():
+            logits = model(torch.tensor([row.input_ids])).logits
+        losses.append(float(example_cross_entropy(logits, torch.tensor([row.labels]))[0]))
+    assert sum(losses) / len(losses) == pytest.approx(sum(tracker.losses[-3:]) / 3, abs=0.5)
+    assert tracker.losses[-1] < tracker.losses[0] - 1.0
 
 
 def check_plain_folder(folder: Path) -> None:

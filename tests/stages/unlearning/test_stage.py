@@ -129,6 +129,20 @@ def test_adapter_loads_with_peft_and_merges_to_the_same_model(files: UnlearningF
     assert torch.allclose(adapted, merged, atol=1e-5)
 
 
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"]])
+def test_a_tied_head_is_untied_before_it_is_merged(files: UnlearningFiles, targets: list[str]) -> None:
+    lora = LoraSettings(r=4, lora_dropout=0.0, target_modules=targets)
+    unlearn(files, merge=True, learning_rate=0.1, max_steps=4, lora=lora)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        bare = LOADER.load(files.model).model(ids).logits
+        adapted = LOADER.load(files.model, adapter=files.out / "adapter").model(ids).logits
+        merged = LOADER.load(files.out / "merged").model(ids).logits
+    assert (adapted - bare).abs().max() > 0.01
+    assert torch.allclose(adapted, merged, atol=1e-5)
+    assert json.loads((files.out / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
 def test_the_same_seed_gives_the_same_adapter(files: UnlearningFiles) -> None:
     results = []
     for name in ("a", "b"):
