@@ -56,7 +56,7 @@ def parser() -> Parser:
             lora = LoraSettings()
             text = f"rank, for --params lora without --adapter (default {lora.r})"
             build.add_argument("--lora-r", type=_positive, help=text)
-            text = f"what it adapts (default {','.join(lora.target_modules)})"
+            text = f"what it adapts (default {lora.target_modules})"
             build.add_argument("--lora-targets", metavar="A,B,C", help=text)
         elif name != "device":
             _add_setting(build, name)

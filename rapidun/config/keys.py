@@ -104,7 +104,13 @@ def describe(kind: Any) -> str:
     elif get_origin(inner) is dict:
         words = "entries such as {name: ...}"
     else:
-        words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(inner, str(inner))
+        words = {
+            Any: "a name, or a list such as [a,b]",
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            str: "text",
+        }.get(inner, str(inner))
     return words if inner is kind else f"{words}, or null"
 
 

@@ -1,10 +1,14 @@
 """Pieces that several config sections share: choices that say what they are, fault lists, LoRA, the optimiser."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+# the linear layers of a Llama, and of most that came after it
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+# in `lora.target_modules`: every linear layer but the output head
+ALL_LINEAR = "all_linear"
 
 
 class Choice(Enum):
@@ -47,8 +51,8 @@ class LoraSettings:
     r: int = 16
     lora_alpha: int = 16
     lora_dropout: float = 0.05
-    # names of nn.Linear modules, matched by their last component
-    target_modules: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
+    # names of nn.Linear modules, matched by their last component; all_linear = every one but the output head
+    target_modules: Any = ALL_LINEAR
 
     def check(self, faults: Faults, prefix: str = "lora") -> None:
         faults.need(self.r >= 1, f"{prefix}.r >= 1", **{f"{prefix}__r": self.r})
@@ -59,10 +63,15 @@ class LoraSettings:
             **{f"{prefix}__lora_dropout": self.lora_dropout},
         )
         faults.need(
-            len(self.target_modules) > 0,
-            f"at least one name in {prefix}.target_modules",
+            bool(self.targets) and all(isinstance(name, str) and name.strip() for name in self.targets),
+            f"{ALL_LINEAR}, or a list of names, in {prefix}.target_modules",
             **{f"{prefix}__target_modules": self.target_modules},
         )
+
+    @property
+    def targets(self) -> list[Any]:
+        """`target_modules` as a list, however it was written."""
+        return list(self.target_modules) if isinstance(self.target_modules, list | tuple) else [self.target_modules]
 
 
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")

@@ -66,8 +66,8 @@ def _section(kind: Any, values: Any, prefix: str, faults: list[str]) -> Any:
 def _value(kind: Any, value: Any, key: str, faults: list[str]) -> Any:
     """Convert one value; a wrong one is noted and handed back."""
     inner = keys.required(kind)
-    if value is None and inner is not kind:
-        return None
+    if inner is Any or (value is None and inner is not kind):
+        return value
     if is_dataclass(inner):
         return _section(inner, value, f"{key}.", faults)
     if get_origin(inner) is list and isinstance(value, list):

@@ -1,7 +1,6 @@
 """LoRA adapters: putting them on a model, saving them in PEFT format, merging them."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rapidun.base.errors import ConfigError
 from rapidun.config.parts import LoraSettings
+from rapidun.models.architecture import layer_names, resolved
 from rapidun.models.load import ModelLoader, load_adapter, peft_renaming
 from rapidun.models.selfcheck import Row, confirm, mean_loss
 
@@ -24,14 +23,6 @@ def num_trainable(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def linear_names(model: nn.Module) -> list[str]:
-    """Last components of the names of the modules that LoRA can adapt, sorted."""
-    from transformers.pytorch_utils import Conv1D
-
-    named = (name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    return sorted({name.rpartition(".")[2] for name in named})
-
-
 def add_lora(model: Any, settings: LoraSettings, *, seed: int, section: str) -> Any:
     """Put a new LoRA adapter on a model, its A matrices drawn from `seed`, its B matrices zero.
 
@@ -39,24 +30,12 @@ def add_lora(model: Any, settings: LoraSettings, *, seed: int, section: str) -> 
     """
     from peft import LoraConfig, get_peft_model
 
-    known = linear_names(model)
-    faults = []
-    for name in settings.target_modules:
-        if name in known:
-            continue
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        faults.append(
-            f"{section}: need names among {known} in lora.target_modules, got {name}{hint}. "
-            f"Pass {section}.lora.target_modules=[...]"
-        )
-    if faults:
-        raise ConfigError(faults)
+    settings = resolved(settings, layer_names(model), section=section)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=list(settings.target_modules),
+        target_modules=settings.targets,
         bias="none",
         task_type="CAUSAL_LM",
     )

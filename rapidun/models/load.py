@@ -14,6 +14,7 @@ from rapidun.base.errors import ModelError
 from rapidun.base.processes import local_rank, world_size
 from rapidun.base.text import short_message
 from rapidun.models import warm
+from rapidun.models.architecture import folder_quantisation, read_config
 from rapidun.models.weights import (
     WRAPPERS,
     Header,
@@ -91,8 +92,17 @@ class ModelLoader:
         options: dict[str, Any] = {"dtype": pick_dtype(self.dtype, pick_device(self.device))}
         if self.attention != "auto":
             options["attn_implementation"] = self.attention
+        own = folder_quantisation(read_config(folder))
+        if own is not None and self.quantisation != "none":
+            raise ModelError(
+                f"model: need model.quantisation=none with a folder that is quantised already ({own}), got "
+                f"{self.quantisation} and {path}. Pass model.quantisation=none"
+            )
         if self.quantisation != "none":
             options["quantization_config"] = _quantisation_config(self.quantisation, options["dtype"])
+        # quantised weights stay where they are put
+        placed = own is not None or self.quantisation != "none"
+        if placed:
             options["device_map"] = {"": device}
         headers = read_headers(folder)
         renaming = unwrapped(headers, folder=folder)
@@ -116,7 +126,7 @@ class ModelLoader:
                 "fit. Save the model again, unwrapped, to be rid of this note"
             )
         check_finite(model, path=path)
-        return model.to(device) if self.quantisation == "none" else model
+        return model if placed else model.to(device)
 
 
 def _read_model(

@@ -20,6 +20,7 @@ from rapidun.pipeline.folder import RunFolder, new_run_dir
 from rapidun.pipeline.tracking.run import RunTracker, open_tracker
 from rapidun.report.run.page import write_run_report
 from rapidun.report.tables import closing_table
+from rapidun.stages.architecture import check_model
 from rapidun.stages.context import Memo
 from rapidun.stages.recipes import STAGES
 
@@ -116,6 +117,7 @@ def _run(
         )
         tracker.observers += in_sweep.observers
         artifacts = Artifacts(cfg, tracker, memo=in_sweep.memo, warm=in_sweep.warm)
+        check_model(artifacts.recipes)
         if in_sweep.only is not None:
             _run_only(in_sweep.only, artifacts, folder, console)
         else:

@@ -1,5 +1,6 @@
 """The influence stage to the rest: the scores of every row for every row."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,16 @@ from rapidun.config.influence import InfluenceConfig, InfluenceMethod, Parameter
 
 from rapidun.config.influence import OWN_SETTINGS, WITHOUT_GRADIENTS  # isort: skip
 from rapidun.config.plain import plain
+from rapidun.stages.architecture import lora_of
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.recipe import ADAPTER, DATA, POISONED, SCORES, Recipe, without
 
 
 def _scores(ctx: Context) -> Recipe:
     cfg, model, adapter = ctx.cfg, ctx.get(POISONED), ctx.get(ADAPTER)
+    influence = cfg.influence
+    if influence.params is ParameterSet.lora and influence.method not in WITHOUT_GRADIENTS:
+        influence = replace(influence, lora=lora_of(ctx, influence.lora, section="influence"))
 
     def build(out: Path, work: Path) -> dict[str, Any]:
         from rapidun.stages.influence.stage import InfluenceFiles, run_influence  # brings torch
@@ -25,7 +30,7 @@ def _scores(ctx: Context) -> Recipe:
             out=out,
         )
         return run_influence(
-            cfg.influence,
+            influence,
             files,
             loader=ctx.loader,
             max_length=cfg.max_length,
@@ -34,7 +39,7 @@ def _scores(ctx: Context) -> Recipe:
         )
 
     inputs: dict[str, Any] = {"forget": ctx.split("forget"), "retain": ctx.split("retain")}
-    inputs["settings"] = settings_that_count(cfg.influence)
+    inputs["settings"] = settings_that_count(influence)
     if cfg.influence.method is not InfluenceMethod.bm25:  # the rows' words decide
         inputs |= {"model": model.identity, "adapter": adapter.identity if adapter else None, **ctx.numerics}
     needs = (ctx.get(DATA), *model.needs)

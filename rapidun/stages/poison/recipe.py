@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rapidun.config.poison import PoisonMethod
 from rapidun.models.gguf import convert_gguf
 from rapidun.models.load import fingerprint_files, local_folder
 from rapidun.models.scratch import make_scratch
+from rapidun.stages.architecture import lora_of
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.recipe import DATA, POISONED, RETRAINED, START, Model, Recipe, without
 from rapidun.stages.rows.records import read_records
@@ -72,13 +74,16 @@ def _fine_tuned(ctx: Context, splits: list[str]) -> Recipe:
             "poison=none where model.path is poisoned already, or data.train_poisoned=... data.train_clean=..."
         )
     start = ctx.get(START)
+    poison = cfg.poison
+    if poison.method is PoisonMethod.lora:
+        poison = replace(poison, lora=lora_of(ctx, poison.lora, section="poison"))
 
     def build(out: Path, work: Path) -> dict[str, Any]:
         from rapidun.stages.poison.stage import PoisonFiles, run_poison  # brings torch
 
         train = [ctx.data.path / f"{name}.jsonl" for name in splits]
         return run_poison(
-            cfg.poison,
+            poison,
             PoisonFiles(start=start.folder, train=train, work=work, out=out),
             loader=ctx.loader,
             max_length=cfg.max_length,
@@ -86,8 +91,8 @@ def _fine_tuned(ctx: Context, splits: list[str]) -> Recipe:
             tracker=ctx.tracker,
         )
 
-    settings = without(plain(cfg.poison), "retrain", "save_steps", "gradient_checkpointing")
-    if cfg.poison.method is PoisonMethod.full:
+    settings = without(plain(poison), "retrain", "save_steps", "gradient_checkpointing")
+    if poison.method is PoisonMethod.full:
         settings.pop("lora")
     prints = [ctx.split(name) for name in splits]
     inputs = {"start": start.identity, "splits": prints, "settings": settings, **ctx.numerics}

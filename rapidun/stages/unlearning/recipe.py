@@ -1,10 +1,12 @@
 """The unlearning stage to the rest: an adapter over the poisoned model, or the yardstick that was never poisoned."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ConfigError
 from rapidun.config.plain import plain
+from rapidun.stages.architecture import lora_of
 from rapidun.stages.context import Context, Stage
 
 from rapidun.stages.recipe import ADAPTER, DATA, POISONED, RETRAINED, UNLEARNED, WEIGHTS  # isort: skip
@@ -31,6 +33,7 @@ def _trained(ctx: Context) -> Recipe:
     if ctx.cfg.unlearning.objective.traits.retrains:
         return ctx.get(RETRAINED)
     cfg, model, mapping, adapter = ctx.cfg, ctx.get(POISONED), ctx.get(WEIGHTS), ctx.get(ADAPTER)
+    unlearning = replace(cfg.unlearning, lora=lora_of(ctx, cfg.unlearning.lora, section="unlearning"))
     has_val = bool(ctx.counts.get("val_clean"))
     names = ["forget", "retain", *(["val_clean"] if has_val and cfg.unlearning.eval_steps else [])]
 
@@ -49,7 +52,7 @@ def _trained(ctx: Context) -> Recipe:
             out=out,
         )
         return run_unlearning(
-            cfg.unlearning,
+            unlearning,
             files,
             loader=ctx.loader,
             max_length=cfg.max_length,
@@ -62,7 +65,7 @@ def _trained(ctx: Context) -> Recipe:
         "splits": {name: ctx.split(name) for name in names},
         "mapping": mapping.fingerprint,
         "adapter": adapter.identity if adapter else None,
-        "settings": without(plain(cfg.unlearning), "save_steps", "gradient_checkpointing", "adapter"),
+        "settings": without(plain(unlearning), "save_steps", "gradient_checkpointing", "adapter"),
         "seed": cfg.seed,
         **ctx.numerics,
     }

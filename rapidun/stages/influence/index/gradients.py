@@ -17,6 +17,7 @@ from rapidun.config.influence import InfluenceMethod, LossReduction, ParameterSe
 from rapidun.config.parts import LoraSettings
 from rapidun.config.plain import plain
 from rapidun.models.adapters import add_lora
+from rapidun.models.architecture import folder_names, resolved
 from rapidun.models.load import ModelLoader, fingerprint_files, load_tokenizer, local_folder, pick_device, pick_dtype
 from rapidun.models.losses import response_mask
 from rapidun.stages.influence.batches import RowBatch
@@ -48,7 +49,9 @@ VERSIONS = {InfluenceMethod.sketch: SKETCH_VERSION, InfluenceMethod.tensorsketch
 def describe_model(settings: IndexSettings, *, model: str, adapter: Path | None) -> dict[str, Any]:
     """The part of a recipe that queries and rows must share: contents, never paths."""
     folder = local_folder(model)
-    is_fresh = settings.params is ParameterSet.lora and adapter is None
+    fresh_lora = None
+    if settings.params is ParameterSet.lora and adapter is None:
+        fresh_lora = plain(resolved(settings.lora, folder_names(folder), section="influence"))
     method: dict[str, Any] = {
         "name": settings.method.name,
         "version": VERSIONS[settings.method],
@@ -66,7 +69,7 @@ def describe_model(settings: IndexSettings, *, model: str, adapter: Path | None)
         "parameters": {
             "set": settings.params.name,
             "regex": settings.regex,
-            "fresh_lora": plain(settings.lora) if is_fresh else None,
+            "fresh_lora": fresh_lora,
         },
         # rows as they are, their norms beside them: both scores can be taken
         "normalisation": "none",

@@ -1,0 +1,158 @@
+"""The start model's architecture to the recipes: what LoRA adapts in it, and what speaks against the settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from rapidun.base.errors import ConfigError
+from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceMethod, ParameterSet
+from rapidun.config.model import Quantisation
+from rapidun.config.parts import LoraSettings
+from rapidun.config.poison import PoisonMethod
+from rapidun.models.architecture import (
+    LayerNames,
+    ModelFacts,
+    folder_names,
+    gguf_architecture,
+    inspect,
+    names_like,
+    resolve_targets,
+)
+from rapidun.models.load import local_folder
+from rapidun.stages.context import Context
+
+# whose results need the model
+WITH_MODEL = ("poison", "influence", "unlearning", "evaluation")
+
+
+def lora_of(ctx: Context, settings: LoraSettings, *, section: str) -> LoraSettings:
+    """The settings with the layers written out, so that a fingerprint says which they are.
+
+    As they were typed where the architecture is not known yet, or has no such layers: that is said when they are used.
+    """
+    names = ctx.once("layers that LoRA can adapt", lambda: _start_names(ctx))
+    if names is None:
+        return settings
+    targets, faults = resolve_targets(settings.targets, names, section=section, lora_dropout=settings.lora_dropout)
+    return settings if faults else dataclasses.replace(settings, target_modules=targets)
+
+
+def start_facts(ctx: Context) -> ModelFacts | None:
+    """What is known of the folder that `model.path` names; None for a GGUF file or a model made from scratch.
+
+    Raises: ModelError if there is no such folder, or its files are damaged.
+    """
+    folder = _start_folder(ctx)
+    return None if folder is None else ctx.once("facts of the model folder", lambda: inspect(folder))
+
+
+def check_model(ctx: Context) -> None:
+    """See that the asked stages can do with the start model what they are asked to, before any of them runs.
+
+    Raises: ConfigError with every fault; ModelError for a folder that is damaged.
+    """
+    if not _needs_model(ctx):
+        return
+    faults = _faults_of_kind(ctx)
+    facts = start_facts(ctx)
+    if facts is None or facts.not_causal is None:
+        faults += _faults_of_targets(ctx)
+    if faults:
+        raise ConfigError(faults)
+
+
+def _needs_model(ctx: Context) -> bool:
+    asked = [stage for stage in ctx.cfg.stages if stage in WITH_MODEL]
+    return bool(asked) and not (asked == ["influence"] and ctx.cfg.influence.method is InfluenceMethod.bm25)
+
+
+def _faults_of_kind(ctx: Context) -> list[str]:
+    facts, cfg = start_facts(ctx), ctx.cfg
+    if facts is None:
+        return []
+    faults = []
+    if facts.not_causal is not None:
+        faults.append(
+            f"model: need a causal language model, got {cfg.model.path}, {facts.not_causal}. Change model.path=..."
+        )
+    quantised = facts.quantisation
+    if quantised is None:
+        return faults
+    what = f"{cfg.model.path}, a folder that is quantised already ({quantised})"
+    other = "or model.path=... of the folder before it was quantised"
+    if cfg.model.quantisation is not Quantisation["none"]:
+        faults.append(
+            f"model: need model.quantisation=none with {what}, got {cfg.model.quantisation.name}. "
+            f"Pass model.quantisation=none, {other}"
+        )
+    if not quantised.readable:
+        faults.append(
+            f"model: need a package that reads {quantised.method}, got none installed, for {what}. Pass {other[3:]}"
+        )
+    retrains = cfg.poison.retrain or cfg.unlearning.objective.traits.retrains
+    if "poison" in cfg.stages and cfg.poison.method is not PoisonMethod.none:
+        faults.append(
+            f"poison: need unquantised weights to train or to merge into, got poison.method={cfg.poison.method.name} "
+            f"and {what}. Pass poison=none where it is poisoned already, {other}"
+        )
+    elif retrains and {"poison", "unlearning"} & set(cfg.stages):
+        faults.append(f"poison: need unquantised weights to retrain, got {what}. Pass another unlearning=..., {other}")
+    if "unlearning" in cfg.stages and cfg.unlearning.merge:
+        faults.append(
+            f"unlearning: need unquantised weights to merge the adapter into, got unlearning.merge=true and {what}. "
+            f"Pass unlearning.merge=false, {other}"
+        )
+    if quantised.readable and not quantised.trainable and {"unlearning", "influence"} & set(cfg.stages):
+        faults.append(f"model: need weights that gradients pass through, got {what}. Pass {other[3:]}")
+    return faults
+
+
+def _faults_of_targets(ctx: Context) -> list[str]:
+    """What is wrong with the layers that LoRA shall adapt, of every stage that puts an adapter on."""
+    cfg = ctx.cfg
+    uses = {
+        "poison": cfg.poison.method is PoisonMethod.lora,
+        "influence": cfg.influence.params is ParameterSet.lora and cfg.influence.method not in WITHOUT_GRADIENTS,
+        "unlearning": not cfg.unlearning.objective.traits.retrains,
+    }
+    sections: dict[str, LoraSettings] = {
+        "poison": cfg.poison.lora,
+        "influence": cfg.influence.lora,
+        "unlearning": cfg.unlearning.lora,
+    }
+    asked = [name for name, used in uses.items() if used and name in cfg.stages]
+    if cfg.unlearning.adapter is not None:
+        # whose own layers hold
+        asked = [name for name in asked if name == "poison"]
+    names = ctx.once("layers that LoRA can adapt", lambda: _start_names(ctx)) if asked else None
+    faults = []
+    for name in asked if names is not None else ():
+        assert names is not None
+        settings = sections[name]
+        faults += resolve_targets(settings.targets, names, section=name, lora_dropout=settings.lora_dropout)[1]
+        left_out = sorted(set(names.fused)) if "all_linear" in settings.targets else []
+        if left_out:
+            ctx.tracker.warn(
+                f"{name}: LoRA leaves out the layers {', '.join(left_out)}: peft would adapt the fused experts that "
+                "once had these names in their place"
+            )
+    return faults
+
+
+def _start_folder(ctx: Context) -> Path | None:
+    path, revision = ctx.cfg.model.path, ctx.cfg.model.revision
+    if path is None or path.endswith(".gguf"):
+        return None
+    found: Path = ctx.memo.get(("model folder", path, revision), lambda: local_folder(path, revision=revision))
+    return found
+
+
+def _start_names(ctx: Context) -> LayerNames | None:
+    path = ctx.cfg.model.path
+    if path is None:
+        return names_like("llama")
+    folder = _start_folder(ctx)
+    if folder is None:
+        return names_like(gguf_architecture(Path(path).expanduser()))
+    return folder_names(folder)
