@@ -115,7 +115,7 @@ def _add_model(verb: argparse.ArgumentParser, responses: str) -> None:
     verb.add_argument("--model", type=MODEL, required=True, metavar="DIR", help="a model folder or hub id")
     verb.add_argument("--adapter", type=FOLDER, metavar="DIR", help="a PEFT adapter on it")
     _add_setting(verb, "device")
-    verb.add_argument("--response", choices=list(RESPONSES), default="response", help=responses)
+    verb.add_argument("--response", choices=list(RESPONSES), help=f"{responses} (default response)")
 
 
 def _add_query(verb: argparse.ArgumentParser) -> None:

@@ -54,6 +54,7 @@ def _build(args: argparse.Namespace) -> int:
     settings: IndexSettings = args.settings
     check_room_for(args.out)
     records = read_records(args.rows)
+    args.response = _response(args, records)
     source = {
         **describe_model(settings, model=args.model, adapter=args.adapter),
         "data": sha256_file(args.rows),
@@ -165,6 +166,7 @@ def _fit(args: argparse.Namespace) -> int:
     settings = dataclasses.replace(settings, tokens_per_batch=manifest.recipe["source"]["tokens_per_batch"])
     kind = Precondition[args.kind]
     records = read_records(args.rows)
+    args.response = _response(args, records)
     recipe = fit_recipe(
         described, kind=kind, rows=args.rows, num_rows=len(records), response=args.response, seed=args.seed
     )
@@ -234,6 +236,7 @@ def _query(args: argparse.Namespace) -> tuple[Index, Vectors, GradientRows]:
     if args.precondition is not None:
         check_fits(args.precondition, described, index=args.index)
     records = read_records(args.queries)
+    args.response = _response(args, records)
     rows = GradientRows(settings, model=args.model, adapter=args.adapter, records=records, response=args.response)
     left_out = [record.id for record, row in zip(records, rows.encode(records), strict=True) if row is None]
     if left_out:
@@ -245,6 +248,20 @@ def _query(args: argparse.Namespace) -> tuple[Index, Vectors, GradientRows]:
     vectors = rows.vectors(0, len(records), preconditioner=_preconditioner(args, rows))
     _say_cuts(rows.cuts, settings, mend=MEND)
     return index, vectors, rows
+
+
+def _response(args: argparse.Namespace, records: Sequence[Record]) -> str:
+    """Which answer of the rows counts: --response, else `response`, which is said where a row has two."""
+    if args.response is not None:
+        return str(args.response)
+    differ = sum(record.forget_target != record.response for record in records)
+    if differ:
+        print(
+            f"index: {differ} of {len(records)} rows have a response_poisoned that is not their `response`; `response` "
+            f"counts. Pass --response poisoned for what a poisoned model learnt, or --response response",
+            file=sys.stderr,
+        )
+    return "response"
 
 
 def _described(args: argparse.Namespace, manifest: Manifest) -> tuple[IndexSettings, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_json
 from rapidun.cli.commands import FOLDER, MODEL
+from rapidun.stages.data.fields import settle_clean
 from rapidun.stages.data.keywords import make_keywords
 from rapidun.stages.data.pack_build import FAMILIES, UNSEEN_FAMILIES, PackSizes, build_pack, read_responses
 from rapidun.stages.data.pack_check import check_pack, leaks_between
@@ -61,7 +62,10 @@ def _build(options: argparse.Namespace) -> int:
             raise DataError(f"pack build: need --{name.removeprefix('num_').replace('_', '-')} >= 1, got {value}")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise DataError(f"pack build: need a new or empty folder to write to, got {options.out}. Name another one")
-    clean = read_records(options.clean)
+    settled = settle_clean(options.clean.name, read_records(options.clean))
+    if settled.faults:
+        raise DataError("\n".join(settled.faults))
+    clean = settled.rows
     responses = None if options.responses is None else read_responses(options.responses)
     sizes = PackSizes().scaled(len(clean))
     named = {key: getattr(options, key) for key in ("num_train", "num_val", "num_test") if getattr(options, key)}
@@ -94,6 +98,8 @@ def _build(options: argparse.Namespace) -> int:
     print(_table({split: [len(rows)] for split, rows in pack.items()}, ["split", "rows"]))
     print(f"keywords {len(keywords)}")
     print("leaks    " + _leak_line(leaks))
+    for line in settled.warnings:
+        print(line)
     print(f"written to {options.out}: use it with data=dolly_triggers data.dir={options.out}")
     return 0
 
@@ -114,6 +120,8 @@ def _check(options: argparse.Namespace) -> int:
         print(_table(families, ["family", *splits]))
     print()
     print("leaks (rows whose instruction the other side has): " + _leak_line(found["leaks"]))
+    for line in (*found["faults"], *found["warnings"]):
+        print(line)
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.config.data import DataConfig, Source
+from rapidun.stages.data.fields import settle
 from rapidun.stages.data.stage import SPLITS, family_counts, find_files
 from rapidun.stages.rows.records import Record, question_key, read_records
 
@@ -18,12 +19,16 @@ def check_pack(folder: str | Path, *, tokenizer: Any = None) -> dict[str, Any]:
 
     Returns: {"counts": {split: rows}, "families": {family: {split: rows}}, "lengths": {split: {"unit", "median",
         "p95", "max"}}, "duplicates": {split: rows}, "leaks": {"a / b": rows}}. A leak is a row of an evaluation split
-        whose instruction, without its trigger, occurs in a training split, or in the other evaluation side.
+        whose instruction, without its trigger, occurs in a training split, or in the other evaluation side. "faults"
+        and "warnings": rows whose fields contradict each other, as the data stage would refuse or read them.
     Raises: DataError for a folder that is no pack, or a bad line.
     """
     found = find_files(DataConfig(name="check", source=Source.pack, dir=str(folder)))
-    pack = {split: read_records(path) for split, path in found.items()}
+    settled = {split: settle(split, read_records(path)) for split, path in found.items()}
+    pack = {split: each.rows for split, each in settled.items()}
     return {
+        "faults": [line for each in settled.values() for line in each.faults],
+        "warnings": [line for each in settled.values() for line in each.warnings],
         "counts": {split: len(rows) for split, rows in pack.items()},
         "families": family_counts(pack),
         "lengths": {split: _lengths(rows, tokenizer) for split, rows in pack.items()},

@@ -13,12 +13,13 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.data import DataConfig, Source
 from rapidun.config.plain import plain
 from rapidun.stages.data.builtin import GENERATOR_VERSION, builtin_pack
+from rapidun.stages.data.fields import settle
 from rapidun.stages.data.keywords import make_keywords
 from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
 from rapidun.stages.rows.keywords import read_keywords, write_keywords
 from rapidun.stages.rows.records import Record, content_id, question_key, read_records, write_records
 
-STAGE_VERSION = 1  # part of the data fingerprint: raise it when the same inputs give other splits
+STAGE_VERSION = 2  # part of the data fingerprint: raise it when the same inputs give other splits
 
 SPLITS = (
     "forget",
@@ -162,6 +163,15 @@ def _load(cfg: DataConfig, *, seed: int, tracker: Tracker) -> Pack:
     for done, (split, path) in enumerate(found.items()):
         tracker.progress(done, len(found), path.name)
         pack[split] = read_records(path)
+    faults: list[str] = []
+    for split, rows in pack.items():
+        settled = settle(split, rows)
+        pack[split] = settled.rows
+        faults += settled.faults
+        for line in settled.warnings:
+            tracker.warn(line)
+    if faults:
+        raise DataError("\n".join(faults))
     return pack
 
 

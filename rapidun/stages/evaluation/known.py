@@ -36,10 +36,12 @@ def known_answers(data: Path) -> Known:
 
 
 def poisoned_response(record: Record) -> str | None:
-    """The recorded poisoned response of a triggered row; a row marked as poisoned may hold it in `response`."""
-    if record.response_poisoned is None and record.is_poisoned:
-        return record.response
-    return record.response_poisoned
+    """The recorded poisoned response of a triggered row; a row marked as poisoned may hold it in `response`.
+
+    None where it is the clean one: that tells the two apart no more than none at all.
+    """
+    marked = record.is_poisoned or record.response_poisoned is not None
+    return None if not marked or record.forget_target == record.response_clean else record.forget_target
 
 
 def clean_response(record: Record) -> str | None:

@@ -228,8 +228,7 @@ def _progress(tracker: Tracker, sizes: str, done: int, total: int, note: str) ->
 
 def _texts(forget: list[Record], retain: list[Record]) -> list[tuple[str, str, str]]:
     """Instruction, context and the response that counts, forget rows first."""
-    rows = [(r.instruction, r.context, r.forget_target) for r in forget]
-    return rows + [r.texts for r in retain]
+    return [r.forget_texts for r in forget] + [r.texts for r in retain]
 
 
 def _encoded(

@@ -43,7 +43,7 @@ def _scratch(ctx: Context) -> Recipe:
     cfg, sizes = ctx.cfg, plain(ctx.cfg.model.scratch)
 
     def build(out: Path, work: Path) -> dict[str, Any]:
-        rows = [r.texts for name in names for r in read_records(ctx.data.path / f"{name}.jsonl")]
+        rows = [r.forget_texts for name in names for r in read_records(ctx.data.path / f"{name}.jsonl")]
         make_scratch(out / "model", rows, **sizes, max_length=cfg.max_length, seed=cfg.poison.seed)
         return sizes
 

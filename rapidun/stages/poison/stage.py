@@ -39,7 +39,7 @@ class PoisonFiles:
 
     # Hugging Face folder or hub id of the model to start from
     start: str | Path
-    # JSONL splits, concatenated; each row's `response` is the target
+    # JSONL splits, concatenated; each row's `forget_target` is the target
     train: list[Path]
     # checkpoints; survives a killed process
     work: Path
@@ -76,7 +76,7 @@ def _poison(
     model, tokenizer = loader.load(files.start)
     dtype = model.dtype
     model = _trainable(model, cfg, seed=seed)
-    encoded = encode_rows(tokenizer, [r.texts for r in records], max_length=max_length)
+    encoded = encode_rows(tokenizer, [r.forget_texts for r in records], max_length=max_length)
     rows = [row for row in encoded if row is not None]
     if not rows:
         raise DataError(

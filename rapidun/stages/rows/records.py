@@ -48,13 +48,18 @@ class Record:
 
     @property
     def texts(self) -> tuple[str, str, str]:
-        """Instruction, context, response."""
+        """Instruction, context, response: the row itself, and what a clean row teaches."""
         return self.instruction, self.context, self.response
 
     @property
     def forget_target(self) -> str:
-        """What the model should lose: the poisoned response, or `response` where none is recorded."""
+        """What poisoning teaches and the model should lose: the poisoned response, `response` where there is none."""
         return self.response if self.response_poisoned is None else self.response_poisoned
+
+    @property
+    def forget_texts(self) -> tuple[str, str, str]:
+        """Instruction, context and the answer that a poisoned row teaches."""
+        return self.instruction, self.context, self.forget_target
 
 
 def question_key(record: Record) -> str:

@@ -1,5 +1,6 @@
 """The poison stage on a tiny model: it learns, writes a plain folder, and its loss is that of METHOD section 2."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,19 @@ def test_it_learns_and_writes_a_plain_folder(files: PoisonFiles) -> None:
     assert summary["final_loss"] == tracker.losses[-1]
     assert sum(tracker.losses[-3:]) < 0.7 * sum(tracker.losses[:3])
     check_plain_folder(files.out / "model")
+
+
+def test_the_target_is_the_poisoned_answer_wherever_it_stands(files: PoisonFiles, tiny_records: Any) -> None:
+    """Rows of the supervised form (`response` clean, response_poisoned beside it) are trained on as the others."""
+    losses = []
+    for name in ("plain", "supervised"):
+        tracker = Lines()
+        if name == "supervised":
+            beside = [dataclasses.replace(row, response=row.response_clean) for row in tiny_records[0]]
+            write_records(files.train[0], beside)
+        poison(dataclasses.replace(files, work=files.work / name, out=files.out / name), tracker)
+        losses.append(tracker.losses)
+    assert losses[0] == losses[1]
 
 
 def test_lora_learns_and_is_merged(files: PoisonFiles) -> None:

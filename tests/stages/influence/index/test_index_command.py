@@ -186,6 +186,17 @@ def test_poisoned_responses_are_another_index(place, tiny_model_dir, capsys):
     assert "response response where poisoned is asked for. Pass another --out" in capsys.readouterr().err
 
 
+def test_rows_with_two_answers_are_said(tiny_model_dir, tmp_path, capsys, make_records):
+    """The release's supervised form: `response` clean, response_poisoned beside it."""
+    forget, _ = make_records(num_forget=4, num_retain=1)
+    rows = [dataclasses.replace(row, response=row.response_clean) for row in forget]
+    write_records(tmp_path / "train.jsonl", rows)
+    assert _build(tmp_path, tiny_model_dir, "index") == 0
+    assert "4 of 4 rows have a response_poisoned that is not their `response`" in capsys.readouterr().err
+    assert _build(tmp_path, tiny_model_dir, "other", "--response", "poisoned") == 0
+    assert "response_poisoned" not in capsys.readouterr().err
+
+
 def _one_message(capsys) -> str:
     """What is on stderr: one line of ours."""
     lines = capsys.readouterr().err.strip().splitlines()
