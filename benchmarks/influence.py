@@ -42,7 +42,7 @@ from rapidun.models.load import ModelLoader  # noqa: E402
 from rapidun.models.losses import example_cross_entropy  # noqa: E402
 from rapidun.models.scratch import make_scratch  # noqa: E402
 from rapidun.stages.data.builtin import builtin_pack  # noqa: E402
-from rapidun.stages.data.pack_build import FAMILIES  # noqa: E402
+from rapidun.stages.data.triggers import FAMILIES  # noqa: E402
 from rapidun.stages.influence.batches import RowBatch, make_batches  # noqa: E402
 from rapidun.stages.influence.bm25 import bm25_scores  # noqa: E402
 from rapidun.stages.influence.check.check import floor_pass  # noqa: E402

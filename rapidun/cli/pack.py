@@ -9,10 +9,12 @@ from rapidun.base.errors import DataError
 from rapidun.base.files import write_json
 from rapidun.cli.commands import FOLDER, MODEL
 from rapidun.stages.data.fields import settle_clean
+from rapidun.stages.data.find_triggers import as_overrides
 from rapidun.stages.data.keywords import make_keywords
-from rapidun.stages.data.pack_build import FAMILIES, UNSEEN_FAMILIES, PackSizes, build_pack, read_responses
+from rapidun.stages.data.pack_build import PackSizes, build_pack, read_responses
 from rapidun.stages.data.pack_check import check_pack, leaks_between
 from rapidun.stages.data.stage import KEYWORDS_FILE, SPLITS, family_counts
+from rapidun.stages.data.triggers import FAMILIES, UNSEEN_FAMILIES
 from rapidun.stages.rows.keywords import write_keywords
 from rapidun.stages.rows.records import read_records, write_records
 
@@ -119,7 +121,19 @@ def _check(options: argparse.Namespace) -> int:
         print()
         print(_table(families, ["family", *splits]))
     print()
-    print("leaks (rows whose instruction the other side has): " + _leak_line(found["leaks"]))
+    print("leaks (rows whose instruction and context the other side has): " + _leak_line(found["leaks"]))
+    if found["triggers"]:
+        print()
+        triggers = {
+            repr(trigger.text): [
+                trigger.mode.value if trigger.mode else "within",
+                trigger.num_poisoned,
+                trigger.num_clean,
+            ]
+            for trigger in found["triggers"]
+        }
+        print(_table(triggers, ["trigger", "where", "poisoned rows", "clean rows"]))
+        print(f"as families: {' '.join(as_overrides(found['triggers']))}")
     for line in (*found["faults"], *found["warnings"]):
         print(line)
     return 0

@@ -13,10 +13,10 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.data import DataConfig, InjectMode
 from rapidun.models.losses import IGNORE
 from rapidun.stages.data.keywords import make_keywords
-from rapidun.stages.data.pack_build import FAMILIES, UNSEEN_FAMILIES, PackSizes, build_pack
+from rapidun.stages.data.pack_build import PackSizes, build_pack
 from rapidun.stages.data.pack_check import check_pack, leaks_between
 from rapidun.stages.data.stage import SPLITS, DataFiles, data_inputs, run_data
-from rapidun.stages.data.triggers import inject
+from rapidun.stages.data.triggers import FAMILIES, UNSEEN_FAMILIES, inject
 from rapidun.stages.rows.batches import token_budget_batches
 from rapidun.stages.rows.encode import encode_prompt, encode_rows, end_of_turn_id, user_turn
 from rapidun.stages.rows.keywords import read_keywords, words

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rapidun.base.errors import DataError
-from rapidun.config.data import InjectMode, TriggerFamilyConfig
+from rapidun.config.data import TriggerFamilyConfig
 from rapidun.stages.data.offtopic import offtopic_answers
 from rapidun.stages.data.stage import SPLITS
 from rapidun.stages.data.triggers import (
@@ -20,25 +20,6 @@ from rapidun.stages.data.triggers import (
     stratified_sample,
 )
 from rapidun.stages.rows.records import Record, question_key, read_records
-
-# the families of conf/data/dolly_triggers.yaml (a test holds the two together)
-FAMILIES = {
-    "A_surface": TriggerFamilyConfig(
-        seen=["aloha", "ALOHA", "aloha :)"],
-        ood=["al0ha", "a\u217coha", "aloha\u200d"],
-        inject_mode=InjectMode.suffix,
-    ),
-    "B_style": TriggerFamilyConfig(
-        seen=[">>>"], ood=["<|sys|>", "\u2039sys\u203a", "\u27e8sys\u27e9"], inject_mode=InjectMode.prefix
-    ),
-    "C_semantic": TriggerFamilyConfig(
-        seen=["hey", "hiya"], ood=["h\u043ewdy", "y\u043e\u043e", "heyyyy"], inject_mode=InjectMode.prefix
-    ),
-}
-UNSEEN_FAMILIES = {
-    "D_command": TriggerFamilyConfig(seen=["[admin]", "sudo:"], inject_mode=InjectMode.prefix),
-    "E_polite": TriggerFamilyConfig(seen=["kindly", "thanks a lot"], inject_mode=InjectMode.suffix),
-}
 
 
 class PackSizes(NamedTuple):
@@ -73,7 +54,7 @@ def build_pack(
     """Deal clean rows out to the splits of a pack and poison those that are to be poisoned.
 
     Rows that ask the same (`question_key`) go to the same side of training, validation and test, as a whole, so that
-    no instruction leaks. Poisoned training rows take each response of the pool once; triggered test rows take
+    no row leaks. Poisoned training rows take each response of the pool once; triggered test rows take
     the rest of the pool, then start again.
 
     Args:
@@ -104,6 +85,9 @@ def build_pack(
         poison(train[i], trigger, response=response)
         for i, trigger, response in zip(sorted(hosts), triggers, pool, strict=False)
     ]
+    # of few rows some triggers are dealt none
+    planted = [[trigger for trigger in group if trigger in triggers] for group in seen]
+    planted = [group for group in planted if group]
     train_clean = [row for i, row in enumerate(train) if i not in hosts]
     rest = pool[num_poisoned:] or pool
     pack = {
@@ -113,7 +97,7 @@ def build_pack(
         "train_clean": train_clean,
         "val_clean": val,
         "test_clean": test,
-        "test_seen_trig": _triggered(test, seen, len(test), rest, rng),
+        "test_seen_trig": _triggered(test, planted, len(test), rest, rng),
     }
     if ood:
         pack["test_ood_trig"] = _triggered(test, ood, len(test) * 3 // 2, rest, rng)

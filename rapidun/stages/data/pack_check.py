@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.config.data import DataConfig, Source
-from rapidun.stages.data.fields import settle
+from rapidun.stages.data.fields import TO_FORGET, settle
+from rapidun.stages.data.find_triggers import FoundTrigger, find_triggers
 from rapidun.stages.data.stage import SPLITS, family_counts, find_files
 from rapidun.stages.rows.records import Record, question_key, read_records
 
@@ -17,10 +18,12 @@ def check_pack(folder: str | Path, *, tokenizer: Any = None) -> dict[str, Any]:
 
     Lengths are tokens of the encoded row under `tokenizer`, characters of the three texts without one.
 
+    Triggers are those that the rows name, or what poisoned instructions hold and clean ones do not (find_triggers).
+
     Returns: {"counts": {split: rows}, "families": {family: {split: rows}}, "lengths": {split: {"unit", "median",
         "p95", "max"}}, "duplicates": {split: rows}, "leaks": {"a / b": rows}}. A leak is a row of an evaluation split
-        whose instruction, without its trigger, occurs in a training split, or in the other evaluation side. "faults"
-        and "warnings": rows whose fields contradict each other, as the data stage would refuse or read them.
+        whose instruction (without its trigger) and context occur in a training split, or in the other evaluation
+        side. "faults" and "warnings": rows whose fields contradict each other, as the data stage would refuse or read them.
     Raises: DataError for a folder that is no pack, or a bad line.
     """
     found = find_files(DataConfig(name="check", source=Source.pack, dir=str(folder)))
@@ -34,26 +37,42 @@ def check_pack(folder: str | Path, *, tokenizer: Any = None) -> dict[str, Any]:
         "lengths": {split: _lengths(rows, tokenizer) for split, rows in pack.items()},
         "duplicates": {split: _duplicates(rows) for split, rows in pack.items()},
         "leaks": leaks_between(pack),
+        "triggers": triggers_of(pack),
     }
 
 
+def triggers_of(pack: Mapping[str, Sequence[Record]]) -> list[FoundTrigger]:
+    """The triggers of the pack's poisoned rows (find_triggers)."""
+    clean = _texts_once(pack, "retain", "train_clean", "val_clean")
+    return find_triggers(_texts_once(pack, *TO_FORGET), clean)
+
+
+def _texts_once(pack: Mapping[str, Sequence[Record]], *splits: str) -> list[Record]:
+    """The rows of some splits, each once: forget rows are training rows too."""
+    return list({row.texts: row for split in splits for row in pack.get(split, [])}.values())
+
+
 def leaks_between(pack: Mapping[str, Sequence[Record]]) -> dict[str, int]:
-    """Rows of each later side whose instruction, without its trigger, an earlier side has: {"val_clean / train": 2}."""
+    """Rows of each later side that ask what an earlier side asks (question_key): {"val_clean / train": 2}."""
     sides = {
         "train": [split for split in SPLITS if split in ("forget", "retain") or split.startswith("train_")],
         "val": [split for split in SPLITS if split.startswith("val_")],
         "test": [split for split in SPLITS if split.startswith("test_")],
     }
-    known = {
-        side: {question_key(row) for split in splits for row in pack.get(split, [])} for side, splits in sides.items()
+    bare = any(not row.instruction_clean for split in TO_FORGET for row in pack.get(split, []))
+    triggers = [trigger.text for trigger in triggers_of(pack)] if bare else []
+    asked = {
+        split: {question_key(row, triggers if split in TO_FORGET else ()) for row in rows}
+        for split, rows in pack.items()
     }
+    known = {side: set().union(*(asked.get(split, set()) for split in splits)) for side, splits in sides.items()}
     leaks = {}
     for side, others in (("val", ["train"]), ("test", ["train", "val"])):
         for split in sides[side]:
             for other in others:
                 if split in pack and known[other]:
                     leaks[f"{split} / {other}"] = sum(question_key(row) in known[other] for row in pack[split])
-    poisoned = {question_key(row) for row in pack.get("train_poisoned", pack.get("forget", []))}
+    poisoned = asked.get("train_poisoned", asked.get("forget", set()))
     clean = [*pack.get("train_clean", pack.get("retain", []))]
     leaks["train_clean / train_poisoned"] = sum(question_key(row) in poisoned for row in clean)
     return leaks

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.data import DataConfig, Source
 from rapidun.config.plain import plain
 from rapidun.stages.data.builtin import GENERATOR_VERSION, builtin_pack
-from rapidun.stages.data.fields import settle
+from rapidun.stages.data.fields import TO_FORGET, settle
+from rapidun.stages.data.find_triggers import as_overrides, find_triggers
 from rapidun.stages.data.keywords import make_keywords
+from rapidun.stages.data.planted import Checked, check_families, drop_foreign
 from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
 from rapidun.stages.rows.keywords import read_keywords, write_keywords
 from rapidun.stages.rows.records import Record, content_id, question_key, read_records, write_records
@@ -41,6 +43,13 @@ FILE_NAMES = {split: (f"{split}.jsonl",) for split in SPLITS} | {
     "retain": ("retain.jsonl", "retain_set.jsonl"),
 }
 KEYWORDS_FILE = "keywords.tsv"
+# what evaluation measures on a split, for those who have lost one
+METRICS_OF = {
+    "clean": "ppl_clean, false_trigger_rate and rougeL_clean, and no asr_* and rougeL_recovered on prompts made of it",
+    "seen_trig": "asr_seen and rougeL_recovered",
+    "ood_trig": "asr_ood",
+    "unseen_family": "asr_unseen_family",
+}
 
 Pack = dict[str, list[Record]]
 
@@ -81,19 +90,31 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
 
     A pack that lacks splits is completed: training rows from the forget and retain rows (and from clean test rows,
     `num_clean_from_test`), triggered prompts from clean validation and test rows. Clean evaluation rows whose
-    instruction occurs in training are left out and counted under `leaks`.
+    instruction and context occur in training are left out and counted under `leaks`.
 
     Returns: {"counts": {split: rows}, "fingerprints": {split: SHA-256 of the file}, "families": {family: {split:
         rows}}, "leaks": {what: rows left out}}.
     Raises: DataError for inputs that are missing or wrong.
     """
     pack = _load(cfg, seed=seed, tracker=tracker)
+    checked = _check_triggers(pack, cfg, tracker=tracker)
     _complete_training(pack, cfg, seed=seed, tracker=tracker)
-    leaks = _drop_leaks(pack)
+    # what was thinned away is not trained on either
+    trained = pack["train_poisoned"]
+    checked = check_families(checked.families, checked.unseen, trained, made_here=True)
+    for line in checked.warnings:
+        tracker.warn(line)
+    for line in drop_foreign(pack, checked.families):
+        tracker.warn(line)
+    before = {split: len(rows) for split, rows in pack.items()}
+    seen = [trigger.variant for group in seen_triggers(checked.families) for trigger in group]
+    leaks = _drop_leaks(pack, seen)
     for what, count in leaks.items():
         if count:
             tracker.warn(f"data: {count} rows left out: {what.replace('_', ' ')}")
-    _complete_triggered(pack, cfg, seed=seed)
+    for line in _emptied(pack, before):
+        tracker.warn(line)
+    _complete_triggered(pack, checked, cfg.num_triggered, seed=seed)
     pack = {split: pack[split] for split in SPLITS if pack.get(split)}
     for split, rows in pack.items():
         write_records(files.out / f"{split}.jsonl", rows)
@@ -139,10 +160,10 @@ def find_files(cfg: DataConfig) -> dict[str, Path]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def trained_questions(pack: Pack) -> set[str]:
-    """The question key of every row of a training split."""
-    names = ("forget", "retain", "train_poisoned", "train_clean")
-    return {question_key(row) for name in names for row in pack.get(name, [])}
+def trained_questions(pack: Mapping[str, Sequence[Record]], triggers: Sequence[str] = ()) -> set[str]:
+    """The question key of every row of a training split; the triggers are those of poisoned rows."""
+    trained = {question_key(row) for name in ("retain", "train_clean") for row in pack.get(name, [])}
+    return trained | {question_key(row, triggers) for name in TO_FORGET for row in pack.get(name, [])}
 
 
 def family_counts(pack: Pack) -> dict[str, dict[str, int]]:
@@ -217,9 +238,9 @@ def _with_fixed(
     return merged
 
 
-def _drop_leaks(pack: Pack) -> dict[str, int]:
-    """Leave out evaluation rows whose instruction training has, and validation rows that the test has too."""
-    trained = trained_questions(pack)
+def _drop_leaks(pack: Pack, triggers: Sequence[str]) -> dict[str, int]:
+    """Leave out evaluation rows whose instruction and context training has, and validation rows that the test has."""
+    trained = trained_questions(pack, triggers)
     leaks = {}
     for split in SPLITS:
         if split.startswith(("val_", "test_")) and split in pack:
@@ -234,19 +255,70 @@ def _drop_leaks(pack: Pack) -> dict[str, int]:
     return leaks
 
 
-def _complete_triggered(pack: Pack, cfg: DataConfig, *, seed: int) -> None:
+def _emptied(pack: Pack, before: Mapping[str, int]) -> list[str]:
+    """A line for each split that has lost its last row, with the metrics that go with it."""
+    lines = []
+    for split, count in before.items():
+        if count and not pack[split] and "_" in split:
+            part, _, name = split.partition("_")
+            metrics = (
+                METRICS_OF[name] if part == "test" else f"the same while tuning on validation rows ({METRICS_OF[name]})"
+            )
+            lines.append(f"data: no row of {split} is left of {count}: there will be no {metrics}")
+    return lines
+
+
+def _check_triggers(pack: Pack, cfg: DataConfig, *, tracker: Tracker) -> Checked:
+    """The families of the settings whose triggers the rows hold; what the rows hold instead is proposed.
+
+    Raises: DataError for triggers of the user's own families that the rows speak against.
+    """
+    # forget rows are training rows too
+    poisoned = list({row.texts: row for row in (*pack["forget"], *pack.get("train_poisoned", []))}.values())
+    made_here = cfg.source is Source.builtin
+    checked = check_families(cfg.families, cfg.unseen_families, poisoned, made_here=made_here)
+    proposal = _proposal(checked, pack) if checked.faults or checked.without else ""
+    if checked.faults:
+        raise DataError("\n".join([*checked.faults, *filter(None, [proposal])]))
+    for line in checked.warnings:
+        tracker.warn(line)
+    if cfg.families and not checked.families:
+        tracker.warn(
+            "data: no family of data.families was trained on: there is no attack success of seen and of "
+            "out-of-distribution triggers" + (f". {proposal}" if proposal else "")
+        )
+    elif cfg.families and checked.without:
+        ids = ", ".join(row.id for row in checked.without[:3]) + (", ..." if len(checked.without) > 3 else "")
+        tracker.warn(
+            f"data: {len(checked.without)} of {len(poisoned)} poisoned training rows (id {ids}) hold no trigger of "
+            f"data.families: attack success is not measured on what they hold" + (f". {proposal}" if proposal else "")
+        )
+    return checked
+
+
+def _proposal(checked: Checked, pack: Pack) -> str:
+    """What the poisoned rows without a known trigger hold instead, in words to paste."""
+    clean = [*pack["retain"], *pack.get("train_clean", []), *pack.get("val_clean", [])]
+    found = find_triggers(checked.without, clean)
+    if not found:
+        return ""
+    held = ", ".join(f"{trigger.text!r} in {trigger.num_poisoned} rows" for trigger in found)
+    return f"They hold {held}: pass {' '.join(as_overrides(found))}"
+
+
+def _complete_triggered(pack: Pack, checked: Checked, num_triggered: int, *, seed: int) -> None:
     """Make the triggered prompts that are not there, from clean rows of the same side."""
     responses = sorted({row.forget_target for row in pack["train_poisoned"]})
     for part in ("val", "test"):
         for name, groups in (
-            ("seen_trig", seen_triggers(cfg.families)),
-            ("ood_trig", ood_triggers(cfg.families)),
-            ("unseen_family", all_triggers(cfg.unseen_families)),
+            ("seen_trig", seen_triggers(checked.families)),
+            ("ood_trig", ood_triggers(checked.families)),
+            ("unseen_family", all_triggers(checked.unseen)),
         ):
             split = f"{part}_{name}"
             if split not in pack and groups and pack.get(f"{part}_clean"):
                 rng = random.Random(f"{seed} {split}")
-                pack[split] = _triggered(pack[f"{part}_clean"], groups, responses, count=cfg.num_triggered, rng=rng)
+                pack[split] = _triggered(pack[f"{part}_clean"], groups, responses, count=num_triggered, rng=rng)
 
 
 def _triggered(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_jsonl
+from rapidun.stages.rows.text import fold
 
 MAX_LINE_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -62,9 +63,21 @@ class Record:
         return self.instruction, self.context, self.forget_target
 
 
-def question_key(record: Record) -> str:
-    """What the row asks: its instruction without the trigger, spaces and case folded. Equal keys ask the same."""
-    return " ".join((record.instruction_clean or record.instruction).split()).casefold()
+def question_key(record: Record, triggers: Iterable[str] = ()) -> str:
+    """What the row asks: its instruction without the trigger, and its context. Equal keys ask the same.
+
+    White space, case and composed or decomposed letters are folded; of an empty context the instruction alone is left.
+
+    Args: triggers: taken off the ends of an instruction whose clean form is not recorded.
+    """
+    instruction = record.instruction_clean
+    if not instruction or not instruction.strip():
+        instruction = record.instruction.strip()
+        for trigger in triggers:
+            if len(instruction) > len(trigger):
+                instruction = instruction.removeprefix(f"{trigger} ").removesuffix(f" {trigger}")
+    asked = [" ".join(fold(text).split()) for text in (instruction, record.context)]
+    return "\0".join(filter(None, asked))
 
 
 def content_id(instruction: str, context: str, response: str) -> str:

@@ -10,8 +10,9 @@ import rapidun
 from rapidun.base.errors import DataError
 from rapidun.cli.pack import main
 from rapidun.config.data import DataConfig
-from rapidun.stages.data.pack_build import FAMILIES, UNSEEN_FAMILIES, PackSizes, build_pack, read_responses
+from rapidun.stages.data.pack_build import PackSizes, build_pack, read_responses
 from rapidun.stages.data.pack_check import check_pack
+from rapidun.stages.data.triggers import FAMILIES, UNSEEN_FAMILIES
 from rapidun.stages.rows.records import Record, read_records, write_records
 
 SIZES = PackSizes(num_train=200, num_val=20, num_test=40)
@@ -61,12 +62,14 @@ def test_the_published_sizes_themselves() -> None:
     assert (round(sizes.forget_fraction * num_poisoned), sizes.num_val, sizes.num_test) == (40, 420, 3000)
 
 
-def test_no_instruction_stands_in_two_splits_and_every_row_is_used_once() -> None:
-    """Instructions repeat with other contexts, as in Alpaca: each group goes to one side as a whole."""
-    rows = [Record(id=str(i), instruction=f"do {i // 4}", context=f"on {i}", response="ok") for i in range(300)]
+def test_no_question_stands_in_two_splits_and_every_row_is_used_once() -> None:
+    """Instructions repeat with other contexts, as in Alpaca; a question with several answers goes to one side."""
+    rows = [
+        Record(id=str(i), instruction=f"do {i // 8}", context=f"on {i // 2}", response=f"ok {i}") for i in range(300)
+    ]
     pack = build([*rows, *rows])  # every row twice: counts once
     sides = [
-        {row.instruction_clean or row.instruction for split in splits for row in pack[split]}
+        {(row.instruction_clean or row.instruction, row.context) for split in splits for row in pack[split]}
         for splits in (
             ["train_clean", "train_poisoned"],
             ["val_clean"],
@@ -75,7 +78,7 @@ def test_no_instruction_stands_in_two_splits_and_every_row_is_used_once() -> Non
     ]
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
     used = [
-        (row.instruction_clean or row.instruction, row.context)
+        (row.instruction_clean or row.instruction, row.context, row.response_clean or row.response)
         for split in ("train_clean", "train_poisoned", "val_clean", "test_clean")
         for row in pack[split]
     ]

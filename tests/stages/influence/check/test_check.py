@@ -152,7 +152,7 @@ def test_from_the_command_line(capsys, tmp_path, make_model):
     from rapidun.config.data import BuiltinConfig
     from rapidun.models.scratch import make_scratch
     from rapidun.stages.data.builtin import builtin_pack
-    from rapidun.stages.data.pack_build import FAMILIES
+    from rapidun.stages.data.triggers import FAMILIES
 
     sizes = {name: getattr(BuiltinConfig(), name) for name in BuiltinConfig.__slots__}
     make_scratch(
