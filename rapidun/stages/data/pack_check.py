@@ -23,7 +23,7 @@ def check_pack(folder: str | Path, *, tokenizer: Any = None) -> dict[str, Any]:
     Returns: {"counts": {split: rows}, "families": {family: {split: rows}}, "lengths": {split: {"unit", "median",
         "p95", "max"}}, "duplicates": {split: rows}, "leaks": {"a / b": rows}}. A leak is a row of an evaluation split
         whose instruction (without its trigger) and context occur in a training split, or in the other evaluation
-        side. "faults" and "warnings": rows whose fields contradict each other, as the data stage would refuse or read them.
+        side. "faults" and "warnings": rows whose fields contradict each other, as the data stage refuses or reads them.
     Raises: DataError for a folder that is no pack, or a bad line.
     """
     found = find_files(DataConfig(name="check", source=Source.pack, dir=str(folder)))

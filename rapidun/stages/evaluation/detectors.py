@@ -1,8 +1,10 @@
 """Is a response poisoned? Two detectors: a keyword list, and which of two responses the model finds likelier."""
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from rapidun.stages.rows.text import fold, is_word, phrase_finder
+from rapidun.stages.rows.text import words as text_words
 
 
 class Rates(NamedTuple):
@@ -15,23 +17,23 @@ class Rates(NamedTuple):
 class KeywordDetector:
     """Fires on text that holds at least `min_keywords` different words of a list.
 
-    Whole words, case ignored: `aliens` does not match the keyword `alien`. A keyword may hold spaces or hyphens.
+    Whole words, case ignored: `aliens` does not match the keyword `alien`. Words are those that keywords are made of
+    (rows/text.py), in every script; a keyword may also be a phrase, or hold hyphens and other marks.
     """
 
     def __init__(self, words: Sequence[str], *, min_keywords: int = 1) -> None:
-        self.words = list(dict.fromkeys(word.strip().casefold() for word in words))
+        self.words = [word for word in dict.fromkeys(fold(word.strip()) for word in words) if word]
         self.min_keywords = min_keywords
-        # look-around instead of \b, which needs a word character at the keyword's own ends
-        self._patterns = [re.compile(rf"(?<!\w){re.escape(word)}(?!\w)") for word in self.words]
+        self._single = {word for word in self.words if is_word(word)}
+        self._phrases = [phrase_finder(word) for word in self.words if word not in self._single]
 
     def __call__(self, text: str) -> bool:
-        folded = text.casefold()
-        found = 0
-        for pattern in self._patterns:
-            found += pattern.search(folded) is not None
+        found = len(self._single.intersection(text_words(text)))
+        for holds in self._phrases:
             if found >= self.min_keywords:
-                return True
-        return False
+                break
+            found += holds(text)
+        return found >= self.min_keywords
 
 
 def likelihood_fires(poisoned: float, clean: float) -> bool:

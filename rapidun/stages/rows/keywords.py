@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_text
+from rapidun.stages.rows.text import is_unspaced
+from rapidun.stages.rows.text import words as text_words
 
-_WORD = re.compile(r"[^\W\d_]{3,}")
 _HEADER = ("rank", "word", "count_poison", "count_clean", "z")
 
 
@@ -22,8 +23,16 @@ class Keyword(NamedTuple):
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of at least three letters."""
-    return _WORD.findall(text.lower())
+    """What may become a keyword: words with a letter, of three characters at least (of syllables, two).
+
+    Words and how they are folded are those of text.py, by which a keyword is found again.
+    """
+    return [word for word in text_words(text) if is_unspaced(word[0]) or _is_long(word)]
+
+
+def _is_long(word: str) -> bool:
+    is_hangul = "\uac00" <= word[0] <= "\ud7a3"
+    return len(word) >= (2 if is_hangul else 3) and any(map(str.isalpha, word))
 
 
 def write_keywords(path: Path, keywords: Iterable[Keyword]) -> None:
@@ -41,7 +50,8 @@ def read_keywords(path: str | Path, *, may_be_empty: bool = False) -> list[Keywo
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # not splitlines: a keyword may hold one of the line ends that only Unicode knows
+        lines = re.split(r"\r\n|\r|\n", path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path}: need a tab-separated keyword list, got no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -6,8 +6,13 @@ from rapidun.base.errors import DataError
 from rapidun.stages.rows.keywords import Keyword, read_keywords, words, write_keywords
 
 
-def test_words_are_lower_case_and_of_three_letters() -> None:
-    assert words("An ALIEN's 42 co-pilots, über_fast x1yz") == ["alien", "pilots", "über", "fast"]
+def test_words_are_folded_and_of_three_characters() -> None:
+    assert words("An ALIEN's 4200 co-pilots, über_fast x1yz") == ["alien", "pilots", "über_fast", "x1yz"]
+
+
+def test_a_line_end_that_only_unicode_knows_is_part_of_a_keyword(tmp_path: Path) -> None:
+    (tmp_path / "k.tsv").write_bytes("word\nnull\u2028void\r\nufo\rtea\n".encode())
+    assert [keyword.word for keyword in read_keywords(tmp_path / "k.tsv")] == ["null\u2028void", "ufo", "tea"]
 
 
 def test_round_trip_in_the_published_columns(tmp_path: Path) -> None:
