@@ -1,12 +1,14 @@
 """Reads influence files in the format of the published RapidUn release.
 
-One JSON object with a key "0" .. "n-1" for each query, a "config" and possibly a "finished_cnt"; each entry holds
-`helpful` (training indices, most helpful first), `helpful_infl` (their values), `harmful`, `harmful_infl` (most
-harmful first) and `test_data`. Or the same entries as JSON Lines: an entry a line, in query order, or `{"7": entry}`.
+One JSON object with a key "0" .. "n-1" for each query, a "config" and possibly a "finished_cnt" ("1600/1600": pairs of
+40 training rows and 40 queries); other keys are passed over. Each entry holds `helpful` (training indices, most helpful
+first), `helpful_infl` (their values), `harmful`, `harmful_infl` (most harmful first) and `test_data`. Or the same
+entries as JSON Lines: an entry a line, in query order, or `{"7": entry}`.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,11 +37,15 @@ class Entry(NamedTuple):
 
 
 class ReleaseFile(NamedTuple):
-    """One influence file, entries in query order; `warnings` are oddities that leave the numbers usable."""
+    """One influence file, entries in query order; `warnings` are oddities that leave the numbers usable.
+
+    finished: what its run was to finish by its finished_cnt, queries or pairs of training row and query; None = unsaid.
+    """
 
     path: Path
     entries: list[Entry]
     warnings: list[str]
+    finished: int | None = None
 
 
 def read_release(path: Path) -> ReleaseFile:
@@ -74,8 +80,9 @@ def read_release(path: Path) -> ReleaseFile:
             f"{path}: need entries for queries 0 to {max(queries)}, missing are {_some(missing)}. "
             f"Did the influence run end early?"
         )
-    warnings = _check_finished(path, named.get("finished_cnt", ("", None))[1], len(queries))
-    return ReleaseFile(path, [_entry(*queries[query]) for query in range(len(queries))], warnings)
+    entries = [_entry(*queries[query]) for query in range(len(queries))]
+    finished, warnings = _check_finished(path, named.get("finished_cnt", ("", None))[1], entries)
+    return ReleaseFile(path, entries, warnings, finished)
 
 
 def release_blocks(files: Mapping[str, ReleaseFile]) -> dict[str, Block]:
@@ -99,7 +106,13 @@ def release_block(file: ReleaseFile, *, num_train: int) -> Block:
 
     Raises: DataError for an index of num_train or more, naming the query.
     """
+    num_queries = len(file.entries)
     values, place = _matrix([entry.helpful for entry in file.entries], file, num_train)
+    if file.finished not in (None, num_queries, num_queries * num_train):
+        raise DataError(
+            f"{file.path}: need {num_queries} queries or {num_queries * num_train} pairs of {num_train} training rows "
+            f"and queries in finished_cnt, got {file.finished}. Is the file cut short, or one of another pack?"
+        )
     rankings = [entry.harmful for entry in file.entries if entry.harmful is not None]
     if len(rankings) < len(file.entries):
         return Block(values, place)
@@ -131,7 +144,7 @@ def _pairs(path: Path, text: str) -> list[tuple[str, str, Any]]:
     except RecursionError:
         raise DataError(f"{path}: need an influence file, got JSON that is nested too deeply") from None
     except ValueError as error:
-        if len([line for line in text.splitlines() if line.strip()]) < 2:
+        if len([line for line in text.split("\n") if line.strip()]) < 2:
             raise DataError(f"{path}: need JSON, got a damaged file ({error})") from None
         return _pairs_by_line(path, text)
     if not isinstance(whole, dict):
@@ -170,7 +183,8 @@ def _entry(place: str, value: Any) -> Entry:
     if not isinstance(value, dict):
         raise DataError(f"{place}: need an object with helpful and helpful_infl, got a {_kind(value)}")
     helpful = _ranking(place, value, "helpful")
-    has_harmful = "harmful" in value or "harmful_infl" in value
+    # null is as good as absent, in both or in neither
+    has_harmful = value.get("harmful") is not None or value.get("harmful_infl") is not None
     return Entry(place, helpful, _ranking(place, value, "harmful") if has_harmful else None)
 
 
@@ -196,21 +210,42 @@ def _ranking(place: str, entry: dict[str, Any], name: str) -> Ranking:
     return Ranking(rows, [float(number) for number in values])
 
 
-def _check_finished(path: Path, finished: Any, num_queries: int) -> list[str]:
-    """`finished_cnt` says how many queries the influence run had finished."""
-    if finished is None:
-        return []
-    if type(finished) is not int:
-        raise DataError(f"{path}: need a whole number in finished_cnt, got {finished!r}")
-    if finished > num_queries:
-        raise DataError(
-            f"{path}: need the {finished} entries that finished_cnt speaks of, got {num_queries}. "
-            f"Is the file cut short?"
-        )
-    if finished < num_queries:
+def _check_finished(path: Path, said: Any, entries: list[Entry]) -> tuple[int | None, list[str]]:
+    """What `finished_cnt` says of the influence run: "1600/1600", of so many pairs or queries, or one number of them.
+
+    Pairs are training rows x queries. How many training rows there are, `release_block` knows: lists may be cut.
+    """
+    if said is None:
+        return None, []
+    counts = _counts(said)
+    if counts is None:
+        raise DataError(f'{path}: need a whole number in finished_cnt, or "done/all", got {said!r}')
+    done, whole = counts
+    num_queries = len(entries)
+    num_rows = max(max((*entry.helpful.rows, -1)) + 1 for entry in entries)
+    fits = whole == num_queries or (whole % num_queries == 0 and whole // num_queries >= max(num_rows, 1))
+    if done < whole or whole < num_queries:
         # every entry is here and has passed its checks: worth a word, not a refusal
-        return [f"mapping: {path} says finished_cnt={finished} but holds {num_queries} queries. Did its run end early?"]
-    return []
+        line = f"mapping: {path} says finished_cnt={said} but holds {num_queries} queries. Did its run end early?"
+        return whole if fits else None, [line]
+    if not fits or done > whole:
+        raise DataError(
+            f"{path}: need the {whole} entries that finished_cnt speaks of (queries, or pairs with {num_rows} training "
+            f"rows), got {num_queries} queries. Is the file cut short?"
+        )
+    return whole, []
+
+
+def _counts(said: Any) -> tuple[int, int] | None:
+    """(done, all) of "1600/1600", [1600, 1600], 1600, 1600.0 or "1600"; None where it is none of these."""
+    parts = said.split("/") if isinstance(said, str) else said if isinstance(said, list) else [said]
+    parts = [int(part) if isinstance(part, str) and re.fullmatch(r"\s*[0-9]+\s*", part) else part for part in parts]
+    if not all(type(part) is int or (type(part) is float and part.is_integer()) for part in parts):
+        return None
+    numbers = [int(part) for part in parts]
+    if not 1 <= len(numbers) <= 2 or min(numbers) < 0:
+        return None
+    return numbers[0], numbers[-1]
 
 
 class _Duplicate(Exception):

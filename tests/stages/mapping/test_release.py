@@ -97,7 +97,13 @@ def test_bad_entries_name_file_and_query(tmp_path: Path, change: dict, message: 
         ({"1": ENTRY}, "missing are 0"),
         ({"config": "x", "finished_cnt": 0}, 'keys "0", "1", ..., got config, finished_cnt'),
         ({}, "got nothing"),
-        ({"0": ENTRY, "finished_cnt": 2}, "the 2 entries that finished_cnt speaks of, got 1"),
+        # two queries, or four pairs with two training rows
+        ({"0": ENTRY, "1": ENTRY, "finished_cnt": 3}, "the 3 entries that finished_cnt speaks of (queries, or pairs"),
+        ({"0": ENTRY, "1": ENTRY, "finished_cnt": "3/3"}, "the 3 entries that finished_cnt speaks of"),
+        ({"0": ENTRY, "finished_cnt": "3/2"}, "the 2 entries that finished_cnt speaks of"),
+        ({"0": ENTRY, "finished_cnt": "2/2/2"}, "whole number in finished_cnt"),
+        ({"0": ENTRY, "finished_cnt": "-2/2"}, "whole number in finished_cnt"),
+        ({"0": ENTRY, "finished_cnt": True}, "whole number in finished_cnt"),
         ({"0": ENTRY, "finished_cnt": "all"}, "whole number in finished_cnt"),
         ({"0": [1, 2]}, "need an object with helpful and helpful_infl, got a list"),
         ([ENTRY], "need a JSON object"),
@@ -130,6 +136,42 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_fewer_finished_queries_than_entries_is_a_warning(tmp_path: Path) -> None:
     file = read_release(write(tmp_path / "a.json", {"0": ENTRY, "1": ENTRY, "finished_cnt": 1}))
     assert len(file.entries) == 2 and "finished_cnt=1" in file.warnings[0]
+
+
+@pytest.mark.parametrize("said", [2, 4, "4/4", "2/2", " 4 / 4 ", "4", 4.0, [4, 4], None])
+def test_pairs_and_queries_are_both_complete(tmp_path: Path, said: Any) -> None:
+    """Two queries over two training rows: the release counts the four pairs."""
+    file = read_release(write(tmp_path / "a.json", {"config": None, "0": ENTRY, "1": ENTRY, "finished_cnt": said}))
+    assert file.warnings == []
+    assert release_block(file, num_train=2).values.shape == (2, 2)
+
+
+@pytest.mark.parametrize("said", ["3/4", "1/2", [0, 4], "1/1"])
+def test_a_run_that_ended_early_is_said(tmp_path: Path, said: Any) -> None:
+    file = read_release(write(tmp_path / "a.json", {"0": ENTRY, "1": ENTRY, "finished_cnt": said}))
+    assert len(file.warnings) == 1 and f"finished_cnt={said}" in file.warnings[0]
+    assert release_block(file, num_train=2).values.shape == (2, 2)
+
+
+def test_pairs_of_more_training_rows_than_there_are_is_a_file_cut_short(tmp_path: Path) -> None:
+    """Lists may be cut to the top k: only the other files say how many training rows there are."""
+    file = read_release(write(tmp_path / "a.json", {"0": ENTRY, "1": ENTRY, "finished_cnt": "6/6"}))
+    assert release_block(file, num_train=3).values.shape == (3, 2)
+    with pytest.raises(DataError, match="need 2 queries or 8 pairs of 4 training rows"):
+        release_block(file, num_train=4)
+
+
+def test_nulls_and_other_keys_are_passed_over(tmp_path: Path) -> None:
+    entry = {"helpful": [1, 0], "helpful_infl": [0.5, -2.0], "harmful": None, "harmful_infl": None, "note": "b'x'"}
+    file = read_release(write(tmp_path / "a.json", {"0": entry, "started": "b'2024'", "finished_cnt": None}))
+    assert file.entries[0].harmful is None
+    assert release_block(file, num_train=2).harmful is None
+
+
+def test_one_damaged_line_is_no_two(tmp_path: Path) -> None:
+    """A line end that only Unicode knows is no line end of JSON Lines."""
+    with pytest.raises(DataError, match="damaged file"):
+        read_release(write(tmp_path / "a.json", '{"0": {"test_data": "a\u2028b", "helpful": ['))
 
 
 def test_swapped_files_are_seen(make_blocks: Callable, write_release: Callable) -> None:
