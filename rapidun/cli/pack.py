@@ -8,6 +8,7 @@ from typing import Any
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_json
 from rapidun.cli.commands import FOLDER, MODEL
+from rapidun.config.quoting import typed
 from rapidun.stages.data.fields import settle_clean
 from rapidun.stages.data.find_triggers import as_overrides
 from rapidun.stages.data.keywords import make_keywords
@@ -102,7 +103,7 @@ def _build(options: argparse.Namespace) -> int:
     print("leaks    " + _leak_line(leaks))
     for line in settled.warnings:
         print(line)
-    print(f"written to {options.out}: use it with data=dolly_triggers data.dir={options.out}")
+    print(f"written to {options.out}: use it with data=dolly_triggers {typed('data.dir', str(options.out))}")
     return 0
 
 

@@ -45,6 +45,14 @@ def make_launcher(folder, *, max_parallel=0, signal_delay_s=90):
     return LocalLauncher(context, target=TARGET)
 
 
+@pytest.mark.parametrize("name", ["50%j dir", "%a", "x%t", "%A"])
+def test_folders_that_submitit_would_read_as_others_are_refused(tmp_path, name):
+    """It puts a job's number into the paths of a user's folders as well; other % it leaves."""
+    (fault,) = make_launcher(tmp_path / name).check([])
+    assert "sweep.name: need a sweep's folder without %" in fault and name in fault
+    assert make_launcher(tmp_path / "50% [a] $x").check([]) == []
+
+
 def make_job(folder, name, do, *, resources=None, needs=(), **more):
     file = folder / f"{name}.json"
     file.write_text(json.dumps({"do": do, "out": str(folder / f"{name}.out"), **more}))

@@ -1,11 +1,12 @@
 """SLURM's output as recorded on 22.05, what it means, and the scripts and dependencies that we write; no SLURM here."""
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
-from rapidun.base.errors import RapidunError
+from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.config.sweep import ClusterConfig, ResourcesConfig
 from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
 from rapidun.sweep.launchers.slurm import commands
@@ -199,6 +200,29 @@ def test_script(tmp_path, monkeypatch):
         assert expected in second and expected not in first
     assert "wckey" not in text
     assert not (tmp_path / "grid").exists()
+
+
+@pytest.mark.parametrize("name", ["50%j dir", "50% dir", "100%", "a%5Ab", "back\\slash", "two\nlines", "%%"])
+def test_folders_that_slurm_would_read_as_others_are_refused(tmp_path, monkeypatch, name):
+    """In `--output` every % is a pattern, a backslash switches patterns off, and a script has one line a setting."""
+    monkeypatch.setattr(slurm, "site_settings", lambda: {"MaxArraySize": "1001"})
+    monkeypatch.setattr(slurm, "missing_commands", lambda: ["sbatch"])
+    made = launcher(tmp_path / name)
+    assert any("sweep.name: need a sweep's folder" in fault for fault in made.check([job("a")]))
+    for submit in (lambda: made.script([job("a")]), lambda: made.submit([job("a")], handles={})):
+        with pytest.raises(ConfigError, match=r"sweep\.name: need a sweep's folder"):
+            submit()
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "$HOME;x", "[a]*?", "#x", "\u00fc"])
+def test_other_folders_are_quoted(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(slurm, "site_settings", lambda: {"MaxArraySize": "1001"})
+    made = launcher(tmp_path / name)
+    assert not [fault for fault in made.check([job("a")]) if "sweep.name" in fault]
+    text = made.script([job("a")])
+    [line] = [line for line in text.splitlines() if "--output=" in line]
+    assert shlex.split(line.removeprefix("#SBATCH "))[0] == f"--output={made.folder}/%j_0_log.out"
 
 
 def test_cluster_settings_that_cannot_be_written_down():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -87,10 +88,10 @@ def as_csv(summary: Summary) -> str:
     names = list(dict.fromkeys(name for group in summary.groups for name in group.metrics))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*keys, "n", *(f"{name}{end}" for name in names for end in ("", ".low", ".high"))])
+    writer.writerow([*map(_csv_text, keys), "n", *(f"{name}{end}" for name in names for end in ("", ".low", ".high"))])
     for group in summary.groups:
         values = {key_of(override): override.partition("=")[2] for override in group.settings}
-        row: list[object] = [values.get(key, "") for key in keys]
+        row: list[object] = [_csv_text(values.get(key, "")) for key in keys]
         row.append(group.n)
         for name in names:
             interval = group.metrics.get(name)
@@ -100,9 +101,20 @@ def as_csv(summary: Summary) -> str:
     return buffer.getvalue()
 
 
+def _csv_text(text: str) -> str:
+    """Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay numbers."""
+    if text[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
 def as_markdown(summary: Summary) -> str:
     names = summary.main_metrics()
-    lines = [f"# Sweep {summary.name}", "", f"{summary.counts}.", ""]
+    lines = [f"# Sweep {_markdown_text(summary.name)}", "", f"{summary.counts}.", ""]
     if summary.groups:
         lines += [f"{INTERVAL} Best of its column in bold.", ""]
         lines.append(_markdown_row(["settings", "n", *(summary.heading(name) for name in names)]))
@@ -116,7 +128,10 @@ def as_markdown(summary: Summary) -> str:
     if summary.best:
         lines += ["## Best", ""]
         for name, group in summary.best.items():
-            lines.append(f"- {summary.heading(name)}: {summary.cell_text(group, name)}, n = {group.n}: `{group.label}`")
+            lines.append(
+                f"- {summary.heading(name)}: {summary.cell_text(group, name)}, n = {group.n}: "
+                f"{_markdown_code(group.label)}"
+            )
         lines.append("")
     if summary.pareto:
         judged = ", ".join(summary.heading(name) for name in summary.pareto_metrics)
@@ -130,7 +145,7 @@ def as_markdown(summary: Summary) -> str:
             values = ", ".join(
                 f"{summary.heading(name)} {summary.cell_text(group, name)}" for name in summary.pareto_metrics
             )
-            lines.append(f"- `{group.label}`: {values}")
+            lines.append(f"- {_markdown_code(group.label)}: {values}")
         lines.append("")
     if summary.comparisons:
         lines += ["## Methods against uniform and shuffled weights", "", COMPARISONS, ""]
@@ -140,12 +155,15 @@ def as_markdown(summary: Summary) -> str:
         lines.append("")
     if summary.failures:
         lines += ["## Failures", ""]
-        lines += [f"- `{cell.path.name}` `{' '.join(cell.overrides)}`: {cell.error}" for cell in summary.failures]
+        lines += [
+            f"- `{cell.path.name}` {_markdown_code(' '.join(cell.overrides))}: {_markdown_text(cell.error)}"
+            for cell in summary.failures
+        ]
         lines.append("")
     others = [cell for cell in summary.cells if cell.state not in ("done", *FAILED)]
     if others:
         lines += ["## Unfinished", ""]
-        lines += [f"- `{cell.path.name}` `{' '.join(cell.overrides)}`: {cell.state}" for cell in others]
+        lines += [f"- `{cell.path.name}` {_markdown_code(' '.join(cell.overrides))}: {cell.state}" for cell in others]
         lines.append("")
     return "\n".join(lines)
 
@@ -155,4 +173,12 @@ def _markdown_row(cells: Sequence[str], *, escaped: bool = False) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
+    """Text that is nothing but text: no column, emphasis, code, link or HTML of its own."""
+    return re.sub(r"([\\|*`<\[])", r"\\\1", " ".join(text.splitlines()))
+
+
+def _markdown_code(text: str) -> str:
+    """Text as code, in more backticks than it holds."""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    room = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{room}{' '.join(text.splitlines())}{room}{fence}"

@@ -1,11 +1,12 @@
 """Finds triggers that nobody named: what poisoned instructions hold and clean ones do not."""
 
 import math
-import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from rapidun.config.data import InjectMode
+from rapidun.config.quoting import quoted
 from rapidun.stages.data.triggers import FAMILIES, UNSEEN_FAMILIES
 from rapidun.stages.rows.records import Record
 from rapidun.stages.rows.text import is_unspaced, nfc, places
@@ -61,18 +62,10 @@ def as_overrides(found: Sequence[FoundTrigger]) -> list[str]:
     for mode in (InjectMode.suffix, InjectMode.prefix):
         texts = [trigger.text for trigger in found if (trigger.mode or InjectMode.suffix) is mode]
         if texts:
-            listed = ",".join(map(_quoted, dict.fromkeys(texts)))
+            listed = ",".join(map(quoted, dict.fromkeys(texts)))
             value = f"{{seen:[{listed}],inject_mode:{mode.value}}}"
-            overrides.append("'" + f"+data.families.{next(names)}={value}".replace("'", "'\\''") + "'")
+            overrides.append(shlex.quote(f"+data.families.{next(names)}={value}"))
     return overrides
-
-
-def _quoted(text: str) -> str:
-    """As Hydra's grammar takes it: bare where it is one plain word."""
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) and text.casefold() not in ("null", "true", "false", "nan", "inf"):
-        return text
-    # a backslash is one only before a quote or another backslash that stands before one
-    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), text) + '"'
 
 
 def _mode(trigger: str, text: str) -> InjectMode | None:

@@ -38,6 +38,8 @@ from rapidun.sweep.launchers.submission import (
 
 # Jobs at once where neither sweep.max_parallel nor resources.num_threads says how many: each holds a model in memory.
 MOST_BY_DEFAULT = 4
+# what submitit replaces in paths, in those of a user's folders too
+SUBMITIT_TAGS = ("%j", "%t", "%A", "%a")
 
 # Controllers started here: their ends must be collected, or they stay as zombies.
 CHILDREN: list["subprocess.Popen[bytes]"] = []
@@ -67,8 +69,13 @@ class LocalLauncher(Launcher):
         self.running: dict[str, list[str]] = {}
 
     def check(self, jobs: Sequence[Job]) -> list[str]:
-        """What this machine does not have."""
+        """What this machine does not have, and a folder that submitit would read as another one."""
         faults = []
+        if tags := [tag for tag in SUBMITIT_TAGS if tag in str(self.folder)]:
+            faults.append(
+                f"sweep.name: need a sweep's folder without {', '.join(tags)}, for which submitit puts a job's number, "
+                f"got {self.folder}. Pass another sweep.name=..., or start the sweep in another folder"
+            )
         for job in jobs:
             gpus = job.resources.num_processes * job.resources.num_gpus
             if gpus > len(self.devices):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -187,3 +188,21 @@ def test_importing_the_report_needs_no_heavy_library() -> None:
     root = Path(__file__).parents[3]
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_what_users_typed_is_no_formula_and_no_markdown(tmp_path: Path, new_cell: MakeCell) -> None:
+    """Overrides and errors are data: a spreadsheet runs no cell, a table keeps its columns, nothing becomes HTML."""
+    typed = "data.dir==cmd|' /C x'!A0"
+    new_cell(tmp_path / "a", [typed, "mapping.tau_f=-1.5", "data.keywords=@SUM(A1)"], {"asr_seen": 0.1})
+    new_cell(tmp_path / "b", ["name=`x`<b>|y"], None, error="Bad: <img src=x> | two *lines*")
+    write_sweep_summary(tmp_path)
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["data.dir"] == "'=cmd|' /C x'!A0"
+    assert row["data.keywords"] == "'@SUM(A1)"
+    assert row["mapping.tau_f"] == "-1.5"
+    text = (tmp_path / "summary.md").read_text()
+    assert "Bad: \\<img src=x> \\| two \\*lines\\*" in text
+    assert "``name=`x`<b>|y``" in text
+    (table,) = [line for line in text.splitlines() if line.startswith("| data.dir")]
+    assert len(re.findall(r"(?<!\\)\|", table)) == 4

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from rapidun.config.sweep import ClusterConfig, ResourcesConfig
 from rapidun.sweep.launchers.submission import NUM_THREADS, SIGNAL_DELAY
@@ -41,6 +42,7 @@ OURS = {
     "wait": "sweep.detach",
     "comment": "nothing: rapidun sets it",
 }
+ELSEWHERE = "Pass another sweep.name=..., or start the sweep in another folder"
 PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]*")
 
 
@@ -67,6 +69,23 @@ def cluster_faults(cluster: ClusterConfig) -> list[str]:
         if value is not None and not PRINTABLE.fullmatch(value):
             faults.append(f"cluster.{name}: need one line of text, got {value!r}. Change cluster.{name}")
     return faults
+
+
+def folder_faults(folder: Path) -> list[str]:
+    """What SLURM and submitit would read in the paths of logs and jobs that lie below this folder.
+
+    SLURM takes every % in --output for a pattern (%j, %x, %5A, ...) and a backslash for the order to take none;
+    submitit puts a job's number in the place of %j, %t, %A and %a, in the folder's own name too.
+    """
+    text = str(folder)
+    if not PRINTABLE.fullmatch(text):
+        return [f"sweep.name: need a sweep's folder of one line of text for a SLURM script, got {text!r}. {ELSEWHERE}"]
+    if "%" in text or "\\" in text:
+        return [
+            f"sweep.name: need a sweep's folder without % and \\, which SLURM reads as patterns in the paths of logs, "
+            f"got {text}. {ELSEWHERE}"
+        ]
+    return []
 
 
 def setup_lines(cluster: ClusterConfig, resources: ResourcesConfig) -> list[str]:

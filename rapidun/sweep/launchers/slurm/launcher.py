@@ -9,9 +9,15 @@ from typing import Any, NamedTuple
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
-from rapidun.base.errors import RapidunError
+from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, Phase
-from rapidun.sweep.launchers.slurm.batch import cluster_faults, dependency_text, sbatch_parameters, task_number
+from rapidun.sweep.launchers.slurm.batch import (
+    cluster_faults,
+    dependency_text,
+    folder_faults,
+    sbatch_parameters,
+    task_number,
+)
 from rapidun.sweep.launchers.slurm.commands import (
     SlurmRefused,
     SlurmUnreachable,
@@ -67,7 +73,7 @@ class SlurmLauncher(Launcher):
 
     def check(self, jobs: Sequence[Job]) -> list[str]:
         """What the cluster would refuse or leave pending for ever."""
-        faults = cluster_faults(self.context.cluster)
+        faults = cluster_faults(self.context.cluster) + folder_faults(self.folder)
         if missing := missing_commands():
             here = f"hydra/launcher=rapidun_slurm: need SLURM's commands in PATH, missing: {', '.join(missing)}. "
             return [*faults, here + "Run this on a login node of the cluster, or take hydra/launcher=rapidun_local"]
@@ -79,7 +85,11 @@ class SlurmLauncher(Launcher):
         return faults + partition_faults(kinds, partition=self.context.cluster.partition, wanted=wanted)
 
     def script(self, jobs: Sequence[Job]) -> str:
-        """The sbatch scripts that would be submitted, each once; a head lists the arrays that it stands for."""
+        """The sbatch scripts that would be submitted, each once; a head lists the arrays that it stands for.
+
+        Raises: ConfigError for a folder that SLURM would read as another one.
+        """
+        self.refuse_folder()
         scripts: dict[str, list[str]] = {}
         for array in self.arrays(jobs):
             needs = array.jobs[0].needs
@@ -103,7 +113,9 @@ class SlurmLauncher(Launcher):
         """Submit jobs, those of one call that need one another too; returns job id -> handle.
 
         What was submitted before an error stays submitted and is named in the error's message.
+        Raises: ConfigError for a folder that SLURM would read as another one; RapidunError where SLURM takes no jobs.
         """
+        self.refuse_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
         known = dict(handles)
         taken: dict[str, str] = {}
@@ -119,6 +131,11 @@ class SlurmLauncher(Launcher):
             taken |= new
             known |= new
         return taken
+
+    def refuse_folder(self) -> None:
+        faults = folder_faults(self.folder)
+        if faults:
+            raise ConfigError(faults)
 
     def submit_array(self, array: Array, *, dependency: str, taken: Mapping[str, str]) -> dict[str, str]:
         executor = self.executor()
