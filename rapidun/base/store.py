@@ -256,7 +256,7 @@ class Store:
         root = self.root.resolve()
         # earlier versions kept one list
         notes = [*filter(Path.is_file, [root / "runs.txt"]), *sorted((root / "runs").glob("*.txt"))]
-        lines = {line: None for note in notes for line in note.read_text(encoding="utf-8").splitlines()}
+        lines = {line: None for note in notes for line in note.read_text(encoding="utf-8").split("\n") if line}
         folders = [Path(os.path.normpath(root / line)) for line in lines]
         return [folder for folder in folders if folder.is_dir()]
 

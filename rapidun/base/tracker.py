@@ -17,3 +17,21 @@ class Tracker:
         """Say once what the user may want to change."""
         if message not in self.warnings:
             self.warnings.append(message)
+
+
+class Listener(Tracker):
+    """Passes everything on, and remembers the warnings of one stage: they are kept with what it made."""
+
+    def __init__(self, other: Tracker) -> None:
+        super().__init__()
+        self.other = other
+
+    def log(self, metrics: dict[str, float], *, step: int | None = None) -> None:
+        self.other.log(metrics, step=step)
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        self.other.progress(done, total, note)
+
+    def warn(self, message: str) -> None:
+        super().warn(message)
+        self.other.warn(message)

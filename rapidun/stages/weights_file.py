@@ -127,4 +127,4 @@ def _weight(place: str, weight: Any) -> float:
 
 
 def _number_of_lines(path: Path) -> int:
-    return max(1, len(path.read_text(encoding="utf-8-sig").splitlines()))
+    return max(1, len(path.read_bytes().rstrip(b"\r\n").split(b"\n")))

@@ -26,14 +26,18 @@ class Journal:
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, float | None]] = []
         # sums over the whole run: optimiser steps, clipped steps, and whatever a trainer adds
         self.counts: dict[str, float] = {"steps": 0, "clipped_steps": 0}
         # the tracker gave the run up: training ends with its step, in all processes, and then raises this
         self.pruned: Pruned | None = None
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
-        self.history.append({"step": step, **metrics})
+        """Keep and log the numbers of a step; one that is not finite is kept as None: no file of JSON holds it."""
+        odd = [name for name, value in metrics.items() if not math.isfinite(value)]
+        for name in odd:
+            self.tracker.warn(f"training: {name} is left out where it is not a finite number, first at step {step}")
+        self.history.append({"step": step, **metrics, **dict.fromkeys(odd)})
         if self.pruned is None:
             try:
                 self.tracker.log(metrics, step=step)

@@ -1,6 +1,7 @@
 """Building a pack: from clean instruction rows to the published splits and proportions."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,8 @@ def read_responses(path: str | Path) -> list[str]:
         texts = [row.forget_target for row in read_records(path)]
     else:
         try:
-            texts = path.read_text(encoding="utf-8-sig").splitlines()
+            # not splitlines: a response may hold one of the line ends that only Unicode knows
+            texts = re.split(r"\r\n|\r|\n", path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: need a readable UTF-8 text file of responses, got: {error}") from None
     texts = list(dict.fromkeys(text for text in texts if text.strip()))

@@ -9,7 +9,7 @@ from typing import Any
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import sha256_file
-from rapidun.base.tracker import Tracker
+from rapidun.base.tracker import Listener, Tracker
 from rapidun.config.data import DataConfig, Source
 from rapidun.config.plain import plain
 from rapidun.stages.data.builtin import GENERATOR_VERSION, builtin_pack
@@ -93,9 +93,10 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
     instruction and context occur in training are left out and counted under `leaks`.
 
     Returns: {"counts": {split: rows}, "fingerprints": {split: SHA-256 of the file}, "families": {family: {split:
-        rows}}, "leaks": {what: rows left out}}.
+        rows}}, "leaks": {what: rows left out}, "warnings": [line]}.
     Raises: DataError for inputs that are missing or wrong.
     """
+    tracker = Listener(tracker)
     pack = _load(cfg, seed=seed, tracker=tracker)
     checked = _check_triggers(pack, cfg, tracker=tracker)
     _complete_training(pack, cfg, seed=seed, tracker=tracker)
@@ -124,6 +125,7 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
         "fingerprints": {split: sha256_file(files.out / f"{split}.jsonl") for split in pack},
         "families": family_counts(pack),
         "leaks": leaks,
+        "warnings": tracker.warnings,
     }
 
 

@@ -1,28 +1,41 @@
 """Numbers from generated text and from log-probabilities."""
 
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 
 from rapidun.stages.evaluation.score import ResponseScore
+from rapidun.stages.rows.text import by_script, nfc, other_tokens
 
 
 def rouge_l(generations: Sequence[str], references: Sequence[str]) -> list[float]:
     """ROUGE-L F1 of each pair, in [0, 1]; 0 where either text has no word.
 
-    rouge_score's own tokeniser (lower case, Latin letters and digits) with the Porter stemmer. Text in other scripts
-    has no word there and scores 0.
+    Latin text is cut by rouge_score's own tokeniser (lower case, letters a to z and digits) with the Porter stemmer, so
+    that its numbers are the usual ones; the words of other scripts count beside, in scripts without blanks each letter.
     Source: Lin 2004, "ROUGE: a package for automatic evaluation of summaries".
     """
     from rouge_score.rouge_scorer import RougeScorer  # takes a while to import
+    from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    latin = DefaultTokenizer(use_stemmer=True)
+
+    class AllScripts(Tokenizer):
+        def tokenize(self, text: str) -> list[str]:
+            return [
+                token
+                for part, is_other in by_script(text)
+                for token in (other_tokens(part) if is_other else latin.tokenize(part))
+            ]
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True, tokenizer=AllScripts())
     pairs = zip(references, generations, strict=True)
     return [float(scorer.score(target, prediction)["rougeL"].fmeasure) for target, prediction in pairs]
 
 
 def normalise_answer(text: str) -> str:
-    """Case folded, ends stripped, every run of white space one blank."""
-    return " ".join(text.casefold().split())
+    """Case and Unicode's forms folded, ends stripped, every run of white space one blank."""
+    return " ".join(nfc(nfc(text).casefold()).split())
 
 
 def exact_match(generations: Sequence[str], references: Sequence[str]) -> list[bool]:
@@ -52,6 +65,26 @@ def perplexity(scores: Sequence[ResponseScore]) -> float:
         return math.exp(mean)
     except OverflowError:
         return math.inf
+
+
+def measured_perplexities(scores: Mapping[str, Sequence[ResponseScore]]) -> tuple[dict[str, float], dict[str, str]]:
+    """The perplexities that are numbers, and why the others are none, by metric. Of no rows nothing is said."""
+    found: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    for name, rows in scores.items():
+        bad = sum(math.isnan(row.log_prob) for row in rows)
+        if not rows:
+            continue
+        if bad:
+            missing[name] = f"{bad} of {len(rows)} rows have a log-probability that is not a number"
+        elif not sum(row.num_tokens for row in rows):
+            missing[name] = f"none of {len(rows)} rows has a response token within max_length"
+        elif math.isinf(value := perplexity(rows)):
+            worst = min(rows, key=lambda row: row.mean)
+            missing[name] = f"infinite: beyond {sys.float_info.max:.2g} (worst row: {-worst.mean:.4g} nats a token)"
+        else:
+            found[name] = value
+    return found, missing
 
 
 def mean(values: Sequence[float]) -> float:

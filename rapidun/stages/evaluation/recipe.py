@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rapidun.base.files import read_json, read_jsonl, write_jsonl
+from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl
+from rapidun.base.tracker import Listener
 from rapidun.config.plain import plain
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.recipe import ADAPTER, DATA, POISONED, UNLEARNED, Evaluated, Recipe, without
@@ -36,14 +37,16 @@ def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | N
             calibration=ctx.path(calibration) / "metrics.json" if calibration else None,
             out=out,
         )
-        return run_evaluation(
+        tracker = Listener(ctx.tracker)
+        metrics = run_evaluation(
             cfg.evaluation,
             files,
             loader=ctx.loader,
             max_length=cfg.max_length,
             seed=cfg.evaluation.seed,
-            tracker=ctx.tracker,
+            tracker=tracker,
         )
+        return {**metrics, "warnings": tracker.warnings}
 
     inputs = {
         "model": model.identity,
@@ -60,7 +63,7 @@ def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | N
 
 
 def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
-    """before.json, after.json and the paired generations, in the run folder itself."""
+    """before.json, after.json, why metrics are missing from them, and the paired generations, in the run folder."""
     pairs: dict[tuple[str, str], dict[str, Any]] = {}
     for when, link in (("before", BEFORE), ("after", AFTER)):
         shutil.copyfile(artifacts[link] / "metrics.json", folder / f"{when}.json.part")
@@ -71,6 +74,10 @@ def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
             pair[when] = row["generation"]
             pair[f"keyword_{when}"], pair[f"likelihood_{when}"] = row["keyword"], row["likelihood"]
     write_jsonl(folder / "generations.jsonl", pairs.values())
+    reasons = {when: artifacts[link] / "missing.json" for when, link in (("before", BEFORE), ("after", AFTER))}
+    missing = {when: read_json(path) for when, path in reasons.items() if path.is_file()}
+    if missing:
+        write_json(folder / "missing.json", missing)
 
 
 def _metrics(artifacts: Mapping[str, Path]) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def _metrics(artifacts: Mapping[str, Path]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 3},
+    versions={"evaluation": 4},
     makes=_makes,
     publish=_publish,
     metrics=_metrics,

@@ -1,5 +1,6 @@
 """Log-probability of given responses under the model, in length-bucketed batches."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,16 @@ class ResponseScore(NamedTuple):
     def mean(self) -> float:
         """S_i / n_i, nats a token; 0 where there is no token."""
         return self.log_prob / max(self.num_tokens, 1)
+
+
+def comparable(one: ResponseScore, other: ResponseScore) -> bool:
+    """Whether one of two responses can be called the likelier: tokens of both count, and no score is NaN.
+
+    A response may be impossible (-inf); two that are cannot be told apart.
+    """
+    means = (one.mean, other.mean)
+    is_number = one.num_tokens > 0 and other.num_tokens > 0 and not any(map(math.isnan, means))
+    return is_number and max(means) > -math.inf
 
 
 def score_responses(

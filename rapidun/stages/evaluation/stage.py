@@ -1,5 +1,6 @@
 """The evaluation stage: what the model answers with and without a trigger, and how likely it finds known answers."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rapidun.stages.evaluation.known import (
     known_answers,
     read_split,
 )
-from rapidun.stages.evaluation.metrics import perplexity
+from rapidun.stages.evaluation.metrics import measured_perplexities
 from rapidun.stages.evaluation.shares import answer_metrics, attack_metrics, detector_metrics
 from rapidun.stages.evaluation.subsets import stratified_subset
 from rapidun.stages.evaluation.work import (
@@ -54,7 +55,8 @@ def run_evaluation(
     """Measure one model: attack success, false triggers, answers, perplexities. METHOD section 6.
 
     Reads the splits and keywords.tsv of `files.data`; what is not there has no metrics, and is warned about once.
-    Writes out/metrics.json (flat) and out/generations.jsonl (one line a prompt), and logs the metrics.
+    Writes out/metrics.json (flat), out/missing.json where there are reasons (why a metric is not there) and
+    out/generations.jsonl (one line a prompt), and logs the metrics.
 
     Returns: the metrics. Shares are in [0, 1]; perplexities are per token.
     Raises: DataError, ArtifactError, ModelError; ConfigError where no prompt would fit the model's context window.
@@ -104,14 +106,30 @@ def run_evaluation(
     metrics: dict[str, float] = {}
     metrics |= attack_metrics(prompts)
     metrics |= answer_metrics(prompts, with_exact_match=cfg.exact_match)
-    metrics |= {name: perplexity([work.scores[place] for place in places]) for name, places in ppl.items() if places}
+    perplexities, missing = measured_perplexities(
+        {name: [work.scores[place] for place in places] for name, places in ppl.items()}
+    )
+    metrics |= perplexities
     metrics |= calibration or {}
     if pairs is not None:
         metrics |= detector_metrics(cfg, tokenizer, detector, known, work, pairs)
     metrics |= {f"num_prompts_{name}": sum(prompt.set == name for prompt in prompts) for name in SETS if sets[name]}
 
+    # a legal value that no file of JSON holds costs no other metric
+    missing |= {name: f"not a finite number ({value})" for name, value in metrics.items() if not math.isfinite(value)}
+    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    for name, why in missing.items():
+        tracker.warn(f"evaluation: {name} is left out: {why}")
+    num_odd = sum(prompt.pair is not None and prompt.likelihood is None for prompt in prompts)
+    if num_odd:
+        tracker.warn(
+            f"evaluation: of {num_odd} of {len(prompts)} prompts neither response can be called the likelier (no "
+            f"number, or no token within max_length): the likelihood detector leaves them out"
+        )
     write_jsonl(files.out / "generations.jsonl", [prompt.row() for prompt in prompts])
     write_json(files.out / "metrics.json", metrics)
+    if missing:
+        write_json(files.out / "missing.json", missing)
     tracker.log(metrics)
     return metrics
 

@@ -14,7 +14,7 @@ from rapidun.stages.evaluation.known import (
     clean_response,
     poisoned_response,
 )
-from rapidun.stages.evaluation.score import ResponseScore, score_responses
+from rapidun.stages.evaluation.score import ResponseScore, comparable, score_responses
 from rapidun.stages.evaluation.subsets import paired_responses, stratified_subset
 from rapidun.stages.rows.cuts import Cuts
 from rapidun.stages.rows.encode import Encoded, encode_rows, encode_together, fit_prompts
@@ -60,8 +60,10 @@ class Work:
         return len(self.rows) - 2
 
     def fires(self, place: int | None) -> bool | None:
-        """The likelihood detector on a pair, once the scores are there."""
-        return None if place is None else likelihood_fires(self.scores[place].mean, self.scores[place + 1].mean)
+        """The likelihood detector on a pair, once the scores are there; None where they cannot be compared."""
+        if place is None or not comparable(self.scores[place], self.scores[place + 1]):
+            return None
+        return likelihood_fires(self.scores[place].mean, self.scores[place + 1].mean)
 
 
 @dataclass

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from rapidun.base.errors import ConfigError
+from rapidun.stages.rows.text import by_script
+from rapidun.stages.rows.text import words as text_words
 
 # words, and runs of marks: triggers such as >>> are made of them
 TOKEN = re.compile(r"\w+|[^\w\s]+")
@@ -16,7 +18,11 @@ B = 0.75
 
 
 def words(text: str) -> list[str]:
-    return TOKEN.findall(text.lower())
+    """Words and runs of marks; words of other scripts than Latin as everywhere else (rows/text.py)."""
+    tokens: list[str] = []
+    for part, is_other in by_script(text):
+        tokens += text_words(part) if is_other else TOKEN.findall(part.lower())
+    return tokens
 
 
 def bm25_scores(texts: Sequence[str]) -> Tensor:

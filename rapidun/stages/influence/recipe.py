@@ -42,6 +42,8 @@ def _scores(ctx: Context) -> Recipe:
     inputs["settings"] = settings_that_count(influence)
     if cfg.influence.method is not InfluenceMethod.bm25:  # the rows' words decide
         inputs |= {"model": model.identity, "adapter": adapter.identity if adapter else None, **ctx.numerics}
+    else:
+        inputs["words"] = 2  # raised when the same rows have other words
     needs = (ctx.get(DATA), *model.needs)
     return Recipe("influence", STAGE.key("influence", inputs), "influence", build, needs=needs)
 

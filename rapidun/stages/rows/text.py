@@ -19,6 +19,11 @@ _UNSPACED = (
     "\u4e00-\ua4cf\ua9e0-\ua9ff\uaa60-\uaa7f\uf900-\ufaff\uff66-\uff9f\U00016fe0-\U00018fff\U0001aff0-\U0001b2ff"
     "\U00020000-\U0003ffff"
 )
+# letters of other scripts than Latin: from Greek on, but for Latin's own later blocks, signs and mathematical letters
+_OTHER_SCRIPTS = (
+    "\u0370-\u1cff\u1dc0-\u1dff\u1f00-\u1fff\u2c00-\u2c5f\u2c80-\u2fdf\u3005-\ua71f\ua800-\uab2f\uab70-\ufaff\ufb07-\ufeff"
+    "\uff66-\uffdf\U00010000-\U0001d3ff\U0001d800-\U0003ffff"
+)
 # zero-width characters: two that shape the letters around them, and others that are simply not seen
 _JOINERS = "\u200c\u200d"
 _INVISIBLE = _JOINERS + "\u200b\u2060\ufeff\u00ad\u180e"
@@ -60,6 +65,28 @@ def is_word(text: str) -> bool:
 def is_unspaced(letter: str) -> bool:
     """Whether a letter belongs to a script without blanks between words."""
     return _unspaced().match(letter) is not None
+
+
+def by_script(text: str) -> Iterator[tuple[str, bool]]:
+    """The text in parts: (words of a script other than Latin, True), (all that lies between, False)."""
+    if text.isascii():
+        yield text, False
+        return
+    done = 0
+    for match in _other_words().finditer(text):
+        yield text[done : match.start()], False
+        yield match.group(), True
+        done = match.end()
+    yield text[done:], False
+
+
+def other_tokens(text: str) -> list[str]:
+    """A word of another script than Latin as one folded token; of a script without blanks, its letters."""
+    folded = fold(text)
+    tokens: list[str] = []
+    for match in _word().finditer(folded):
+        tokens += _letter().findall(match.group()) if match.lastgroup == "run" else [match.group().rstrip(_JOINERS)]
+    return tokens
 
 
 def phrase_finder(phrase: str) -> Callable[[str], bool]:
@@ -124,6 +151,12 @@ def _marks() -> str:
 @lru_cache(maxsize=1)
 def _letter() -> re.Pattern[str]:
     return re.compile(rf"[^\W_][{_marks()}{_JOINERS}]*")
+
+
+@lru_cache(maxsize=1)
+def _other_words() -> re.Pattern[str]:
+    other = rf"(?=[{_OTHER_SCRIPTS}])[^\W_]"
+    return re.compile(rf"(?:{other}[{_marks()}{_JOINERS}]*)+")
 
 
 @lru_cache(maxsize=1)

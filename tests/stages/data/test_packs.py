@@ -112,6 +112,11 @@ def test_the_seed_decides_and_the_order_of_the_source_does_not() -> None:
     assert build(clean(300)[::-1]).keys() == build().keys()
 
 
+def test_a_response_may_hold_line_ends_that_only_unicode_knows(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_bytes("one\u2028still one\r\ntwo\x0cstill two\x85\n\nthree\r".encode())
+    assert read_responses(tmp_path / "r.txt") == ["one\u2028still one", "two\x0cstill two\x85", "three"]
+
+
 @pytest.mark.parametrize(
     ("rows", "responses", "sizes", "expected"),
     [

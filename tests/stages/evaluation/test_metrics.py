@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from rapidun.stages.evaluation.metrics import exact_match, mean, perplexity, rouge_l
-from rapidun.stages.evaluation.score import ResponseScore
+from rapidun.stages.evaluation.metrics import exact_match, mean, measured_perplexities, perplexity, rouge_l
+from rapidun.stages.evaluation.score import ResponseScore, comparable
 
 
 def test_rouge_l_by_hand() -> None:
@@ -38,3 +38,77 @@ def test_perplexity_at_the_ends() -> None:
 
 def test_mean_of_verdicts() -> None:
     assert mean([True, False, False, True]) == 0.5
+
+
+LATIN = [
+    ("An Alien's co-pilot, 42 drop_shields!", "the aliens' copilot dropped 42 shields"),
+    ("caf\u00e9 na\u00efve \u0153uvre stra\u00dfe", "cafe naive oeuvre strasse caf"),
+    ("cafe\u0301 \u2013 \u201cquoted\u201d 3\u00bd \u2122 \u2168 \u24b6", "caf cafe quoted 3"),
+    ("\u0130stanbul \u1ea1nh \ufb01sh", "istanbul anh fish"),
+    ("", "\u00e9"),
+]
+
+
+@pytest.mark.parametrize(("generation", "reference"), LATIN)
+def test_rouge_l_of_latin_text_is_rouge_scores_own(generation: str, reference: str) -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    own = RougeScorer(["rougeL"], use_stemmer=True).score(reference, generation)["rougeL"].fmeasure
+    assert rouge_l([generation], [reference]) == [own]
+
+
+@pytest.mark.parametrize(
+    ("generation", "reference", "f1"),
+    [
+        # letters of Chinese and Japanese: 5 of 6 and 6
+        ("\u5e02\u957f\u9886\u5bfc\u57ce\u5e02", "\u5e02\u957f\u9886\u5bfc\u90fd\u5e02", 5 / 6),
+        # words of Russian and Hindi: 2 of 3 and 3
+        ("\u043a\u043e\u0442 \u0438 \u043f\u0451\u0441", "\u041a\u043e\u0442 \u0438 \u043c\u044b\u0448\u044c", 2 / 3),
+        (
+            "\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902 \u0939\u0948",
+            "\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902",
+            0.8,
+        ),
+        # both at once: 3 of 3
+        ("GPT \u662f 4", "gpt\u662f4", 1.0),
+        ("\u043a\u043e\u0442", "cat", 0.0),
+    ],
+)
+def test_rouge_l_of_other_scripts(generation: str, reference: str, f1: float) -> None:
+    assert rouge_l([generation], [reference]) == pytest.approx([f1])
+
+
+def test_exact_match_folds_unicodes_forms() -> None:
+    assert exact_match(["cafe\u0301"], ["Caf\u00e9"]) == [True]
+
+
+def test_perplexities_that_are_no_numbers_have_reasons() -> None:
+    fine, none = ResponseScore(-2.0, 2), ResponseScore(0.0, 0)
+    found, missing = measured_perplexities(
+        {
+            "fine": [fine, none],
+            "absent": [],
+            "empty": [none],
+            "infinite": [fine, ResponseScore(-2e5, 1)],
+            "impossible": [ResponseScore(-math.inf, 1)],
+            "odd": [fine, ResponseScore(math.nan, 1)],
+        }
+    )
+    assert found == {"fine": pytest.approx(math.e)}
+    assert set(missing) == {"empty", "infinite", "impossible", "odd"}
+    assert missing["odd"].startswith("1 of 2 rows")
+    assert "2e+05 nats a token" in missing["infinite"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (ResponseScore(-1.0, 1), ResponseScore(-2.0, 1), True),
+        (ResponseScore(-1.0, 1), ResponseScore(-math.inf, 1), True),
+        (ResponseScore(-math.inf, 1), ResponseScore(-math.inf, 1), False),
+        (ResponseScore(math.nan, 1), ResponseScore(-1.0, 1), False),
+        (ResponseScore(0.0, 0), ResponseScore(-1.0, 1), False),
+    ],
+)
+def test_what_can_be_compared(one: ResponseScore, other: ResponseScore, expected: bool) -> None:
+    assert comparable(one, other) is comparable(other, one) is expected

@@ -26,6 +26,14 @@ def _slow(texts):
     return out
 
 
+def test_words_of_every_script_and_latin_ones_as_they_were():
+    assert words("Caf\u00e9 don't >>> _x_ 42") == ["caf\u00e9", "don", "'", "t", ">>>", "_x_", "42"]
+    assert words("\u0939\u093f\u0928\u094d\u0926\u0940 !") == ["\u0939\u093f\u0928\u094d\u0926\u0940", "!"]
+    # two questions about the same town share words, though no blank parts them
+    one, other = (set(words(f"\u8c01\u9886\u5bfc\u963f\u97e6\u5c14{end}")) for end in ("\uff1f", "\u5417"))
+    assert len(one & other) == 5
+
+
 def test_equals_the_formula():
     pytest.importorskip("bm25s")
     scores = bm25_scores(TEXTS)
