@@ -28,7 +28,7 @@ def model_eos_ids(model: Any, tokenizer: Any) -> list[int]:
     ids: list[int] = []
     for config in (model.generation_config, model.config):
         found = getattr(config, "eos_token_id", None)
-        ids += [i for i in (found if isinstance(found, list | tuple) else [found]) if isinstance(i, int) and i in marks]
+        ids += [i for i in (found if isinstance(found, list | tuple) else [found]) if i is not None and i in marks]
     return list(dict.fromkeys(ids))
 
 

@@ -151,7 +151,7 @@ def _broken(text: str, broken_texts: Sequence[str]) -> list[str]:
 def _clock_macro() -> str:
     """`strftime_now` for a template, by the fixed clock. A function cannot be handed over: what a template is given is
     made of plain JSON types."""
-    codes = [f"%{flag}{code}" for flag in ("-", "") for code in "aAbBcCdDeFGgHhIjklmMnpPrRsStTuUVwWxXyYzZ%"]
+    codes = [f"%{flag}{code}" for flag in ("-", "") for code in "aAbBcCdDefFGgHhIjklmMnpPrRsStTuUVwWxXyYzZ%"]
     known = {code: CLOCK.strftime(code) for code in codes}
     fixed = json.dumps({code: text for code, text in known.items() if text != code})
     # the newline behind the macro goes with it, so that the template starts as it did
@@ -275,9 +275,10 @@ def _end_text(tokenizer: "PreTrainedTokenizerBase", behind: str, marks: dict[str
     except ModelError:
         return ""
     gap = text.partition(ASSISTANT)[2].rpartition(USER)[0]
-    # what stands there whoever speaks next, and so is neither's
-    if end := behind[: _num_shared([behind, gap])].rstrip():
-        return end
+    # what stands there whoever speaks next, its first line: the next turn's own beginning is not the end of this one
+    shared = behind[: _num_shared([behind, gap])]
+    if shared.strip():
+        return shared[: len(shared) - len(shared.lstrip())] + shared.strip().splitlines()[0].rstrip()
     end = _up_to_mark(gap, marks)
     mark = end.strip()
     # a template that begins each turn anew does not end one with it
