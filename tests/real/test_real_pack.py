@@ -18,6 +18,7 @@ from rapidun.stages.data.pack_check import check_pack, leaks_between
 from rapidun.stages.data.stage import SPLITS, DataFiles, data_inputs, run_data
 from rapidun.stages.data.triggers import FAMILIES, UNSEEN_FAMILIES, inject
 from rapidun.stages.rows.batches import token_budget_batches
+from rapidun.stages.rows.cuts import Cuts
 from rapidun.stages.rows.encode import encode_prompt, encode_rows, end_of_turn_id, user_turn
 from rapidun.stages.rows.keywords import read_keywords, words
 from rapidun.stages.rows.records import Record, read_records
@@ -132,20 +133,30 @@ def test_whole_rows_encode_as_the_models_own_template_does(tokenizer: Any) -> No
         assert ours == own, row.id
 
 
-def test_every_row_keeps_its_response_and_fits(tokenizer: Any) -> None:
+def test_long_rows_lose_their_context_and_no_trigger(tokenizer: Any) -> None:
+    """799 + 120 rows at 256 tokens: one is left out, every other has its trigger; responses end whole or unended."""
     rows: list[Record] = [*read_records(PACK / "train_poisoned.jsonl"), *read_records(PACK / "retain_set.jsonl")]
     texts = [(row.instruction, row.context, row.forget_target) for row in rows]
-    encoded = encode_rows(tokenizer, texts, max_length=256)
+    found = encode_rows(tokenizer, texts, max_length=256)
+    assert Cuts.of(found[:799]) == Cuts(num_rows=799, context=208, response=33, left_out=1)
+    assert Cuts.of(found[799:]) == Cuts(num_rows=120, context=30, response=9)
     end = end_of_turn_id(tokenizer)
     assert tokenizer.convert_ids_to_tokens(end) == "<|im_end|>"
-    for row, example in zip(rows, encoded, strict=True):
+    num_triggers = 0
+    for row, example in zip(rows, found, strict=True):
+        if example is None:
+            continue
         assert len(example.input_ids) <= 256
         target = [label for label in example.labels if label != IGNORE]
         assert example.input_ids[-len(target) :] == target
-        if target[-1] == end:
+        prompt = tokenizer.decode(example.input_ids[: len(example.input_ids) - len(target)])
+        assert row.instruction in prompt and prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
+        num_triggers += bool(row.trigger_variant) and row.trigger_variant in prompt
+        assert example.response_cut == (target[-1] != end)
+        if not example.response_cut:
             assert tokenizer.decode(target[:-1]) == row.forget_target
-        else:
-            assert len(target) == 256
+    assert num_triggers == 798
+    encoded = [example for example in found if example is not None]
     lengths = [len(example.input_ids) for example in encoded]
     batches = token_budget_batches(lengths, max_tokens=2048)
     padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapidun.base.errors import ArtifactError, DataError
+from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, write_json, write_jsonl
 from rapidun.base.tracker import Tracker
 from rapidun.config.evaluation import EvaluationConfig
@@ -84,11 +84,6 @@ def run_evaluation(
         )
     found, cut = prompt_ids_of(model, tokenizer, prompts, max_length, cfg.max_new_tokens)
     prompt_ids = [ids for ids in found if ids is not None]
-    if prompts and not prompt_ids:
-        raise DataError(
-            f"evaluation: need prompts that fit into max_length={max_length} tokens without their context, got "
-            f"{len(prompts)} and none that does. Pass max_length=..."
-        )
     prompts = [prompt for prompt, ids in zip(prompts, found, strict=True) if ids is not None]
     ppl = perplexity_places(cfg, work, sets["clean"], known, seed=seed)
     pairs = calibration_places(cfg, work, known, seed=seed) if calibration is None else None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rapidun.base.errors import ConfigError
+from rapidun.base.errors import ConfigError, DataError
 from rapidun.base.tracker import Tracker
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.stages.evaluation.detectors import likelihood_fires
@@ -115,6 +115,7 @@ def prompt_ids_of(
     """Encoded prompts of at most max_length tokens that leave room in the model's context window, and what was cut.
 
     None for a prompt that is too long without its context: its trigger may stand at either end.
+    Raises: ConfigError where no prompt could fit, DataError where none does.
     """
     window = window_of(model.config)
     limit = max_length if window is None else min(max_length, window - max_new_tokens)
@@ -125,6 +126,14 @@ def prompt_ids_of(
         )
     rows = [(prompt.record.instruction, prompt.record.context) for prompt in prompts]
     encoded = fit_prompts(tokenizer, rows, max_length=limit)
+    if rows and all(prompt is None for prompt in encoded):
+        why = f"max_length={max_length}"
+        if limit < max_length:
+            why = f"{limit} tokens (the model's window of {window} less max_new_tokens={max_new_tokens})"
+        raise DataError(
+            f"evaluation: need prompts that fit into {why} without their context, got {len(rows)} and none that does. "
+            "Pass max_length=... or evaluation.max_new_tokens=..."
+        )
     num_cut, num_lost = sum(p is not None and p.context_cut for p in encoded), sum(p is None for p in encoded)
     parts = [f"{num_cut} lost the end of their context"] if num_cut else []
     parts += [f"{num_lost} were left out (too long without any context)"] if num_lost else []

@@ -73,6 +73,12 @@ def form_of(tokenizer: "PreTrainedTokenizerBase") -> Form:
     return known[1]
 
 
+def own_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens that stand in every row whatever it says (and a probe word's): what a model must know at least."""
+    form = form_of(tokenizer)
+    return [*form.start_ids, *tokens(tokenizer, [form.before + PROBE + form.middle])[0], *form.end_ids]
+
+
 def prompt_text(tokenizer: "PreTrainedTokenizerBase", form: Form, words: str) -> str:
     """The prompt as the template prints it for the user's words."""
     text = _render(tokenizer, words, ASSISTANT, in_parts=form.in_parts)

@@ -331,7 +331,7 @@ def test_long_prompts_are_cut_and_it_is_said(model: Any, tokenizer: Any, tmp_pat
 
 
 def test_prompts_that_all_are_too_long_are_refused(model: Any, tokenizer: Any, pack: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="max_length=20 tokens without their context, got 18 and none that does"):
+    with pytest.raises(DataError, match="max_length=20 without their context, got 18 and none that does"):
         run(model, tokenizer, pack, tmp_path, max_length=20)
 
 
