@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import rapidun
-from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
+from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.models.training.journal import TrainingDiverged
 from rapidun.pipeline.run import Result
 
 FAST = ["debug=fast", "resources.num_threads=1"]
@@ -126,12 +127,12 @@ def test_run_folder_of_other_settings_is_refused(first: Result) -> None:
 
 
 def test_failure_is_kept_in_status(tmp_path: Path) -> None:
-    with pytest.raises(RapidunError):
-        run(tmp_path, "bad", "unlearning.lora.target_modules=[nothing]")
+    with pytest.raises(TrainingDiverged):
+        run(tmp_path, "bad", "unlearning.ascent_alpha=1e38")
     status = json.loads((tmp_path / "bad" / "status.json").read_text())
     assert status["state"] == "failed"
     assert status["stage"] == "unlearning"
-    assert "nothing" in status["error"]["traceback"]
+    assert "TrainingDiverged" in status["error"]["traceback"]
     # what was finished before is not lost
     assert cached(run(tmp_path, "good"))["poison"]
 

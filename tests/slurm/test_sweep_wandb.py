@@ -23,13 +23,13 @@ def read_all(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slurm
 def test_four_tasks_leave_their_runs_in_one_group(cluster: Cluster, tmp_path: Path) -> None:
-    """Two weightings x (one that trains, one whose adapter fits no module): four tasks, two of which fail."""
+    """Two weightings x (one that trains, one whose loss is no number): four tasks, two of which fail."""
     sweep = Sweeping(
         tmp_path,
         "tracking=wandb",
         "poison.max_steps=2",
         "mapping=rapidun,uniform",
-        "unlearning.lora.target_modules=[q_proj],[nothing]",
+        "unlearning.ascent_alpha=1,1e38",
     )
     out = sweep.run(expect=1)
     assert f"rapidun wandb sync {sweep.dir.relative_to(tmp_path)}" in out
@@ -42,7 +42,7 @@ def test_four_tasks_leave_their_runs_in_one_group(cluster: Cluster, tmp_path: Pa
         assert status["job_id"] and "_" in status["job_id"]
         settings = json.loads((sweep.dir / name / "settings.json").read_text())
         assert read.config["mapping"] == settings["mapping"]
-        fails = settings["unlearning"]["lora"]["target_modules"] == ["nothing"]
+        fails = settings["unlearning"]["ascent_alpha"] == 1e38
         assert (read.exit_code, read.summary["state"]) == ((1, "failed") if fails else (0, "done"))
         if not fails:
             result = json.loads((sweep.dir / name / "result.json").read_text())

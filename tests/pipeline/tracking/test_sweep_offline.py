@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 COMMAND = [
     "-m", "debug=fast", "tracking=wandb", "sweep.name=six", "resources.num_threads=1", "poison.max_steps=2",
-    "evaluation.num_prompts=2", "mapping=uniform,rapidun,shuffled", "unlearning.lora.target_modules=[q_proj],[nothing]",
+    "evaluation.num_prompts=2", "mapping=uniform,rapidun,shuffled", "unlearning.ascent_alpha=1,1e38",
 ]  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_six_cells_of_which_three_fail(tools: Any, tmp_path: Path) -> None:
         assert {key: read.config[key] for key in ("mapping", "unlearning", "seed")} == {
             key: settings[key] for key in ("mapping", "unlearning", "seed")
         }
-        fails = settings["unlearning"]["lora"]["target_modules"] == ["nothing"]
+        fails = settings["unlearning"]["ascent_alpha"] == 1e38
         assert (read.exit_code, read.summary["state"]) == ((1, "failed") if fails else (0, "done"))
         if not fails:
             result = json.loads((cells[name] / "result.json").read_text())

@@ -302,6 +302,7 @@ def test_an_adapter_of_ones_own(folder, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft, old name
+@pytest.mark.filterwarnings("ignore:adapter. all 14 B matrices")
 def test_all_zero_gradients_warn_and_score_zero(folder, tmp_path):
     model = add_lora(LOADER.load(folder / "model").model, LoraSettings(r=2), seed=1, section="influence")
     model.save_pretrained(tmp_path / "adapter")
