@@ -292,6 +292,11 @@ def test_prune_keeps_what_a_run_folder_elsewhere_links_to(tmp_path: Path) -> Non
     store.note_run(run)
     store.note_run(run)
     assert store.run_folders() == [run]
+    odd = tmp_path / "else\u2028where\x85" / "r"
+    odd.mkdir(parents=True)
+    store.note_run(odd)
+    assert set(store.run_folders()) == {run, odd}
+    odd.rmdir()
     options = ["--store", str(store.root), "--outputs", str(tmp_path / "outputs")]
     assert main(["prune", *options]) == 0
     assert kept.path.exists()

@@ -43,6 +43,19 @@ def test_shuffled_sampler_is_a_function_of_the_epoch() -> None:
     assert sorted(first) == sorted(second) == list(range(9))
 
 
+def test_a_number_that_no_file_holds_is_kept_as_none_and_said() -> None:
+    """A validation loss after an ascent without bounds; the newest value is that none, not an older number."""
+    tracker = Tracker()
+    journal = Journal(tracker)
+    journal.record(1, {"forget_loss_poisoned": 2.0})
+    for step, value in ((2, float("inf")), (3, float("nan"))):
+        journal.record(step, {"forget_loss_poisoned": value, "val_loss_clean": 1.0})
+    assert journal.history[1:] == [{"step": s, "forget_loss_poisoned": None, "val_loss_clean": 1.0} for s in (2, 3)]
+    assert journal.last("forget_loss_poisoned") is None
+    assert "forget_loss_poisoned is left out where it is not a finite number, first at step 2" in tracker.warnings[0]
+    json.dumps(journal.state(), allow_nan=False)
+
+
 def test_journal_shares_and_restores() -> None:
     """1 clipped of 4 steps = 0.25; nothing counted gives 0."""
     journal = Journal(Tracker())
