@@ -29,9 +29,9 @@ def run(overrides: Sequence[str] = ()) -> Result:
     Raises: RapidunError for what the caller can mend; any other error is a failed stage.
     """
     # late, so that importing rapidun takes no time
-    from rapidun.config.compose import compose_config
+    from rapidun.config.compose import compose_run
     from rapidun.config.plain import config_yaml
     from rapidun.pipeline.run import run_pipeline
 
-    cfg = compose_config(overrides)
-    return run_pipeline(cfg, overrides=list(overrides), config_yaml=config_yaml(cfg))
+    cfg, warnings = compose_run(overrides)
+    return run_pipeline(cfg, overrides=list(overrides), config_yaml=config_yaml(cfg), warnings=warnings)

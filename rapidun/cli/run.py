@@ -15,7 +15,7 @@ import hydra
 from rapidun.base import processes
 from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json
-from rapidun.config.compose import CONFIG_NAME, VERSION_BASE, compose_config, register_schema, spell
+from rapidun.config.compose import CONFIG_NAME, VERSION_BASE, compose_config, compose_run, register_schema, spell
 from rapidun.config.overrides import TUNER
 from rapidun.config.paths import config_dir
 from rapidun.config.plain import config_yaml
@@ -31,19 +31,20 @@ def start(options: argparse.Namespace, overrides: list[str]) -> int:
     extra: Path | None = options.config_dir
     if options.multirun:
         return _sweep(overrides, extra)
-    cfg = compose_config(overrides, extra_dir=extra)
     shown = [f"--cfg={options.cfg}"] if options.cfg else [f"--info={options.info}"] if options.info else []
     if shown:
+        compose_config(overrides, extra_dir=extra)
         shown += ["--resolve"] if options.resolve else []
         shown += [f"--package={options.package}"] if options.package else []
         return call_hydra([*shown, *_config_dir(extra), *spell(overrides, extra_dir=extra)])
     alone = [text for text in overrides if text.lstrip("+").startswith(("sweep.", "hydra/launcher", "hydra/sweeper"))]
     if alone:
         raise ConfigError(f"{alone[0]}: sweeps need -m; this is one run. Pass -m, or leave it out")
-    return _run(cfg, overrides)
+    asked = compose_run(overrides, extra_dir=extra)
+    return _run(asked.cfg, overrides, asked.warnings)
 
 
-def _run(cfg: RunConfig, overrides: list[str]) -> int:
+def _run(cfg: RunConfig, overrides: list[str], warnings: Sequence[str]) -> int:
     wanted, there = cfg.resources.num_processes, processes.world_size()
     if wanted > 1 and there == 1:
         raise ConfigError(
@@ -57,7 +58,7 @@ def _run(cfg: RunConfig, overrides: list[str]) -> int:
     # fixed here, so that a failure can say where its traceback is
     cfg.run_dir = cfg.run_dir or str(new_run_dir(cfg.name))
     try:
-        run_pipeline(cfg, overrides=overrides, config_yaml=config_yaml(cfg))
+        run_pipeline(cfg, overrides=overrides, config_yaml=config_yaml(cfg), warnings=warnings)
     except RapidunError:
         raise
     except Exception as error:  # a failed stage: its traceback is kept in status.json

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import sha256_json
 from rapidun.config import paths
+from rapidun.config.asked import Asked
 from rapidun.config.compose import ComposedRow, Composer, compose_row, hydra_ready, refuse
 from rapidun.config.grid import Axis, make_grid, read_parts
 from rapidun.config.overrides import TUNER, Checked, check_overrides, parse
@@ -45,6 +46,8 @@ class Composed(NamedTuple):
     notes: list[str]
     # cells of the grid
     num_grid: int
+    # what was typed and no cell reads, one line each
+    warnings: list[str] = []
 
 
 class SearchSpace(NamedTuple):
@@ -83,7 +86,8 @@ def compose_sweep(
             refuse([*checked.faults, *error.faults])
             raise
         composer = Composer(extra, groups)
-        sieve = _Sieve(groups, check=checked.certain)
+        asked = Asked(launcher_of(overrides))
+        sieve = _Sieve(groups, check=checked.certain, asked=asked)
         num_grid = len(grid)
         for done, (row, axes) in enumerate(grid.rows(), start=1):
             made, fault = composer.cell(row)
@@ -97,20 +101,25 @@ def compose_sweep(
                 on_progress(done, num_grid)
     names = {cell.cfg.sweep.name for cell in sieve.cells} - {None}
     faults = [f"sweep.name: need a name without slashes, got {name!r}" for name in names if not _is_plain(str(name))]
-    refuse([*checked.faults, *sieve.faults, *faults])
+    refuse([*checked.faults, *asked.faults, *sieve.faults, *faults])
     if not sieve.cells:
         shown = " and ".join(map(repr, sieve.expressions))
         raise ConfigError(
             f"sweep.where: need some cell to be left, got {shown}, true for none of {num_grid}. Change it"
         )
-    return Composed(sieve.cells, sieve.notes(num_grid), num_grid)
+    return Composed(sieve.cells, sieve.notes(num_grid), num_grid, asked.warnings)
 
 
 def compose_rows(
-    rows: Iterable[Sequence[str]], *, extra_dir: Path | None = None, on_progress: Progress | None = None
+    rows: Iterable[Sequence[str]],
+    *,
+    extra_dir: Path | None = None,
+    on_progress: Progress | None = None,
+    asked: Asked | None = None,
 ) -> list[Cell]:
     """Compose and check cells whose overrides are given, none left out; `axes` stay empty.
 
+    Args: asked: looks at each of them.
     Raises: ConfigError with every fault that was found in any cell.
     """
     groups = paths.config_groups(extra_dir)
@@ -125,11 +134,18 @@ def compose_rows(
                 faults.append(fault)
             else:
                 faults += made.cfg.check() if row.certain else []
+                if asked is not None and row.certain:
+                    asked.look(row.overrides, made.cfg, made.choices)
                 cells.append(Cell(row.overrides, made.cfg, {}, cell_hash(made.cfg)))
             if on_progress is not None:
                 on_progress(done, len(checked))
     refuse(faults)
     return cells
+
+
+def launcher_of(overrides: Sequence[str]) -> str:
+    """The launcher that overrides choose."""
+    return dict(text.lstrip("+").partition("=")[::2] for text in overrides).get("hydra/launcher", "basic")
 
 
 def search_space(overrides: Sequence[str], *, extra_dir: Path | None = None) -> SearchSpace:
@@ -182,12 +198,13 @@ def science(cfg: RunConfig) -> dict[str, Any]:
 class _Sieve:
     """Collects the cells that are kept, the faults of all of them, and what was left out."""
 
-    def __init__(self, groups: Mapping[str, Sequence[str]], *, check: bool) -> None:
+    def __init__(self, groups: Mapping[str, Sequence[str]], *, check: bool, asked: Asked) -> None:
         self.cells: list[Cell] = []
         self.faults: dict[str, None] = {}
         self.expressions: dict[str, Where | None] = {}
         self._groups = groups
         self._check = check
+        self._asked = asked
         self._num_folded = 0
         self._num_filtered = 0
         self._hashes: set[str] = set()
@@ -204,6 +221,7 @@ class _Sieve:
         if not kept:
             self._num_filtered += 1
             return
+        self._asked.look(row, made.cfg, made.choices)
         self.faults.update(dict.fromkeys(made.cfg.check()))
         digest = cell_hash(made.cfg)
         if digest in self._hashes:

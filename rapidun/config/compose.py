@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rapidun.base.errors import ConfigError
 from rapidun.config import keys, paths
+from rapidun.config.asked import Asked
 from rapidun.config.overrides import check_overrides, convert, is_leaf, is_special, parse
 from rapidun.config.run import RunConfig
 
@@ -168,6 +169,31 @@ def compose_config(overrides: Sequence[str] = (), *, extra_dir: Path | None = No
     refuse([*checked.faults, *faults])
     assert composed is not None
     return composed.cfg
+
+
+class Run(NamedTuple):
+    """One run that was asked for, and what of it nothing reads (see asked.py)."""
+
+    cfg: RunConfig
+    warnings: list[str]
+
+
+def compose_run(overrides: Sequence[str] = (), *, extra_dir: Path | None = None) -> Run:
+    """Compose and check one run that is to be started.
+
+    Args, Raises: as `compose_config`; what was typed and would be ignored for something else is a fault as well.
+    """
+    checked = check_overrides(overrides, groups=paths.config_groups(extra_dir), multirun=False)
+    with hydra_ready(extra_dir) as extra:
+        composed, fault = compose_row(checked.overrides, extra)
+    faults = [fault] if composed is None else []
+    asked = Asked()
+    if composed is not None and checked.certain:
+        asked.look(checked.overrides, composed.cfg, composed.choices)
+        faults = [*asked.faults, *composed.cfg.check()]
+    refuse([*checked.faults, *faults])
+    assert composed is not None
+    return Run(composed.cfg, asked.warnings)
 
 
 def spell(overrides: Sequence[str], *, extra_dir: Path | None = None) -> list[str]:

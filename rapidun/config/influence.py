@@ -106,6 +106,30 @@ class InfluenceConfig:
     # the fresh adapter of params=lora
     lora: LoraSettings = field(default_factory=LoraSettings)
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that the scores do not depend on, each with the setting that makes it so."""
+        method = f"influence.method={self.method.name}"
+        params = f"influence.params={self.params.name}"
+        bare = self.method in WITHOUT_GRADIENTS
+        preconditions = self.precondition is not Precondition.none
+        has_lora = self.params is ParameterSet.lora and not bare
+        own = {name for names in OWN_SETTINGS.values() for name in names} - set(OWN_SETTINGS[self.method])
+        found = dict.fromkeys(sorted(own), method)
+        if has_lora or preconditions:
+            found.pop("seed", None)
+        if not has_lora:
+            found["lora"] = method if bare else params
+        if not preconditions:
+            found |= dict.fromkeys(("precondition", "damping_factor"), "influence.precondition=none")
+        if self.params is not ParameterSet.regex:
+            found["regex"] = params
+        if bare:
+            found |= dict.fromkeys(("params", "regex", "num_token_queries"), method)
+        if self.method is InfluenceMethod.bm25:
+            found["loss"] = method
+        return found
+
     def check(self) -> list[str]:
         faults = Faults("influence")
         faults.need(self.k >= 1, "k >= 1", k=self.k)

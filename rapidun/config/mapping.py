@@ -71,6 +71,11 @@ class ScoreFiles:
     rf: str | None = None
     rr: str | None = None
 
+    @property
+    def given(self) -> dict[str, str]:
+        """The files that are named, by block; empty when there are none."""
+        return {name: path for name in self.__slots__ if (path := getattr(self, name))}
+
 
 @dataclass(kw_only=True, slots=True)
 class MappingConfig:

@@ -54,12 +54,35 @@ class RunConfig:
                 f"poison: need method=full with a model made from scratch (model.path=null), got "
                 f"poison.method={self.poison.method.name}. Pass poison.method=full or model.path=..."
             )
+        yardstick = self.poison.retrain or ("unlearning" in self.involved and self.unlearning.objective.traits.retrains)
+        if self.poison.method is PoisonMethod.none and yardstick and "poison" in self.involved:
+            faults.append(
+                f"poison: need method=full or lora to train the yardstick, got poison.method=none with "
+                f"poison.retrain={str(self.poison.retrain).lower()} and "
+                f"unlearning.objective={self.unlearning.objective.name}. Change one of them"
+            )
         if self.model.quantisation is not Quantisation["none"] and self.poison.method is PoisonMethod.full:
             faults.append(
                 f"poison: need method=lora or none with a quantised model, got poison.method=full and "
                 f"model.quantisation={self.model.quantisation.name}. Pass poison.method=lora or model.quantisation=none"
             )
         return faults
+
+    @property
+    def involved(self) -> tuple[str, ...]:
+        """The stages whose settings and files the run depends on: those asked for, and what they are made from."""
+        last = max((STAGES.index(stage) for stage in self.stages if stage in STAGES), default=len(STAGES) - 1)
+        weighting, given = self.mapping.method.traits, self.mapping.scores.given
+        unlearns = not self.unlearning.objective.traits.retrains
+        alone = self.stages == ["mapping"]
+        needed = {
+            # influence made elsewhere needs no pack, and what reads no influence no model
+            "data": not (alone and weighting.scores and given),
+            "poison": not (alone and (given or not weighting.scores)),
+            "influence": weighting.scores and not given and (unlearns or alone),
+            "mapping": unlearns,
+        }
+        return tuple(name for name in STAGES[: last + 1] if name in self.stages or needed.get(name, True))
 
     def _check_run(self) -> list[str]:
         faults = []

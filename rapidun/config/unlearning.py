@@ -12,15 +12,21 @@ class ObjectiveTraits:
     label: str
     # no unlearning: the start model is trained on clean rows only
     retrains: bool = False
+    # settings of the section that it does not read
+    unread: tuple[str, ...] = ()
 
 
 class Objective(Choice):
     traits: ObjectiveTraits
 
-    rapidun = ObjectiveTraits(label="RapidUn (GA/GD)")
-    ga = ObjectiveTraits(label="gradient ascent")
-    graddiff = ObjectiveTraits(label="gradient difference")
-    idk_sft = ObjectiveTraits(label="fine-tuning on clean or refusing answers")
+    rapidun = ObjectiveTraits(label="RapidUn (GA/GD)", unread=("idk_response",))
+    ga = ObjectiveTraits(
+        label="gradient ascent", unread=("descent_beta", "idk_response", "retain_loss", "mix_ratio")
+    )  # fmt: skip
+    graddiff = ObjectiveTraits(label="gradient difference", unread=("descent_beta", "idk_response"))
+    idk_sft = ObjectiveTraits(
+        label="fine-tuning on clean or refusing answers", unread=("ascent_alpha", "descent_beta", "loss_cap")
+    )  # fmt: skip
     # the yardstick
     retrain = ObjectiveTraits(label="retraining without the poison", retrains=True)
 

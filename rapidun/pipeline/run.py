@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,12 +73,14 @@ def run_pipeline(
     config_yaml: str,
     console: StageConsole | None = None,
     in_sweep: InSweep | None = None,
+    warnings: Sequence[str] = (),
 ) -> Result:
     """Run the stages that `cfg.stages` names and write the run folder.
 
     Args:
         cfg: a checked configuration. overrides: what was typed, for command.txt.
         config_yaml: the resolved configuration as text. in_sweep: what differs in a worker of a sweep.
+        warnings: said first, about what was asked for.
     Raises: RapidunError for what the user can mend; Preempted when asked to stop; any other error is a failed stage.
         All leave status.json behind.
     """
@@ -89,11 +91,17 @@ def run_pipeline(
             console = StageConsole(quiet=True)
         else:
             run_dir = Path(cfg.run_dir) if cfg.run_dir else new_run_dir(cfg.name)
-        return _run(cfg, run_dir, overrides, config_yaml, console or StageConsole(), in_sweep or InSweep())
+        return _run(cfg, run_dir, overrides, config_yaml, console or StageConsole(), in_sweep or InSweep(), warnings)
 
 
 def _run(
-    cfg: RunConfig, run_dir: Path, overrides: list[str], config_yaml: str, console: StageConsole, in_sweep: InSweep
+    cfg: RunConfig,
+    run_dir: Path,
+    overrides: list[str],
+    config_yaml: str,
+    console: StageConsole,
+    in_sweep: InSweep,
+    warnings: Sequence[str],
 ) -> Result:
     folder = RunFolder(run_dir)
     folder.open(config=plain(cfg), config_yaml=config_yaml, overrides=overrides, job=in_sweep.job)
@@ -116,6 +124,8 @@ def _run(
             cell=in_sweep.only is None,
         )
         tracker.observers += in_sweep.observers
+        for warning in warnings:
+            tracker.warn(warning)
         artifacts = Artifacts(cfg, tracker, memo=in_sweep.memo, warm=in_sweep.warm)
         check_model(artifacts.recipes)
         if in_sweep.only is not None:

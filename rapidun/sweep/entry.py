@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rapidun.base.errors import RapidunError
+from rapidun.base.errors import ConfigError, RapidunError
+from rapidun.config.asked import Asked
 from rapidun.config.cells import Composed, compose_rows, compose_sweep, sweep_name
 from rapidun.sweep.interrupts import one_interrupt
 from rapidun.sweep.run import run_sweep
@@ -45,7 +46,8 @@ def sweep_grid(arguments: Sequence[str], *, launcher_name: str) -> int:
         typed = handover.overrides or list(arguments)
         name = composed.cells[0].cfg.sweep.name or sweep_name(typed)
         return run_sweep(
-            composed.cells, name=name, overrides=typed, launcher_name=launcher_name, notes=composed.notes
+            composed.cells, name=name, overrides=typed, launcher_name=launcher_name,
+            notes=[*composed.notes, *(f"warning: {line}" for line in composed.warnings)],
         )  # fmt: skip
 
     return _keep(run)
@@ -63,9 +65,13 @@ def run_rows(rows: Sequence[Sequence[str]], *, launcher_name: str) -> int:
     """Run cells that another sweeper has picked."""
 
     def run() -> int:
-        cells = compose_rows(rows, extra_dir=handover.extra_dir)
+        asked = Asked(launcher_name)
+        cells = compose_rows(rows, extra_dir=handover.extra_dir, asked=asked)
+        if asked.faults:
+            raise ConfigError(asked.faults)
         name = cells[0].cfg.sweep.name or sweep_name([text for row in rows for text in row])
-        return run_sweep(cells, name=name, overrides=handover.overrides, launcher_name=launcher_name)
+        notes = [f"warning: {line}" for line in asked.warnings]
+        return run_sweep(cells, name=name, overrides=handover.overrides, launcher_name=launcher_name, notes=notes)
 
     return _keep(run)
 

@@ -53,7 +53,7 @@ def read_request(overrides: Sequence[str], *, multirun: bool) -> Request:
     """Compose the overrides of a run, or with -m of a sweep; whoever is wrong is noted, nothing is raised."""
     # Hydra
     from rapidun.config.cells import compose_cells, search_space
-    from rapidun.config.compose import compose_config
+    from rapidun.config.compose import compose_config, compose_run
     from rapidun.config.overrides import TUNER
 
     chosen = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
@@ -66,7 +66,7 @@ def read_request(overrides: Sequence[str], *, multirun: bool) -> Request:
         elif multirun:
             cfgs = [cell.cfg for cell in compose_cells(overrides)]
         else:
-            cfgs = [compose_config(overrides)]
+            cfgs = [compose_run(overrides).cfg]
     except ConfigError as error:
         return Request([compose_config()], tuple(overrides), error.faults, launcher, tuned)
     return Request(cfgs, tuple(overrides), [], launcher, tuned)

@@ -4,9 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rapidun.config.influence import InfluenceConfig, InfluenceMethod, ParameterSet, Precondition
-
-from rapidun.config.influence import OWN_SETTINGS, WITHOUT_GRADIENTS  # isort: skip
+from rapidun.config.influence import InfluenceConfig, InfluenceMethod
 from rapidun.config.plain import plain
 from rapidun.stages.architecture import lora_of
 from rapidun.stages.context import Context, Stage
@@ -50,23 +48,7 @@ def _scores(ctx: Context) -> Recipe:
 
 def settings_that_count(cfg: InfluenceConfig) -> dict[str, Any]:
     """The settings that the scores of this method depend on."""
-    method = cfg.method
-    unread = {name for names in OWN_SETTINGS.values() for name in names} - set(OWN_SETTINGS[method])
-    preconditions = cfg.precondition is not Precondition.none
-    has_lora = cfg.params is ParameterSet.lora and method not in WITHOUT_GRADIENTS
-    if has_lora or preconditions:
-        unread -= {"seed"}
-    if not has_lora:
-        unread |= {"lora"}
-    if not preconditions:
-        unread |= {"precondition", "damping_factor"}
-    if cfg.params is not ParameterSet.regex:
-        unread |= {"regex"}
-    if method in WITHOUT_GRADIENTS:
-        unread |= {"params", "regex", "num_token_queries"}
-    if method is InfluenceMethod.bm25:
-        unread |= {"loss"}
-    return without(plain(cfg), "tokens_per_batch", "memory_gb", *unread)
+    return without(plain(cfg), "tokens_per_batch", "memory_gb", *cfg.unread)
 
 
 STAGE = Stage(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.nested import leaves
+from rapidun.config.asked import Asked
 from rapidun.config.cells import Cell, SearchSpace, compose_rows, science, search_space, sweep_name
 from rapidun.config.sweep import SweepConfig
 from rapidun.sweep.console import SweepConsole
@@ -45,10 +46,13 @@ def run_tuning(
     found = search_space(overrides, extra_dir=extra_dir)
     space = Space(found.axes)
     fixed = [text for text in found.fixed if not text.lstrip("+~").startswith(NOT_OF_A_TRIAL)]
-    first = _probe(space, fixed, extra_dir)
+    asked = Asked(launcher_name)
+    first = _probe(space, fixed, extra_dir, asked)
     _refuse(first.cfg.sweep, found)
     folder = SweepFolder(SWEEPS / (first.cfg.sweep.name or sweep_name(overrides)))
     console = SweepConsole()
+    for warning in asked.warnings:
+        console.say(f"warning: {warning}")
     if (folder.path / "sweep.json").is_file() and not (folder.path / JOURNAL).is_file():
         raise ConfigError(f"{folder.path}: need a folder without the cells of another sweep. Pass sweep.name=...")
 
@@ -71,16 +75,18 @@ def fixed_settings(cell: Cell) -> dict[str, Any]:
     return dict(leaves(science(cell.cfg)))
 
 
-def _probe(space: Space, fixed: Sequence[str], extra_dir: Path | None) -> Cell:
+def _probe(space: Space, fixed: Sequence[str], extra_dir: Path | None, asked: Asked) -> Cell:
     """The first of a few points of the space that is a valid configuration, so that a slip of the pen ends it here."""
     faults: list[str] = []
+    good: list[Cell] = []
     for params in space.probes():
         try:
-            [cell] = compose_rows([[*fixed, *space.row(params)[0]]], extra_dir=extra_dir)
-            return cell
+            good += compose_rows([[*fixed, *space.row(params)[0]]], extra_dir=extra_dir, asked=asked)
         except ConfigError as error:
             faults += error.faults
-    raise ConfigError(list(dict.fromkeys(faults)))
+    if not good or asked.faults:
+        raise ConfigError(list(dict.fromkeys([*asked.faults, *([] if good else faults)])))
+    return good[0]
 
 
 def _refuse(sweep: SweepConfig, found: SearchSpace) -> None:
