@@ -9,6 +9,9 @@ from collections.abc import Sequence
 class RapidunError(Exception):
     """Base of every error that the user can mend."""
 
+    # what was run before it and is kept, in words; empty where nothing was
+    ran = ""
+
 
 class ConfigError(RapidunError):
     """The configuration is wrong; carries every fault that was found, not only the first."""

@@ -104,3 +104,9 @@ def sha256_json(value: object) -> str:
     """Hex SHA-256 of a value's canonical JSON: sorted keys, no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above that is there."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())

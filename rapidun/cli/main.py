@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(SUBCOMMANDS[argv[0]].load().main(argv[1:]))
         return _run(argv)
     except RapidunError as error:
-        return _complain(error)
+        return _complain(error, starts=not (argv and argv[0] in SUBCOMMANDS))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -51,15 +51,21 @@ def _run(argv: list[str]) -> int:
     return call_hydra(overrides) if options is None else start(options, overrides)
 
 
-def _complain(error: RapidunError) -> int:
-    """Print what is wrong, one fault a line, and return 2."""
+def _complain(error: RapidunError, *, starts: bool) -> int:
+    """Print what is wrong, one fault a line, and return 2.
+
+    Args: starts: it was to start a run or a sweep, so that there is something to say of what was run.
+    """
     faults = error.faults if isinstance(error, ConfigError) else [str(error)]
     if len(faults) == 1:
         print(f"rapidun: {faults[0]}", file=sys.stderr)
     else:
-        print(f"rapidun: {len(faults)} faults, nothing was run", file=sys.stderr)
+        what = "" if not starts else ", nothing was run" if not error.ran else ""
+        print(f"rapidun: {len(faults)} faults{what}", file=sys.stderr)
         for fault in faults:
             print(f"  {fault}", file=sys.stderr)
+    if error.ran:
+        print(f"  {error.ran}", file=sys.stderr)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         traceback.print_exception(error)
     return 2

@@ -52,13 +52,17 @@ def _run(cfg: RunConfig, overrides: list[str], warnings: Sequence[str]) -> int:
             "sweep.py ..., or a sweep: -m hydra/launcher=rapidun_local or rapidun_slurm"
         )
     # faults of the configuration need not wait for them
+    from rapidun.pipeline.check import run_faults
     from rapidun.pipeline.folder import new_run_dir
     from rapidun.pipeline.run import run_pipeline
 
+    faults = run_faults(cfg)
+    if faults:
+        raise ConfigError(faults)
     # fixed here, so that a failure can say where its traceback is
     cfg.run_dir = cfg.run_dir or str(new_run_dir(cfg.name))
     try:
-        run_pipeline(cfg, overrides=overrides, config_yaml=config_yaml(cfg), warnings=warnings)
+        run_pipeline(cfg, overrides=overrides, config_yaml=config_yaml(cfg), warnings=warnings, checked=True)
     except RapidunError:
         raise
     except Exception as error:  # a failed stage: its traceback is kept in status.json

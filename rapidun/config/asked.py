@@ -142,9 +142,11 @@ def typed(text: str) -> tuple[str, ...]:
     key = override.key_or_group
     if override.is_delete() or override.is_hydra_override() or override.is_sweep_override():
         return ()
-    if keys.find(key) is None or is_dataclass(keys.required(keys.find(key))) and not isinstance(override.value(), dict):
+    kind, value = keys.required(keys.find(key)), override.value()
+    # the choice of a file from a group is no setting
+    if kind is None or (is_dataclass(kind) and not isinstance(value, dict)):
         return ()
-    found = leaves({key: override.value()})
+    found = leaves({key: value})
     return tuple(f"{name}{NOTHING}" if value == {} else name for name, value in found if value is not None)
 
 
@@ -188,7 +190,8 @@ def _pack_file(cfg: RunConfig, key: str) -> Unread | None:
     if cfg.data.source is not Source.builtin:
         return None
     return Unread(
-        "data.source=builtin, whose own rows would be used", "pass data=jsonl (of a pack's folder data=pack data.dir=DIR)",
+        "data.source=builtin, whose own rows would be used",
+        "pass data=jsonl (of a pack's folder data=pack data.dir=DIR)",
         refused=True,
     )
 
@@ -290,7 +293,7 @@ def _mapping(cfg: RunConfig, key: str) -> Unread | None:
 def _tracking(cfg: RunConfig, key: str) -> Unread | None:
     kind = cfg.tracking.kind
     readers = TRACKERS.get(key.split(".")[1], tuple(TrackerKind))
-    if kind is TrackerKind.none and key != "tracking.kind" or kind not in readers:
+    if (kind is TrackerKind.none and key != "tracking.kind") or kind not in readers:
         return Unread(f"tracking.kind={kind.name}")
     return None
 

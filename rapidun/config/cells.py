@@ -47,7 +47,7 @@ class Composed(NamedTuple):
     # cells of the grid
     num_grid: int
     # what was typed and no cell reads, one line each
-    warnings: list[str] = []
+    warnings: tuple[str, ...] = ()
 
 
 class SearchSpace(NamedTuple):
@@ -107,7 +107,7 @@ def compose_sweep(
         raise ConfigError(
             f"sweep.where: need some cell to be left, got {shown}, true for none of {num_grid}. Change it"
         )
-    return Composed(sieve.cells, sieve.notes(num_grid), num_grid, asked.warnings)
+    return Composed(sieve.cells, sieve.notes(num_grid), num_grid, tuple(asked.warnings))
 
 
 def compose_rows(

@@ -88,7 +88,7 @@ class DataConfig:
         )
         faults.need(
             self.source is Source.pack or self.dir is None,
-            f"data=pack (or dolly_triggers, alpaca_howdy) with a pack's folder (source={self.source.name} reads none)",
+            f"data=pack (or data=dolly_triggers, data=alpaca_howdy) with a pack's folder (source={self.source.name} reads none)",
             dir=self.dir,
         )
         faults.need(

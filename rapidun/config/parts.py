@@ -81,11 +81,12 @@ SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 class OptimiserSettings:
     """What transformers' Trainer needs to take steps; names are those of TrainingArguments."""
 
-    learning_rate: float = 6e-5
-    num_train_epochs: float = 2.0
+    # null = by the model's size (model=hf), so are the other settings that may be null
+    learning_rate: float | None = 6e-5
+    num_train_epochs: float | None = 2.0
     # > 0 ends training after that many optimiser steps, whatever num_train_epochs says
     max_steps: int = -1
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int | None = 1
     lr_scheduler_type: str = "cosine"
     # share of the steps over which the learning rate rises
     warmup_ratio: float = 0.0
@@ -96,15 +97,17 @@ class OptimiserSettings:
     gradient_checkpointing: bool = False
 
     def check_optimiser(self, faults: Faults) -> None:
-        faults.need(self.learning_rate > 0, "learning_rate > 0", learning_rate=self.learning_rate)
         faults.need(
-            self.max_steps > 0 or self.num_train_epochs > 0,
+            self.learning_rate is None or self.learning_rate > 0, "learning_rate > 0", learning_rate=self.learning_rate
+        )
+        faults.need(
+            self.max_steps > 0 or self.num_train_epochs is None or self.num_train_epochs > 0,
             "num_train_epochs > 0 or max_steps > 0",
             num_train_epochs=self.num_train_epochs,
             max_steps=self.max_steps,
         )
         faults.need(
-            self.gradient_accumulation_steps >= 1,
+            self.gradient_accumulation_steps is None or self.gradient_accumulation_steps >= 1,
             "gradient_accumulation_steps >= 1",
             gradient_accumulation_steps=self.gradient_accumulation_steps,
         )

@@ -19,14 +19,14 @@ class PoisonConfig(OptimiserSettings):
     retrain: bool = False
     # of the training order and a scratch model's first weights; its own, so that a sweep over `seed` shares the model
     seed: int = 42
-    per_device_train_batch_size: int = 8
+    per_device_train_batch_size: int | None = 8
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def check(self) -> list[str]:
         faults = Faults("poison")
         self.check_optimiser(faults)
         faults.need(
-            self.per_device_train_batch_size >= 1,
+            self.per_device_train_batch_size is None or self.per_device_train_batch_size >= 1,
             "per_device_train_batch_size >= 1",
             per_device_train_batch_size=self.per_device_train_batch_size,
         )

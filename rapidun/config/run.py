@@ -6,7 +6,7 @@ from rapidun.config.data import DataConfig
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.config.influence import InfluenceConfig
 from rapidun.config.mapping import MappingConfig
-from rapidun.config.model import ModelConfig, Quantisation
+from rapidun.config.model import Dtype, ModelConfig, Quantisation
 from rapidun.config.poison import PoisonConfig, PoisonMethod
 from rapidun.config.sweep import ClusterConfig, ResourcesConfig, SweepConfig
 from rapidun.config.tracking import TrackingConfig
@@ -17,6 +17,16 @@ STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
 # sweep's name all but `name`, which it shows; a run folder and a report also leave out `stages` (which numbers there
 # are), a report `seed` (which repetition they are of)
 BOOKKEEPING = ("name", "run_dir", "store_dir", "sweep", "tracking", "resources", "cluster")
+# settings that may be left to the model's size (null, as in conf/model/hf.yaml)
+BY_SIZE = (
+    ("poison", "learning_rate"),
+    ("poison", "num_train_epochs"),
+    ("poison", "per_device_train_batch_size"),
+    ("poison", "gradient_accumulation_steps"),
+    ("unlearning", "learning_rate"),
+    ("unlearning", "num_train_epochs"),
+    ("unlearning", "gradient_accumulation_steps"),
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,6 +64,12 @@ class RunConfig:
                 f"poison: need method=full with a model made from scratch (model.path=null), got "
                 f"poison.method={self.poison.method.name}. Pass poison.method=full or model.path=..."
             )
+        if self.model.path is None and self.left_to_size:
+            decided = ", ".join(f"{section}.{name}" for section, name in self.left_to_size)
+            faults.append(
+                f"model: need model.path, whose size decides {decided}, got model.name={self.model.name} without one. "
+                "Pass model.path=DIR (a hub id, a .gguf file)"
+            )
         yardstick = self.poison.retrain or ("unlearning" in self.involved and self.unlearning.objective.traits.retrains)
         if self.poison.method is PoisonMethod.none and yardstick and "poison" in self.involved:
             faults.append(
@@ -61,12 +77,22 @@ class RunConfig:
                 f"poison.retrain={str(self.poison.retrain).lower()} and "
                 f"unlearning.objective={self.unlearning.objective.name}. Change one of them"
             )
+        if self.model.dtype is Dtype.float16 and self.poison.method is PoisonMethod.full and "poison" in self.stages:
+            faults.append(
+                "poison: need float32 or bfloat16 weights for full fine-tuning, got model.dtype=float16 (its gradients "
+                "underflow). Pass model.dtype=bfloat16, or poison.method=lora"
+            )
         if self.model.quantisation is not Quantisation["none"] and self.poison.method is PoisonMethod.full:
             faults.append(
                 f"poison: need method=lora or none with a quantised model, got poison.method=full and "
                 f"model.quantisation={self.model.quantisation.name}. Pass poison.method=lora or model.quantisation=none"
             )
         return faults
+
+    @property
+    def left_to_size(self) -> list[tuple[str, str]]:
+        """Section and name of the settings that the model's size is to decide."""
+        return [(section, name) for section, name in BY_SIZE if getattr(getattr(self, section), name) is None]
 
     @property
     def involved(self) -> tuple[str, ...]:

@@ -64,6 +64,22 @@ class UnlearningConfig(OptimiserSettings):
     # clean validation rows of those evaluations; null = all
     num_eval_rows: int | None = 64
 
+    def count_faults(self, *, num_forget: int, num_retain: int) -> list[str]:
+        """What is wrong for a pack of so many rows."""
+        faults = []
+        mix_ratio = 0 if "mix_ratio" in self.objective.traits.unread else self.mix_ratio
+        if self.forget_per_step > num_forget:
+            faults.append(
+                f"unlearning: need forget_per_step <= {num_forget}, the number of forget rows, got "
+                f"{self.forget_per_step}. Pass unlearning.forget_per_step=..."
+            )
+        if self.forget_per_step * mix_ratio > num_retain:
+            faults.append(
+                f"unlearning: need forget_per_step * mix_ratio <= {num_retain}, the number of retain rows, got "
+                f"{self.forget_per_step} * {mix_ratio}. Pass unlearning.mix_ratio=..."
+            )
+        return faults
+
     def check(self) -> list[str]:
         faults = Faults("unlearning")
         self.check_optimiser(faults)

@@ -13,7 +13,7 @@ from rapidun.pipeline.tracking.lines import without_repeats
 from rapidun.pipeline.tracking.run import RunTracker
 from rapidun.stages.context import Memo
 from rapidun.stages.recipe import Recipe
-from rapidun.stages.recipes import LIGHT, Recipes
+from rapidun.stages.recipes import LIGHT, STAGES, Recipes
 
 
 class Artifacts:
@@ -64,6 +64,11 @@ class Artifacts:
         for warning in artifact.result.get("warnings", []):
             self.tracker.warn(warning)
         return artifact
+
+    def what_ran(self) -> str:
+        """The stages that were run and where what they made is kept; empty where all was reused or none reached."""
+        ran = [stage for stage in STAGES if any(self.made.get(stage, ()))]
+        return f"{', '.join(ran)} {'was' if len(ran) == 1 else 'were'} run, kept in {self.store.root}" if ran else ""
 
     def _find(self, recipe: Recipe) -> Artifact | None:
         """What rank 0 finds holds for all processes of a run: another may look a moment later and see more."""

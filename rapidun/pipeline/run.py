@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rapidun.base import preemption, processes
+from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.base.files import read_jsonl
 from rapidun.base.nested import numbers
+from rapidun.config import plain as plain_values
 from rapidun.config.plain import plain
 from rapidun.config.run import RunConfig
 from rapidun.pipeline.artifacts import Artifacts
+from rapidun.pipeline.check import room_warning, run_faults
 from rapidun.pipeline.console import StageConsole
 from rapidun.pipeline.folder import RunFolder, new_run_dir
 from rapidun.pipeline.tracking.run import RunTracker, open_tracker
 from rapidun.report.run.page import write_run_report
 from rapidun.report.tables import closing_table
-from rapidun.stages.architecture import check_model
 from rapidun.stages.context import Memo
+from rapidun.stages.poison.recipe import settle_by_size
 from rapidun.stages.recipes import STAGES
 
 
@@ -74,16 +77,25 @@ def run_pipeline(
     console: StageConsole | None = None,
     in_sweep: InSweep | None = None,
     warnings: Sequence[str] = (),
+    checked: bool = False,
 ) -> Result:
     """Run the stages that `cfg.stages` names and write the run folder.
 
     Args:
         cfg: a checked configuration. overrides: what was typed, for command.txt.
         config_yaml: the resolved configuration as text. in_sweep: what differs in a worker of a sweep.
-        warnings: said first, about what was asked for.
+        warnings: said first, about what was asked for. checked: `run_faults` found nothing a moment ago.
     Raises: RapidunError for what the user can mend; Preempted when asked to stop; any other error is a failed stage.
         All leave status.json behind.
     """
+    in_sweep = in_sweep or InSweep()
+    memo = in_sweep.memo or Memo()
+    faults = [] if checked else run_faults(cfg, memo=memo)
+    if faults:
+        raise ConfigError(faults)
+    settled = settle_by_size(cfg, memo)
+    if settled:
+        config_yaml = plain_values.config_yaml(cfg)
     with contextlib.ExitStack() as stack:
         if not processes.is_main():
             # one process writes the run folder; the others compute with it
@@ -91,7 +103,11 @@ def run_pipeline(
             console = StageConsole(quiet=True)
         else:
             run_dir = Path(cfg.run_dir) if cfg.run_dir else new_run_dir(cfg.name)
-        return _run(cfg, run_dir, overrides, config_yaml, console or StageConsole(), in_sweep or InSweep(), warnings)
+        console = console or StageConsole()
+        if settled and in_sweep.show:
+            console.note(settled)
+        in_sweep = replace(in_sweep, memo=memo)
+        return _run(cfg, run_dir, overrides, config_yaml, console, in_sweep, warnings)
 
 
 def _run(
@@ -112,6 +128,7 @@ def _run(
 
     metrics: dict[str, Any] = {}
     tracker: RunTracker | None = None
+    artifacts: Artifacts | None = None
     ending: bool | BaseException = True
     try:
         tracker = open_tracker(
@@ -127,15 +144,16 @@ def _run(
         for warning in warnings:
             tracker.warn(warning)
         artifacts = Artifacts(cfg, tracker, memo=in_sweep.memo, warm=in_sweep.warm)
-        check_model(artifacts.recipes)
         if in_sweep.only is not None:
             _run_only(in_sweep.only, artifacts, folder, console)
         else:
-            metrics = _run_stages(artifacts, folder, console)
+            metrics = _run_stages(artifacts, folder, console, check=in_sweep.show)
         folder.finish(metrics)
         ending = False
     except BaseException as error:
         ending = error
+        if isinstance(error, RapidunError) and artifacts is not None:
+            error.ran = artifacts.what_ran()
         folder.fail(error)
         raise
     finally:
@@ -172,11 +190,17 @@ def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageCo
     console.finish(note=f"{'done' if any(made) else 'reused'}   {cost['seconds']:.1f} s")
 
 
-def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole) -> dict[str, Any]:
-    """Run stage after stage, note each in the run folder; return the flat contents of result.json."""
+def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, *, check: bool) -> dict[str, Any]:
+    """Run stage after stage, note each in the run folder; return the flat contents of result.json.
+
+    Args: check: hold the stages against the pack's splits, which planning a sweep has done already.
+    """
     cfg = artifacts.cfg
     for stage in cfg.stages:
         preemption.raise_if_requested()
+        if check and stage != "data":
+            _check_rows(artifacts)
+            check = False
         folder.start_stage(stage)
         console.start(stage)
         artifacts.run_stage(stage)
@@ -193,6 +217,20 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole) 
         if publish is not None:
             publish(folder.path / stage, {link: artifact.path for link, artifact in links.items()})
     return _final_metrics(cfg, artifacts, folder)
+
+
+def _check_rows(artifacts: Artifacts) -> None:
+    """Before the first stage after data: what only the splits can tell, and whether there is room.
+
+    Raises: ConfigError with every fault.
+    """
+    faults = artifacts.recipes.faults_of_rows()
+    if faults:
+        raise ConfigError(faults)
+    missing = [recipe for recipe in artifacts.recipes.all() if artifacts.store.find(recipe.key) is None]
+    warning = room_warning(artifacts.recipes, missing)
+    if warning:
+        artifacts.tracker.warn(warning)
 
 
 def _final_metrics(cfg: RunConfig, artifacts: Artifacts, folder: RunFolder) -> dict[str, Any]:

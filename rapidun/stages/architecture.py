@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from rapidun.base.errors import ConfigError
 from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceMethod, ParameterSet
 from rapidun.config.model import Quantisation
 from rapidun.config.parts import LoraSettings
@@ -47,19 +46,18 @@ def start_facts(ctx: Context) -> ModelFacts | None:
     return None if folder is None else ctx.once("facts of the model folder", lambda: inspect(folder))
 
 
-def check_model(ctx: Context) -> None:
-    """See that the asked stages can do with the start model what they are asked to, before any of them runs.
+def model_faults(ctx: Context) -> list[str]:
+    """Why the asked stages cannot do with the start model what they are asked to.
 
-    Raises: ConfigError with every fault; ModelError for a folder that is damaged.
+    Raises: ModelError for a folder that is damaged.
     """
     if not _needs_model(ctx):
-        return
+        return []
     faults = _faults_of_kind(ctx)
     facts = start_facts(ctx)
     if facts is None or facts.not_causal is None:
         faults += _faults_of_targets(ctx)
-    if faults:
-        raise ConfigError(faults)
+    return faults
 
 
 def _needs_model(ctx: Context) -> bool:

@@ -39,6 +39,7 @@ class Context:
     Args:
         find_data: gives the artifact of the data recipe, making it if need be: what later artifacts are called depends
             on the contents of its splits. tracker: what stages report to. warm: keep a model for the next run.
+        here: it runs on this machine (what this one lacks, others may have).
     """
 
     # how each product is worked out, by the stage that provides it
@@ -53,12 +54,14 @@ class Context:
         tracker: Tracker,
         memo: Memo | None = None,
         warm: bool = False,
+        here: bool = True,
     ) -> None:
         self.cfg = cfg
         self.store = store
         self.tracker = tracker
         self.memo = memo or Memo()
         self.warm = warm
+        self.here = here
         self._find_data = find_data
         self._known: dict[Product[Any] | str, Any] = {}
 
@@ -72,6 +75,10 @@ class Context:
             self._known[name] = make()
         found: T = self._known[name]
         return found
+
+    def asked(self, stage: str) -> bool:
+        """Whether the stage is to run; what others are made from has only to be there."""
+        return stage in self.cfg.stages
 
     def path(self, recipe: Recipe) -> Path:
         """Where the artifact is, or will be."""
@@ -148,6 +155,10 @@ class Stage:
     makes: Callable[[Context], list[Recipe]]
     # what others may ask for
     provides: Mapping[Product[Any], Callable[[Context], Any]] = field(default_factory=dict)
+    # what is wrong, known before anything runs: no pack is read, no torch brought
+    check: Callable[[Context], list[str]] | None = None
+    # the same, known as soon as the pack's splits are there
+    check_rows: Callable[[Context], list[str]] | None = None
     # takes a moment and needs no torch: made while a sweep is planned, never a job of its own
     light: bool = False
     # its numbers stand in result.json as `<name>.<number>`

@@ -75,6 +75,17 @@ class Evaluated:
     adapter: Model | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class StartFacts:
+    """What is known of the start model before it is loaded; None where it is not."""
+
+    # tokens that it can read at once
+    window: int | None = None
+    num_layers: int | None = None
+    # why it cannot be used at all
+    faults: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Product(Generic[T]):
     """A name under which one stage provides something and others ask for it."""
@@ -84,9 +95,11 @@ class Product(Generic[T]):
 
 DATA: Product[Recipe] = Product("the pack's splits")
 START: Product[Model] = Product("the model before poisoning")
+START_FACTS: Product[StartFacts] = Product("what is known of the model before poisoning")
 POISONED: Product[Model] = Product("the model that is to be unlearned")
 RETRAINED: Product[Recipe] = Product("the yardstick: the start model trained on clean rows only")
 ADAPTER: Product[Model | None] = Product("the adapter to continue")
+ADAPTER_FAULTS: Product[list[str]] = Product("what is wrong with the adapter to continue")
 SCORES: Product[Recipe] = Product("influence of every row on every row")
 WEIGHTS: Product[Recipe] = Product("a weight for each row")
 UNLEARNED: Product[Evaluated] = Product("the model after unlearning")

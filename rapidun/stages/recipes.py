@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.config.run import STAGES as NAMES
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.data.recipe import STAGE as DATA
@@ -35,6 +36,25 @@ class Recipes(Context):
     def of_stage(self, stage: str) -> list[Recipe]:
         """What one stage makes, in order."""
         return self.once(stage, lambda: STAGES[stage].makes(self))
+
+    def faults(self) -> list[str]:
+        """What is wrong with what the run is asked to do and with the files that it names; nothing is made for it."""
+        checks = [check for stage in self.cfg.involved if (check := STAGES[stage].check) is not None]
+        return list(dict.fromkeys(fault for check in checks for fault in check(self)))
+
+    def faults_of_rows(self) -> list[str]:
+        """What is wrong now that the pack's splits are known, before any other stage runs."""
+        found: list[str] = []
+        for stage in self.cfg.stages:
+            try:
+                self.of_stage(stage)
+                check = STAGES[stage].check_rows
+                found += check(self) if check is not None else []
+            except ConfigError as error:
+                found += error.faults
+            except RapidunError as error:
+                found.append(str(error))
+        return list(dict.fromkeys(found))
 
     def all(self) -> list[Recipe]:
         """What the stages of this configuration make, in order."""

@@ -18,7 +18,9 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.cells import Cell
 from rapidun.config.plain import plain
 from rapidun.config.sweep import ResourcesConfig
+from rapidun.pipeline.check import run_faults
 from rapidun.stages.context import Memo
+from rapidun.stages.poison.recipe import settle_by_size
 from rapidun.stages.recipe import Recipe
 from rapidun.stages.recipes import LIGHT, Recipes
 
@@ -75,9 +77,15 @@ class Plan:
 class Planner:
     """Looks at the cells of a sweep one after the other; artifacts and file hashes are looked up once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, here: bool = True) -> None:
+        """Args: here: jobs run on this machine."""
         self.store = store
+        self.here = here
         self.memo = Memo()
+        # lines for the log
+        self.notes: dict[str, None] = {}
+        # packs whose splits had to be made
+        self.num_made = 0
         self.nodes: dict[str, Node] = {}
         self.artifacts: dict[str, dict[str, str]] = {}
         self._data: dict[str, Artifact] = {}
@@ -87,7 +95,15 @@ class Planner:
 
         Raises: RapidunError for a pack, a model or an earlier stage that is not there.
         """
-        recipes = Recipes(cell.cfg, self.store, find_data=self._find_data, tracker=Tracker(), memo=self.memo)
+        settled = settle_by_size(cell.cfg, self.memo)
+        if settled:
+            self.notes[settled] = None
+        recipes = Recipes(
+            cell.cfg, self.store, find_data=self._find_data, tracker=Tracker(), memo=self.memo, here=self.here
+        )  # fmt: skip
+        faults = recipes.faults_of_rows()
+        if faults:
+            raise ConfigError(faults)
         linked: dict[str, str] = {}
         for recipe in recipes.all():
             self._note(recipe, cell)
@@ -117,7 +133,8 @@ class Planner:
     def _find_data(self, recipe: Recipe) -> Artifact:
         """Data is made while planning: what later artifacts are called depends on its splits."""
         if recipe.id not in self._data:
-            self._data[recipe.id] = self.store.make(recipe.key, recipe.build)[0]
+            self._data[recipe.id], was_there = self.store.make(recipe.key, recipe.build)
+            self.num_made += not was_there
         return self._data[recipe.id]
 
     def plan(self, cells: Sequence[Cell], *, prefix: str = "") -> Plan:
@@ -240,8 +257,12 @@ def _cell_jobs(
 def plan_cells(
     planner: Planner, cells: Sequence[Cell], *, on_progress: Callable[[int, int], None] | None = None
 ) -> list[str]:
-    """Add every cell; return what is wrong, each fault once."""
+    """Check every cell, then add it; return what is wrong, each fault once."""
     faults: dict[str, None] = {}
+    for cell in cells:
+        faults.update(dict.fromkeys(run_faults(cell.cfg, memo=planner.memo, here=planner.here)))
+    if faults:
+        return list(faults)
     for done, cell in enumerate(cells, start=1):
         try:
             planner.add(cell)

@@ -96,7 +96,7 @@ def prepare(
     used = launcher or make_launcher(launcher_name, context)
     if used.runs_elsewhere:
         notes = [*notes, *_pin_dtype(everything)]
-    planner = Planner(Store(Path(first.store_dir)))
+    planner = Planner(Store(Path(first.store_dir)), here=not used.runs_elsewhere)
     if batch is not None:
         known = {cell["hash"]: cell["artifacts"] for cell in folder.plan().get("cells", [])}
         planner.artifacts.update({cell.hash: known.get(cell.hash, {}) for cell in batch.earlier})
@@ -115,7 +115,10 @@ def prepare(
             "Pass hydra/launcher=rapidun_slurm"
         )
     if faults:
-        raise ConfigError(list(dict.fromkeys(faults)))
+        refused = ConfigError(list(dict.fromkeys(faults)))
+        refused.ran = what_ran(planner)
+        raise refused
+    notes = [*notes, *planner.notes]
 
     def launcher_of(wanted: str) -> Launcher:
         return used if wanted == launcher_name else make_launcher(wanted, context)
@@ -137,6 +140,12 @@ def prepare(
         folder=folder, cells=list(cells), launcher=used, launcher_name=launcher_name, launch=number, plan=plan,
         planner=planner, found=found, live=live, notes=[*notes, *found.notes], batch=batch,
     )  # fmt: skip
+
+
+def what_ran(planner: Planner) -> str:
+    """What planning has made; the error that ends it says so."""
+    what = f"the splits of {planner.num_made} pack{'s' if planner.num_made > 1 else ''} were made, kept in"
+    return f"no job was started; {what} {planner.store.root}" if planner.num_made else ""
 
 
 def _use_live_jobs(plan: Plan, live: dict[str, dict[str, Any]], folder: SweepFolder) -> None:

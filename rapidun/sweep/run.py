@@ -19,7 +19,7 @@ from rapidun.sweep.dryrun import dry_run
 from rapidun.sweep.folder import SWEEPS, SweepFolder, SweepLock
 from rapidun.sweep.jobs import describe, write_jobs
 from rapidun.sweep.plan import Node, folder_of
-from rapidun.sweep.prepare import Sweep, prepare
+from rapidun.sweep.prepare import Sweep, prepare, what_ran
 
 
 def run_sweep(
@@ -56,7 +56,9 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
     jobs = sweep.jobs()
     faults = sweep.launcher.check(jobs)
     if faults:
-        raise ConfigError(faults)
+        refused = ConfigError(faults)
+        refused.ran = what_ran(sweep.planner)
+        raise refused
     for node in sweep.plan.at_once:
         _make_now(node)
     folder.clear_stop()

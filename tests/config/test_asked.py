@@ -30,7 +30,10 @@ REFUSED = [
     ([*SMOL, "model.scratch.hidden_size=64"], ["model.scratch.hidden_size", "model.path=DIR"]),
     (["model.revision=main"], ["model.revision", "from scratch"]),
     (["model=smollm2_135m", "model.path=x.gguf", "model.revision=main"], ["model.revision", "x.gguf"]),
-    (["mapping.forget=f.jsonl", "mapping.retain=r.jsonl"], ["mapping.forget.path, mapping.retain.path", "mapping=file"]),
+    (
+        ["mapping.forget=f.jsonl", "mapping.retain=r.jsonl"],
+        ["mapping.forget.path, mapping.retain.path", "mapping=file"],
+    ),
     (["mapping=uniform", "mapping.retain.path=r.jsonl"], ["mapping.retain.path", "mapping=file"]),
     (["mapping.forget={w_min: 0.5, path: f.jsonl}"], ["mapping.forget.path", "mapping=file"]),
     ([*SMOL, "poison=none", "poison.retrain=true"], ["poison.method=none", "yardstick"]),
@@ -195,5 +198,10 @@ def test_what_a_run_depends_on() -> None:
     assert involved("stages=[mapping]", "mapping=uniform") == ("data", "mapping")
     assert involved("stages=[mapping]") == ("data", "poison", "influence", "mapping")
     assert involved("stages=[mapping]", "mapping.scores.path=s") == ("mapping",)
-    assert involved("stages=[mapping,unlearning]", "mapping.scores.path=s") == ("data", "poison", "mapping", "unlearning")
+    assert involved("stages=[mapping,unlearning]", "mapping.scores.path=s") == (
+        "data",
+        "poison",
+        "mapping",
+        "unlearning",
+    )
     assert involved("stages=[evaluation]", "unlearning=retrain") == ("data", "poison", "unlearning", "evaluation")

@@ -123,7 +123,7 @@ def test_a_missing_earlier_stage_is_one_fault_before_anything_runs(store: Store)
 
 
 def test_faults_of_several_cells_arrive_together(store: Store) -> None:
-    cells = compose_cells([*FAST, f"store_dir={store.root}", "model.path=/nowhere/a,/nowhere/b"])
+    cells = compose_cells([*FAST, f"store_dir={store.root}", "model=hf", "model.path=/nowhere/a,/nowhere/b"])
     faults = plan_cells(Planner(store), cells)
     assert len(faults) == 2 and all("/nowhere/" in fault for fault in faults)
 

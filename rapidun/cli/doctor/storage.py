@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from rapidun.base.errors import RapidunError
+from rapidun.base.files import existing
 from rapidun.base.locks import Lease
 from rapidun.base.text import short_message
 from rapidun.cli.doctor.findings import Findings
@@ -32,12 +33,6 @@ def look_at_storage(request: Request) -> Findings:
     if existing(outputs) != existing(store):
         _room(found, "outputs", outputs, remedy="pass run_dir=DIR, or start in another folder")
     return found
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above that is there."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _room(found: Findings, name: str, folder: Path, *, remedy: str) -> bool:

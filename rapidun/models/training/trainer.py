@@ -38,7 +38,7 @@ def training_arguments(
     settings: OptimiserSettings,
     *,
     work: Path,
-    batch_size: int,
+    batch_size: int | None,
     seed: int,
     device: torch.device,
     autocast: bool = False,
@@ -49,14 +49,17 @@ def training_arguments(
     step; nothing is reported anywhere but to our tracker; one device a process (torchrun's variables say how many).
     """
     transformers_logging.disable_progress_bar()
+    rate, epochs, accumulation = settings.learning_rate, settings.num_train_epochs, settings.gradient_accumulation_steps
+    # what may be left to the model's size is settled before the first stage
+    assert rate is not None and epochs is not None and accumulation is not None and batch_size is not None
     args = TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        learning_rate=settings.learning_rate,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=rate,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        num_train_epochs=settings.num_train_epochs,
+        num_train_epochs=epochs,
         max_steps=settings.max_steps if settings.max_steps > 0 else -1,
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_ratio,  # below 1: a share of the steps

@@ -3,11 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+from rapidun.base.errors import DataError
 from rapidun.base.files import sha256_json
+from rapidun.config.data import Source
 from rapidun.config.plain import plain
+from rapidun.stages.checks import missing_files
 from rapidun.stages.context import Context, Stage
-from rapidun.stages.data.stage import DataFiles, data_inputs, run_data
+from rapidun.stages.data.stage import SPLITS, DataFiles, data_inputs, find_files, run_data
 from rapidun.stages.recipe import DATA, Recipe
+from rapidun.stages.rows.keywords import read_keywords
 
 
 def _splits(ctx: Context) -> Recipe:
@@ -20,10 +24,36 @@ def _splits(ctx: Context) -> Recipe:
     return Recipe("data", STAGE.key("data", inputs), "data", build, implicit=True)
 
 
+def _check(ctx: Context) -> list[str]:
+    cfg = ctx.cfg.data
+
+    def look() -> list[str]:
+        named = {f"data.{split}": path for split in SPLITS if (path := getattr(cfg, split, None)) is not None}
+        faults = missing_files(named, "a JSONL file") if cfg.source is not Source.builtin else []
+        try:
+            if not faults:
+                find_files(cfg)
+        except DataError as error:
+            faults.append(str(error))
+        if cfg.keywords is not None:
+            absent = missing_files({"data.keywords": cfg.keywords}, "a tab-separated keyword list")
+            try:
+                if not absent:
+                    read_keywords(Path(cfg.keywords).expanduser())
+            except DataError as error:
+                absent = [str(error)]
+            faults += absent
+        return faults
+
+    found: list[str] = ctx.memo.get(("data faults", sha256_json(plain(cfg))), look)
+    return found
+
+
 STAGE = Stage(
     name="data",
     versions={"data": 1},
     makes=lambda ctx: [ctx.get(DATA)],
     provides={DATA: _splits},
+    check=_check,
     light=True,
 )

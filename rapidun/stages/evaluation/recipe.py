@@ -9,8 +9,11 @@ from typing import Any
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl
 from rapidun.base.tracker import Listener
 from rapidun.config.plain import plain
+from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
-from rapidun.stages.recipe import ADAPTER, DATA, POISONED, UNLEARNED, Evaluated, Recipe, without
+
+from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, START_FACTS, UNLEARNED  # isort: skip
+from rapidun.stages.recipe import Evaluated, Recipe, without
 
 SPLITS = ("clean", "seen_trig", "ood_trig", "unseen_family")
 # of the two evaluations in a run folder
@@ -86,10 +89,35 @@ def _metrics(artifacts: Mapping[str, Path]) -> dict[str, Any]:
     return {**after, **{f"before.{name}": value for name, value in before.items()}}
 
 
+def _check(ctx: Context) -> list[str]:
+    cfg, facts = ctx.cfg.evaluation, ctx.get(START_FACTS)
+    faults = [*facts.faults, *ctx.get(ADAPTER_FAULTS)]
+    if not ctx.asked("evaluation"):
+        return faults
+    if facts.window is not None and cfg.max_new_tokens >= facts.window:
+        faults.append(
+            f"evaluation: need max_new_tokens below the model's context window of {facts.window} tokens, got "
+            f"max_new_tokens={cfg.max_new_tokens}. Change conf/evaluation/*.yaml or pass evaluation.max_new_tokens=..."
+        )
+    return faults + device_faults(ctx)
+
+
+def _check_rows(ctx: Context) -> list[str]:
+    split = ctx.cfg.evaluation.split.name
+    if any(ctx.counts.get(f"{split}_{name}") for name in SPLITS):
+        return []
+    return [
+        f"evaluation: need rows to evaluate on, got a pack without {', '.join(f'{split}_{name}' for name in SPLITS)}. "
+        f"Pass evaluation.split={'test' if split == 'val' else 'val'}, or data.{split}_clean=FILE"
+    ]
+
+
 STAGE = Stage(
     name="evaluation",
     versions={"evaluation": 4},
     makes=_makes,
+    check=_check,
+    check_rows=_check_rows,
     publish=_publish,
     metrics=_metrics,
 )

@@ -4,11 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rapidun.config.influence import InfluenceConfig, InfluenceMethod
+from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet
 from rapidun.config.plain import plain
 from rapidun.stages.architecture import lora_of
+from rapidun.stages.checks import device_faults, missing_package
 from rapidun.stages.context import Context, Stage
-from rapidun.stages.recipe import ADAPTER, DATA, POISONED, SCORES, Recipe, without
+
+from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, SCORES, START_FACTS  # isort: skip
+from rapidun.stages.recipe import Recipe, without
 
 
 def _scores(ctx: Context) -> Recipe:
@@ -51,9 +54,28 @@ def settings_that_count(cfg: InfluenceConfig) -> dict[str, Any]:
     return without(plain(cfg), "tokens_per_batch", "memory_gb", *cfg.unread)
 
 
+def _check(ctx: Context) -> list[str]:
+    cfg, facts = ctx.cfg.influence, ctx.get(START_FACTS)
+    faults = [*facts.faults, *ctx.get(ADAPTER_FAULTS)]
+    if not ctx.asked("influence"):
+        return faults
+    if cfg.method is InfluenceMethod.bm25:
+        remedy = "pip install 'rapidun[bm25]', or choose another influence=..."
+        return faults + missing_package("bm25s", "influence=bm25", remedy, ctx)
+    # the embeddings, then the blocks
+    num_states = None if facts.num_layers is None else facts.num_layers + 1
+    if cfg.method is InfluenceMethod.repsim and num_states and not -num_states <= cfg.layer < num_states:
+        faults.append(
+            f"influence: need {-num_states} <= layer < {num_states} for this model, got layer={cfg.layer}. "
+            "Change conf/influence/repsim.yaml or pass influence.layer=..."
+        )
+    return faults + device_faults(ctx)
+
+
 STAGE = Stage(
     name="influence",
     versions={"influence": 5},
     makes=lambda ctx: [ctx.get(SCORES)],
+    check=_check,
     provides={SCORES: _scores},
 )

@@ -1,22 +1,26 @@
 """The mapping stage to the rest: a weight for each row, from influence computed here, made elsewhere, or none."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from rapidun.base.errors import DataError
-from rapidun.config.mapping import MappingConfig
+from rapidun.base.errors import ConfigError, DataError
+from rapidun.base.files import sha256_json
+from rapidun.base.tracker import Tracker
 from rapidun.config.plain import plain
+from rapidun.stages.checks import missing_files
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.recipe import DATA, SCORES, WEIGHTS, Recipe, without
 
 
-def _weights(ctx: Context) -> Recipe:
+def _weights(ctx: Context, tracker: Tracker | None = None) -> Recipe:
+    """Args: tracker: what the stage reports to; None = the context's."""
     # these bring numpy
     from rapidun.stages.mapping.inputs import MappingFiles
     from rapidun.stages.mapping.stage import run_mapping
 
     cfg, traits = ctx.cfg.mapping, ctx.cfg.mapping.method.traits
-    given = score_files(cfg)
+    given = cfg.scores.given
     needs: list[Recipe] = []
     scores = ids = forget = retain = None
     score_prints = row_prints = weight_prints = None
@@ -45,7 +49,7 @@ def _weights(ctx: Context) -> Recipe:
 
     def build(out: Path, work: Path) -> dict[str, Any]:
         made_of = MappingFiles(out=out, scores=scores, ids=ids, forget=forget, retain=retain)
-        return run_mapping(cfg, made_of, seed=seed, tracker=ctx.tracker)
+        return run_mapping(cfg, made_of, seed=seed, tracker=tracker or ctx.tracker)
 
     settings = without(plain(cfg), "scores")
     for group in ("forget", "retain"):
@@ -60,9 +64,42 @@ def _weights(ctx: Context) -> Recipe:
     return Recipe("mapping", STAGE.key("mapping", inputs), "mapping", build, needs=tuple(needs))
 
 
-def score_files(cfg: MappingConfig) -> dict[str, str]:
-    """The influence files made elsewhere that the configuration names, by block; empty when there are none."""
-    return {name: path for name, path in plain(cfg.scores).items() if path}
+def _check(ctx: Context) -> list[str]:
+    cfg = ctx.cfg.mapping
+    faults = []
+    if cfg.method.traits.files:
+        paths = {"mapping.forget": cfg.forget.path, "mapping.retain": cfg.retain.path}
+        faults += missing_files({key: path for key, path in paths.items() if path}, "a weights file")
+    if cfg.method.traits.scores:
+        named = {f"mapping.scores.{name}": path for name, path in cfg.scores.given.items()}
+        faults += missing_files(named, "an influence file")
+    return faults
+
+
+def _check_rows(ctx: Context) -> list[str]:
+    """Read files made elsewhere at once where the mapping's turn comes after stages that take long."""
+    cfg = ctx.cfg.mapping
+    made_elsewhere = cfg.method.traits.files or (cfg.method.traits.scores and cfg.scores.given)
+    if not made_elsewhere or ctx.cfg.stages[0] == "mapping":
+        return []
+    recipe = _weights(ctx, Tracker())
+    # the settings of the map change nothing of what is in the files
+    read = sha256_json([cfg.method.name, *(recipe.inputs[name] for name in ("scores", "rows", "files"))])
+
+    def look() -> list[str]:
+        if ctx.store.find(recipe.key) is not None:
+            return []
+        try:
+            with TemporaryDirectory() as folder:
+                recipe.build(Path(folder), Path(folder))
+        except ConfigError as error:
+            return error.faults
+        except DataError as error:
+            return [str(error)]
+        return []
+
+    found: list[str] = ctx.memo.get(("mapping faults", read), look)
+    return found
 
 
 def _input_file(path: str, key: str) -> Path:
@@ -76,6 +113,8 @@ STAGE = Stage(
     name="mapping",
     versions={"mapping": 1},
     makes=lambda ctx: [ctx.get(WEIGHTS)],
+    check=_check,
+    check_rows=_check_rows,
     provides={WEIGHTS: _weights},
     light=True,
     numbers=True,

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rapidun.base.errors import ConfigError, DataError
+from rapidun.base.errors import ConfigError, DataError, ModelError
+from rapidun.base.text import short_message
 from rapidun.config.plain import plain
 from rapidun.config.poison import PoisonMethod
+from rapidun.config.run import RunConfig
+from rapidun.models.architecture import inspect
 from rapidun.models.gguf import convert_gguf
 from rapidun.models.load import fingerprint_files, local_folder
+from rapidun.models.neutral import num_parameters, read_header, settle
 from rapidun.models.scratch import make_scratch
-from rapidun.stages.architecture import lora_of
-from rapidun.stages.context import Context, Stage
-from rapidun.stages.recipe import DATA, POISONED, RETRAINED, START, Model, Recipe, without
+from rapidun.stages.architecture import lora_of, model_faults
+from rapidun.stages.checks import device_faults, missing_files, missing_package
+from rapidun.stages.context import Context, Memo, Stage
+
+from rapidun.stages.recipe import DATA, POISONED, RETRAINED, START, START_FACTS  # isort: skip
+from rapidun.stages.recipe import Model, Recipe, StartFacts, without
 from rapidun.stages.rows.records import read_records
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 def _start(ctx: Context) -> Model:
@@ -31,6 +41,77 @@ def _start(ctx: Context) -> Model:
 
     found: Model = ctx.memo.get(("model", path, ctx.cfg.model.revision), look)
     return found
+
+
+def _facts(ctx: Context) -> StartFacts:
+    """What is known of the start model before it is loaded; a hub id that is not on this machine yet is fetched."""
+    model = ctx.cfg.model
+    path = model.path
+    if path is None:
+        # as make_scratch makes it
+        window = max(512, 2 * ctx.cfg.max_length)
+        return StartFacts(window=window, num_layers=model.scratch.num_hidden_layers)
+    if path.endswith(".gguf"):
+        faults = missing_files({"model.path": path}, "a .gguf file")
+        what, remedy = "model.path=FILE.gguf", "pip install 'rapidun[gguf]'"
+        return StartFacts(faults=(*faults, *missing_package("gguf", what, remedy, ctx)))
+
+    def look() -> StartFacts:
+        try:
+            return look_at_start(local_folder(path, revision=model.revision))
+        except ModelError as error:
+            return StartFacts(faults=(str(error),))
+
+    found: StartFacts = ctx.memo.get(("start", path, model.revision), look)
+    return found
+
+
+def look_at_start(folder: Path) -> StartFacts:
+    """What a model folder's config.json, tokenizer files and weights' headers say; no weights are read."""
+    faults = _damaged(folder)
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        faults.append(f"model: need a tokenizer in {folder} (tokenizer.json), got none. Change model.path=...")
+    try:
+        facts = inspect(folder)
+    except ModelError as error:
+        return StartFacts(faults=tuple(faults) or (str(error),))
+    return StartFacts(window=facts.window, num_layers=facts.num_layers, faults=tuple(faults))
+
+
+def _damaged(folder: Path) -> list[str]:
+    """Files of weights that are cut short, or none, or that the index names and are not there."""
+    faults = []
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            read_header(file)
+        except ModelError as error:
+            faults.append(str(error))
+    index = folder / "model.safetensors.index.json"
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else []
+        lacking = sorted({str(name) for name in places if not (folder / str(name)).is_file()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [*faults, f"model: need {index} with a weight_map, got {short_message(error)}. Change model.path=..."]
+    if lacking:
+        shown = ", ".join(lacking[:3]) + (", ..." if lacking[3:] else "")
+        faults.append(f"model: need the files that {index} names, got a folder without {shown}. Change model.path=...")
+    return faults
+
+
+def settle_by_size(cfg: RunConfig, memo: Memo) -> str:
+    """Put numbers in the place of settings that are left to the model's size; return a line for the log, if any.
+
+    Raises: ModelError for a model that is not there.
+    """
+    path, revision = cfg.model.path, cfg.model.revision
+    if path is None:
+        return ""
+
+    def count() -> int:
+        is_gguf = path.endswith(".gguf")
+        return num_parameters(Path(path).expanduser() if is_gguf else local_folder(path, revision=revision))
+
+    return settle(cfg, lambda: memo.get(("parameters", path, revision), count))
 
 
 def _made(ctx: Context, recipe: Recipe) -> Model:
@@ -110,6 +191,16 @@ def _poisoned(ctx: Context) -> Model:
     return _made(ctx, _fine_tuned(ctx, ["train_poisoned", "train_clean"]))
 
 
+def _check(ctx: Context) -> list[str]:
+    cfg, facts = ctx.cfg, ctx.get(START_FACTS)
+    faults = list(facts.faults)
+    trains = cfg.poison.method is not PoisonMethod.none or cfg.poison.retrain
+    trains = (trains and ctx.asked("poison")) or (ctx.asked("unlearning") and cfg.unlearning.objective.traits.retrains)
+    if not faults:
+        faults += model_faults(ctx)
+    return faults + (device_faults(ctx) if trains else [])
+
+
 def _makes(ctx: Context) -> list[Recipe]:
     return [*ctx.get(POISONED).needs, *([ctx.get(RETRAINED)] if ctx.cfg.poison.retrain else [])]
 
@@ -118,5 +209,11 @@ STAGE = Stage(
     name="poison",
     versions={"model": 2, "poison": 4},
     makes=_makes,
-    provides={START: _start, POISONED: _poisoned, RETRAINED: lambda ctx: _fine_tuned(ctx, ["train_clean"])},
+    check=_check,
+    provides={
+        START: _start,
+        START_FACTS: _facts,
+        POISONED: _poisoned,
+        RETRAINED: lambda ctx: _fine_tuned(ctx, ["train_clean"]),
+    },
 )

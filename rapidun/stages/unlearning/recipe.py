@@ -1,15 +1,20 @@
 """The unlearning stage to the rest: an adapter over the poisoned model, or the yardstick that was never poisoned."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rapidun.base.errors import ConfigError
+from rapidun.base.errors import ConfigError, ModelError, RapidunError
+from rapidun.base.text import short_message
 from rapidun.config.plain import plain
+from rapidun.models.neutral import read_header
 from rapidun.stages.architecture import lora_of
+from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
 
-from rapidun.stages.recipe import ADAPTER, DATA, POISONED, RETRAINED, UNLEARNED, WEIGHTS  # isort: skip
+from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED  # isort: skip
+from rapidun.stages.recipe import START_FACTS, UNLEARNED, WEIGHTS  # isort: skip
 from rapidun.stages.recipe import Evaluated, Model, Product, Recipe, without
 
 TRAINED: Product[Recipe] = Product("what the unlearning stage makes")
@@ -27,6 +32,90 @@ def _adapter(ctx: Context) -> Model | None:
         )
     found: Model = ctx.memo.get(("adapter", folder), lambda: Model(ctx.folder_identity(files), folder))
     return found
+
+
+def _adapter_faults(ctx: Context) -> list[str]:
+    """What is wrong with the adapter to continue: its files, and whether its modules are those of the start model."""
+    model = ctx.cfg.model
+    if ctx.cfg.unlearning.adapter is None:
+        return []
+    folder = Path(ctx.cfg.unlearning.adapter).expanduser()
+    base = None if model.path is None else Path(model.path).expanduser()
+
+    def look() -> list[str]:
+        try:
+            _adapter(ctx)
+            return adapter_faults(folder, base if base is not None and base.is_dir() else None)
+        except RapidunError as error:
+            return [str(error)]
+
+    found: list[str] = ctx.memo.get(("adapter faults", folder, base), look)
+    return found
+
+
+def adapter_faults(folder: Path, base: Path | None) -> list[str]:
+    """Hold a PEFT folder against the headers of a model folder; no weights are read.
+
+    Raises: ModelError for files that cannot be read.
+    """
+    where = "Change unlearning.adapter=..."
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return [
+            f"unlearning: need adapter_config.json of a PEFT adapter, got {folder} ({short_message(error)}). {where}"
+        ]
+    if not isinstance(config, dict) or "peft_type" not in config:
+        return [f"unlearning: need adapter_config.json with a peft_type, got {folder} without. {where}"]
+    try:
+        factors = read_header(folder / "adapter_model.safetensors")
+    except ModelError as error:
+        return [str(error).replace("Change model.path=...", where)]
+    inputs = {
+        name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): entry["shape"][-1]
+        for name, entry in factors.items()
+        if name.endswith(".lora_A.weight")
+    }
+    if base is None or not inputs:
+        return []
+    weights = {
+        name.removesuffix(".weight"): entry["shape"]
+        for file in sorted(base.glob("*.safetensors"))
+        for name, entry in read_header(file).items()
+        if name.endswith(".weight")
+    }
+    # prefixes differ between a model and its checkpoint
+    shapes = {module: weights[name] for module in inputs for name in _endings(module) if name in weights}
+    if not shapes:
+        shown = ", ".join(sorted(inputs)[:2])
+        return [
+            f"unlearning: need an adapter made for {base}, got {folder} for {shown}, which it does not have. {where}"
+        ]
+    for module, shape in shapes.items():
+        # packed weights have one number a row
+        if len(shape) == 2 and shape[1] > 1 and inputs[module] not in shape:
+            return [
+                f"unlearning: need an adapter made for {base}, got {folder}, whose factors for {module} take "
+                f"{inputs[module]} numbers where its weight has {shape[0]} x {shape[1]}. {where}"
+            ]
+    return []
+
+
+def _endings(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts) - 1)]
+
+
+def _check(ctx: Context) -> list[str]:
+    faults = [*ctx.get(START_FACTS).faults, *ctx.get(ADAPTER_FAULTS)]
+    return faults + (device_faults(ctx) if ctx.asked("unlearning") else [])
+
+
+def _check_rows(ctx: Context) -> list[str]:
+    cfg = ctx.cfg.unlearning
+    if cfg.objective.traits.retrains:
+        return []
+    return cfg.count_faults(num_forget=ctx.counts["forget"], num_retain=ctx.counts["retain"])
 
 
 def _trained(ctx: Context) -> Recipe:
@@ -84,6 +173,8 @@ STAGE = Stage(
     name="unlearning",
     versions={"unlearning": 3},
     makes=lambda ctx: [ctx.get(TRAINED)],
-    provides={ADAPTER: _adapter, TRAINED: _trained, UNLEARNED: _unlearned},
+    check=_check,
+    check_rows=_check_rows,
+    provides={ADAPTER: _adapter, ADAPTER_FAULTS: _adapter_faults, TRAINED: _trained, UNLEARNED: _unlearned},
     numbers=True,
 )

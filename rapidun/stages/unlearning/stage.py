@@ -94,7 +94,9 @@ def _unlearn(
     method = OBJECTIVES[cfg.objective]
     forget, retain = read_records(files.forget), read_records(files.retain)
     mix_ratio = cfg.mix_ratio if method.retain else 0
-    _check_counts(cfg, num_forget=len(forget), num_retain=len(retain), mix_ratio=mix_ratio)
+    faults = cfg.count_faults(num_forget=len(forget), num_retain=len(retain))
+    if faults:
+        raise ConfigError(faults)
     _say_what_is_missing(method, cfg, forget, tracker)
 
     model, tokenizer = loader.load(files.model)
@@ -112,7 +114,8 @@ def _unlearn(
     cuts = Cuts.of(encoded) + Cuts.of(encoded_retain) + Cuts.of(encoded_val)
     if message := cut_warning("unlearning", cuts, max_length=max_length):
         tracker.warn(message)
-    _check_counts(cfg, num_forget=len(lost), num_retain=len(retained), mix_ratio=mix_ratio)
+    if faults := cfg.count_faults(num_forget=len(lost), num_retain=len(retained)):
+        raise ConfigError(faults)
     rows = [
         *forget_rows(method, lost, forget_weights),
         *(RetainRow(weight, row) for weight, row in zip(retain_weights, retained, strict=True)),
@@ -187,22 +190,6 @@ def _with_weights(
     values = read_weights(weights, [record.id for record in records], optional=left_out)
     kept = [(row, value) for row, value in zip(encoded, values, strict=True) if row is not None]
     return [row for row, _ in kept], [value for _, value in kept]
-
-
-def _check_counts(cfg: UnlearningConfig, *, num_forget: int, num_retain: int, mix_ratio: int) -> None:
-    faults = []
-    if cfg.forget_per_step > num_forget:
-        faults.append(
-            f"unlearning: need forget_per_step <= {num_forget}, the number of forget rows, got "
-            f"{cfg.forget_per_step}. Pass unlearning.forget_per_step=..."
-        )
-    if cfg.forget_per_step * mix_ratio > num_retain:
-        faults.append(
-            f"unlearning: need forget_per_step * mix_ratio <= {num_retain}, the number of retain rows, got "
-            f"{cfg.forget_per_step} * {mix_ratio}. Pass unlearning.mix_ratio=..."
-        )
-    if faults:
-        raise ConfigError(faults)
 
 
 def _say_what_is_missing(method: Method, cfg: UnlearningConfig, forget: list[Record], tracker: Tracker) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapidun.base.errors import ConfigError
+from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.base.nested import leaves
 from rapidun.config.asked import Asked
 from rapidun.config.cells import Cell, SearchSpace, compose_rows, science, search_space, sweep_name
@@ -64,10 +64,16 @@ def run_tuning(
         console.say(leaders.dry_run(folder.path, tuning, space, search.trials() if search else []))
         return 0
     with SweepLock(folder):
-        return _Loop(
+        loop = _Loop(
             search=make_search(), folder=folder, settings=first.cfg.sweep, fixed=fixed, overrides=list(overrides),
             launcher_name=launcher_name, extra_dir=extra_dir, console=console,
-        ).run()  # fmt: skip
+        )  # fmt: skip
+        try:
+            return loop.run()
+        except RapidunError as error:
+            ended = len(loop.search.finished())
+            error.ran = f"{ended} trials have ended, kept in {folder.path}" if ended else error.ran
+            raise
 
 
 def fixed_settings(cell: Cell) -> dict[str, Any]:
