@@ -88,7 +88,8 @@ class DataConfig:
         )
         faults.need(
             self.source is Source.pack or self.dir is None,
-            f"data=pack (or data=dolly_triggers, data=alpaca_howdy) with a pack's folder (source={self.source.name} reads none)",
+            "data=pack (or data=dolly_triggers, data=alpaca_howdy) with a pack's folder "
+            f"(source={self.source.name} reads none)",
             dir=self.dir,
         )
         faults.need(
