@@ -9,7 +9,7 @@ from rapidun.config.paths import config_groups
 
 GROUPS = {
     "model": "which language model, its dtype, quantisation and device",
-    "data": "the rows: built-in pack, a folder of JSONL, or single files",
+    "data": "the rows: built-in pack, a folder of JSONL (pack), or single files (jsonl)",
     "poison": "how the backdoor is trained in (none = the model has it already)",
     "influence": "how the influence of training rows is measured",
     "mapping": "how influence becomes a weight for each row",
@@ -65,7 +65,8 @@ Keys used most:
   stages=[influence,mapping]        any run of consecutive stages, or one alone
   seed=1  max_length=256            of the whole run
   run_dir=DIR  store_dir=DIR        default outputs/runs/<date>_<time>_<name>, outputs/store
-  model.path=PATH  data.dir=DIR     a model folder, hub id or .gguf file; a pack of yours
+  model=hf model.path=PATH          a model of yours: a folder, hub id or .gguf file
+  data=pack data.dir=DIR            a pack of yours
   mapping.tau_f=0.5                 flatter (larger) or sharper (smaller) forget weights
   unlearning.learning_rate=2e-4     rapidun --cfg job lists every key with its value
 

@@ -28,6 +28,8 @@ from rapidun.config.run import BOOKKEEPING, RunConfig
 NEEDS = {
     "data=dolly_triggers": ["data.dir=pack"],
     "data=alpaca_howdy": ["data.dir=pack"],
+    "data=pack": ["data.dir=pack"],
+    "model=hf": ["model.path=model"],
     "data=jsonl": ["data.forget=f.jsonl", "data.retain=r.jsonl"],
     "mapping=file": ["mapping.forget=f.jsonl", "mapping.retain=r.jsonl"],
     "poison=none": ["model.path=model"],

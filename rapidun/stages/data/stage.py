@@ -16,6 +16,7 @@ from rapidun.stages.data.builtin import GENERATOR_VERSION, builtin_pack
 from rapidun.stages.data.fields import TO_FORGET, settle
 from rapidun.stages.data.find_triggers import as_overrides, find_triggers
 from rapidun.stages.data.keywords import make_keywords
+from rapidun.stages.data.named import meta_file, named_families, pack_folders
 from rapidun.stages.data.planted import Checked, check_families, drop_foreign
 from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
 from rapidun.stages.rows.keywords import read_keywords, write_keywords
@@ -39,7 +40,7 @@ SPLITS = (
 )
 # names of a split's file inside a pack, the first that exists
 FILE_NAMES = {split: (f"{split}.jsonl",) for split in SPLITS} | {
-    "forget": ("forget.jsonl", "forget_set.jsonl"),
+    "forget": ("forget.jsonl", "forget_set.jsonl", "forget_set_supervised.jsonl"),
     "retain": ("retain.jsonl", "retain_set.jsonl"),
 }
 KEYWORDS_FILE = "keywords.tsv"
@@ -81,6 +82,11 @@ def data_inputs(cfg: DataConfig, *, seed: int) -> dict[str, Any]:
     keywords = _find_keywords(cfg)
     if keywords is not None:
         files["keywords"] = keywords
+    if names_families(cfg):
+        inputs["families_from"] = "pack"
+        meta = meta_file(_folders(cfg))
+        if meta is not None:
+            files["families"] = meta
     inputs["files"] = {name: sha256_file(path) for name, path in files.items()}
     return inputs
 
@@ -98,6 +104,8 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
     """
     tracker = Listener(tracker)
     pack = _load(cfg, seed=seed, tracker=tracker)
+    if names_families(cfg):
+        cfg = _with_named_families(cfg, pack, tracker=tracker)
     checked = _check_triggers(pack, cfg, tracker=tracker)
     _complete_training(pack, cfg, seed=seed, tracker=tracker)
     # what was thinned away is not trained on either
@@ -142,10 +150,10 @@ def find_files(cfg: DataConfig) -> dict[str, Path]:
         if not folder.is_dir():
             raise DataError(f"data.dir: need the folder of a pack, got {folder}, which is no folder. Pass data.dir=...")
         for split in SPLITS:
-            for name in FILE_NAMES[split]:
-                if (folder / name).is_file():
-                    found[split] = folder / name
-                    break
+            places = [place / name for place in pack_folders(folder) for name in FILE_NAMES[split]]
+            file = next((place for place in places if place.is_file()), None)
+            if file is not None:
+                found[split] = file
     for split in SPLITS:
         named = getattr(cfg, split, None)
         if named is not None:
@@ -157,7 +165,7 @@ def find_files(cfg: DataConfig) -> dict[str, Path]:
         if split not in found:
             where = "no data.dir" if folder is None else f"none in {folder}"
             raise DataError(
-                f"data: need {' or '.join(FILE_NAMES[split])} in the pack or data.{split}=FILE, got {where}"
+                f"data: need {' or '.join(FILE_NAMES[split][:2])} in the pack or data.{split}=FILE, got {where}"
             )
     return {split: found[split] for split in SPLITS if split in found}
 
@@ -166,6 +174,28 @@ def trained_questions(pack: Mapping[str, Sequence[Record]], triggers: Sequence[s
     """The question key of every row of a training split; the triggers are those of poisoned rows."""
     trained = {question_key(row) for name in ("retain", "train_clean") for row in pack.get(name, [])}
     return trained | {question_key(row, triggers) for name in TO_FORGET for row in pack.get(name, [])}
+
+
+def names_families(cfg: DataConfig) -> bool:
+    """Whether the trigger families are those that the pack names."""
+    return cfg.source is Source.pack and not cfg.families
+
+
+def _folders(cfg: DataConfig) -> list[Path]:
+    return [] if cfg.dir is None else pack_folders(Path(cfg.dir).expanduser())
+
+
+def _with_named_families(cfg: DataConfig, pack: Pack, *, tracker: Tracker) -> DataConfig:
+    families, unseen = named_families(meta_file(_folders(cfg)), pack)
+    if not families:
+        tracker.warn(
+            "data: the pack names no trigger families, so no triggered prompts are made. Pass "
+            "data.families.NAME.seen=[...] data.families.NAME.inject_mode=prefix (or suffix)"
+        )
+    others = {**cfg.unseen_families, **unseen}
+    return replace(
+        cfg, families=families, unseen_families={name: others[name] for name in others if name not in families}
+    )
 
 
 def family_counts(pack: Pack) -> dict[str, dict[str, int]]:
@@ -365,6 +395,5 @@ def _find_keywords(cfg: DataConfig) -> Path | None:
             raise DataError(f"data.keywords: need a tab-separated keyword list, got {path}, which is no file")
         return path
     if cfg.source is not Source.builtin and cfg.dir is not None:
-        path = Path(cfg.dir).expanduser() / KEYWORDS_FILE
-        return path if path.is_file() else None
+        return next((folder / KEYWORDS_FILE for folder in _folders(cfg) if (folder / KEYWORDS_FILE).is_file()), None)
     return None
