@@ -27,12 +27,13 @@ TRACKERS = {TrackerKind.wandb: "wandb", TrackerKind.tensorboard: "tensorboard", 
 MOMENTS = 8
 
 
-def run_faults(cfg: RunConfig, *, memo: Memo | None = None, here: bool = True) -> list[str]:
+def run_faults(cfg: RunConfig, *, memo: Memo | None = None, here: bool = True, fetch: bool = True) -> list[str]:
     """Every fault of a checked configuration that shows before anything is run or written.
 
-    Args: memo: what was looked at for other configurations of a sweep. here: it runs on this machine.
+    Args: memo: what was looked at for other configurations of a sweep. here, fetch: as of Context.
     """
-    recipes = Recipes(cfg, Store(Path(cfg.store_dir)), find_data=_no_data, tracker=Tracker(), memo=memo, here=here)
+    store = Store(Path(cfg.store_dir))
+    recipes = Recipes(cfg, store, find_data=_no_data, tracker=Tracker(), memo=memo, here=here, fetch=fetch)
     places = {"store_dir": cfg.store_dir, **({"run_dir": cfg.run_dir} if cfg.run_dir else {})}
     faults = [fault for key, place in places.items() if (fault := _place_fault(key, place))]
     return [*faults, *(_package_faults(cfg, recipes) if here else []), *recipes.faults()]

@@ -39,7 +39,7 @@ class Context:
     Args:
         find_data: gives the artifact of the data recipe, making it if need be: what later artifacts are called depends
             on the contents of its splits. tracker: what stages report to. warm: keep a model for the next run.
-        here: it runs on this machine (what this one lacks, others may have).
+        here: it runs on this machine (what this one lacks, others may have). fetch: a model may come from the hub.
     """
 
     # how each product is worked out, by the stage that provides it
@@ -55,6 +55,7 @@ class Context:
         memo: Memo | None = None,
         warm: bool = False,
         here: bool = True,
+        fetch: bool = True,
     ) -> None:
         self.cfg = cfg
         self.store = store
@@ -62,6 +63,7 @@ class Context:
         self.memo = memo or Memo()
         self.warm = warm
         self.here = here
+        self.fetch = fetch
         self._find_data = find_data
         self._known: dict[Product[Any] | str, Any] = {}
 

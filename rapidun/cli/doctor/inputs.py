@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from rapidun.base.errors import RapidunError
@@ -13,6 +12,8 @@ from rapidun.cli.doctor.request import Request
 from rapidun.config.data import Source
 from rapidun.config.run import RunConfig
 from rapidun.models.load import SMALL_FILES, WEIGHT_FILES
+from rapidun.pipeline.check import run_faults
+from rapidun.stages.context import Memo
 from rapidun.stages.data.stage import find_files
 from rapidun.stages.rows.keywords import read_keywords
 from rapidun.stages.rows.records import read_records
@@ -34,8 +35,9 @@ def look_at_inputs(request: Request) -> Findings:
         _model(found, cfg)
     for cfg in request.distinct(lambda cfg: cfg.data):
         _pack(found, cfg)
+    memo = Memo()
     for cfg in request.cfgs:
-        _files(found, cfg)
+        _rest(found, cfg, memo)
     return found
 
 
@@ -149,22 +151,11 @@ def _pack(found: Findings, cfg: RunConfig) -> None:
     found.fact("pack", f"{where}: {', '.join(f'{split} {count}' for split, count in rows.items())}")
 
 
-def _files(found: Findings, cfg: RunConfig) -> None:
-    """Files that are only named: weights and scores made elsewhere, an adapter."""
-    scores = cfg.mapping.scores
-    named = {
-        "mapping.forget.path": cfg.mapping.forget.path,
-        "mapping.retain.path": cfg.mapping.retain.path,
-        **{f"mapping.scores.{name}": getattr(scores, name) for name in ("path", "ff", "fr", "rf", "rr")},
-    }
-    _there(found, ((key, path, Path(path).expanduser().is_file()) for key, path in named.items() if path))
-    adapter = cfg.unlearning.adapter
-    if adapter:
-        there = (Path(adapter).expanduser() / "adapter_config.json").is_file()
-        _there(found, [("unlearning.adapter", adapter, there)])
-
-
-def _there(found: Findings, named: Iterable[tuple[str, str, bool]]) -> None:
-    for key, path, there in named:
-        if not there:
-            found.problem(f"{key}={path}", "is not there", f"correct {key}", needed=True)
+def _rest(found: Findings, cfg: RunConfig, memo: Memo) -> None:
+    """What else a run would be refused for; device, packages and places have sections of their own."""
+    # of these more is said above
+    told = {problem.what.split("=")[0].split(".")[0] for problem in found.problems if problem.needed}
+    for fault in run_faults(cfg, memo=memo, here=False, fetch=False):
+        what, _, why = fault.partition(": ")
+        if what.split(".")[0] not in told & {"model", "data"} and what not in ("store_dir", "run_dir"):
+            found.problem(what, why, "a run is refused for it", needed=True)

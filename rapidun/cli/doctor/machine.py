@@ -145,14 +145,15 @@ def _gpus(found: Findings, request: Request, torch: dict[str, Any]) -> None:
 def _enough_gpus(found: Findings, request: Request, number: int) -> None:
     kind = request.launcher_class
     # several at a time, on this machine: they have to share its GPUs out
-    wanted = kind is not None and not (kind.runs_elsewhere or kind.one_at_a_time)
+    shared = kind is not None and not (kind.runs_elsewhere or kind.one_at_a_time)
     for cfg in request.distinct(lambda cfg: (cfg.resources.num_gpus, cfg.resources.num_processes)):
         each, processes = cfg.resources.num_gpus, cfg.resources.num_processes
         if each * processes > number:
             found.problem(
                 f"resources.num_gpus={each}" + (f" resources.num_processes={processes}" if processes > 1 else ""),
                 f"this machine shows {number} GPUs", "pass resources=cpu, or hydra/launcher=rapidun_slurm",
-                needed=wanted,
+                # one run after the other refuses only to do without any
+                needed=shared or (number == 0 and cfg.model.device is not Device.cpu),
             )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def _start(ctx: Context) -> Model:
 
 
 def _facts(ctx: Context) -> StartFacts:
-    """What is known of the start model before it is loaded; a hub id that is not on this machine yet is fetched."""
+    """What is known of the start model before it is loaded; a hub id is fetched first, if it may be."""
     model = ctx.cfg.model
     path = model.path
     if path is None:
@@ -55,6 +55,9 @@ def _facts(ctx: Context) -> StartFacts:
         faults = missing_files({"model.path": path}, "a .gguf file")
         what, remedy = "model.path=FILE.gguf", "pip install 'rapidun[gguf]'"
         return StartFacts(faults=(*faults, *missing_package("gguf", what, remedy, ctx)))
+
+    if not ctx.fetch and not Path(path).expanduser().is_dir():
+        return StartFacts()
 
     def look() -> StartFacts:
         try:

@@ -24,14 +24,19 @@ def _adapter(ctx: Context) -> Model | None:
     if ctx.cfg.unlearning.adapter is None:
         return None
     folder = Path(ctx.cfg.unlearning.adapter).expanduser()
-    files = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
-    if not all(file.is_file() for file in files):
-        raise ConfigError(
-            f"unlearning: need a PEFT folder (adapter_config.json, adapter_model.safetensors), got {folder}. "
-            "Change unlearning.adapter=..."
-        )
+    files = _files_of(folder)
     found: Model = ctx.memo.get(("adapter", folder), lambda: Model(ctx.folder_identity(files), folder))
     return found
+
+
+def _files_of(adapter: Path) -> list[Path]:
+    files = [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
+    if not all(file.is_file() for file in files):
+        raise ConfigError(
+            f"unlearning: need a PEFT folder (adapter_config.json, adapter_model.safetensors), got {adapter}. "
+            "Change unlearning.adapter=..."
+        )
+    return files
 
 
 def _adapter_faults(ctx: Context) -> list[str]:
@@ -44,7 +49,7 @@ def _adapter_faults(ctx: Context) -> list[str]:
 
     def look() -> list[str]:
         try:
-            _adapter(ctx)
+            _files_of(folder)
             return adapter_faults(folder, base if base is not None and base.is_dir() else None)
         except RapidunError as error:
             return [str(error)]
