@@ -1,12 +1,12 @@
 """Greedy decoding in length-bucketed, left-padded batches."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from rapidun.models.batching import batching, neutral_generation_config
 from rapidun.stages.rows.batches import token_budget_batches
 from rapidun.stages.rows.encode import collate_prompts
 from rapidun.stages.rows.template import form_of
@@ -68,8 +68,9 @@ def generate_greedy(
     """The tokens that the model adds to each prompt, each step the likeliest one, what stops them left out.
 
     y_t = argmax_v p(v | prompt, y_<t), until a stop token, the text that ends an answer, or max_new_tokens. The other
-    rows of a batch and the padding change logits by rounding only. In bfloat16 that can decide a near tie; but the
-    batches are a function of the prompts' lengths, so the same prompts always give the same generations.
+    rows of a batch and the padding change logits by rounding only; where they change more, prompts go one by one. In
+    bfloat16 rounding can decide a near tie; but the batches are a function of the prompts' lengths, so the same prompts
+    always give the same generations.
 
     Args:
         model: a causal language model in eval mode, with or without a PEFT adapter.
@@ -82,6 +83,9 @@ def generate_greedy(
     form = form_of(tokenizer)
     end_text = "" if form.ends_with_token else form.end_text.strip()
     device = next(model.parameters()).device
+    found = batching(model, pad_token_id=tokenizer.pad_token_id)
+    if not found.left:
+        max_rows = 1
     new: dict[int, list[int]] = {}
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     config = GenerationConfig(
@@ -90,7 +94,7 @@ def generate_greedy(
         max_new_tokens=max_new_tokens,
         eos_token_id=stop,
         pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,
+        use_cache=found.cache,
     )
     with neutral_generation_config(model):
         # the longest batch first: if memory runs out, it does so at once
@@ -110,22 +114,3 @@ def generate_greedy(
                 new[index] = _before(tokenizer, tokens[:end], end_text) if end_text else tokens[:end]
             on_batch(batch)
     return [new[index] for index in range(len(prompts))]
-
-
-@contextmanager
-def neutral_generation_config(model: Any) -> Iterator[None]:
-    """Put the model's own generation defaults aside for a while.
-
-    `generate` fills whatever a given GenerationConfig leaves open from the model's own (repetition penalty, max_length,
-    sampling, ...): greedy decoding would then mean something else for each model, and warn about it.
-    """
-    # a PEFT wrapper has one, and so has the model inside
-    holders = [model, *([model.get_base_model()] if hasattr(model, "get_base_model") else [])]
-    kept = [holder.generation_config for holder in holders]
-    for holder in holders:
-        holder.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        for holder, config in zip(holders, kept, strict=True):
-            holder.generation_config = config

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rapidun.models.batching import batching
 from rapidun.models.losses import IGNORE, response_mask, token_log_probs
 from rapidun.stages.rows.batches import token_budget_batches
 from rapidun.stages.rows.encode import Encoded, collate
@@ -55,8 +56,9 @@ def score_responses(
     done: dict[int, ResponseScore] = {}
     device = next(model.parameters()).device
     lengths = [len(rows[index].input_ids) for index in distinct]
+    max_rows = None if not rows or batching(model, pad_token_id=pad_token_id).right else 1
     # the longest batch first: if memory runs out, it does so at once
-    for places in reversed(token_budget_batches(lengths, max_tokens=tokens_per_batch)):
+    for places in reversed(token_budget_batches(lengths, max_tokens=tokens_per_batch, max_rows=max_rows)):
         batch = [distinct[place] for place in places]
         tensors = {
             key: value.to(device) for key, value in collate([rows[i] for i in batch], pad_token_id=pad_token_id).items()

@@ -7,6 +7,7 @@ from typing import Any
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.base.tracker import Tracker
 from rapidun.config.evaluation import EvaluationConfig
+from rapidun.models.batching import batching
 from rapidun.stages.evaluation.detectors import likelihood_fires
 from rapidun.stages.evaluation.generate import generate_greedy
 from rapidun.stages.evaluation.known import (
@@ -193,6 +194,8 @@ def generate_and_score(
         done += sum(costs[note][index] for index in batch)
         tracker.progress(done, total, note)
 
+    for note in batching(model, pad_token_id=tokenizer.pad_token_id).notes:
+        tracker.warn(f"evaluation: {note}")
     generated = generate_greedy(
         model,
         tokenizer,

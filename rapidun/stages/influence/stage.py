@@ -11,6 +11,7 @@ from rapidun.base.files import write_json, write_tensors
 from rapidun.base.tracker import Tracker
 from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet, Precondition
 from rapidun.models.adapters import add_lora
+from rapidun.models.batching import batching
 from rapidun.models.load import ModelLoader
 from rapidun.stages.influence.batches import make_batches
 from rapidun.stages.influence.bm25 import bm25_scores
@@ -109,6 +110,9 @@ def run_influence(
     check_rows("influence", model, tokenizer, [row.input_ids for row in encoded], max_length=max_length)
     names = [f"forget row {r.id}" for r in forget] + [f"retain row {r.id}" for r in retain]
     summary |= {"num_forget": len(forget), "num_retain": len(retain)}
+    padded = batching(model, pad_token_id=tokenizer.pad_token_id).right
+    if not padded:
+        tracker.warn("influence: padding changes this model's logits: rows go one by one, and none token by token")
     batches = make_batches(
         encoded,
         names,
@@ -116,7 +120,7 @@ def run_influence(
         pad_token_id=tokenizer.pad_token_id,
         device=next(model.parameters()).device,
         # whole gradients, one at a time
-        max_rows=1 if cfg.method is InfluenceMethod.rapidgrad else None,
+        max_rows=1 if cfg.method is InfluenceMethod.rapidgrad or not padded else None,
     )
     if parameters:
         _warn_of_others(model, cfg.params, tracker)
@@ -164,7 +168,7 @@ def run_influence(
         write_tensors(files.out / "precondition.safetensors", curvature_tensors(preconditioner.curvatures))
     if parameters:
         write_json(files.out / "parameters.json", {p.name: list(p.shape) for p in parameters})
-    if parameters and preconditioner is None and cfg.num_token_queries:
+    if parameters and preconditioner is None and cfg.num_token_queries and padded:
         scores = influence_scores(result.gram, score=cfg.score, norms=result.norms, query_norms=None)
         pairs = strongest_pairs(scores, num_forget=len(forget), num_queries=cfg.num_token_queries)
         ids = [row.id for row in (*forget, *retain)]

@@ -22,6 +22,7 @@ from rapidun.models.adapters import (
     save_merged,
     save_model,
 )
+from rapidun.models.batching import check_training
 from rapidun.models.load import ModelLoader
 from rapidun.models.selfcheck import Row, a_few, mean_loss
 from rapidun.models.training.journal import Journal
@@ -76,6 +77,13 @@ def _poison(
     model, tokenizer = loader.load(files.start)
     dtype = model.dtype
     model = _trainable(model, cfg, seed=seed)
+    check_training(
+        model,
+        pad_token_id=tokenizer.pad_token_id,
+        rows_at_once=cfg.per_device_train_batch_size,
+        section="poison",
+        mend="Pass poison.per_device_train_batch_size=1 and more poison.gradient_accumulation_steps",
+    )
     encoded = encode_rows(tokenizer, [r.forget_texts for r in records], max_length=max_length)
     rows = [row for row in encoded if row is not None]
     if not rows:

@@ -21,6 +21,7 @@ from rapidun.models.adapters import (
     save_adapter,
     save_merged,
 )
+from rapidun.models.batching import check_training
 from rapidun.models.load import ModelLoader, load_adapter
 from rapidun.models.rng import permutation
 from rapidun.models.selfcheck import a_few
@@ -101,6 +102,13 @@ def _unlearn(
 
     model, tokenizer = loader.load(files.model)
     model = _with_adapter(model, cfg, seed=seed, tracker=tracker)
+    check_training(
+        model,
+        pad_token_id=tokenizer.pad_token_id,
+        rows_at_once=cfg.forget_per_step * (1 + mix_ratio),
+        section="unlearning",
+        mend="Change model.path=...",
+    )
     encoded = encode_forget(
         tokenizer, forget, max_length=max_length, otherwise=cfg.idk_response if method.idk else None
     )

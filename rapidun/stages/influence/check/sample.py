@@ -7,6 +7,7 @@ from rapidun.base.errors import ConfigError, ModelError
 from rapidun.config.influence import InfluenceMethod, ParameterSet
 from rapidun.config.run import RunConfig
 from rapidun.models.adapters import add_lora
+from rapidun.models.batching import batching
 from rapidun.models.load import ModelLoader, local_folder
 from rapidun.stages.influence.batches import make_batches
 from rapidun.stages.influence.check.check import Checked, check_influence
@@ -61,13 +62,14 @@ def check_sample(
             f"max_length={cfg.max_length} tokens, got {len(encoded)} of {len(rows)}. Pass max_length=..."
         )
     check_rows("influence check", model, tokenizer, [row.input_ids for row in encoded], max_length=cfg.max_length)
+    padded = batching(model, pad_token_id=tokenizer.pad_token_id).right
     batches = make_batches(
         encoded,
         names,
         tokens_per_batch=influence.tokens_per_batch,
         pad_token_id=tokenizer.pad_token_id,
         device=next(model.parameters()).device,
-        max_rows=1 if influence.method is InfluenceMethod.rapidgrad else None,
+        max_rows=1 if influence.method is InfluenceMethod.rapidgrad or not padded else None,
     )
     tell(f"{len(encoded)} rows, {describe(parameters)}: exact, then {influence.method.name} and F0 by turns")
     try:

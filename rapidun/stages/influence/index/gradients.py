@@ -18,6 +18,7 @@ from rapidun.config.parts import LoraSettings
 from rapidun.config.plain import plain
 from rapidun.models.adapters import add_lora
 from rapidun.models.architecture import folder_names, resolved
+from rapidun.models.batching import batching
 from rapidun.models.load import ModelLoader, fingerprint_files, load_tokenizer, local_folder, pick_device, pick_dtype
 from rapidun.models.losses import response_mask
 from rapidun.stages.influence.batches import RowBatch
@@ -151,6 +152,9 @@ class GradientRows:
         self.parameters: list[TrackedParameter] = select_parameters(self.model, settings.params, regex=settings.regex)
         # of all rows that were put into batches
         self.cuts = Cuts()
+        # rows that padding changes go one by one
+        padded = batching(self.model, pad_token_id=self.tokenizer.pad_token_id).right
+        self._most_rows = None if padded else 1
         # keeps what it has drawn for each parameter
         self._sketch = SKETCHES[settings.method](settings)
 
@@ -205,7 +209,9 @@ class GradientRows:
         check_rows("index", self.model, self.tokenizer, ids, max_length=self.settings.max_length)
         known = [(number, row) for number, row in enumerate(encoded) if row is not None]
         lengths = [len(row.input_ids) for _, row in known]
-        for places in token_budget_batches(lengths, max_tokens=self.settings.tokens_per_batch, max_rows=max_rows):
+        for places in token_budget_batches(
+            lengths, max_tokens=self.settings.tokens_per_batch, max_rows=self._most_rows or max_rows
+        ):
             rows = [known[place][0] for place in places]
             batch = collate([known[place][1] for place in places], pad_token_id=self.tokenizer.pad_token_id)
             yield RowBatch(rows, {key: value.to(self.device) for key, value in batch.items()})
