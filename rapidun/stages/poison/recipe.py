@@ -107,7 +107,9 @@ def settle_by_size(cfg: RunConfig, memo: Memo) -> str:
     Raises: ModelError for a model that is not there.
     """
     path, revision = cfg.model.path, cfg.model.revision
-    if path is None:
+    # of a model that no stage needs
+    idle = not set(cfg.involved) & {"poison", "influence", "unlearning", "evaluation"}
+    if path is None or (idle and not Path(path).expanduser().exists()):
         return ""
 
     def count() -> int:
