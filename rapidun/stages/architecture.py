@@ -38,7 +38,7 @@ def lora_of(ctx: Context, settings: LoraSettings, *, section: str) -> LoraSettin
 
 
 def start_facts(ctx: Context) -> ModelFacts | None:
-    """What is known of the folder that `model.path` names; None for a GGUF file or a model made from scratch.
+    """What is known of the folder that `model.path` names; None for a GGUF file, a scratch model, one to fetch.
 
     Raises: ModelError if there is no such folder, or its files are damaged.
     """
@@ -140,7 +140,7 @@ def _faults_of_targets(ctx: Context) -> list[str]:
 
 def _start_folder(ctx: Context) -> Path | None:
     path, revision = ctx.cfg.model.path, ctx.cfg.model.revision
-    if path is None or path.endswith(".gguf"):
+    if path is None or path.endswith(".gguf") or not (ctx.fetch or Path(path).expanduser().is_dir()):
         return None
     found: Path = ctx.memo.get(("model folder", path, revision), lambda: local_folder(path, revision=revision))
     return found
@@ -150,7 +150,7 @@ def _start_names(ctx: Context) -> LayerNames | None:
     path = ctx.cfg.model.path
     if path is None:
         return names_like("llama")
-    folder = _start_folder(ctx)
-    if folder is None:
+    if path.endswith(".gguf"):
         return names_like(gguf_architecture(Path(path).expanduser()))
-    return folder_names(folder)
+    folder = _start_folder(ctx)
+    return None if folder is None else folder_names(folder)

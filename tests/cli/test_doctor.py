@@ -243,7 +243,7 @@ def write_weights(file: Path, size: int) -> None:
 
 def test_model_folders_and_files(here: Path) -> None:
     (here / "model").mkdir()
-    (here / "model/config.json").write_text("{}")
+    (here / "model/config.json").write_text('{"model_type": "llama"}')
     (here / "x.gguf").write_bytes(b"GGML")
     for path, why in (
         ("./nowhere", "no such folder or file"),
@@ -263,7 +263,7 @@ def test_model_folders_and_files(here: Path) -> None:
 def test_a_model_larger_than_memory(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "model").mkdir()
     for name in ("config.json", "tokenizer.json"):
-        (here / "model" / name).write_text("{}")
+        (here / "model" / name).write_text('{"model_type": "llama"}')
     write_weights(here / "model/model.safetensors", 900)
     monkeypatch.setattr(inputs, "memory", lambda: (900, 500))
     found = inputs.look_at_inputs(request("model=hf", "model.path=./model", "poison=lora"))

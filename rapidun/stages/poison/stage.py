@@ -80,7 +80,7 @@ def _poison(
     check_training(
         model,
         pad_token_id=tokenizer.pad_token_id,
-        rows_at_once=cfg.per_device_train_batch_size,
+        rows_at_once=cfg.per_device_train_batch_size or 1,
         section="poison",
         mend="Pass poison.per_device_train_batch_size=1 and more poison.gradient_accumulation_steps",
     )
