@@ -24,6 +24,9 @@ LIKE_LLAMA = (
 )  # fmt: skip
 # those that tie head and embedding where config.json does not say
 TIED = ("gemma", "gemma2", "gemma3_text", "cohere", "cohere2", "smollm3", "ernie4_5")
+# architectures in which peft refuses some layers, whose weights the fast path of the code uses without calling them
+MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+MAMBA_BARRED = ("out_proj", "conv1d")
 # `quant_method` of config.json -> the package that reads such weights
 READERS = {
     "bitsandbytes": "bitsandbytes",
@@ -62,7 +65,9 @@ class LayerNames(NamedTuple):
     body: tuple[str, ...]
     head: tuple[str, ...]
     # names at which peft would adapt the fused experts in place of the layers so called
-    fused: tuple[str, ...]
+    fused: tuple[str, ...] = ()
+    # names that peft refuses in this architecture
+    barred: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,7 @@ def folder_names(folder: Path) -> LayerNames:
 
 def names_like(model_type: str) -> LayerNames | None:
     """What LoRA can adapt in an architecture that is like Llama; None for any other."""
-    return LayerNames(tuple(LORA_TARGETS), ("lm_head",), ()) if model_type in LIKE_LLAMA else None
+    return LayerNames(tuple(LORA_TARGETS), ("lm_head",)) if model_type in LIKE_LLAMA else None
 
 
 @lru_cache(maxsize=64)
@@ -264,15 +269,12 @@ def _without_weights(folder: Path) -> Any:
 
 def layer_names(model: Any) -> LayerNames:
     """What LoRA can adapt in a model, as `target_modules` names it."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
     try:
         head = model.get_output_embeddings()
     except (AttributeError, NotImplementedError):
         head = None
     modules = dict(model.named_modules())
-    linear = {name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    linear = {name for name, module in modules.items() if is_linear_layer(module)}
     heads = {name for name, module in modules.items() if module is head and name in linear}
     body: dict[str, set[str]] = {}
     for name in linear - heads:
@@ -286,7 +288,34 @@ def layer_names(model: Any) -> LayerNames:
         body=tuple(_in_order(named)),
         head=tuple(sorted({_short(name) for name in heads})),
         fused=tuple(sorted(_fused(model, named))),
+        barred=tuple(
+            name for name in sorted(named) if _short(name) in MAMBA_BARRED and model.config.model_type in MAMBA
+        ),
     )
+
+
+def is_linear_layer(module: Any) -> bool:
+    """Whether a module is an nn.Linear (or GPT-2's Conv1D) that gives one tensor, as the name promises.
+
+    The routers of some mixtures are made from nn.Linear and give several things.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    if not isinstance(module, torch.nn.Linear | Conv1D):
+        return False
+    if isinstance(module, Conv1D) or not type(module).__module__.startswith("transformers.models."):
+        return True
+    weight = module.weight
+    training = module.training
+    try:
+        with torch.no_grad():
+            found = module.eval()(torch.zeros(1, module.in_features, dtype=weight.dtype, device=weight.device))
+    except Exception:  # it wants something else than rows of numbers
+        return False
+    finally:
+        module.train(training)
+    return isinstance(found, torch.Tensor) and found.shape == (1, module.out_features)
 
 
 def _short(name: str) -> str:
@@ -326,8 +355,8 @@ def resolve_targets(
 ) -> tuple[list[str], list[str]]:
     """The layers that `lora.target_modules` means, and what is wrong with them.
 
-    `all_linear` is every linear layer but the head; of a mixture whose shared experts have the names of fused ones,
-    those are left out, since peft would adapt the fused ones in their place.
+    `all_linear` is every linear layer but the head. Left out are those that peft refuses, and those of a mixture whose
+    shared experts have the names of fused ones, since peft would adapt the fused ones in their place.
 
     Returns: the names, LORA_TARGETS in their usual order; the faults.
     """
@@ -336,7 +365,7 @@ def resolve_targets(
     known = sorted({*names.body, *names.head})
     for name in targets:
         if name == ALL_LINEAR:
-            found += [one for one in names.body if one not in names.fused]
+            found += [one for one in names.body if one not in names.fused and one not in names.barred]
         elif name in known:
             found.append(name)
         else:
@@ -348,6 +377,12 @@ def resolve_targets(
         faults.append(
             f"{section}: need a model with linear layers that LoRA can adapt, got none beside {_shown(names.fused)}. "
             f"Pass {section}.lora.target_modules=[...]"
+        )
+    barred = [name for name in found if name in names.barred]
+    if barred:
+        faults.append(
+            f"{section}: need layers that peft adapts in this architecture, got {', '.join(barred)}, whose weights it "
+            f"uses without calling them. Pass {section}.lora.target_modules={ALL_LINEAR}, which leaves them out"
         )
     experts = [name for name in found if name in names.fused]
     if experts and lora_dropout > 0:

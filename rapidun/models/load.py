@@ -126,6 +126,10 @@ class ModelLoader:
                 "fit. Save the model again, unwrapped, to be rid of this note"
             )
         check_finite(model, path=path)
+        if getattr(model.config, "rescale_every", 0):
+            # RWKV halves weights in place when it is evaluated and doubles them when it is trained, against overflow in
+            # float16: what is saved in between would be half of what was trained
+            model.config.rescale_every = 0
         return model if placed else model.to(device)
 
 

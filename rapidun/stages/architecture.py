@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceMethod, ParameterSet
 from rapidun.config.model import Quantisation
-from rapidun.config.parts import LoraSettings
+from rapidun.config.parts import ALL_LINEAR, LoraSettings
 from rapidun.config.poison import PoisonMethod
 from rapidun.models.architecture import (
     LayerNames,
@@ -129,11 +129,16 @@ def _faults_of_targets(ctx: Context) -> list[str]:
         assert names is not None
         settings = sections[name]
         faults += resolve_targets(settings.targets, names, section=name, lora_dropout=settings.lora_dropout)[1]
-        left_out = sorted(set(names.fused)) if "all_linear" in settings.targets else []
-        if left_out:
+        if ALL_LINEAR not in settings.targets:
+            continue
+        if names.fused:
             ctx.tracker.warn(
-                f"{name}: LoRA leaves out the layers {', '.join(left_out)}: peft would adapt the fused experts that "
+                f"{name}: LoRA leaves out the layers {', '.join(names.fused)}: peft would adapt the fused experts that "
                 "once had these names in their place"
+            )
+        if names.barred:
+            ctx.tracker.warn(
+                f"{name}: LoRA leaves out {', '.join(names.barred)}, which peft refuses in this architecture"
             )
     return faults
 

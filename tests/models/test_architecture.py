@@ -220,6 +220,28 @@ def test_names_that_peft_takes_for_fused_experts() -> None:
     assert "need lora.lora_dropout=0 where peft adapts fused experts (up_proj, gate_proj), got 0.05" in faults[0]
 
 
+def test_layers_that_peft_refuses_in_mamba() -> None:
+    names = layer_names(on_meta(MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, vocab_size=264)))
+    assert names.body == ("dt_proj", "in_proj", "out_proj", "x_proj")
+    assert names.barred == ("out_proj",)
+    assert resolve(["all_linear"], names) == (["dt_proj", "in_proj", "x_proj"], [])
+    assert "got out_proj, whose weights it uses without calling them" in resolve(["out_proj"], names)[1][0]
+
+
+@pytest.mark.parametrize("kind", ["phimoe", "llama4_text"])
+def test_a_router_that_gives_several_things_is_no_layer(kind: str) -> None:
+    """It is made from nn.Linear, and LoRA around it would add to a tuple."""
+    model = AutoModelForCausalLM.from_config(small(kind, num_local_experts=2, num_experts_per_tok=1))
+    assert any(name.endswith("router") for name, _ in model.named_modules())
+    assert "router" not in layer_names(model).body
+    assert "router" not in layer_names(on_meta(small(kind, num_local_experts=2, num_experts_per_tok=1))).body
+
+
+def test_a_linear_layer_of_its_own_class_is_one() -> None:
+    """Falcon's multiplies by itself, and gives one tensor."""
+    assert "query_key_value" in layer_names(on_meta(AutoConfig.for_model("falcon"))).body
+
+
 def test_no_layer_at_all() -> None:
     assert "need a model with linear layers" in resolve(["all_linear"], LayerNames((), (), ()))[1][0]
 

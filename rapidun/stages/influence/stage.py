@@ -22,6 +22,7 @@ from rapidun.stages.influence.gradients.params import (
     other_weights,
     parameter_groups,
     select_parameters,
+    untracked_of_adapter,
 )
 from rapidun.stages.influence.gram import GramResult, estimated_gram, exact_gram
 from rapidun.stages.influence.precondition import Preconditioner, curvature_tensors, num_fitting_passes
@@ -221,9 +222,18 @@ def _warn_of_others(model: Any, params: ParameterSet, tracker: Tracker) -> None:
     if left_out:
         tracker.warn(
             f"influence: no gradients are taken of {sum(left_out.values()):,} numbers of the model, which are in "
-            f"{len(left_out)} tensors that are no layer's weight: {', '.join(list(left_out)[:3])}"
-            f"{', ...' if len(left_out) > 3 else ''}"
+            f"{len(left_out)} tensors that are no layer's weight: {_first_of(left_out)}"
         )
+    trained = untracked_of_adapter(model) if params is ParameterSet.lora else {}
+    if trained:
+        tracker.warn(
+            f"influence: no gradients are taken of {sum(trained.values()):,} numbers of the adapter, which are in "
+            f"{len(trained)} tensors that are no LoRA factor of a layer: {_first_of(trained)}"
+        )
+
+
+def _first_of(names: dict[str, int]) -> str:
+    return f"{', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''}"
 
 
 def _progress(tracker: Tracker, sizes: str, done: int, total: int, note: str) -> None:

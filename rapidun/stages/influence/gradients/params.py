@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rapidun.base.errors import ConfigError
 from rapidun.config.influence import ParameterSet
+from rapidun.models.architecture import is_linear_layer
 
 ATTENTION_NAMES = ("attn", "attention")
 MLP_NAMES = ("mlp", "feed_forward", "ffn")
@@ -111,13 +112,28 @@ def select_parameters(model: nn.Module, params: ParameterSet, *, regex: str | No
 def other_weights(model: nn.Module) -> dict[str, int]:
     """Matrices of the model that no parameter set can hold, since they are no layer's weight: name -> numbers.
 
-    The experts of most mixtures of experts are such: one tensor for all of a block.
+    The experts of most mixtures of experts are such, one tensor for all of a block; and a router that gives several
+    things.
     """
-    known = {id(candidate.module.weight) for candidate in _candidates(model)}
+    known = {id(c.module.weight) for c in _candidates(model) if c.is_linear or isinstance(c.module, nn.Embedding)}
     return {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
         if parameter.dim() > 1 and id(parameter) not in known
+    }
+
+
+def untracked_of_adapter(model: nn.Module) -> dict[str, int]:
+    """Weights of an adapter that are no LoRA factor of a layer: name -> numbers.
+
+    A module that is trained as a whole (modules_to_save), the factors of an embedding, DoRA's magnitudes.
+    """
+    known = {id(candidate.module.weight) for candidate in _candidates(model) if candidate.is_adapter}
+    words = ("modules_to_save", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "trainable_tokens")
+    return {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in known and any(word in name.split(".") for word in words)
     }
 
 
@@ -153,7 +169,7 @@ def _candidates(model: nn.Module) -> list[Candidate]:
             Candidate(
                 name=name,
                 module=module,
-                is_linear=not isinstance(module, nn.Embedding),
+                is_linear=is_linear_layer(module),
                 is_head=id(module) in head_ids and not is_adapter,
                 is_input_embedding=id(module) in embedding_ids and isinstance(module, nn.Embedding),
                 is_adapter=is_adapter,

@@ -118,7 +118,9 @@ def test_adapters(kind, targets, zero, rows, batches_of, autograd_gradients):
 
 def test_a_layer_that_returns_several_things_is_refused_by_name(rows, batches_of):
     model = build("phimoe")
-    parameters = select_parameters(model, ParameterSet.all_linear)
+    assert not any("router" in p.name for p in select_parameters(model, ParameterSet.all_linear))
+    assert any("router" in name for name in other_weights(model))
+    parameters = select_parameters(model, ParameterSet.regex, regex=".*router")
     with pytest.raises(ModelError, match=r"one tensor, got a tuple from model\.layers\.0\.mlp\.router\.weight"):
         gram(model, parameters, batches_of(rows, GROUPS))
 

@@ -2,18 +2,21 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from rapidun.base.errors import ConfigError
 from rapidun.config.influence import ParameterSet
 from rapidun.config.parts import LoraSettings
 from rapidun.models.adapters import add_lora
+from rapidun.models.load import peft_renaming
 from rapidun.stages.influence.gradients.params import (
     SELECTORS,
     accumulation_dtype,
     num_numbers,
     output_head,
     select_parameters,
+    untracked_of_adapter,
 )
 
 
@@ -68,6 +71,21 @@ def test_an_adapted_head_is_still_the_head(make_model):
     model = add_lora(make_model(), LoraSettings(r=2, target_modules=["lm_head"]), seed=0, section="influence")
     assert _names(model, ParameterSet.lm_head) == ["base_model.model.lm_head.base_layer.weight"]
     assert len(_names(model, ParameterSet.all_linear)) == 14
+
+
+def test_what_of_an_adapter_no_gradient_is_taken_of(make_model):
+    """A head that is trained as a whole [40, 16], and DoRA's magnitudes of two layers of 16 and 8 rows, in 2 blocks."""
+    with peft_renaming():
+        plain = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"]))
+        whole = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+        dora = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj", "k_proj"], use_dora=True))
+    assert untracked_of_adapter(plain) == {}
+    (head,) = untracked_of_adapter(whole).items()
+    assert head == (
+        "base_model.model.lm_head.modules_to_save.default.weight",
+        whole.get_output_embeddings().weight.numel(),
+    )
+    assert sum(untracked_of_adapter(dora).values()) == 2 * (16 + 8)
 
 
 def test_regex_is_a_full_match_on_module_names(make_model):
