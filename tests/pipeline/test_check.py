@@ -106,7 +106,6 @@ def nothing(place: Path) -> None:
     """All is as it should be but for what is asked."""
 
 
-GPT2 = config(model_type="gpt2", n_positions=64, max_position_embeddings=...)
 BNB = config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
 
 # arguments, what prepares the place, words of the one message
@@ -151,7 +150,6 @@ EARLY: list[tuple[list[str], Callable[[Path], None], list[str]]] = [
         config(architectures=["T5ForConditionalGeneration"], is_encoder_decoder=True),
         ["causal", "decoder"],
     ),
-    ([*DATA, *MODEL], GPT2, ["max_length=64", "64 tokens", "96"]),
     ([*DATA, *NONE, "evaluation.max_new_tokens=256"], nothing, ["evaluation.max_new_tokens", "256"]),
     ([*DATA, *MODEL], BNB, ["poison", "bitsandbytes", "poison=none"]),
     ([*DATA, *MODEL, "poison=lora"], BNB, ["poison", "bitsandbytes"]),
@@ -241,9 +239,7 @@ RIGHT: list[tuple[list[str], Callable[[Path], None]]] = [
     ([*DATA, *MODEL, "poison=lora", "model.quantisation=4bit"], nothing),
     ([*DATA, *NONE, ADAPTER], nothing),
     ([*DATA, *NONE], BNB),
-    ([*DATA, *MODEL, "max_length=64"], GPT2),
     ([*DATA, *MODEL], config(architectures=...)),
-    ([*DATA, *MODEL], config(architectures=["BertForMaskedLM", "LlamaForCausalLM"])),
     ([*DATA, *MODEL], config(text_config={"max_position_embeddings": 4096, "num_hidden_layers": 2})),
     # positions by rotation go past the window
     ([*DATA, *MODEL], config(max_position_embeddings=64)),
@@ -386,8 +382,10 @@ def test_room_is_counted_for_what_is_still_to_be_made(place: Path, monkeypatch: 
 
 def test_a_start_model_is_read_without_its_weights(place: Path) -> None:
     facts = look_at_start(place / "model")
-    assert (facts.window, facts.learned_positions, facts.quantised, facts.faults) == (256, False, None, ())
-    GPT2(place)
-    BNB(place)
+    assert facts.window == 256 and facts.num_layers and facts.faults == ()
+    config(max_position_embeddings=64, num_hidden_layers=5)(place)
     facts = look_at_start(place / "model")
-    assert (facts.window, facts.learned_positions, facts.quantised) == (64, True, "bitsandbytes")
+    assert (facts.window, facts.num_layers) == (64, 5)
+    cut_short(place)
+    remove("model/tokenizer*")(place)
+    assert len(look_at_start(place / "model").faults) == 2
