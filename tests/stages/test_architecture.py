@@ -74,7 +74,7 @@ def refused(args: list[str], place: Path, capsys: pytest.CaptureFixture[str]) ->
         (["poison=lora"], "poison: need unquantised weights to train or to merge into, got poison.method=lora"),
         (["unlearning.merge=true"], "unlearning: need unquantised weights to merge the adapter into"),
         (["model.quantisation=4bit"], "model: need model.quantisation=none with model, a folder"),
-        (["unlearning=retrain"], "poison: need unquantised weights to retrain"),
+        (["unlearning=retrain", "poison=lora"], "poison: need unquantised weights to train or to merge into"),
     ],
 )
 def test_a_quantised_folder_and_what_cannot_be_done_with_it(

@@ -11,7 +11,7 @@ from rapidun.config.influence import (
     Pooling,
     Precondition,
 )
-from rapidun.config.parts import LoraSettings
+from rapidun.config.parts import LORA_TARGETS, LoraSettings
 from rapidun.config.plain import plain
 from rapidun.config.run import RunConfig
 from rapidun.stages.influence.recipe import STAGE
@@ -26,6 +26,7 @@ def _inputs(**settings):
         get=products.get,
         split=lambda name: name,
         numerics={"dtype": "float32"},
+        once=lambda name, make: make(),
     )
     return STAGE.provides[SCORES](ctx).inputs
 
@@ -37,7 +38,13 @@ def test_fingerprints_of_earlier_results_stay():
     sketch = {"method": "sketch", **common, "k": 65536, "seed": 42}
     assert _inputs(method=InfluenceMethod.sketch)["settings"] == sketch
     lora = _inputs(method=InfluenceMethod.exact, params=ParameterSet.lora)["settings"]
-    assert lora == {"method": "exact", **common, "params": "lora", "seed": 42, "lora": plain(LoraSettings())}
+    assert lora == {
+        "method": "exact",
+        **common,
+        "params": "lora",
+        "seed": 42,
+        "lora": plain(LoraSettings()) | {"target_modules": LORA_TARGETS},
+    }
 
 
 def test_only_what_matters_to_a_method_is_in_its_fingerprint():
@@ -63,5 +70,5 @@ def test_only_what_matters_to_a_method_is_in_its_fingerprint():
     assert _inputs(**kfac) != _inputs(method=InfluenceMethod.exact)
     for other in ({"damping_factor": 0.5}, {"seed": 7}, {"precondition": Precondition.ekfac}):
         assert _inputs(**kfac | other) != _inputs(**kfac)
-    assert set(_inputs(method=InfluenceMethod.bm25)) == {"forget", "retain", "settings"}
+    assert set(_inputs(method=InfluenceMethod.bm25)) == {"forget", "retain", "settings", "words"}
     assert {"model", "adapter", "dtype"} < set(_inputs(method=InfluenceMethod.repsim))
