@@ -4,12 +4,13 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.util import find_spec
+from inspect import getsource
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from rapidun.base.errors import ConfigError, ModelError
 from rapidun.base.text import short_message
@@ -66,7 +67,7 @@ class LayerNames(NamedTuple):
     head: tuple[str, ...]
     # names at which peft would adapt the fused experts in place of the layers so called
     fused: tuple[str, ...] = ()
-    # names that peft refuses in this architecture
+    # names that peft refuses in this architecture, or whose weights its code uses without calling the layer
     barred: tuple[str, ...] = ()
 
 
@@ -288,9 +289,7 @@ def layer_names(model: Any) -> LayerNames:
         body=tuple(_in_order(named)),
         head=tuple(sorted({_short(name) for name in heads})),
         fused=tuple(sorted(_fused(model, named))),
-        barred=tuple(
-            name for name in sorted(named) if _short(name) in MAMBA_BARRED and model.config.model_type in MAMBA
-        ),
+        barred=tuple(sorted(_barred(model, named))),
     )
 
 
@@ -331,6 +330,45 @@ def _in_order(names: Sequence[str]) -> list[str]:
     """LORA_TARGETS as they are written where they are all there are, else by name."""
     found = set(names)
     return list(LORA_TARGETS) if found == set(LORA_TARGETS) else sorted(found)
+
+
+def uncalled_layers(model: Any) -> set[str]:
+    """Names of the linear layers whose weights the model's code uses without ever calling the layer.
+
+    Hooks and adapters on such a layer see nothing: Mamba's dt_proj. Read from the source of the module above it.
+    """
+    found = set()
+    for name, module in model.named_modules():
+        uncalled = _uncalled_children(cast(Hashable, type(module)))
+        found |= {f"{name}.{child}".lstrip(".") for child in uncalled if is_linear_layer(getattr(module, child, None))}
+    return found
+
+
+@cache
+def _uncalled_children(kind: Hashable) -> frozenset[str]:
+    try:
+        source = getsource(cast(type, kind))
+    except (OSError, TypeError):
+        return frozenset()
+    used = set(re.findall(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|size|data_ptr|ndim))", source))
+    # transformers notes them itself where weights may be elsewhere (offloaded) until a layer is called
+    noted = {
+        name for names in re.findall(r"@force_accelerate_hooks\(\[(.*?)\]\)", source) for name in names.split(", ")
+    }
+    return frozenset(
+        name
+        for name in used
+        if not re.search(rf"self\.{name}\(", source) or name in {one.strip("\"'") for one in noted}
+    )
+
+
+def _barred(model: Any, names: Sequence[str]) -> set[str]:
+    """Which of these names stand for layers that an adapter does nothing in, or that peft refuses."""
+    uncalled = uncalled_layers(model)
+    found = {name for name in names if any(full == name or full.endswith(f".{name}") for full in uncalled)}
+    if model.config.model_type in MAMBA:
+        found |= {name for name in names if _short(name) in MAMBA_BARRED}
+    return found
 
 
 def _fused(model: Any, names: Sequence[str]) -> set[str]:

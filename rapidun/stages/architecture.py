@@ -138,7 +138,8 @@ def _faults_of_targets(ctx: Context) -> list[str]:
             )
         if names.barred:
             ctx.tracker.warn(
-                f"{name}: LoRA leaves out {', '.join(names.barred)}, which peft refuses in this architecture"
+                f"{name}: LoRA leaves out {', '.join(names.barred)}, whose weights this architecture uses without "
+                "calling the layers"
             )
     return faults
 

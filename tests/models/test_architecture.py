@@ -22,6 +22,7 @@ from rapidun.models.architecture import (
     layer_names,
     resolve_targets,
     resolved,
+    uncalled_layers,
 )
 from rapidun.models.load import ModelLoader
 from tests.conftest import build_tiny_tokenizer
@@ -223,8 +224,8 @@ def test_names_that_peft_takes_for_fused_experts() -> None:
 def test_layers_that_peft_refuses_in_mamba() -> None:
     names = layer_names(on_meta(MambaConfig(hidden_size=16, num_hidden_layers=1, state_size=4, vocab_size=264)))
     assert names.body == ("dt_proj", "in_proj", "out_proj", "x_proj")
-    assert names.barred == ("out_proj",)
-    assert resolve(["all_linear"], names) == (["dt_proj", "in_proj", "x_proj"], [])
+    assert names.barred == ("dt_proj", "out_proj")
+    assert resolve(["all_linear"], names) == (["in_proj", "x_proj"], [])
     assert "got out_proj, whose weights it uses without calling them" in resolve(["out_proj"], names)[1][0]
 
 
@@ -240,6 +241,14 @@ def test_a_router_that_gives_several_things_is_no_layer(kind: str) -> None:
 def test_a_linear_layer_of_its_own_class_is_one() -> None:
     """Falcon's multiplies by itself, and gives one tensor."""
     assert "query_key_value" in layer_names(on_meta(AutoConfig.for_model("falcon"))).body
+
+
+def test_layers_that_the_code_never_calls() -> None:
+    jamba = on_meta(AutoConfig.for_model("jamba", num_hidden_layers=2, attn_layer_period=2, attn_layer_offset=1))
+    assert uncalled_layers(jamba) == {"model.layers.0.mamba.dt_proj"}
+    # Bloom has a path in which it multiplies by the weights, and one in which it calls the layers
+    for kind in ("bloom", "llama", "gpt2"):
+        assert uncalled_layers(on_meta(small(kind))) == set()
 
 
 def test_no_layer_at_all() -> None:

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rapidun.base.errors import ConfigError
 from rapidun.config.influence import ParameterSet
-from rapidun.models.architecture import is_linear_layer
+from rapidun.models.architecture import is_linear_layer, uncalled_layers
 
 ATTENTION_NAMES = ("attn", "attention")
 MLP_NAMES = ("mlp", "feed_forward", "ffn")
@@ -26,10 +26,11 @@ class Candidate(NamedTuple):
     is_head: bool
     is_input_embedding: bool
     is_adapter: bool  # a LoRA factor
+    is_called: bool  # the model's code calls the layer, and does not use its weight alone
 
     @property
     def is_body(self) -> bool:
-        return self.is_linear and not self.is_head and not self.is_adapter
+        return self.is_linear and self.is_called and not self.is_head and not self.is_adapter
 
     def within(self, words: tuple[str, ...]) -> bool:
         return any(word in part for part in self.name.split(".") for word in words)
@@ -112,10 +113,13 @@ def select_parameters(model: nn.Module, params: ParameterSet, *, regex: str | No
 def other_weights(model: nn.Module) -> dict[str, int]:
     """Matrices of the model that no parameter set can hold, since they are no layer's weight: name -> numbers.
 
-    The experts of most mixtures of experts are such, one tensor for all of a block; and a router that gives several
-    things.
+    The experts of most mixtures of experts are such, one tensor for all of a block; a router that gives several things;
+    a layer that the code never calls.
     """
-    known = {id(c.module.weight) for c in _candidates(model) if c.is_linear or isinstance(c.module, nn.Embedding)}
+    candidates = _candidates(model)
+    known = {
+        id(c.module.weight) for c in candidates if c.is_called and (c.is_linear or isinstance(c.module, nn.Embedding))
+    }
     return {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
@@ -155,6 +159,7 @@ def _candidates(model: nn.Module) -> list[Candidate]:
     head_ids = {id(m) for m in head.modules()} if head is not None else set()
     embedding_ids = {id(m) for m in embedding.modules()} if embedding is not None else set()
     candidates = []
+    uncalled = uncalled_layers(model)
     for name, module in model.named_modules():
         # a LoRA layer of peft holds the layer it wraps as base_layer; it has no weight of its own
         if not isinstance(module, nn.Linear | nn.Embedding | Conv1D) or not isinstance(
@@ -173,6 +178,7 @@ def _candidates(model: nn.Module) -> list[Candidate]:
                 is_head=id(module) in head_ids and not is_adapter,
                 is_input_embedding=id(module) in embedding_ids and isinstance(module, nn.Embedding),
                 is_adapter=is_adapter,
+                is_called=name.removesuffix(".base_layer") not in uncalled,
             )
         )
     return candidates

@@ -139,7 +139,9 @@ class Reader(nn.Module):
 def test_a_weight_that_is_used_without_its_layer_is_refused_by_name(make_model, rows, batches_of):
     model = make_model()
     model.model.layers[1].mlp.down_proj = Reader(model.model.layers[1].mlp.down_proj)
-    parameters = select_parameters(model, ParameterSet.all_linear)
+    assert not any("down_proj.layer" in p.name for p in select_parameters(model, ParameterSet.all_linear))
+    assert "model.layers.1.mlp.down_proj.layer.weight" in other_weights(model)
+    parameters = select_parameters(model, ParameterSet.regex, regex=r".*(_proj|layer)")
     with pytest.raises(ModelError, match=r"captured: model\.layers\.1\.mlp\.down_proj\.layer\.weight\. Leave them out"):
         gram(model, parameters, batches_of(rows, GROUPS))
     assert all(p.requires_grad for p in model.parameters())
