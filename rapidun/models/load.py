@@ -131,7 +131,7 @@ class ModelLoader:
             # float16: what is saved in between would be half of what was trained
             model.config.rescale_every = 0
         for module in model.modules():
-            # on the CPU bitsandbytes packs weights anew in the first pass without gradients, and gives none from then on
+            # on the CPU bitsandbytes packs weights anew in a pass without gradients, and gives none from then on
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
         return model if placed else model.to(device)
