@@ -130,11 +130,20 @@ class ModelLoader:
             # RWKV halves weights in place when it is evaluated and doubles them when it is trained, against overflow in
             # float16: what is saved in between would be half of what was trained
             model.config.rescale_every = 0
-        for module in model.modules():
-            # on the CPU bitsandbytes packs weights anew in a pass without gradients, and gives none from then on
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+        if placed:
+            _keep_unpacked(model)
         return model if placed else model.to(device)
+
+
+def _keep_unpacked(model: Any) -> None:
+    """Keep bitsandbytes from packing 4-bit weights for a CPU the first time that a model is evaluated.
+
+    No gradient passes through a packed layer, without a word: one validation, and the rest of the training would be
+    another. Sides that are no multiples of its blocks fail.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _read_model(
@@ -282,7 +291,11 @@ def peft_renaming() -> Iterator[None]:
     which are untied before a merge (adapters.py).
     """
     with warnings.catch_warnings():
-        for tied in (r"Model (has|with) `tie_word_embeddings=True`", "Input and output embeddings are no longer tied"):
+        for tied in (
+            r"Model (has|with) `tie_word_embeddings=True`",
+            "Input and output embeddings are no longer tied",
+            "Setting `save_embedding_layers` to `True`",
+        ):
             warnings.filterwarnings("ignore", message=tied, category=UserWarning)
         warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
         yield

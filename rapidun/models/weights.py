@@ -213,6 +213,33 @@ def misfit(model: Any, report: Mapping[str, Any], headers: Mapping[str, Header],
     return Misfit(missing, unused, shapes, len(model.state_dict()))
 
 
+def adapter_misfit(adapter: Path, headers: Mapping[str, Header], *, folder: Path) -> str | None:
+    """What of a LoRA adapter's file fits no matrix of a base whose files name its modules as the model does.
+
+    Args: headers: of the base, as `read_headers` gives them.
+    """
+    renaming = unwrapped(headers, folder=folder)
+    shapes = {renaming(name): header.shape for name, header in headers.items()}
+    # files without a head's prefix are read as well
+    shapes |= {f"model.{name}": shape for name, shape in shapes.items() if not name.startswith("model.")}
+    unused = []
+    found = {name: tuple(entry["shape"]) for name, entry in _header(adapter / "adapter_model.safetensors").items()}
+    for name, shape in sorted(found.items()):
+        part = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
+        if part is None:
+            continue
+        base = shapes.get(
+            f"{part[1]}.weight", shapes.get("model.embed_tokens.weight") if part[1] == "lm_head" else None
+        )
+        # A is [r, in] and B [out, r] beside [out, in]
+        wide = None if base is None or len(base) != 2 else (base[1] if part[2] == "A" else base[0])
+        if wide is None or len(shape) != 2 or shape[1 if part[2] == "A" else 0] != wide:
+            unused.append(name)
+    if not unused:
+        return None
+    return f"{len(unused)} of {len(found)} tensors that fit no layer of the model (first {unused[0]})"
+
+
 def check_finite(model: Any, *, path: str | Path) -> None:
     """Raises: ModelError naming the first weight with a number that is none."""
     import torch

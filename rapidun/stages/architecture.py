@@ -19,6 +19,7 @@ from rapidun.models.architecture import (
     resolve_targets,
 )
 from rapidun.models.load import local_folder
+from rapidun.models.weights import adapter_misfit, read_headers
 from rapidun.stages.context import Context
 
 # whose results need the model
@@ -54,6 +55,7 @@ def model_faults(ctx: Context) -> list[str]:
     if not _needs_model(ctx):
         return []
     faults = _faults_of_kind(ctx)
+    faults += _faults_of_adapter(ctx)
     facts = start_facts(ctx)
     if facts is None or facts.not_causal is None:
         faults += _faults_of_targets(ctx)
@@ -104,6 +106,23 @@ def _faults_of_kind(ctx: Context) -> list[str]:
     if quantised.readable and not quantised.trainable and {"unlearning", "influence"} & set(cfg.stages):
         faults.append(f"model: need weights that gradients pass through, got {what}. Pass {other[3:]}")
     return faults
+
+
+def _faults_of_adapter(ctx: Context) -> list[str]:
+    """What of `unlearning.adapter` fits no layer, where the base's files name them as the model does."""
+    facts, adapter = start_facts(ctx), ctx.cfg.unlearning.adapter
+    if facts is None or adapter is None or facts.quantisation is not None or names_like(facts.model_type) is None:
+        return []
+    place = Path(adapter).expanduser()
+    if not (place / "adapter_model.safetensors").is_file():
+        return []
+    wrong = adapter_misfit(place, read_headers(facts.folder), folder=facts.folder)
+    if wrong is None:
+        return []
+    return [
+        f"adapter: need one made for {ctx.cfg.model.path} as it is, got {adapter} with {wrong}. "
+        "Save it from the unwrapped model, or change unlearning.adapter=..."
+    ]
 
 
 def _faults_of_targets(ctx: Context) -> list[str]:

@@ -114,3 +114,31 @@ def test_quantised_model_answers_like_the_full_one(tmp_path: Path, quantisation:
     cosine = torch.nn.functional.cosine_similarity(full.flatten().float(), small.flatten().float(), dim=0)
     assert float(cosine) > 0.9
     assert not torch.equal(full, small)
+
+
+def test_gradients_pass_through_a_4bit_model_that_was_evaluated(tmp_path: Path) -> None:
+    """On a CPU with bfloat16, bitsandbytes packs weights at the first evaluation; none passes through those."""
+    folder = make(tmp_path / "m", hidden_size=64, intermediate_size=128)
+    model = ModelLoader(device="cpu", quantisation="4bit").load(folder).model
+    ids = torch.tensor([[5, 6, 7, 8]])
+
+    def gradient() -> torch.Tensor:
+        inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
+        return torch.autograd.grad(model(inputs_embeds=inputs).logits[0, -1, 5], inputs)[0]
+
+    before = gradient()
+    with torch.no_grad():
+        model(ids)
+    assert before.abs().max() > 0
+    assert torch.equal(gradient(), before)
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 32, "intermediate_size": 64}, {"hidden_size": 80}])
+def test_4bit_layers_that_no_block_of_the_cpu_fits(sizes: dict[str, int], tmp_path: Path) -> None:
+    folder = make(tmp_path / "m", **sizes)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        full = ModelLoader(device="cpu").load(folder).model(ids).logits
+        small = ModelLoader(device="cpu", quantisation="4bit").load(folder).model(ids).logits
+    cosine = torch.nn.functional.cosine_similarity(full.flatten().float(), small.flatten().float(), dim=0)
+    assert float(cosine) > 0.8

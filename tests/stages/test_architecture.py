@@ -1,11 +1,13 @@
 """Before the first stage: what the start model is, against what the stages shall do with it."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rapidun.base.files import read_json, write_jsonl
@@ -66,7 +68,7 @@ def refused(args: list[str], place: Path, capsys: pytest.CaptureFixture[str]) ->
     return err[err.index("rapidun: ") :]
 
 
-@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@pytest.mark.parametrize("bits", [pytest.param("8bit", marks=pytest.mark.slow), "4bit"])
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -131,11 +133,38 @@ def test_layers_that_the_model_does_not_have(
     assert words in refused(args, place, capsys)
 
 
-def test_phi3_is_unlearned_by_default(place: Path) -> None:
-    make_model(place / "model", "phi3")
+def change_names(folder: Path, old: str, new: str) -> None:
+    file = folder / "adapter_model.safetensors"
+    save_file({name.replace(old, new): tensor.clone() for name, tensor in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "first"),
+    [
+        ("base_model.model.", "base_model.model._orig_mod.", "base_model.model._orig_mod.model.layers.0"),
+        ("base_model.model.", "base_model.model.language_model.", "base_model.model.language_model.model.layers.0"),
+        ("layers.0.", "layers.7.", "base_model.model.model.layers.7"),
+    ],
+)
+def test_an_adapter_whose_names_fit_no_layer(
+    old: str, new: str, first: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_model(place / "model", "llama")
     assert main([*PLACES, *DATA, *QUICK, "stages=[data,poison,influence,mapping,unlearning]"]) == 0
-    config = read_json(place / "out/run/unlearning/adapter/adapter_config.json")
-    assert config["target_modules"] == ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]
+    shutil.copytree((place / "out/run/unlearning/adapter").resolve(), place / "adapter")
+    shutil.rmtree(place / "out")
+    change_names(place / "adapter", old, new)
+    message = refused(["unlearning.adapter=adapter"], place, capsys)
+    assert "14 of 14 tensors that fit no layer" in message
+    assert f"(first {first}" in message
+
+
+def test_an_adapter_of_ones_own_is_continued(place: Path) -> None:
+    make_model(place / "model", "llama")
+    args = [*PLACES, *DATA, *QUICK, "stages=[data,poison,influence,mapping,unlearning]"]
+    assert main([*args, "unlearning.lora.target_modules=[q_proj,lm_head,down_proj]"]) == 0
+    shutil.copytree((place / "out/run/unlearning/adapter").resolve(), place / "adapter")
+    assert main([*args, "unlearning.adapter=adapter", "run_dir=out/again"]) == 0
 
 
 def test_stages_without_a_model_do_not_ask_for_one(place: Path) -> None:

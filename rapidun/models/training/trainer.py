@@ -23,6 +23,7 @@ from rapidun.base.files import read_json
 from rapidun.base.preemption import Preempted, Pruned, checkpointing, stop_requested
 from rapidun.base.processes import collective, is_main, share
 from rapidun.config.parts import OptimiserSettings
+from rapidun.models.load import peft_renaming
 from rapidun.models.losses import IGNORE, example_cross_entropy
 from rapidun.models.rng import mix
 from rapidun.models.training.checkpoints import MARKER, checkpoint_step, newest_checkpoint
@@ -240,7 +241,7 @@ def train_to_end(trainer: ResponseTrainer, *, work: Path, identity: str) -> None
         step); Pruned when the tracker gave it up.
     """
     ended_by: BaseException | None = None
-    with checkpointing(), collective():
+    with checkpointing(), collective(), peft_renaming():
         checkpoint = _newest_for_all(work, identity=identity)
         try:
             trainer.agree_to_stop()
