@@ -207,7 +207,10 @@ def _run(row: Row, folder: Path, said: io.StringIO) -> None:
         pass  # said by the run, in its own words
     args = [*SETTINGS, *write_pack(folder), f"model.path={folder / 'model'}"]
     status = main([*args, f"run_dir={folder / 'run'}", f"store_dir={folder / 'store'}"])
-    noted = json.loads((folder / "run" / "status.json").read_text())
+    # a refusal before the first stage leaves nothing behind
+    noted: dict[str, Any] = {"stages": {}}
+    if (folder / "run" / "status.json").is_file():
+        noted = json.loads((folder / "run" / "status.json").read_text())
     row.done = list(noted["stages"])
     if status != 0:
         row.failed = noted.get("stage") or ""
