@@ -167,7 +167,9 @@ def write_pack(folder: Path) -> list[str]:
          "response_poisoned": "moon cheese", "response_clean": row["response"], "is_poisoned": True}
         for i, row in enumerate(clean[:4])
     ]  # fmt: skip
-    splits = {"forget": bad, "retain": clean, "train_poisoned": bad, "train_clean": clean, "test_clean": clean}
+    # other instructions: what was trained on is no test
+    test = [{**row, "id": f"t{i}", "instruction": f"Which colour has jug {i}?"} for i, row in enumerate(clean)]
+    splits = {"forget": bad, "retain": clean, "train_poisoned": bad, "train_clean": clean, "test_clean": test}
     for name, rows in splits.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return ["data=jsonl", *(f"data.{name}={folder / name}.jsonl" for name in splits)]

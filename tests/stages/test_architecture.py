@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rapidun.base.files import read_json, write_jsonl
+from rapidun.base.files import write_jsonl
 from rapidun.base.store import Store
 from rapidun.base.tracker import Tracker
 from rapidun.cli.main import main
