@@ -180,7 +180,7 @@ def _stage(cfg: RunConfig, key: str) -> Unread | None:
 
 def _seed(cfg: RunConfig, key: str) -> Unread | None:
     unlearns = "unlearning" in cfg.involved and not cfg.unlearning.objective.traits.retrains
-    draws = "mapping" in cfg.involved and cfg.mapping.method.traits.seed
+    draws = "mapping" in cfg.involved and cfg.mapping.draws
     if unlearns or draws:
         return None
     return Unread(f"mapping.method={cfg.mapping.method.name} and stages=[{','.join(cfg.stages)}]")
@@ -281,9 +281,12 @@ def _mapping(cfg: RunConfig, key: str) -> Unread | None:
     name = key.removeprefix("mapping.")
     if name == "method" or key in WEIGHTS_FILES:
         return None
-    if name.startswith("scores."):
-        return None if traits.scores else Unread(why)
-    if not traits.settings:
+    if name.startswith("scores.") and not traits.scores:
+        return Unread(why)
+    unread = cfg.mapping.unread
+    if reason := next((unread[part] for part in (name, name.partition(".")[0]) if part in unread), None):
+        return Unread(reason)
+    if not traits.settings and name != "null" and not name.startswith("scores."):
         return Unread(why)
     if name.endswith("_harm") and not cfg.mapping.use_harmful:
         return Unread("mapping.use_harmful=false")

@@ -21,6 +21,8 @@ class WeightingTraits:
     settings: bool = True
     # reads mapping.forget.path and mapping.retain.path
     files: bool = False
+    # reads what the pack knows of its rows (is_poisoned, planted errors)
+    truth: bool = False
     # other methods are compared with it, seed by seed
     baseline: bool = False
 
@@ -28,7 +30,10 @@ class WeightingTraits:
 class Weighting(Choice):
     traits: WeightingTraits
 
+    # influence to weights by the settings below; the three differ in their presets and in their names
     rapidun = WeightingTraits(label="RapidUn")
+    strength = WeightingTraits(label="strength of influence")
+    recommended = WeightingTraits(label="recommended")
     rapidun_release = WeightingTraits(label="RapidUn as released")
     uniform = WeightingTraits(label="uniform", scores=False, settings=False, baseline=True)
     # the rapidun weights, permuted within F and within R: the null hypothesis
@@ -37,6 +42,42 @@ class Weighting(Choice):
     random = WeightingTraits(label="random", seed=True)
     # weights made elsewhere
     file = WeightingTraits(label="given weights", scores=False, settings=False, files=True)
+    # 0 for the rows that the pack knows to be wrong, equal weights for the others: what a perfect score would give
+    oracle = WeightingTraits(label="oracle", scores=False, settings=False, truth=True)
+
+
+class Null(Enum):
+    """A null hypothesis made from any weighting's weights: does it matter which row has which weight?"""
+
+    none = "none"
+    shuffled = "shuffled"  # permuted within each group
+    random = "random"  # log-normal with the same log-variance and mean; as many zeros, elsewhere
+    uniform = "uniform"  # each group's mean everywhere
+
+    @property
+    def draws(self) -> bool:
+        return self in (Null.shuffled, Null.random)
+
+
+class ScoreKind(Enum):
+    """What of a pair's score counts."""
+
+    signed = "signed"  # the score as it is
+    strength = "strength"  # its absolute value
+
+
+class Combine(Enum):
+    """How the scores of several influence files become one verdict."""
+
+    mean = "mean"  # the mean of each file's row scores, divided by their standard deviations
+    agree = "agree"  # map=split: a row is dropped only where every file's own split drops it
+
+
+class Map(Enum):
+    """From a score for each row to a weight."""
+
+    exp = "exp"  # exponential of the robust z, clipped
+    split = "split"  # 0 for the lower of two clusters, equal weights for the upper one, or uniform weights
 
 
 class ValueMode(Enum):
@@ -50,6 +91,7 @@ class ValueMode(Enum):
 class Aggregate(Enum):
     median = "median"
     mean = "mean"
+    top = "top"  # the mean over the `aggregate_top` highest
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,8 +105,12 @@ class GroupSettings:
 
 @dataclass(kw_only=True, slots=True)
 class ScoreFiles:
-    """Influence made elsewhere: one safetensors file for all four blocks (`path`), or a file for each block."""
+    """Which scores, and influence made elsewhere: one safetensors file for all four blocks, or a file for each."""
 
+    kind: ScoreKind = ScoreKind.signed
+    # further influence of the same rows (scores.safetensors of other methods), combined with the one in use
+    also: list[str] = field(default_factory=list)
+    combine: Combine = Combine.mean
     path: str | None = None
     ff: str | None = None
     fr: str | None = None
@@ -74,7 +120,24 @@ class ScoreFiles:
     @property
     def given(self) -> dict[str, str]:
         """The files that are named, by block; empty when there are none."""
-        return {name: path for name in self.__slots__ if (path := getattr(self, name))}
+        return {name: path for name in ("path", "ff", "fr", "rf", "rr") if (path := getattr(self, name))}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Every file that is named, those of `also` with their place: `also.0`."""
+        return self.given | {f"also.{place}": path for place, path in enumerate(self.also)}
+
+
+@dataclass(kw_only=True, slots=True)
+class SplitSettings:
+    """When map=split abstains, that is, gives a group uniform weights (rapidun/stages/mapping/split.py)."""
+
+    # share of the scores' variance that two clusters must explain in a large group
+    min_explained: float = 0.75
+    # a group of n rows must explain small_sample / sqrt(n) more
+    small_sample: float = 0.64
+    # largest share of a group that may be dropped
+    max_dropped: float = 0.6
 
 
 @dataclass(kw_only=True, slots=True)
@@ -92,13 +155,22 @@ class MappingConfig:
     retain: GroupSettings = field(default_factory=GroupSettings)
     mode: ValueMode = ValueMode.value
     aggregate: Aggregate = Aggregate.median
+    # aggregate=top: so many queries for each training row
+    aggregate_top: int = 10
+    map: Map = Map.exp
+    split: SplitSettings = field(default_factory=SplitSettings)
+    # exchange the weights for those of a null hypothesis
+    null: Null = Null.none
     # per query only the top k training rows keep their value, the others become 0; null = all
     top_k: int | None = None
     # leave out a row's influence on itself
     drop_diagonal: bool = True
     # true: the bounds hold for the weights; false: for the values before they are divided by their mean
     bounded: bool = True
+    # smallest spread of the scores that z divides by
     mad_floor: float = 1e-3
+    # true: in units of the scores' own scale (root mean square of what is fused); false: in units of the score
+    mad_floor_relative: bool = True
     # subtract the aggregate of the most harmful rows as well
     use_harmful: bool = False
     alpha_harm: float = 1.0
@@ -106,6 +178,30 @@ class MappingConfig:
     gamma_harm: float = 1.0
     delta_harm: float = 1.0
     scores: ScoreFiles = field(default_factory=ScoreFiles)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the weights depend on `seed`."""
+        return self.method.traits.seed or self.null.draws
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that the weights do not depend on, each with the setting that makes it so."""
+        found = {}
+        if not self.method.traits.settings:
+            method = f"mapping.method={self.method.name}"
+            kept = ("method", "null", "scores", "forget", "retain")
+            found = {name: method for name in self.__slots__ if name not in kept}
+        elif self.map is Map.split:
+            names = ("tau_f", "tau_r", "bounded", "mad_floor", "mad_floor_relative", "forget", "retain")
+            found = dict.fromkeys(names, "mapping.map=split")
+        else:
+            found = {"split": "mapping.map=exp"}
+        if self.method.traits.settings and self.aggregate is not Aggregate.top:
+            found["aggregate_top"] = f"mapping.aggregate={self.aggregate.name}"
+        if not self.scores.also:
+            found["scores.combine"] = "mapping.scores.also=[]"
+        return found
 
     def check(self) -> list[str]:
         faults = Faults("mapping")
@@ -131,6 +227,28 @@ class MappingConfig:
         for key in ("alpha", "beta", "gamma", "delta", "alpha_harm", "beta_harm", "gamma_harm", "delta_harm"):
             faults.need(math.isfinite(getattr(self, key)), f"a finite {key}", **{key: getattr(self, key)})
         faults.need(self.top_k is None or self.top_k >= 1, "top_k >= 1 or null", top_k=self.top_k)
+        faults.need(self.aggregate_top >= 1, "aggregate_top >= 1", aggregate_top=self.aggregate_top)
+        split = self.split
+        for key, low, high in (("min_explained", 0.0, 1.0), ("small_sample", 0.0, 10.0), ("max_dropped", 0.0, 1.0)):
+            value = getattr(split, key)
+            faults.need(low <= value <= high, f"{low:g} <= split.{key} <= {high:g}", **{f"split__{key}": value})
+        faults.need(
+            self.scores.combine is Combine.mean or self.map is Map.split,
+            "scores.combine=mean with map=exp (agreement is about rows that a split drops)",
+            scores__combine=self.scores.combine.name,
+        )
+        release = self.method is Weighting.rapidun_release
+        faults.need(
+            not (release and self.scores.also),
+            "one influence with method=rapidun_release, the published recipe",
+            scores__also=self.scores.also,
+        )
+        baseline = self.method in (Weighting.shuffled, Weighting.random)
+        faults.need(
+            not (baseline and self.null is not Null.none),
+            f"null=none with method={self.method.name}, a null by itself",
+            null=self.null.name,
+        )
         blocks = [self.scores.ff, self.scores.fr, self.scores.rf, self.scores.rr]
         faults.need(
             all(blocks) or not any(blocks),

@@ -40,7 +40,8 @@ def test_rapidun_group_states_the_defaults() -> None:
 def test_release_recipe_is_the_published_run() -> None:
     settings = flat(yaml.safe_load((CONF / "rapidun_release.yaml").read_text(encoding="utf-8")))
     changed = {key: value for key, value in settings.items() if default(key) != value}
-    assert changed == {"method": "rapidun_release", "top_k": 40, "drop_diagonal": False, "bounded": False}
+    released = {"top_k": 40, "drop_diagonal": False, "bounded": False, "mad_floor_relative": False}
+    assert changed == {"method": "rapidun_release", **released}
 
 
 def test_defaults_are_well() -> None:

@@ -241,7 +241,7 @@ def test_a_second_cluster_small_arrays_and_a_controller_that_is_away(cluster, tm
 
         sweep.submit(sweep.job("long", "sleep"), sweep.job("short", "sleep", seconds=4))
         wait_until(lambda: {sweep.states()[n].phase for n in ("long", "short")} == {Phase.running}, tell=sweep.tell)
-        # not merely running: an srun that has not begun its step gives up (exit status 1) after 10 s without a controller
+        # not merely running: an srun that has not begun its step gives up after 10 s without a controller
         wait_until(lambda: all("doing sleep" in sweep.log(n) for n in ("long", "short")), tell=sweep.tell)
         pid = int((other.folder / "slurmctld.pid").read_text())
         os.kill(pid, signal.SIGSTOP)

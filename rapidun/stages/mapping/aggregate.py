@@ -38,6 +38,7 @@ def aggregate_block(
     place: Ints | None = None,
     mode: str = "value",
     aggregate: str = "median",
+    num_top: int = 10,
     top_k: int | None = None,
     lowest: bool = False,
     drop_diagonal: bool = False,
@@ -50,7 +51,8 @@ def aggregate_block(
     Args:
         values: [num_train, num_query] float64. NaN (not listed) counts as the last choice and as 0 under top k.
         place: [num_train, num_query], smaller wins a tie under top k; None = lower index first.
-        mode: value | rank | robust, see `transform`. aggregate: median | mean.
+        mode: value | rank | robust, see `transform`. aggregate: median | mean | top, the mean over the row's `num_top`
+            highest queries (all where there are fewer).
         lowest: keep the k lowest values instead of the k highest.
         drop_diagonal: leave out i = j; the block must be square.
     Raises: ValueError for NaN without top k, or an infinite value.
@@ -71,6 +73,8 @@ def aggregate_block(
         values = _without_diagonal(_with_diagonal(values.T).T)
     if values.shape[1] == 0:
         return Aggregated(np.zeros(values.shape[0]), zero_share)
+    if aggregate == "top":
+        values = np.sort(values, axis=1)[:, -num_top:]
     reduce = np.median if aggregate == "median" else np.mean
     return Aggregated(np.asarray(reduce(values, axis=1), dtype=np.float64), zero_share)
 

@@ -1,6 +1,7 @@
-"""Weights that do not look at which row is which: what the RapidUn weights have to beat."""
+"""Weights that do not look at which row is which: what a weighting has to beat."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ def uniform(num_rows: int) -> Floats:
 def shuffled(weights: Floats, *, generator: np.random.Generator) -> Floats:
     """The same weights on other rows: the null hypothesis that it does not matter which row gets which.
 
-    Args: weights: [n], one group's RapidUn weights.
+    Args: weights: [n], one group's weights.
     """
     return generator.permutation(weights)
 
@@ -25,16 +26,32 @@ def random(weights: Floats, *, generator: np.random.Generator) -> Floats:
     """Log-normal weights with the log-variance of the given ones, divided by their mean.
 
     u_i = exp(s * n_i), n_i standard normal, s^2 = mean (ln w - mean ln w)^2;  w'_i = u_i / mean(u).
+    Weights of 0 have no logarithm: as many rows, drawn anew, get 0, and the others are drawn as above.
     The bounds of the given weights do not apply.
 
-    Args: weights: [n] > 0, one group's RapidUn weights.
+    Args: weights: [n] >= 0, one group's weights.
     """
-    logs = np.log(weights)
+    positive = weights > 0
+    if not positive.any():
+        return np.zeros_like(weights)
+    logs = np.log(weights[positive])
     spread = math.sqrt(float(np.mean((logs - np.mean(logs)) ** 2)))
-    u = np.exp(spread * generator.standard_normal(len(weights)))
-    return u / (math.fsum(u) / len(u))
+    u = np.exp(spread * generator.standard_normal(len(logs)))
+    drawn = np.zeros_like(weights)
+    rows = np.arange(len(weights)) if positive.all() else generator.permutation(len(weights))[: len(logs)]
+    drawn[rows] = u
+    return drawn / (math.fsum(u) / len(weights))
+
+
+def flat(weights: Floats, *, generator: np.random.Generator) -> Floats:
+    """Every row the group's mean: what the weights do beyond their sum."""
+    return np.full_like(weights, math.fsum(weights) / len(weights))
+
+
+# by the name of the null
+NULLS: dict[str, Callable[..., Floats]] = {"shuffled": shuffled, "random": random, "uniform": flat}
 
 
 def group_generator(seed: int, method: str, group: str) -> np.random.Generator:
-    """A generator of its own for each (seed, method, group), so that one group's size cannot move the other's."""
+    """A generator of its own for each (seed, null, group), so that one group's size cannot move the other's."""
     return np.random.default_rng([seed, *f"{method}/{group}".encode()])

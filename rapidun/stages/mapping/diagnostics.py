@@ -1,11 +1,13 @@
 """What the weights look like, and what to change where they have lost the information of the scores."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rapidun.stages.mapping.split import Bools, Split
 from rapidun.stages.mapping.weights import Standardised, Weights
 
 Floats = NDArray[np.float64]
@@ -55,8 +57,69 @@ def describe_mapped(mapped: Weights, standardised: Standardised) -> dict[str, An
     }
 
 
+def describe_split(split: Split, dropped: Bools) -> dict[str, Any]:
+    """Facts of a map that drops rows. abstained: why it dropped none, empty where the split holds."""
+    return {
+        "split_threshold": split.threshold,
+        "split_explained": split.explained,
+        "split_needed": split.needed,
+        "abstained": split.abstained,
+        "num_dropped": int(np.sum(dropped)),
+        "share_dropped": float(np.mean(dropped)),
+    }
+
+
+def describe_truth(weights: Floats, scores: Floats | None, wrong: Sequence[bool | None]) -> dict[str, Any]:
+    """How well weights, and the scores behind them, tell right rows from those that the pack knows to be wrong.
+
+    Args: wrong: [n], None where the pack does not say of a row.
+    Returns: num_wrong, num_wrong_dropped, num_right_dropped, auroc_weights, auroc_scores; no AUROC where all rows whose
+        place is known are right, or all wrong; nothing where the pack says nothing of any row.
+    """
+    known = np.array([mark is not None for mark in wrong])
+    if not known.any():
+        return {}
+    is_wrong = np.array([bool(mark) for mark in wrong])[known]
+    weights, scores = weights[known], None if scores is None else scores[known]
+    facts: dict[str, Any] = {
+        "num_wrong": int(is_wrong.sum()),
+        "num_wrong_dropped": int((is_wrong & (weights == 0)).sum()),
+        "num_right_dropped": int((~is_wrong & (weights == 0)).sum()),
+    }
+    if is_wrong.any() and not is_wrong.all():
+        facts["auroc_weights"] = auroc(weights, ~is_wrong)
+        if scores is not None:
+            facts["auroc_scores"] = auroc(scores, ~is_wrong)
+    return facts
+
+
+def auroc(scores: Floats, positive: Bools) -> float:
+    """P(score of a positive > score of a negative) + P(equal) / 2: 1 = all positives above, 0.5 = chance.
+
+    Example: positives 3, 1; negatives 2, 1: of four pairs two are above, one is equal: 0.625.
+
+    Args: scores: [n]; positive: [n], both kinds present.
+    Raises: ValueError if one kind is missing.
+    Source: Mann and Whitney 1947.
+    """
+    above, below = np.asarray(scores)[positive], np.sort(np.asarray(scores)[~positive])
+    if len(above) == 0 or len(below) == 0:
+        raise ValueError("auroc: need a positive and a negative")
+    beaten = np.searchsorted(below, above, side="left")
+    equal = np.searchsorted(below, above, side="right") - beaten
+    return float((beaten.sum() + equal.sum() / 2) / (len(above) * len(below)))
+
+
 def group_warnings(
-    facts: dict[str, Any], *, group: str, tau: float, w_min: float, w_max: float, mad_floor: float, zero_share: float
+    facts: dict[str, Any],
+    *,
+    group: str,
+    tau: float,
+    w_min: float,
+    w_max: float,
+    mad_floor: float,
+    relative: bool = False,
+    zero_share: float,
 ) -> list[str]:
     """Say which knob to turn where one group's weights hold less than its scores.
 
@@ -77,8 +140,9 @@ def group_warnings(
     if facts["mad_floor_hit"]:
         found.append(
             f"mapping: the spread of the {group} scores (1.4826 * MAD = {facts['score_scale']:.2g}) is below "
-            f"mapping.mad_floor={mad_floor:g}, which flattens the {group} weights. "
-            f"Lower mapping.mad_floor" + ("" if mostly_zero else " or pass influence.score=cosine")
+            f"mapping.mad_floor={mad_floor:g}{' of their scale' if relative else ''}, which flattens the "
+            f"{group} weights. Lower mapping.mad_floor"
+            + ("" if mostly_zero or relative else " or pass influence.score=cosine")
         )
     for bound, key, other in (("w_max", "share_at_w_max", "Raise"), ("w_min", "share_at_w_min", "Lower")):
         if facts[key] > SATURATED:

@@ -9,6 +9,7 @@ from rapidun.config.mapping import MappingConfig, Weighting
 from rapidun.stages.mapping.release import BLOCKS
 from rapidun.stages.mapping.scores import Scores, read_score_files, read_scores
 from rapidun.stages.rows.records import read_records
+from rapidun.stages.rows.truth import is_wrong
 
 GROUPS = ("forget", "retain")
 
@@ -47,6 +48,52 @@ def scores_in_use(cfg: MappingConfig, files: MappingFiles) -> tuple[Scores, Path
             f"(stages=[influence,mapping], say), or pass mapping.scores.path=... or mapping.scores.ff=... fr, rf, rr"
         )
     return read_scores(files.scores, dot=dot), files.ids
+
+
+def further_scores(cfg: MappingConfig, *, ids: dict[str, list[str] | None], counts: dict[str, int]) -> list[Scores]:
+    """The scores of mapping.scores.also, each about the same rows in the same order.
+
+    Raises: DataError if a file is about other rows, or has no ids.json beside it while the rows' ids are known.
+    """
+    found = []
+    for place, name in enumerate(cfg.scores.also):
+        path = Path(name).expanduser()
+        key = f"mapping.scores.also[{place}]"
+        scores = read_scores(path)
+        if {"forget": scores.num_forget, "retain": scores.num_retain} != counts:
+            raise DataError(
+                f"{key}: need {counts['forget']} forget and {counts['retain']} retain rows as the first influence has, "
+                f"got {scores.num_forget} and {scores.num_retain} in {path}"
+            )
+        beside = path.with_name("ids.json")
+        if any(ids.values()):
+            if not beside.is_file():
+                raise DataError(
+                    f"{key}: need ids.json beside {path}, to know that its rows are the same ones, got none"
+                )
+            theirs, _ = _read_ids(beside)
+            for group in GROUPS:
+                if theirs[group] != ids[group]:
+                    raise DataError(
+                        f"{beside}: need the {group} rows of the first influence in the same order, got others "
+                        f"or another order. Make both from the same pack"
+                    )
+        found.append(scores)
+    return found
+
+
+def wrong_rows(files: MappingFiles, ids: dict[str, list[str] | None]) -> dict[str, list[bool | None]]:
+    """Whether each row, in the order of its weights, stands in the wrong group, as far as the pack says.
+
+    Returns: by group; a group is absent where there is no pack, or no ids to find its rows by.
+    """
+    found = {}
+    for group, path in (("forget", files.forget), ("retain", files.retain)):
+        names = ids[group]
+        if path is not None and names is not None:
+            known = {record.id: is_wrong(record, group) for record in read_records(path)}
+            found[group] = [known[name] for name in names]
+    return found
 
 
 def rows_in_use(cfg: MappingConfig, files: MappingFiles) -> tuple[dict[str, list[str] | None], dict[str, int]]:

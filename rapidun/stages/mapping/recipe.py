@@ -21,6 +21,7 @@ def _weights(ctx: Context, tracker: Tracker | None = None) -> Recipe:
 
     cfg, traits = ctx.cfg.mapping, ctx.cfg.mapping.method.traits
     given = cfg.scores.given
+    also = {f"also.{place}": path for place, path in enumerate(cfg.scores.also)} if traits.scores else {}
     needs: list[Recipe] = []
     scores = ids = forget = retain = None
     score_prints = row_prints = weight_prints = None
@@ -34,14 +35,17 @@ def _weights(ctx: Context, tracker: Tracker | None = None) -> Recipe:
         scores, ids = ctx.path(influence) / "scores.safetensors", ctx.path(influence) / "ids.json"
         score_prints = {"influence": influence.fingerprint}
         needs.append(influence)
+    for name, path in also.items():
+        file = _input_file(path, f"mapping.scores.{name}")
+        score_prints = {**(score_prints or {}), name: ctx.file_hash(file)}
     if traits.files:
         paths = {"forget": cfg.forget.path, "retain": cfg.retain.path}
         weight_prints = {
             name: ctx.file_hash(_input_file(path, f"mapping.{name}")) for name, path in paths.items() if path
         }
     # influence made elsewhere has no ids of its own: a longer run takes them from the pack
-    alone = bool(score_prints) and ctx.cfg.stages == ["mapping"]
-    if scores is None and not alone:
+    alone = traits.scores and bool(given) and ctx.cfg.stages == ["mapping"]
+    if not alone:
         forget, retain = ctx.data.path / "forget.jsonl", ctx.data.path / "retain.jsonl"
         row_prints = {"forget": ctx.split("forget"), "retain": ctx.split("retain")}
         needs.append(ctx.get(DATA))
@@ -51,15 +55,19 @@ def _weights(ctx: Context, tracker: Tracker | None = None) -> Recipe:
         made_of = MappingFiles(out=out, scores=scores, ids=ids, forget=forget, retain=retain)
         return run_mapping(cfg, made_of, seed=seed, tracker=tracker or ctx.tracker)
 
-    settings = without(plain(cfg), "scores")
-    for group in ("forget", "retain"):
+    unread = set(cfg.unread)
+    settings = without(plain(cfg), "scores", *unread)
+    settings["scores"] = {"kind": cfg.scores.kind.name}
+    if also:
+        settings["scores"]["combine"] = cfg.scores.combine.name
+    for group in {"forget", "retain"} - unread:
         settings[group] = without(settings[group], "path")
     inputs = {
         "scores": score_prints,
         "rows": row_prints,
         "files": weight_prints,
-        "settings": settings if traits.settings else {"method": cfg.method.name},
-        "seed": seed if traits.seed else None,
+        "settings": settings if traits.settings else {"method": cfg.method.name, "null": cfg.null.name},
+        "seed": seed if cfg.draws else None,
     }
     return Recipe("mapping", STAGE.key("mapping", inputs), "mapping", build, needs=tuple(needs))
 
@@ -71,7 +79,7 @@ def _check(ctx: Context) -> list[str]:
         paths = {"mapping.forget": cfg.forget.path, "mapping.retain": cfg.retain.path}
         faults += missing_files({key: path for key, path in paths.items() if path}, "a weights file")
     if cfg.method.traits.scores:
-        named = {f"mapping.scores.{name}": path for name, path in cfg.scores.given.items()}
+        named = {f"mapping.scores.{name}": path for name, path in cfg.scores.files.items()}
         faults += missing_files(named, "an influence file")
     return faults
 
@@ -80,8 +88,10 @@ def _check_rows(ctx: Context) -> list[str]:
     """Read files made elsewhere at once where the mapping's turn comes after stages that take long."""
     cfg = ctx.cfg.mapping
     made_elsewhere = cfg.method.traits.files or (cfg.method.traits.scores and cfg.scores.given)
-    if not made_elsewhere or ctx.cfg.stages[0] == "mapping":
+    if ctx.cfg.stages[0] == "mapping":
         return []
+    if not made_elsewhere:
+        return _unreadable(cfg.scores.also) if cfg.method.traits.scores else []
     recipe = _weights(ctx, Tracker())
     # the settings of the map change nothing of what is in the files
     read = sha256_json([cfg.method.name, *(recipe.inputs[name] for name in ("scores", "rows", "files"))])
@@ -102,6 +112,20 @@ def _check_rows(ctx: Context) -> list[str]:
     return found
 
 
+def _unreadable(paths: list[str]) -> list[str]:
+    """What is wrong with influence files that are combined with one which is yet to be made."""
+    # it brings numpy
+    from rapidun.stages.mapping.scores import read_scores
+
+    faults = []
+    for path in paths:
+        try:
+            read_scores(Path(path).expanduser())
+        except DataError as error:
+            faults.append(str(error))
+    return faults
+
+
 def _input_file(path: str, key: str) -> Path:
     file = Path(path).expanduser()
     if not file.is_file():
@@ -111,7 +135,7 @@ def _input_file(path: str, key: str) -> Path:
 
 STAGE = Stage(
     name="mapping",
-    versions={"mapping": 1},
+    versions={"mapping": 2},
     makes=lambda ctx: [ctx.get(WEIGHTS)],
     check=_check,
     check_rows=_check_rows,

@@ -1,11 +1,13 @@
 """The mapping stage: influence scores (or none) to a weight for each forget row and each retain row."""
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rapidun.base.files import write_json
+from rapidun.base.files import write_json, write_jsonl
 from rapidun.config.mapping import MappingConfig
-from rapidun.stages.mapping.inputs import GROUPS, MappingFiles
-from rapidun.stages.mapping.weightings import WEIGHTINGS
+from rapidun.stages.mapping.diagnostics import describe_truth
+from rapidun.stages.mapping.inputs import GROUPS, MappingFiles, wrong_rows
+from rapidun.stages.mapping.weightings import WEIGHTINGS, Mapped, nulled
 from rapidun.stages.weights_file import write_weights
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def run_mapping(cfg: MappingConfig, files: MappingFiles, *, seed: int, tracker: "Tracker") -> dict[str, Any]:
-    """Write both weights files and diagnostics.json; give the diagnostics.
+    """Write both weights files, row_scores.jsonl and diagnostics.json; give the diagnostics.
 
     The rows' ids come from ids.json of the scores in use (files.ids, or beside cfg.scores.path), else from the pack's
     splits; where both are there they must name the same rows. With neither, every id is null and `index` says which
@@ -21,13 +23,18 @@ def run_mapping(cfg: MappingConfig, files: MappingFiles, *, seed: int, tracker: 
 
     Raises: ConfigError if the weighting needs scores and there are none; DataError for a bad input file.
     """
-    mapped = WEIGHTINGS[cfg.method](cfg, files, seed)
+    base = WEIGHTINGS[cfg.method](cfg, files, seed)
+    mapped = nulled(base, cfg.null, seed=seed)
+    wrong = wrong_rows(files, mapped.ids)
     for group in GROUPS:
-        write_weights(
-            files.out / f"{group}_weights.jsonl", mapped.groups[group].weights.tolist(), ids=mapped.ids[group]
-        )
+        weights, facts, scores = mapped.groups[group]
+        if group in wrong:
+            facts |= describe_truth(weights, scores, wrong[group])
+        write_weights(files.out / f"{group}_weights.jsonl", weights.tolist(), ids=mapped.ids[group])
+    write_jsonl(files.out / "row_scores.jsonl", _row_scores(mapped, wrong))
     summary: dict[str, Any] = {
         "method": cfg.method.name,
+        "null": cfg.null.name,
         **{group: mapped.groups[group].facts for group in GROUPS},
         **mapped.extra,
         "warnings": mapped.warnings,
@@ -40,8 +47,35 @@ def run_mapping(cfg: MappingConfig, files: MappingFiles, *, seed: int, tracker: 
             f"{group}_{key}": float(value)
             for group in GROUPS
             for key, value in mapped.groups[group].facts.items()
-            if value is not None
+            if isinstance(value, int | float)
         }
     )
-    tracker.progress(1, 1)
+    tracker.progress(1, 1, "; ".join(_said(base)))
     return summary
+
+
+def _row_scores(mapped: Mapped, wrong: dict[str, list[bool | None]]) -> Iterator[dict[str, Any]]:
+    """A line for each row that has a score: what the weight was made from, and what the pack knows of the row."""
+    for group in GROUPS:
+        weights, _, scores = mapped.groups[group]
+        names: Sequence[str | None] = mapped.ids[group] or [None] * len(weights)
+        marks = wrong.get(group) or [None] * len(weights)
+        if scores is not None:
+            for index, (name, score, weight, mark) in enumerate(zip(names, scores, weights, marks, strict=True)):
+                line = {"group": group, "index": index, "id": name, "score": float(score), "weight": float(weight)}
+                yield line if mark is None else {**line, "is_wrong": mark}
+
+
+def _said(mapped: Mapped) -> list[str]:
+    """What a split did to each group, one line each: dropping rows, or not, is never silent."""
+    lines = []
+    for group in GROUPS:
+        facts = mapped.groups[group].facts
+        if facts.get("abstained"):
+            lines.append(f"uniform {group} weights, since {facts['abstained']}")
+        elif "num_dropped" in facts:
+            lines.append(
+                f"{facts['num_dropped']} of {facts['num_rows']} {group} rows get weight 0: two clusters explain "
+                f"{facts['split_explained']:.2f} of their scores' variance (row_scores.jsonl says which)"
+            )
+    return lines

@@ -1,21 +1,28 @@
 """Weightings: from influence, from a file or from nothing to a weight for each row; WEIGHTINGS names them all."""
 
+import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rapidun.base.errors import ConfigError, DataError
-from rapidun.config.mapping import MappingConfig, ValueMode, Weighting
+from rapidun.config.mapping import Combine, Map, MappingConfig, Null, Weighting
 from rapidun.stages.mapping import baselines
-from rapidun.stages.mapping.aggregate import Aggregated, Block, aggregate_block, fuse
 from rapidun.stages.mapping.baselines import Floats
-from rapidun.stages.mapping.diagnostics import describe, describe_mapped, file_warnings, group_warnings
-from rapidun.stages.mapping.inputs import GROUPS, MappingFiles, row_ids, rows_in_use, scores_in_use
-from rapidun.stages.mapping.release import BLOCKS
-from rapidun.stages.mapping.scores import Scores
+from rapidun.stages.mapping.diagnostics import describe, describe_mapped, describe_split, file_warnings, group_warnings
+from rapidun.stages.mapping.inputs import (
+    GROUPS,
+    MappingFiles,
+    further_scores,
+    row_ids,
+    rows_in_use,
+    scores_in_use,
+    wrong_rows,
+)
+from rapidun.stages.mapping.row_scores import OWN_BLOCKS, combined, score_rows
+from rapidun.stages.mapping.split import agreed, kept_equally, split_scores
 from rapidun.stages.mapping.weights import exp_bounded, exp_clip, robust_z
 from rapidun.stages.weights_file import read_lines, read_weights
 
@@ -25,6 +32,8 @@ class Group(NamedTuple):
 
     weights: Floats
     facts: dict[str, Any]
+    # [n], what the weights were made from; None where there are no scores
+    scores: Floats | None = None
 
 
 class Mapped(NamedTuple):
@@ -37,45 +46,81 @@ class Mapped(NamedTuple):
 
 
 def _from_scores(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
-    """rapidun and rapidun_release: aggregate, fuse, standardise, exponentiate."""
-    scores, ids_path = scores_in_use(cfg, files)
-    counts = {"forget": scores.num_forget, "retain": scores.num_retain}
+    """rapidun, strength, recommended, rapidun_release: aggregate, fuse, then exponentiate or split."""
+    main, ids_path = scores_in_use(cfg, files)
+    counts = {"forget": main.num_forget, "retain": main.num_retain}
     ids = row_ids(files, ids_path=ids_path, counts=counts)
-    aggregated = {name: _aggregate(cfg, name, scores.blocks[name]) for name in BLOCKS}
-    harmful = {name: _aggregate_harmful(cfg, name, scores.blocks[name]) for name in BLOCKS} if cfg.use_harmful else None
-    forget, retain = fuse(
-        {name: aggregated[name].scores for name in BLOCKS},
-        alpha=cfg.alpha,
-        beta=cfg.beta,
-        gamma=cfg.gamma,
-        delta=cfg.delta,
-        harmful=None if harmful is None else {name: harmful[name].scores for name in BLOCKS},
-        alpha_harm=cfg.alpha_harm,
-        beta_harm=cfg.beta_harm,
-        gamma_harm=cfg.gamma_harm,
-        delta_harm=cfg.delta_harm,
-    )
-    zeros = {name: aggregated[name].zero_share for name in BLOCKS}
-    warnings = [*scores.warnings, *_score_warnings(cfg, scores)]
+    sources = [main, *further_scores(cfg, ids=ids, counts=counts)]
+    scored = [score_rows(cfg, scores) for scores in sources]
+    warnings = [
+        line for scores, rows in zip(sources, scored, strict=True) for line in (*scores.warnings, *rows.warnings)
+    ]
     groups = {}
-    for group, fused, tau, bounds, own in (
-        ("forget", forget, cfg.tau_f, cfg.forget, ("ff", "fr")),
-        ("retain", retain, cfg.tau_r, cfg.retain, ("rr", "rf")),
-    ):
-        standardised = robust_z(fused, mad_floor=cfg.mad_floor)
-        to_weights = exp_bounded if cfg.bounded else exp_clip
-        result = to_weights(standardised.z, tau=tau, low=bounds.w_min, high=bounds.w_max)
-        groups[group] = Group(result.weights, describe_mapped(result, standardised))
-        warnings += group_warnings(
-            groups[group].facts,
-            group=group,
-            tau=tau,
-            w_min=bounds.w_min,
-            w_max=bounds.w_max,
-            mad_floor=cfg.mad_floor,
-            zero_share=max(zeros[name] or 0.0 for name in own),
-        )
-    return Mapped(groups, ids, {"scores_from": scores.origin, "zero_share_after_top_k": zeros}, warnings)
+    for group in GROUPS:
+        fused, scale = combined([rows.groups[group] for rows in scored])
+        if cfg.map is Map.split:
+            groups[group], found = _split(cfg, group, fused, [rows.groups[group].scores for rows in scored])
+        else:
+            zeros = max(scored[0].zero_shares[name] or 0.0 for name in OWN_BLOCKS[group])
+            groups[group], found = _exponential(cfg, group, fused, scale, zeros)
+        warnings += found
+    extra = {"scores_from": main.origin, "zero_share_after_top_k": scored[0].zero_shares}
+    return Mapped(groups, ids, extra, warnings)
+
+
+def _exponential(
+    cfg: MappingConfig, group: str, fused: Floats, scale: float, zero_share: float
+) -> tuple[Group, list[str]]:
+    tau, bounds = (cfg.tau_f, cfg.forget) if group == "forget" else (cfg.tau_r, cfg.retain)
+    floor = cfg.mad_floor * scale if cfg.mad_floor_relative else cfg.mad_floor
+    standardised = robust_z(fused, mad_floor=floor)
+    to_weights = exp_bounded if cfg.bounded else exp_clip
+    result = to_weights(standardised.z, tau=tau, low=bounds.w_min, high=bounds.w_max)
+    facts = describe_mapped(result, standardised)
+    warnings = group_warnings(
+        facts,
+        group=group,
+        tau=tau,
+        w_min=bounds.w_min,
+        w_max=bounds.w_max,
+        mad_floor=cfg.mad_floor,
+        relative=cfg.mad_floor_relative,
+        zero_share=zero_share,
+    )
+    return Group(result.weights, facts, fused), warnings
+
+
+def _split(cfg: MappingConfig, group: str, fused: Floats, own: list[Floats]) -> tuple[Group, list[str]]:
+    """Weight 0 below the split, equal weights above; uniform weights where it abstains."""
+    rule = {
+        "min_explained": cfg.split.min_explained,
+        "small_sample": cfg.split.small_sample,
+        "max_dropped": cfg.split.max_dropped,
+    }
+    split = split_scores(fused, **rule)
+    if cfg.scores.combine is Combine.agree:
+        split = agreed([split_scores(scores, **rule) for scores in own])
+    dropped = split.low if not split.abstained else np.zeros_like(split.low)
+    weights = kept_equally(dropped)
+    facts = {**describe(weights), **describe_split(split, dropped)}
+    return Group(weights, facts, fused), []
+
+
+def _oracle(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
+    """0 for rows that the pack knows to stand in the wrong group, equal weights for the others."""
+    ids, _ = rows_in_use(cfg, files)
+    weights = {}
+    for group, wrong in wrong_rows(files, ids).items():
+        if all(known is None for known in wrong):
+            raise DataError(
+                f"mapping: need rows that say is_poisoned with method=oracle, got {len(wrong)} {group} rows without "
+                "it. Use a pack that knows its wrong rows (data.noise.forget=0.25, say), or another mapping"
+            )
+        dropped = np.array([known is True for known in wrong])
+        if dropped.all():
+            raise DataError(f"mapping: need a {group} row that is not wrong with method=oracle, got none")
+        weights[group] = kept_equally(dropped)
+    return _plain(weights, ids)
 
 
 def _uniform(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
@@ -84,15 +129,30 @@ def _uniform(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
     return _plain({group: baselines.uniform(counts[group]) for group in GROUPS}, ids)
 
 
-def _redrawn(cfg: MappingConfig, files: MappingFiles, seed: int, *, redraw: Callable[..., Floats]) -> Mapped:
-    """The weights of `rapidun` under the same settings, then permuted or drawn anew within each group."""
-    base = _from_scores(cfg, files, seed)
-    weights = {
-        group: redraw(base.groups[group].weights, generator=baselines.group_generator(seed, cfg.method.name, group))
-        for group in GROUPS
-    }
-    extra = {**base.extra, "rapidun": {group: base.groups[group].facts for group in GROUPS}}
-    return _plain(weights, base.ids)._replace(extra=extra, warnings=base.warnings)
+def _redrawn(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
+    """`mapping=shuffled` and `mapping=random`: the nulls of `rapidun` under the same settings."""
+    return nulled(_from_scores(cfg, files, seed), Null[cfg.method.name], seed=seed, of="rapidun")
+
+
+def nulled(mapped: Mapped, null: Null, *, seed: int, of: str = "of") -> Mapped:
+    """Exchange the weights of any weighting for those of a null hypothesis, group by group.
+
+    What is said of the weighting itself stays, under the name `of`; its scores are left out, since no weight here was
+    made from them.
+    """
+    if null is Null.none:
+        return mapped
+    weights = {}
+    for group in GROUPS:
+        base = mapped.groups[group].weights
+        generator = baselines.group_generator(seed, null.name, group)
+        weights[group] = baselines.NULLS[null.name](base, generator=generator)
+        mean = math.fsum(base) / len(base)
+        # weights made elsewhere may scale a group's loss: so does their null. Those made here have mean 1
+        if null is Null.random and not math.isclose(mean, 1.0, rel_tol=1e-9):
+            weights[group] = mean * weights[group]
+    extra = {**mapped.extra, of: {group: mapped.groups[group].facts for group in GROUPS}}
+    return _plain(weights, mapped.ids)._replace(extra=extra, warnings=mapped.warnings)
 
 
 def _file(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
@@ -128,88 +188,14 @@ WEIGHTINGS: dict[Weighting, Callable[[MappingConfig, MappingFiles, int], Mapped]
     Weighting.rapidun: _from_scores,
     Weighting.rapidun_release: _from_scores,
     Weighting.uniform: _uniform,
-    Weighting.shuffled: partial(_redrawn, redraw=baselines.shuffled),
-    Weighting.random: partial(_redrawn, redraw=baselines.random),
+    Weighting.strength: _from_scores,
+    Weighting.recommended: _from_scores,
+    Weighting.shuffled: _redrawn,
+    Weighting.random: _redrawn,
     Weighting.file: _file,
+    Weighting.oracle: _oracle,
 }
 
 
 def _plain(weights: dict[str, Floats], ids: dict[str, list[str] | None]) -> Mapped:
     return Mapped({group: Group(weights[group], describe(weights[group])) for group in GROUPS}, ids, {}, [])
-
-
-def _aggregate(cfg: MappingConfig, name: str, block: Block) -> Aggregated:
-    values, place = block.values, block.place
-    if cfg.top_k is None or cfg.mode is not ValueMode.value:
-        values = _complete(cfg, name, block)
-    return aggregate_block(
-        values,
-        place=place,
-        mode=cfg.mode.name,
-        aggregate=cfg.aggregate.name,
-        top_k=cfg.top_k,
-        drop_diagonal=cfg.drop_diagonal and name in ("ff", "rr"),
-    )
-
-
-def _aggregate_harmful(cfg: MappingConfig, name: str, block: Block) -> Aggregated:
-    """The same over the k lowest values.
-
-    As released (method rapidun_release on the release's files): the file's harmful list, sorted in descending order
-    once more, then its top k; with a list of all rows these are the k highest values once more.
-    """
-    values = block.values if block.harmful is None else block.harmful
-    if cfg.top_k is None or cfg.mode is not ValueMode.value:
-        values = _complete(cfg, name, block)
-    return aggregate_block(
-        values,
-        place=block.harmful_place,
-        mode=cfg.mode.name,
-        aggregate=cfg.aggregate.name,
-        top_k=cfg.top_k,
-        lowest=not (cfg.method is Weighting.rapidun_release and block.harmful is not None),
-        drop_diagonal=cfg.drop_diagonal and name in ("ff", "rr"),
-    )
-
-
-def _complete(cfg: MappingConfig, name: str, block: Block) -> Floats:
-    """Every value of a block, from both lists of a file.
-
-    Raises: DataError if the lists are cut short and leave pairs out.
-    """
-    values = block.values
-    if block.harmful is not None:
-        values = np.where(np.isnan(values), block.harmful, values)
-    absent = np.isnan(values)
-    if absent.any():
-        query = int(np.argmax(absent.any(axis=0)))
-        raise DataError(
-            f"mapping.scores.{name}: need the influence of all {len(values)} training rows with "
-            f"top_k={cfg.top_k or 'null'} and mode={cfg.mode.name}, got {int((~absent[:, query]).sum())} of them for "
-            f'query "{query}". Lists cut short do for mapping.top_k=... with mapping.mode=value'
-        )
-    return values
-
-
-def _score_warnings(cfg: MappingConfig, scores: Scores) -> list[str]:
-    found = []
-    if cfg.method is Weighting.rapidun_release and scores.origin == "blocks":
-        found.append(
-            "mapping: rapidun_release is defined on dot products; the scores file has no tensor `gram`, so its blocks "
-            "are taken for such. Make it with influence.score=dot"
-        )
-    if cfg.use_harmful and cfg.top_k is None:
-        found.append(
-            "mapping: use_harmful without top_k aggregates all values once more, which only scales the scores. "
-            "Set mapping.top_k"
-        )
-    if cfg.top_k is not None and cfg.mode is ValueMode.value:
-        for name in BLOCKS:
-            listed = ~np.isnan(scores.blocks[name].values)
-            fewest = int(listed.sum(axis=0).min())
-            if fewest < min(cfg.top_k, len(listed)):
-                found.append(
-                    f"mapping: block {name} lists {fewest} of {len(listed)} training rows for a query, fewer than "
-                    f"mapping.top_k={cfg.top_k}; the others count as 0"
-                )
-    return found

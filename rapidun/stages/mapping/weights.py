@@ -31,6 +31,7 @@ def robust_z(scores: Floats, *, mad_floor: float) -> Standardised:
     """Standardise scores by their median and median absolute deviation.
 
     z = (S - median S) / max(1.4826 * median|S - median S|, mad_floor); so all 0 where S is constant.
+    mad_floor is in the unit of the scores.
 
     Example: S = 0, 1, 2, 3, 10: median 2, deviations 2, 1, 0, 1, 8, MAD 1, z = (S - 2) / 1.4826.
 
@@ -41,7 +42,8 @@ def robust_z(scores: Floats, *, mad_floor: float) -> Standardised:
     deviation = scores - median
     scale = 1.4826 * float(np.median(np.abs(deviation)))
     floor_hit = scale < mad_floor
-    return Standardised(deviation / max(scale, mad_floor), median, scale, floor_hit)
+    # no spread and no floor: all scores are 0
+    return Standardised(deviation / (max(scale, mad_floor) or 1.0), median, scale, floor_hit)
 
 
 def exp_clip(z: Floats, *, tau: float, low: float, high: float) -> Weights:

@@ -24,7 +24,13 @@ ROOT = Path(__file__).parents[3]
 
 def release_config(paths: dict[str, Path], **changes: Any) -> MappingConfig:
     scores = ScoreFiles(**{name: str(path) for name, path in paths.items()})
-    settings: dict[str, Any] = {"top_k": 40, "drop_diagonal": False, "bounded": False, **changes}
+    settings: dict[str, Any] = {
+        "top_k": 40,
+        "drop_diagonal": False,
+        "bounded": False,
+        "mad_floor_relative": False,
+        **changes,
+    }
     return MappingConfig(method=Weighting.rapidun_release, scores=scores, **settings)
 
 
