@@ -51,6 +51,8 @@ class RunRecord:
     diagnostics: dict[str, Any]
     forget_weights: list[float]
     retain_weights: list[float]
+    # a line for each row that has a score: group, id, score, weight, and is_wrong where the pack knows
+    row_scores: list[dict[str, Any]]
     manifest: dict[str, Any]
     stage_warnings: list[str]
     command: str
@@ -95,6 +97,7 @@ def read_run(path: Path) -> RunRecord:
         diagnostics=_read_object(path / "mapping" / "diagnostics.json"),
         forget_weights=_read_weights(path / "mapping" / "forget_weights.jsonl"),
         retain_weights=_read_weights(path / "mapping" / "retain_weights.jsonl"),
+        row_scores=_read_rows(path / "mapping" / "row_scores.jsonl"),
         manifest=_read_object(path / "data" / "manifest.json"),
         stage_warnings=_read_warnings(path),
         command=hide_entries(_read_text(path / "command.txt").strip()),
@@ -145,12 +148,18 @@ def read_influence(path: Path) -> Influence | None:
 
 def read_instructions(path: Path, ids: Iterable[str]) -> dict[str, str]:
     """Instruction of each id that stands in data/forget.jsonl or data/retain.jsonl of a run folder."""
+    return {name: question for name, (question, _) in read_texts(path, ids).items()}
+
+
+def read_texts(path: Path, ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Instruction and response of each id that stands in data/forget.jsonl or data/retain.jsonl of a run folder."""
     wanted = set(ids)
     found = {}
     for split in ("forget", "retain"):
         for row in _read_rows(path / "data" / f"{split}.jsonl"):
             if str(row.get("id")) in wanted:
-                found[str(row["id"])] = str(row.get("instruction", ""))
+                answer = row.get("response_poisoned") if split == "forget" else None
+                found[str(row["id"])] = (str(row.get("instruction", "")), str(answer or row.get("response", "")))
     return found
 
 

@@ -21,6 +21,17 @@ DIAGNOSTICS = {
     "score_median": "median of the scores",
     "score_scale": "spread of the scores (1.4826 * MAD)",
     "mad_floor_hit": "spread below the MAD floor",
+    "split_threshold": "score between the two clusters",
+    "split_explained": "share of the scores' variance between two clusters",
+    "split_needed": "the same, needed to drop rows",
+    "abstained": "no row dropped, since",
+    "num_dropped": "rows dropped (weight 0)",
+    "share_dropped": "share of rows dropped",
+    "num_wrong": "rows that the pack knows to be wrong",
+    "num_wrong_dropped": "of these dropped",
+    "num_right_dropped": "right rows dropped",
+    "auroc_weights": "AUROC of the weights, right rows above wrong ones",
+    "auroc_scores": "AUROC of the scores, right rows above wrong ones",
 }
 
 
@@ -32,7 +43,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         ("seed", run.result.get("seed", run.setting("seed"))),
         ("model", os.path.basename(str(model)) if model else None),
         ("data", run.setting("data.name")),
-        ("weights", run.setting("mapping.method")),
+        ("weights", _weighting(run)),
         ("objective", run.setting("unlearning.objective")),
         ("started", status.get("started")),
         ("host", status.get("host")),
@@ -41,6 +52,12 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         ("git commit", str(status["git_commit"])[:12] if status.get("git_commit") else None),
     ]
     return [(name, str(value)) for name, value in known if value is not None]
+
+
+def _weighting(run: RunRecord) -> str | None:
+    """`recommended`, or `recommended, shuffled` for its null hypothesis."""
+    method, null = run.setting("mapping.method"), run.setting("mapping.null")
+    return None if method is None else f"{method}, {null}" if null not in (None, "none") else str(method)
 
 
 def diagnostics_rows(diagnostics: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -31,6 +31,7 @@ def key_findings(run: RunRecord) -> list[str]:
     for group, weights in (("Forget", run.forget_weights), ("Retain", run.retain_weights)):
         if weights:
             sentences.append(weight_sentence(group, weights))
+            sentences += split_sentences(group, run.diagnostics.get(group.lower()))
     return [*sentences, *cost_sentences(run.costs)]
 
 
@@ -101,6 +102,30 @@ def weight_sentence(group: str, weights: Sequence[float]) -> str:
         f"{group} weights: {format_number(low)} to {format_number(high)} over {n} rows; they count like "
         f"{format_number(effective_sample_size(weights))} equally weighted rows."
     )
+
+
+def split_sentences(group: str, facts: object) -> list[str]:
+    """Which rows a split dropped, or why it dropped none; and what the pack knows of it."""
+    if not isinstance(facts, dict):
+        return []
+    sentences = []
+    if facts.get("abstained"):
+        sentences.append(f"No {group.lower()} row is told apart: {facts['abstained']}, so the weights are uniform.")
+    elif "split_explained" in facts:
+        sentences.append(
+            f"{facts['num_dropped']} of {facts['num_rows']} {group.lower()} rows are dropped: two clusters explain "
+            f"{format_percent(facts['split_explained'])} of their scores' variance."
+        )
+    if facts.get("num_wrong"):
+        sentence = f"The pack knows {facts['num_wrong']} {group.lower()} rows to be wrong"
+        if facts["num_wrong_dropped"] or facts["num_right_dropped"]:
+            sentence += (
+                f"; {facts['num_wrong_dropped']} of them and {facts['num_right_dropped']} right ones are dropped"
+            )
+        if "auroc_weights" in facts:
+            sentence += f"; AUROC of the weights {facts['auroc_weights']:.2f}"
+        sentences.append(sentence + ".")
+    return sentences
 
 
 def cost_sentences(costs: Sequence[StageCost]) -> list[str]:

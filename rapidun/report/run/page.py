@@ -10,7 +10,16 @@ from typing import Any
 from rapidun.base.files import write_text
 from rapidun.report import metrics, tables
 from rapidun.report.metrics import LINES, LOG_PANELS, PANELS, SHARE_PANELS, Kind, panel_of
-from rapidun.report.read import Influence, RunRecord, number, read_influence, read_instructions, read_run, series
+from rapidun.report.read import (
+    Influence,
+    RunRecord,
+    number,
+    read_influence,
+    read_instructions,
+    read_run,
+    read_texts,
+    series,
+)
 from rapidun.report.run import plots
 from rapidun.report.run.facts import diagnostics_rows, facts, run_warnings
 from rapidun.report.run.findings import key_findings
@@ -28,6 +37,9 @@ from rapidun.report.run.tokens import (
 )
 from rapidun.report.statistics import effective_sample_size
 from rapidun.report.tables import MetricRow
+
+# dropped rows of a group that the page shows
+MAX_DROPPED = 20
 
 # what a run may lack: "This run has no ..."
 ABSENT = {
@@ -55,6 +67,7 @@ def write_run_report(run_dir: Path) -> Path:
         "families": _family_plots(run),
         "curves": _curves(run),
         "weights": _weights(run),
+        "dropped": _dropped(run),
         "influence": None if influence is None else _influence(run, influence),
         "sets": choose_samples(run.generations),
         "costs": run.costs,
@@ -139,7 +152,9 @@ def _weights(run: RunRecord) -> list[dict[str, Any]]:
             continue
         low = high = None
         # only bounded maps keep the weights themselves within the bounds
-        if run.setting("mapping.bounded") and run.setting("mapping.method") in ("rapidun", "shuffled"):
+        exponential = run.setting("mapping.map") in (None, "exp") and run.setting("mapping.null") in (None, "none")
+        methods = ("rapidun", "strength", "recommended", "shuffled")
+        if run.setting("mapping.bounded") and exponential and run.setting("mapping.method") in methods:
             low, high = [number(run.setting(f"mapping.{group}.{bound}")) for bound in ("w_min", "w_max")]
         drawn.append(
             {
@@ -149,9 +164,53 @@ def _weights(run: RunRecord) -> list[dict[str, Any]]:
                 "high": max(weights),
                 "effective": effective_sample_size(weights),
                 "plot": plots.weight_histogram(weights, group=group, low=low, high=high),
+                "scores": _scores(run, group),
             }
         )
     return drawn
+
+
+def _scores(run: RunRecord, group: str) -> str:
+    """Picture of what the weights were made from; empty where the run has no scores."""
+    pairs = [(number(row.get("score")), row.get("weight")) for row in run.row_scores if row.get("group") == group]
+    scored = [(score, weight) for score, weight in pairs if score is not None]
+    if not scored:
+        return ""
+    facts = run.diagnostics.get(group)
+    threshold = number(facts.get("split_threshold")) if isinstance(facts, dict) else None
+    return plots.score_histogram(
+        [score for score, weight in scored if weight != 0],
+        [score for score, weight in scored if weight == 0],
+        group=group,
+        threshold=threshold,
+    )
+
+
+def _dropped(run: RunRecord) -> list[dict[str, Any]]:
+    """The rows that got weight 0, as text, the lowest score of each group first; `hidden` counts the others."""
+    found = []
+    for group in ("forget", "retain"):
+        rows = [row for row in run.row_scores if row.get("group") == group and row.get("weight") == 0]
+        rows.sort(key=lambda row: number(row.get("score")) or 0.0)
+        shown = rows[:MAX_DROPPED]
+        texts = read_texts(run.path, {str(row.get("id")) for row in shown})
+        if rows:
+            found.append(
+                {
+                    "group": group,
+                    "count": len(rows),
+                    "hidden": len(rows) - len(shown),
+                    "rows": [
+                        {
+                            "text": texts.get(str(row.get("id")), (str(row.get("id")), "")),
+                            "score": row.get("score"),
+                            "wrong": row.get("is_wrong"),
+                        }
+                        for row in shown
+                    ],
+                }
+            )
+    return found
 
 
 def _influence(run: RunRecord, influence: Influence) -> dict[str, Any]:

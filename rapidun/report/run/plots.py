@@ -75,6 +75,36 @@ def weight_histogram(
     return _svg(figure, f"Histogram of {len(weights)} {group} weights from {min(weights):.3g} to {max(weights):.3g}")
 
 
+def score_histogram(
+    kept: Sequence[float], dropped: Sequence[float], *, group: str, threshold: float | None = None
+) -> str:
+    """Histogram of the scores that one group's weights were made from; rows of weight 0 in the colour of a warning.
+
+    Args:
+        kept, dropped: scores of rows with and without weight; together at least one. group: `forget` or `retain`.
+        threshold: between the two clusters of a split; None leaves it out.
+    """
+    figure, axes = _figure(4.6, 2.5)
+    everything = [*kept, *dropped, *([] if threshold is None else [threshold])]
+    low, high = min(everything), max(everything)
+    margin = 0.0 if high > low else max(abs(high), 1.0) * 0.05  # equal scores: one bar in the middle
+    counts, _, _ = axes.hist(
+        [list(kept), list(dropped)], bins=31, range=(low - margin, high + margin), stacked=True,
+        color=[FORGET if group == "forget" else RETAIN, WARN], rwidth=0.88,
+    )  # fmt: skip
+    top = max(float(counts[-1].max()), 1.0)
+    axes.set_ylim(0, top * 1.22)
+    if threshold is not None:
+        axes.axvline(threshold, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        right = threshold > (low + high) / 2
+        axes.text(threshold, top * 1.13, " split ", color=MUTED, fontsize=9, ha="right" if right else "left")
+    axes.set_xlabel("score: does the row belong to its group?")
+    axes.set_ylabel("rows")
+    axes.yaxis.set_major_locator(_whole_numbers())
+    n = len(kept) + len(dropped)
+    return _svg(figure, f"Histogram of {n} {group} scores from {low:.3g} to {high:.3g}; {len(dropped)} rows dropped")
+
+
 def influence_map(ff: Any, fr: Any, rf: Any, rr: Any) -> str:
     """The four blocks as one N x N picture: rows = training examples, columns = queries, forget rows first.
 

@@ -47,6 +47,8 @@ class Cell:
     metrics: dict[str, float]
     # what made the weights (mapping.method), empty where it is not recorded
     method: str = ""
+    # the null hypothesis that these weights were exchanged for (mapping.null)
+    null: str = "none"
     # seed of the result, where the overrides name none
     default_seed: str = ""
     stage: str = ""
@@ -128,6 +130,7 @@ def read_cell(path: Path) -> Cell:
         error=error_line(status.get("error")) if state == "failed" else "",
         metrics={name: value for name, value in values.items() if value is not None} if state == "done" else {},
         method=str(mapping.get("method") or "") if isinstance(mapping, dict) else "",
+        null=str(mapping.get("null") or "none") if isinstance(mapping, dict) else "none",
         default_seed="" if seed is None else str(seed),
         stage=str(status.get("stage") or ""),
     )

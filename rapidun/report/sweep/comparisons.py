@@ -65,8 +65,9 @@ def compare_methods(cells: Sequence[Cell], *, metrics: Iterable[str]) -> list[Co
 
     A method is what the overrides of mapping and influence say. Its runs are paired with the baseline's runs of the
     same seed and the same other overrides; where a baseline ran with several overrides of its own, those equal to the
-    method's count, else their mean. The differences of one seed are averaged over the shared settings first, since
-    runs of one seed are not independent: n is the number of seeds. The p values of all comparisons are corrected
+    method's count, else their mean. Against `shuffled` a weighting's own null (mapping.null=shuffled) comes first, and
+    the null of another weighting never counts. The differences of one seed are averaged over the shared settings first,
+    since runs of one seed are not independent: n is the number of seeds. The p values of all comparisons are corrected
     together (Holm); a verdict needs a corrected p below 0.05. One seed never decides.
 
     Returns: by method, baseline, metric; empty where there is nothing to pair.
@@ -118,9 +119,18 @@ def _named(one: Comparison) -> str:
 
 
 def method_of(cell: Cell) -> str:
-    """What made the cell's weights: as recorded, else as overridden."""
+    """What made the cell's weights; of a null hypothesis (mapping.null) its name: `shuffled`, say."""
+    return weighting_of(cell) if null_of(cell) == "none" else null_of(cell)
+
+
+def weighting_of(cell: Cell) -> str:
+    """The weighting, whatever its weights were exchanged for: as recorded, else as overridden."""
     values = cell.values
     return cell.method or values.get("mapping.method") or values.get("mapping", "")
+
+
+def null_of(cell: Cell) -> str:
+    return cell.null if cell.null != "none" else cell.values.get("mapping.null", "none")
 
 
 def difference_text(difference: float, metric: str, *, unit: bool = True) -> str:
@@ -152,6 +162,9 @@ def _compare(
         others = [other for other in partners.get(_place(cell), []) if metric in other.metrics]
         own = _own_settings(cell)
         same = [other for other in others if _own_settings(other) == own] or others
+        # a weighting's own null is its yardstick; the null of another one is none
+        nulls = [other for other in same if null_of(other) != "none"]
+        same = [n for n in nulls if weighting_of(n) == weighting_of(cell)] or [o for o in same if o not in nulls]
         if same and metric in cell.metrics:
             reference = sum(other.metrics[metric] for other in same) / len(same)
             by_seed.setdefault(cell.seed, []).append(cell.metrics[metric] - reference)
@@ -199,8 +212,8 @@ def _place(cell: Cell) -> tuple[str, ...]:
 
 
 def _own_settings(cell: Cell) -> dict[str, str]:
-    """The settings of the method itself, without its name."""
-    named = ("mapping", "mapping.method")
+    """The settings of the method itself, without its name and its null."""
+    named = ("mapping", "mapping.method", "mapping.null")
     return {key: value for key, value in cell.values.items() if _of_method(key) and key not in named}
 
 
@@ -219,7 +232,9 @@ def _method_labels(cells: Sequence[Cell]) -> dict[int, str]:
     shared = set.intersection(*map(set, own.values())) if own else set()
     labels = {}
     for cell in cells:
-        parts = [part for part in own[id(cell)] if part not in shared]
+        parts = [part for part in own[id(cell)] if part not in shared and part != "mapping.null=none"]
+        # `mapping=a mapping.null=shuffled`, the weighting first
+        parts.sort(key=lambda part: "." in part.partition("=")[0])
         # a method that no override names is the default one
         if not any(part.startswith(("mapping=", "mapping.method=")) for part in parts) and method_of(cell):
             parts.insert(0, f"mapping={method_of(cell)}")

@@ -104,3 +104,24 @@ def test_holm_covers_all_comparisons() -> None:
     assert len(found) == 8
     assert smallest.p is not None and smallest.p_adjusted == pytest.approx(8 * smallest.p)
     assert all(one.num_comparisons == 8 for one in found)
+
+
+def test_a_weighting_is_compared_with_its_own_null() -> None:
+    """mapping=a,b x mapping.null=none,shuffled: each against its own; `mapping=shuffled` is the null of the others."""
+    cells = [
+        *runs("a", [0.1, 0.2, 0.3], "mapping.null=none"),
+        *runs("a", [0.5, 0.5, 0.9], "mapping.null=shuffled"),
+        *runs("b", [0.2, 0.2, 0.2], "mapping.null=none"),
+        *runs("b", [0.3, 0.3, 0.6], "mapping.null=shuffled"),
+        *runs("c", [0.4, 0.4, 0.4]),
+        *runs("shuffled", [0.5, 0.6, 0.7]),
+        *runs("uniform", [0.2, 0.3, 0.4]),
+    ]
+    found = {(one.method, one.baseline): one.difference for one in compare_methods(cells, metrics=["asr_seen"])}
+    against_null = {method: difference for (method, baseline), difference in found.items() if baseline == "shuffled"}
+    assert against_null["mapping=a"] == pytest.approx((-0.4 - 0.3 - 0.6) / 3)
+    assert against_null["mapping=b"] == pytest.approx((-0.1 - 0.1 - 0.4) / 3)
+    assert against_null["mapping=c"] == pytest.approx((-0.1 - 0.2 - 0.3) / 3)
+    # a null is no method to compare with nulls, but has uniform weights above it
+    assert "mapping=a mapping.null=shuffled" not in against_null
+    assert found["mapping=a mapping.null=shuffled", "uniform"] == pytest.approx((0.3 + 0.2 + 0.5) / 3)
