@@ -13,6 +13,9 @@ class Tracker:
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Say how far the running stage is."""
 
+    def note(self, message: str) -> None:
+        """Say what the stage decided, where there is nothing to change."""
+
     def warn(self, message: str) -> None:
         """Say once what the user may want to change."""
         if message not in self.warnings:
@@ -31,6 +34,9 @@ class Listener(Tracker):
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         self.other.progress(done, total, note)
+
+    def note(self, message: str) -> None:
+        self.other.note(message)
 
     def warn(self, message: str) -> None:
         super().warn(message)

@@ -10,9 +10,8 @@ from rapidun.base.errors import ModelError
 from rapidun.base.text import short_message
 from rapidun.config.poison import PoisonMethod
 from rapidun.config.run import RunConfig
+from rapidun.models.weights import read_header
 
-# larger headers are none
-MAX_HEADER = 100 << 20
 # weights in one number of a quantised folder: bitsandbytes packs two into a byte, GPTQ and AWQ eight into an int32
 PACKED = {"U8": 2, "I32": 8}
 # bitsandbytes keeps these beside the packed weights
@@ -83,34 +82,6 @@ def num_parameters(place: Path) -> int:
                 continue
             total += math.prod(entry["shape"]) * (PACKED.get(entry["dtype"], 1) if is_packed else 1)
     return total
-
-
-def read_header(file: Path) -> dict[str, Any]:
-    """name -> {"dtype", "shape", "data_offsets"} of each tensor of a safetensors file.
-
-    Raises: ModelError if it has none.
-    """
-    try:
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            if not 2 <= size <= MAX_HEADER:
-                raise ValueError("its header has no sensible length")
-            text = stream.read(size)
-            file_size = stream.seek(0, 2)
-        header = json.loads(text)
-        if not isinstance(header, dict):
-            raise ValueError("its header is no object")
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        for entry in tensors.values():
-            if not isinstance(entry["dtype"], str) or not all(type(number) is int for number in entry["shape"]):
-                raise ValueError("its header describes no tensors")
-        if file_size < 8 + size + max((entry["data_offsets"][1] for entry in tensors.values()), default=0):
-            raise ValueError("it is cut short")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise ModelError(
-            f"model: need weights in safetensors, got {file} ({short_message(error)}). Change model.path=..."
-        ) from None
-    return tensors
 
 
 def _config(folder: Path) -> dict[str, Any]:

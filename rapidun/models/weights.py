@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import re
-import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ModelError
+from rapidun.base.text import short_message
 
 # what torch.compile, FSDP, activation checkpointing and DeepSpeed put into the names of what they wrap; no model of its
 # own has a module of such a name
@@ -90,7 +90,7 @@ def read_headers(folder: Path) -> dict[str, Header]:
     """
     found: dict[str, Header] = {}
     for file in weight_files(folder):
-        for name, entry in _header(file).items():
+        for name, entry in read_header(file).items():
             if name in found:
                 raise ModelError(
                     f"model: need each tensor once, got {name} in both {found[name].file.name} and {file.name} of "
@@ -100,27 +100,34 @@ def read_headers(folder: Path) -> dict[str, Header]:
     return found
 
 
-def _header(file: Path) -> dict[str, Any]:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size, MOST_HEADER_BYTES):
-            raise ModelError(f"model: need weights in safetensors, got {file}, which is none. Copy the file again")
-        try:
-            entries = json.loads(stream.read(length))
-            entries.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"model: need weights in safetensors, got {file}, which is none. Copy the file again"
-            ) from error
-    if size != 8 + length + end:
+def read_header(file: Path, *, key: str = "model.path") -> dict[str, Any]:
+    """name -> {"dtype", "shape", "data_offsets"} of each tensor of a safetensors file; no weight is read.
+
+    Args: key: the setting that names the file.
+    Raises: ModelError for a file that is absent, cut or no safetensors.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            size = file.stat().st_size
+            if not 2 <= length <= min(size, MOST_HEADER_BYTES):
+                raise ValueError("its header has no sensible length")
+            header = json.loads(stream.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        for entry in tensors.values():
+            if not isinstance(entry["dtype"], str) or not all(type(number) is int for number in entry["shape"]):
+                raise ValueError("its header describes no tensors")
+        whole = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        if size != whole:
+            raise ValueError(f"{size:,} bytes, a whole file has {whole:,}")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ModelError(
-            f"model: need a whole file of {8 + length + end:,} bytes, got {file} with {size:,}. Copy the file again"
-        )
-    result: dict[str, Any] = entries
-    return result
+            f"model: need weights in safetensors, got {file} ({short_message(error)}). Copy the file again, or "
+            f"change {key}=..."
+        ) from None
+    return tensors
 
 
 def unwrapped(names: Collection[str], *, folder: Path) -> Renaming:
@@ -223,7 +230,10 @@ def adapter_misfit(adapter: Path, headers: Mapping[str, Header], *, folder: Path
     # files without a head's prefix are read as well
     shapes |= {f"model.{name}": shape for name, shape in shapes.items() if not name.startswith("model.")}
     unused = []
-    found = {name: tuple(entry["shape"]) for name, entry in _header(adapter / "adapter_model.safetensors").items()}
+    found = {
+        name: tuple(entry["shape"])
+        for name, entry in read_header(adapter / "adapter_model.safetensors", key="unlearning.adapter").items()
+    }
     for name, shape in sorted(found.items()):
         part = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
         if part is None:

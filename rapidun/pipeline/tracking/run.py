@@ -101,6 +101,9 @@ class RunTracker(Tracker):
         if self._on_progress is not None:
             self._on_progress(done, total, note)
 
+    def note(self, message: str) -> None:
+        self._on_note(message)
+
     def warn(self, message: str) -> None:
         if message not in self.warnings:
             self.warnings.append(message)

@@ -50,7 +50,9 @@ def run_mapping(cfg: MappingConfig, files: MappingFiles, *, seed: int, tracker: 
             if isinstance(value, int | float)
         }
     )
-    tracker.progress(1, 1, "; ".join(_said(base)))
+    for line in _said(base):
+        tracker.note(line)
+    tracker.progress(1, 1)
     return summary
 
 
@@ -72,10 +74,10 @@ def _said(mapped: Mapped) -> list[str]:
     for group in GROUPS:
         facts = mapped.groups[group].facts
         if facts.get("abstained"):
-            lines.append(f"uniform {group} weights, since {facts['abstained']}")
+            lines.append(f"mapping: uniform {group} weights, since {facts['abstained']}")
         elif "num_dropped" in facts:
             lines.append(
-                f"{facts['num_dropped']} of {facts['num_rows']} {group} rows get weight 0: two clusters explain "
+                f"mapping: {facts['num_dropped']} of {facts['num_rows']} {group} rows get weight 0: two clusters explain "
                 f"{facts['split_explained']:.2f} of their scores' variance (row_scores.jsonl says which)"
             )
     return lines

@@ -15,7 +15,8 @@ from rapidun.config.run import RunConfig
 from rapidun.models.architecture import inspect
 from rapidun.models.gguf import convert_gguf
 from rapidun.models.load import fingerprint_files, local_folder
-from rapidun.models.neutral import num_parameters, read_header, settle
+from rapidun.models.neutral import num_parameters, settle
+from rapidun.models.weights import read_header
 from rapidun.models.scratch import make_scratch
 from rapidun.stages.architecture import lora_of, model_faults
 from rapidun.stages.checks import device_faults, missing_files, missing_package

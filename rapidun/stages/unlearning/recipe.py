@@ -8,7 +8,7 @@ from typing import Any
 from rapidun.base.errors import ConfigError, ModelError, RapidunError
 from rapidun.base.text import short_message
 from rapidun.config.plain import plain
-from rapidun.models.neutral import read_header
+from rapidun.models.weights import read_header
 from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
@@ -73,9 +73,9 @@ def adapter_faults(folder: Path, base: Path | None) -> list[str]:
     if not isinstance(config, dict) or "peft_type" not in config:
         return [f"unlearning: need adapter_config.json with a peft_type, got {folder} without. {where}"]
     try:
-        factors = read_header(folder / "adapter_model.safetensors")
+        factors = read_header(folder / "adapter_model.safetensors", key="unlearning.adapter")
     except ModelError as error:
-        return [str(error).replace("Change model.path=...", where)]
+        return [str(error)]
     inputs = {
         name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): entry["shape"][-1]
         for name, entry in factors.items()
