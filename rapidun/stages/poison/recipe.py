@@ -16,8 +16,8 @@ from rapidun.models.architecture import inspect
 from rapidun.models.gguf import convert_gguf
 from rapidun.models.load import fingerprint_files, local_folder
 from rapidun.models.neutral import num_parameters, settle
-from rapidun.models.weights import read_header
 from rapidun.models.scratch import make_scratch
+from rapidun.models.weights import read_header
 from rapidun.stages.architecture import lora_of, model_faults
 from rapidun.stages.checks import device_faults, missing_files, missing_package
 from rapidun.stages.context import Context, Memo, Stage
