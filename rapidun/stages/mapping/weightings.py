@@ -148,7 +148,8 @@ def _aggregate(cfg: MappingConfig, name: str, block: Block) -> Aggregated:
         mode=cfg.mode.name,
         aggregate=cfg.aggregate.name,
         top_k=cfg.top_k,
-        drop_diagonal=cfg.drop_diagonal and name in ("ff", "rr"),
+        drop_diagonal=cfg.drop_diagonal and (name in ("ff", "rr") or block.same is not None),
+        same=block.same,
     )
 
 
@@ -168,7 +169,8 @@ def _aggregate_harmful(cfg: MappingConfig, name: str, block: Block) -> Aggregate
         aggregate=cfg.aggregate.name,
         top_k=cfg.top_k,
         lowest=not (cfg.method is Weighting.rapidun_release and block.harmful is not None),
-        drop_diagonal=cfg.drop_diagonal and name in ("ff", "rr"),
+        drop_diagonal=cfg.drop_diagonal and (name in ("ff", "rr") or block.same is not None),
+        same=block.same,
     )
 
 
