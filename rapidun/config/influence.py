@@ -65,6 +65,9 @@ OWN_SETTINGS: dict[InfluenceMethod, tuple[str, ...]] = {
     InfluenceMethod.repsim: ("layer", "pooling"),
     InfluenceMethod.bm25: (),
 }
+# `influence.queries` that are no file
+FORGET_RETAIN = "forget_retain"  # the forget rows and the retain rows themselves
+VAL = "val"  # validation rows: with a seen trigger and the poisoned answer, and clean ones
 # methods that take no gradients: neither the parameters nor their regex or adapter matter
 WITHOUT_GRADIENTS = (InfluenceMethod.repsim, InfluenceMethod.bm25)
 
@@ -103,8 +106,22 @@ class InfluenceConfig:
     damping_factor: float = 0.1
     # queries whose strongest training rows are looked at token by token, for the report (tokens.json); 0 = none
     num_token_queries: int = 8
+    # what rows are scored for: forget_retain | val | FILE of JSON Lines, each row with `group` or `is_poisoned`
+    queries: str = FORGET_RETAIN
+    # a forget query's score less that of the same query without its trigger; queries without one are left out
+    contrast: bool = False
     # the fresh adapter of params=lora
     lora: LoraSettings = field(default_factory=LoraSettings)
+
+    @property
+    def own_queries(self) -> bool:
+        """Whether the queries are others than the training rows themselves, each once."""
+        return self.queries != FORGET_RETAIN or self.contrast
+
+    @property
+    def query_file(self) -> str | None:
+        """The file that holds the queries, where `queries` names one."""
+        return None if self.queries in (FORGET_RETAIN, VAL) else self.queries
 
     @property
     def unread(self) -> dict[str, str]:
@@ -128,6 +145,9 @@ class InfluenceConfig:
             found |= dict.fromkeys(("params", "regex", "num_token_queries"), method)
         if self.method is InfluenceMethod.bm25:
             found["loss"] = method
+        if self.own_queries:
+            why = "influence.contrast=true" if self.contrast else "influence.queries"
+            found["num_token_queries"] = f"{why} (token by token, the queries are the training rows)"
         return found
 
     def check(self) -> list[str]:
@@ -172,5 +192,6 @@ class InfluenceConfig:
                 re.compile(self.regex)
             except re.error as error:
                 faults.need(False, f"a regular expression ({error})", regex=self.regex)
+        faults.need(bool(self.queries.strip()), "queries=forget_retain, val or a FILE", queries=self.queries)
         self.lora.check(faults)
         return faults

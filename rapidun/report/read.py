@@ -21,9 +21,11 @@ RUN_MARKS = ("status.json", "result.json", "config.yaml")
 class Influence(NamedTuple):
     """The four blocks of one run; rows = training examples, columns = queries."""
 
-    blocks: dict[str, Any]  # "ff" [nF, nF], "fr" [nF, nR], "rf" [nR, nF], "rr" [nR, nR] float32 arrays
+    blocks: dict[str, Any]  # "ff" [nF, qF], "fr" [nF, qR], "rf" [nR, qF], "rr" [nR, qR] float32 arrays
     forget_ids: list[str]
     retain_ids: list[str]
+    # of the columns, where the queries are not the training rows
+    query_ids: tuple[list[str], list[str]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,12 +140,15 @@ def read_influence(path: Path) -> Influence | None:
             blocks = {name: tensors.get_tensor(name) for name in BLOCKS}
     except SafetensorError as error:
         raise ArtifactError(f"{scores}: need the tensors {', '.join(BLOCKS)}, got {error}") from None
+    asked = ids.get("queries")
+    queries = None if asked is None else (list(map(str, asked["forget"])), list(map(str, asked["retain"])))
     sizes = {"f": len(forget), "r": len(retain)}
+    columns = sizes if queries is None else {"f": len(queries[0]), "r": len(queries[1])}
     for name, block in blocks.items():
-        need = (sizes[name[0]], sizes[name[1]])
+        need = (sizes[name[0]], columns[name[1]])
         if block.shape != need:
             raise ArtifactError(f"{scores}: need {name} of shape {need} as in {ids_file.name}, got {block.shape}")
-    return Influence(blocks, forget, retain)
+    return Influence(blocks, forget, retain, queries)
 
 
 def read_instructions(path: Path, ids: Iterable[str]) -> dict[str, str]:

@@ -71,6 +71,15 @@ def test_scores_that_do_not_fit_their_ids_are_refused(run_dir: Path) -> None:
     save_file({**blocks, "fr": np.zeros((40, 119), dtype=np.float32)}, scores)
     with pytest.raises(ArtifactError, match=r"need fr of shape \(40, 120\)"):
         read_influence(run_dir)
+    ids = json.loads((run_dir / "influence" / "ids.json").read_text())
+    ids["queries"] = {"forget": ids["forget"], "retain": ids["retain"][1:]}
+    (run_dir / "influence" / "ids.json").unlink()
+    (run_dir / "influence" / "ids.json").write_text(json.dumps(ids))
+    with pytest.raises(ArtifactError, match=r"need rr of shape \(120, 119\)"):
+        read_influence(run_dir)
+    save_file({**blocks, **{name: np.zeros_like(blocks[name][:, 1:]) for name in ("fr", "rr")}}, scores)
+    found = read_influence(run_dir)
+    assert found is not None and found.query_ids == (ids["forget"], ids["retain"][1:])
     scores.write_bytes(b"damaged")
     with pytest.raises(ArtifactError, match="need the tensors ff, fr, rf, rr"):
         read_influence(run_dir)

@@ -64,17 +64,23 @@ def influence_picture(folder: Path) -> Any | None:
     scores = np.block([[block["ff"], block["fr"]], [block["rf"], block["rr"]]]).astype(np.float64)
     if scores.size == 0:
         return None
-    num_forget, total = len(block["ff"]), len(scores)
+    (num_forget, num_asked), (total, num_queries) = block["ff"].shape, scores.shape
     limit = float(np.quantile(np.abs(scores[np.isfinite(scores)]), 0.98)) or 1.0
     figure = Figure(figsize=(7, 6), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(
-        shrink(scores), cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, total, total, 0), interpolation="nearest"
+        shrink(scores),
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+        extent=(0, num_queries, total, 0),
+        aspect="equal" if num_queries == total else "auto",
+        interpolation="nearest",
     )
     if 0 < num_forget < total:
         axes.axhline(num_forget, color="black", linewidth=0.8)
-        axes.axvline(num_forget, color="black", linewidth=0.8)
+        axes.axvline(num_asked, color="black", linewidth=0.8)
     axes.set(xlabel="query row (forget, then retain)", ylabel="training row (forget, then retain)", title="influence")
     figure.colorbar(image, ax=axes)
     canvas.draw()

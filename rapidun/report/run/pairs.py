@@ -40,20 +40,26 @@ class Drivers:
 def top_pairs(influence: Influence, *, per_end: int = 2) -> list[Pair]:
     """Per block the `per_end` largest scores, then the smallest (each smallest once more only if it is another pair).
 
-    A row's influence on itself is left out; in the symmetric blocks FF and RR each pair of rows counts once.
+    A row's influence on itself is left out; in FF and RR, symmetric where the queries are the training rows, each pair
+    of rows counts once.
     Ties keep the order of the rows.
     """
     import numpy as np
 
     ids = {"f": influence.forget_ids, "r": influence.retain_ids}
+    asked = ids if influence.query_ids is None else dict(zip("fr", influence.query_ids, strict=True))
     pairs = []
     for block, scores in influence.blocks.items():
-        rows, columns = np.triu_indices(len(scores), k=1) if block[0] == block[1] else np.indices(scores.shape)
+        if influence.query_ids is not None:
+            same = np.array(ids[block[0]], dtype=object)[:, None] == np.array(asked[block[1]], dtype=object)[None, :]
+            rows, columns = np.nonzero(~same)
+        else:
+            rows, columns = np.triu_indices(len(scores), k=1) if block[0] == block[1] else np.indices(scores.shape)
         rows, columns = rows.ravel(), columns.ravel()
         values = np.asarray(scores)[rows, columns]
         order = np.argsort(-values, kind="stable")
         for place in dict.fromkeys([*order[:per_end], *order[-per_end:]]):
-            train, query = ids[block[0]][rows[place]], ids[block[1]][columns[place]]
+            train, query = ids[block[0]][rows[place]], asked[block[1]][columns[place]]
             pairs.append(Pair(block=block, train=train, query=query, score=float(values[place])))
     return pairs
 

@@ -106,31 +106,34 @@ def score_histogram(
 
 
 def influence_map(ff: Any, fr: Any, rf: Any, rr: Any) -> str:
-    """The four blocks as one N x N picture: rows = training examples, columns = queries, forget rows first.
+    """The four blocks as one picture: rows = training examples, columns = queries, those of the forget group first.
 
     Colour strength grows with |score| up to the 99th percentile of |score| off the diagonal; zero is
     transparent. A map of more than 480 rows shows means over tiles.
 
-    Args: [nF, nF], [nF, nR], [nR, nF], [nR, nR] float arrays, finite.
+    Args: [nF, qF], [nF, qR], [nR, qF], [nR, qR] float arrays, finite.
     """
     import numpy as np
 
     scores = np.block([[np.asarray(ff), np.asarray(fr)], [np.asarray(rf), np.asarray(rr)]]).astype(np.float64)
-    n, n_forget = len(scores), len(ff)
-    scores = shrink(scores, n_forget)
-    off_diagonal = np.abs(scores[~np.eye(len(scores), dtype=bool)])
+    (n, n_queries), (n_forget, n_asked) = scores.shape, np.shape(ff)
+    is_square = (n, n_forget) == (n_queries, n_asked)
+    scores = shrink(scores, n_forget, queries=None if is_square else n_asked)
+    off_diagonal = np.abs(scores[~np.eye(len(scores), dtype=bool)] if is_square else scores)
     limit = float(np.quantile(off_diagonal, 0.99)) if off_diagonal.size else 0.0
     limit = limit or float(np.abs(scores).max(initial=0.0)) or 1.0
     picture = heat_pixels(scores, limit)
 
     figure, axes = _figure(5.6, 4.9, rect=(0.105, 0.02, 0.74, 0.88))
-    axes.imshow(picture, extent=(0, n, n, 0), interpolation="none", aspect="equal")
+    axes.imshow(picture, extent=(0, n_queries, n, 0), interpolation="none", aspect="equal" if is_square else "auto")
     axes.axhline(n_forget, color=INK, linewidth=1.2)
-    axes.axvline(n_forget, color=INK, linewidth=1.2)
-    centres = [n_forget / 2, n_forget + (n - n_forget) / 2]
-    names = [f"forget ({n_forget})", f"retain ({n - n_forget})"]
-    axes.set_xticks(centres, names)
-    axes.set_yticks(centres, names, rotation=90, va="center")
+    axes.axvline(n_asked, color=INK, linewidth=1.2)
+
+    def ticks(all_of: int, forget: int) -> tuple[list[float], list[str]]:
+        return [forget / 2, forget + (all_of - forget) / 2], [f"forget ({forget})", f"retain ({all_of - forget})"]
+
+    axes.set_xticks(*ticks(n_queries, n_asked))
+    axes.set_yticks(*ticks(n, n_forget), rotation=90, va="center")
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.set_xlabel("query: the answer that is asked about")
     axes.xaxis.set_label_position("top")
@@ -148,24 +151,34 @@ def influence_map(ff: Any, fr: Any, rf: Any, rr: Any) -> str:
     bar.spines[:].set_visible(False)
     bar.text(0.5, limit * 1.08, "helpful", ha="center", fontsize=9, color=INK)
     bar.text(0.5, -limit * 1.08, "harmful", ha="center", va="top", fontsize=9, color=INK)
-    return _svg(figure, f"Heat map of {n} by {n} influence scores; rows train, columns are queries")
+    return _svg(figure, f"Heat map of {n} by {n_queries} influence scores; rows train, columns are queries")
 
 
-def shrink(scores: Any, n_forget: int, *, max_cells: int = MAX_HEAT_CELLS) -> Any:
-    """[n, n] -> at most about [max_cells, max_cells]: means over tiles that never cross the groups' border."""
+def shrink(scores: Any, n_forget: int, *, queries: int | None = None, max_cells: int = MAX_HEAT_CELLS) -> Any:
+    """[n, m] -> at most about [max_cells, max_cells]: means over tiles that never cross the groups' border.
+
+    Args: queries: columns of the forget group; None = as many as rows.
+    """
     import numpy as np
 
-    n = len(scores)
-    if n <= max_cells:
+    n, m = scores.shape
+    if max(n, m) <= max_cells:
         return scores
-    sizes = [n_forget, n - n_forget]
+    rows = _tiles(n, n_forget, max_cells=max_cells)
+    columns = _tiles(m, n_forget if queries is None else queries, max_cells=max_cells)
+    sums = np.add.reduceat(np.add.reduceat(scores, rows, axis=0), columns, axis=1)
+    return sums / (np.diff([*rows, n])[:, None] * np.diff([*columns, m])[None, :])
+
+
+def _tiles(n: int, n_forget: int, *, max_cells: int) -> list[int]:
+    """Where the tiles of one axis begin; none crosses the groups' border."""
+    if n <= max_cells:
+        return list(range(n))
     starts = []
-    for offset, size in zip((0, n_forget), sizes, strict=True):
+    for offset, size in zip((0, n_forget), (n_forget, n - n_forget), strict=True):
         cells = min(size, max(1, round(size * max_cells / n)))
         starts += [offset + (size * cell) // cells for cell in range(cells)] if size else []
-    lengths = np.diff([*starts, n])
-    sums = np.add.reduceat(np.add.reduceat(scores, starts, axis=0), starts, axis=1)
-    return sums / (lengths[:, None] * lengths[None, :])
+    return starts
 
 
 def heat_pixels(scores: Any, limit: float) -> Any:

@@ -97,12 +97,14 @@ def changed_prompts(generations: Sequence[dict[str, Any]]) -> list[list[Any]]:
 def influence_details(path: Path, texts: Texts, *, num_pairs: int) -> dict[str, Any] | None:
     """The run's influence: strongest rows of each query, some pairs by token, a small map; None where there is none.
 
+    Influence on queries of their own is shown on the run's page only.
+
     Args:
         num_pairs: at most so many pairs of rows are shown token by token.
     Raises: ArtifactError if the scores or the tokens are damaged.
     """
     influence = read_influence(path)
-    if influence is None or not influence.forget_ids + influence.retain_ids:
+    if influence is None or influence.query_ids is not None or not influence.forget_ids + influence.retain_ids:
         return None
     ids = influence.forget_ids + influence.retain_ids
     matrix = full_matrix(influence)

@@ -25,13 +25,14 @@ def words(text: str) -> list[str]:
     return tokens
 
 
-def bm25_scores(texts: Sequence[str]) -> Tensor:
-    """Score of each text as a document for each text as a query; [N, N] float64, rows = documents.
+def bm25_scores(texts: Sequence[str], queries: Sequence[str] | None = None) -> Tensor:
+    """Score of each text as a document for each query; [N, number of queries] float64, rows = documents.
 
     score(i, j) = sum over the words w of query j, repetitions included, of
         ln(1 + (N - n_w + 0.5) / (n_w + 0.5)) * f_iw / (f_iw + k1 (1 - b + b |i| / mean |.|)),
     n_w = how many of the texts hold w, f_iw = how often i does; k1 = 1.5, b = 0.75. Not symmetric; never negative.
 
+    Args: queries: the texts themselves by default; the texts alone are counted for n_w and N.
     Raises: ConfigError if bm25s is not installed.
     Source: the variant of Lucene (Kamphuis et al. 2020), by the library bm25s.
     """
@@ -43,12 +44,13 @@ def bm25_scores(texts: Sequence[str]) -> Tensor:
             "Install it (pip install 'rapidun[bm25]') or choose another influence=..."
         ) from error
     tokens = [words(text) for text in texts]
+    asked = tokens if queries is None else [words(text) for text in queries]
     if not any(tokens):
-        return torch.zeros(len(texts), len(texts), dtype=torch.float64)
+        return torch.zeros(len(texts), len(asked), dtype=torch.float64)
     library = bm25s.BM25(method="lucene", k1=K1, b=B, dtype="float64")
     library.index(tokens, show_progress=False)
     columns = [
         torch.from_numpy(library.get_scores(query)).double() if query else torch.zeros(len(texts), dtype=torch.float64)
-        for query in tokens
+        for query in asked
     ]
     return torch.stack(columns, dim=1)

@@ -4,11 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet
+from rapidun.base.errors import DataError
+from rapidun.config.influence import VAL, WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet
 from rapidun.config.plain import plain
 from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults, missing_package
 from rapidun.stages.context import Context, Stage
+from rapidun.stages.influence.queries import VAL_SPLITS, need_own_ids, need_triggers, read_query_file, read_val_queries
+from rapidun.stages.rows.records import read_records
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, SCORES, START_FACTS  # isort: skip
 from rapidun.stages.recipe import Recipe, without
@@ -29,6 +32,7 @@ def _scores(ctx: Context) -> Recipe:
             forget=ctx.data.path / "forget.jsonl",
             retain=ctx.data.path / "retain.jsonl",
             out=out,
+            **_query_files(ctx),
         )
         return run_influence(
             influence,
@@ -41,6 +45,11 @@ def _scores(ctx: Context) -> Recipe:
 
     inputs: dict[str, Any] = {"forget": ctx.split("forget"), "retain": ctx.split("retain")}
     inputs["settings"] = settings_that_count(influence)
+    if influence.query_file is not None:
+        inputs["queries"] = {"file": ctx.file_hash(Path(influence.query_file).expanduser())}
+    elif influence.queries == VAL:
+        _need_val_splits(ctx)
+        inputs["queries"] = {group: ctx.split(split) for group, split in VAL_SPLITS.items()}
     if cfg.influence.method is not InfluenceMethod.bm25:  # the rows' words decide
         inputs |= {"model": model.identity, "adapter": adapter.identity if adapter else None, **ctx.numerics}
     else:
@@ -50,13 +59,26 @@ def _scores(ctx: Context) -> Recipe:
 
 
 def settings_that_count(cfg: InfluenceConfig) -> dict[str, Any]:
-    """The settings that the scores of this method depend on."""
-    return without(plain(cfg), "tokens_per_batch", "memory_gb", *cfg.unread)
+    """The settings that the scores of this method depend on; the queries stand there by their content."""
+    # left as they are these two change nothing: earlier results keep their names
+    as_before = ("queries",) if cfg.contrast else ("queries", "contrast")
+    return without(plain(cfg), "tokens_per_batch", "memory_gb", *as_before, *cfg.unread)
+
+
+def _query_files(ctx: Context) -> dict[str, Path]:
+    """The files that the queries come from, where they are not the training rows."""
+    influence = ctx.cfg.influence
+    if influence.query_file is not None:
+        return {"queries": Path(influence.query_file).expanduser()}
+    if influence.queries == VAL:
+        return {f"val_{group}": ctx.data.path / f"{split}.jsonl" for group, split in VAL_SPLITS.items()}
+    return {}
 
 
 def _check(ctx: Context) -> list[str]:
     cfg, facts = ctx.cfg.influence, ctx.get(START_FACTS)
     faults = [*facts.faults, *ctx.get(ADAPTER_FAULTS)]
+    faults += _query_faults(ctx)
     if not ctx.asked("influence"):
         return faults
     if cfg.method is InfluenceMethod.bm25:
@@ -72,10 +94,69 @@ def _check(ctx: Context) -> list[str]:
     return faults + device_faults(ctx)
 
 
+def _need_val_splits(ctx: Context) -> None:
+    """Raises: DataError where the pack lacks them."""
+    missing = [split for split in VAL_SPLITS.values() if not ctx.counts.get(split)]
+    if missing:
+        raise DataError(
+            f"influence.queries: need the splits {' and '.join(VAL_SPLITS.values())} for queries=val, got a pack "
+            f"without {' and '.join(missing)}. Pass data.val_clean=FILE (triggered rows are made of it), or "
+            "influence.queries=FILE or influence.queries=forget_retain"
+        )
+
+
+def _query_faults(ctx: Context) -> list[str]:
+    """What is wrong with the file of the queries."""
+    influence = ctx.cfg.influence
+    if influence.query_file is None:
+        return []
+    path = Path(influence.query_file).expanduser()
+
+    def look() -> list[str]:
+        if not path.is_file():
+            return [
+                f"influence.queries: need forget_retain, val or a JSONL file, got {influence.query_file!r}, which is "
+                "no file. Pass influence.queries=..."
+            ]
+        try:
+            queries = read_query_file(path)
+            if influence.contrast:
+                need_triggers(queries.forget)
+        except DataError as error:
+            return [str(error)]
+        return []
+
+    found: list[str] = ctx.memo.get(("queries", path, influence.contrast), look)
+    return found
+
+
+def _check_rows(ctx: Context) -> list[str]:
+    """Whether the pack has the queries that are asked for."""
+    influence = ctx.cfg.influence
+    if not influence.own_queries:
+        return []
+    try:
+        if influence.query_file is not None:
+            queries = read_query_file(Path(influence.query_file).expanduser())
+            rows = [row for group in ("forget", "retain") for row in read_records(ctx.data.path / f"{group}.jsonl")]
+            need_own_ids(queries, rows)
+            forget = queries.forget
+        elif influence.queries == VAL:
+            forget = read_val_queries(*(ctx.data.path / f"{split}.jsonl" for split in VAL_SPLITS.values())).forget
+        else:
+            forget = read_records(ctx.data.path / "forget.jsonl")
+        if influence.contrast:
+            need_triggers(forget)
+    except DataError as error:
+        return [str(error)]
+    return []
+
+
 STAGE = Stage(
     name="influence",
     versions={"influence": 5},
     makes=lambda ctx: [ctx.get(SCORES)],
     check=_check,
+    check_rows=_check_rows,
     provides={SCORES: _scores},
 )

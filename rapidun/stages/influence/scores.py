@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from rapidun.config.influence import Score
+from rapidun.stages.influence.columns import Columns
 
 
 class Blocks(NamedTuple):
     """Scores by group; the first letter is the training set, the second the query set."""
 
-    ff: Tensor  # [num_forget, num_forget]
-    fr: Tensor  # [num_forget, num_retain]
-    rf: Tensor  # [num_retain, num_forget]
-    rr: Tensor  # [num_retain, num_retain]
+    ff: Tensor  # [num_forget, number of forget queries], which are the forget rows unless influence.queries says others
+    fr: Tensor  # [num_forget, number of retain queries]
+    rf: Tensor  # [num_retain, number of forget queries]
+    rr: Tensor  # [num_retain, number of retain queries]
 
 
 def gradient_norms(gram: Tensor) -> Tensor:
@@ -52,6 +53,22 @@ def split_blocks(scores: Tensor, *, num_forget: int) -> Blocks:
     """Cut [N, N] scores, forget rows first, into the four blocks."""
     f, r = slice(0, num_forget), slice(num_forget, len(scores))
     return Blocks(ff=scores[f, f], fr=scores[f, r], rf=scores[r, f], rr=scores[r, r])
+
+
+def query_blocks(scores: Tensor, columns: Columns, *, num_forget: int) -> Blocks:
+    """Cut scores whose rows begin with the training rows, forget rows first, into the blocks of these queries.
+
+    With `forget_less` ff and rf hold score(i; query) - score(i; the query without its trigger): what the words that
+    both share explain is gone. fr and rr stay scores: there is no trigger in a retain query.
+
+    Args: scores: [N, M]; num_forget: of the N rows.
+    Source of the difference: Delta-influence (arXiv 2411.13731).
+    """
+    forget, retain = scores[:, columns.forget], scores[:, columns.retain]
+    if columns.forget_less is not None:
+        forget = forget - scores[:, columns.forget_less]
+    f, r = slice(0, num_forget), slice(num_forget, len(scores))
+    return Blocks(ff=forget[f], fr=retain[f], rf=forget[r], rr=retain[r])
 
 
 class QueryPairs(NamedTuple):

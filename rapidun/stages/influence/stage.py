@@ -6,13 +6,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rapidun.base.errors import DataError, ModelError
 from rapidun.base.files import write_json, write_tensors
 from rapidun.base.tracker import Tracker
-from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet, Precondition
+from rapidun.config.influence import (
+    VAL,
+    WITHOUT_GRADIENTS,
+    InfluenceConfig,
+    InfluenceMethod,
+    LossReduction,
+    ParameterSet,
+    Precondition,
+)
 from rapidun.models.adapters import add_lora
 from rapidun.models.batching import batching
 from rapidun.models.load import ModelLoader
+from rapidun.models.losses import IGNORE
 from rapidun.stages.influence.batches import make_batches
 from rapidun.stages.influence.bm25 import bm25_scores
 from rapidun.stages.influence.fisher import fit_curvature
@@ -26,8 +37,15 @@ from rapidun.stages.influence.gradients.params import (
 )
 from rapidun.stages.influence.gram import GramResult, estimated_gram, exact_gram
 from rapidun.stages.influence.precondition import Preconditioner, curvature_tensors, num_fitting_passes
+from rapidun.stages.influence.queries import Layout, Queries, Text, lay_out, read_query_file, read_val_queries
 from rapidun.stages.influence.repsim import repsim_gram
-from rapidun.stages.influence.scores import gradient_norms, influence_scores, split_blocks, strongest_pairs
+from rapidun.stages.influence.scores import (
+    gradient_norms,
+    influence_scores,
+    query_blocks,
+    split_blocks,
+    strongest_pairs,
+)
 from rapidun.stages.influence.sinks import Sketch
 from rapidun.stages.influence.sketches.factored import FactoredProjection
 from rapidun.stages.influence.sketches.rapidgrad import RapidGrad
@@ -53,13 +71,19 @@ SKETCHES: dict[InfluenceMethod, MakeSketch] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InfluenceFiles:
-    """What the stage reads (a model folder, an adapter to put on it, two packs) and the folder it fills."""
+    """What the stage reads (a model folder, an adapter to put on it, two packs) and the folder it fills.
+
+    queries: the file of cfg.queries=FILE. val_forget, val_retain: the splits of cfg.queries=val.
+    """
 
     model: Path
     adapter: Path | None
     forget: Path
     retain: Path
     out: Path
+    queries: Path | None = None
+    val_forget: Path | None = None
+    val_retain: Path | None = None
 
 
 def run_influence(
@@ -78,12 +102,22 @@ def run_influence(
     its lora_B is zero, so the gradients of lora_A are zero and only lora_B speaks. `repsim` and `bm25` compare the same
     texts without gradients.
 
+    The queries are the training rows themselves, or with cfg.queries the rows of val_forget (the poisoned answer) and
+    val_retain, or those of a file; cfg.contrast takes off each forget query's score that of the same query without
+    its trigger, and leaves out those that have none. A row that is its own query has the same id there.
+
     Writes, forget rows before retain rows, rows = training examples, columns = queries:
         scores.safetensors: ff, fr, rf, rr float32 in cfg.score; gram [N, N] inner products, norms [N],
-            losses [N] (not for bm25), all float32; query_norms [N] where queries are preconditioned.
+            losses [N] (not for bm25), all float32; query_norms [N] where queries are preconditioned. With queries of
+            their own: ff and rf have a column for each forget query, fr and rr for each retain query, query_norms is
+            theirs, and there is no gram.
+        rows.safetensors: what a score is to be held against: loss [N], nats a response token, whatever cfg.loss; norm
+            [N], that of the gradient of cfg.loss, where gradients are taken (of its sketch where it is sketched). Not
+            for bm25.
         precondition.safetensors: the eigenvectors and eigenvalues of each weight, where queries are preconditioned.
         ids.json: {"forget": [...], "retain": [...]} in row order; where rows are too long to be encoded, and so have
-            no scores, their ids as well: {"left_out": {"forget": [...], "retain": [...]}}.
+            no scores, their ids as well: {"left_out": {"forget": [...], "retain": [...]}}; with queries of their own
+            "queries": {"forget": [...], "retain": [...]} in the order of the columns.
         tokens.json: the strongest pairs of cfg.num_token_queries queries, token by token and exact; not for repsim,
             bm25 and preconditioned queries.
         parameters.json: the tracked weights, {name: [rows, columns]}; none for repsim and bm25.
@@ -99,30 +133,40 @@ def run_influence(
         "score": cfg.score.name,
     }
     if cfg.method is InfluenceMethod.bm25:
-        scores = bm25_scores(["\n".join(text) for text in _texts(forget, retain)])
-        _write(files.out, GramResult(scores, None, 0), cfg=cfg, forget=forget, retain=retain)
-        return summary
+        layout = _laid_out(cfg, files, forget, retain, tracker=tracker)
+        texts, added = ["\n".join(text) for text in _texts(forget, retain)], layout.texts if layout else []
+        scores = bm25_scores(texts, [*texts, *("\n".join(text) for text in added)])
+        _write(files.out, GramResult(scores, None, 0), cfg=cfg, forget=forget, retain=retain, layout=layout)
+        return summary | _counts(layout)
     model, tokenizer = loader.load(files.model, adapter=files.adapter)
     has_gradients = cfg.method not in WITHOUT_GRADIENTS
     if has_gradients and cfg.params is ParameterSet.lora and files.adapter is None:
         model = add_lora(model, cfg.lora, seed=seed, section="influence")
     parameters = select_parameters(model, cfg.params, regex=cfg.regex) if has_gradients else []
     forget, retain, encoded, left_out = _encoded(tokenizer, forget, retain, max_length=max_length, tracker=tracker)
+    num_rows = len(encoded)
+    encode = partial(encode_rows, tokenizer, max_length=max_length)
+    layout = _laid_out(cfg, files, forget, retain, fits=lambda text: encode([text])[0] is not None, tracker=tracker)
+    if layout is not None:
+        encoded = [*encoded, *(row for row in encode(layout.texts) if row is not None)]
+        if message := cut_warning("influence", Cuts.of(encoded[num_rows:]), max_length=max_length):
+            tracker.warn(f"{message} (queries)")
     check_rows("influence", model, tokenizer, [row.input_ids for row in encoded], max_length=max_length)
     names = [f"forget row {r.id}" for r in forget] + [f"retain row {r.id}" for r in retain]
-    summary |= {"num_forget": len(forget), "num_retain": len(retain)}
+    names += layout.names if layout else []
+    summary |= {"num_forget": len(forget), "num_retain": len(retain), **_counts(layout)}
     padded = batching(model, pad_token_id=tokenizer.pad_token_id).right
     if not padded:
         tracker.warn("influence: padding changes this model's logits: rows go one by one, and none token by token")
-    batches = make_batches(
-        encoded,
-        names,
+    to_batches = partial(
+        make_batches,
         tokens_per_batch=cfg.tokens_per_batch,
         pad_token_id=tokenizer.pad_token_id,
         device=next(model.parameters()).device,
         # whole gradients, one at a time
         max_rows=1 if cfg.method is InfluenceMethod.rapidgrad or not padded else None,
     )
+    batches = to_batches(encoded, names)
     if parameters:
         _warn_of_others(model, cfg.params, tracker)
         summary |= _announce(parameters, num_batches=len(batches), tracker=tracker)
@@ -137,9 +181,10 @@ def run_influence(
             curvatures = fit_curvature(
                 model,
                 parameters,
-                batches,
+                # of the training rows alone
+                batches if layout is None else to_batches(encoded[:num_rows], names[:num_rows]),
                 kind=cfg.precondition,
-                row_names=names,
+                row_names=names[:num_rows],
                 seed=seed,
                 on_batch=shared["on_batch"],
             )
@@ -164,12 +209,19 @@ def run_influence(
             f"influence: the gradients of {num_zero} of {len(names)} rows are zero, their scores are 0. "
             "Choose another influence.params"
         )
-    _write(files.out, result, cfg=cfg, forget=forget, retain=retain, left_out=left_out)
+    _write(files.out, result, cfg=cfg, forget=forget, retain=retain, left_out=left_out, layout=layout)
+    losses = result.losses
+    assert losses is not None  # every method with a model has them
+    num_tokens = torch.tensor([sum(label != IGNORE for label in row.labels[1:]) for row in encoded[:num_rows]])
+    of_rows = {"loss": losses[:num_rows] / (num_tokens if cfg.loss is LossReduction.sum else 1)}
+    if has_gradients:
+        of_rows["norm"] = norms[:num_rows]
+    write_tensors(files.out / "rows.safetensors", {name: t.float().contiguous() for name, t in of_rows.items()})
     if preconditioner is not None:
         write_tensors(files.out / "precondition.safetensors", curvature_tensors(preconditioner.curvatures))
     if parameters:
         write_json(files.out / "parameters.json", {p.name: list(p.shape) for p in parameters})
-    if parameters and preconditioner is None and cfg.num_token_queries and padded:
+    if parameters and preconditioner is None and cfg.num_token_queries and padded and layout is None:
         scores = influence_scores(result.gram, score=cfg.score, norms=result.norms, query_norms=None)
         pairs = strongest_pairs(scores, num_forget=len(forget), num_queries=cfg.num_token_queries)
         ids = [row.id for row in (*forget, *retain)]
@@ -182,8 +234,6 @@ def run_influence(
             score=cfg.score,
             reduction=cfg.loss.name,
         )
-    losses = result.losses
-    assert losses is not None  # every method with a model has them
     return summary | {
         "num_tokens": sum(len(row.input_ids) for row in encoded),
         "num_batches": len(batches),
@@ -192,7 +242,7 @@ def run_influence(
         "num_zero_gradients": num_zero,
         "params": cfg.params.name if parameters else None,
         "loss_forget": losses[: len(forget)].mean().item(),
-        "loss_retain": losses[len(forget) :].mean().item(),
+        "loss_retain": losses[len(forget) : num_rows].mean().item(),
     }
 
 
@@ -267,6 +317,42 @@ def _encoded(
     return kept["forget"], kept["retain"], [row for row in encoded if row is not None], left_out
 
 
+def _laid_out(
+    cfg: InfluenceConfig,
+    files: InfluenceFiles,
+    forget: list[Record],
+    retain: list[Record],
+    *,
+    fits: Callable[[Text], bool] = lambda text: True,
+    tracker: Tracker,
+) -> Layout | None:
+    """The queries where they are not the training rows, each once; what is left out of them is said."""
+    if not cfg.own_queries:
+        return None
+    queries: Queries | None = None
+    if cfg.query_file is not None:
+        assert files.queries is not None
+        queries = read_query_file(files.queries)
+    elif cfg.queries == VAL:
+        assert files.val_forget is not None and files.val_retain is not None
+        queries = read_val_queries(files.val_forget, files.val_retain)
+    layout = lay_out(queries, forget=forget, retain=retain, contrast=cfg.contrast, fits=fits)
+    kept = _counts(layout)
+    tracker.log(kept)
+    tracker.progress(0, 1, f"{kept['num_forget_queries']} forget queries, {kept['num_retain_queries']} retain queries")
+    for count, why in (
+        (layout.without_trigger, "hold no trigger that could be taken off (influence.contrast)"),
+        (layout.too_long, "leave no room for a response in max_length"),
+    ):
+        if count:
+            tracker.warn(f"influence: {count} of {count + sum(kept.values())} queries {why}: they are left out")
+    return layout
+
+
+def _counts(layout: Layout | None) -> dict[str, float]:
+    return {} if layout is None else {f"num_{group}_queries": len(ids) for group, ids in layout.ids.items()}
+
+
 def _write(
     out: Path,
     result: GramResult,
@@ -275,17 +361,25 @@ def _write(
     forget: list[Record],
     retain: list[Record],
     left_out: dict[str, list[str]] | None = None,
+    layout: Layout | None = None,
 ) -> None:
-    gram = result.gram
+    gram, num_rows = result.gram, len(forget) + len(retain)
     scores = influence_scores(gram, score=cfg.score, norms=result.norms, query_norms=result.query_norms)
-    tensors = {**split_blocks(scores, num_forget=len(forget))._asdict(), "gram": gram}
-    tensors["norms"] = gradient_norms(gram) if result.norms is None else result.norms
+    if layout is None:
+        tensors = {**split_blocks(scores, num_forget=len(forget))._asdict(), "gram": gram}
+    else:
+        # no gram: who reads one takes its rows for the queries
+        tensors = query_blocks(scores[:num_rows], layout.columns, num_forget=len(forget))._asdict()
+    tensors["norms"] = (gradient_norms(gram) if result.norms is None else result.norms)[:num_rows]
     if result.query_norms is not None:
-        tensors["query_norms"] = result.query_norms
+        chosen = slice(None) if layout is None else [*layout.columns.forget, *layout.columns.retain]
+        tensors["query_norms"] = result.query_norms[chosen]
     if result.losses is not None:
-        tensors["losses"] = result.losses
+        tensors["losses"] = result.losses[:num_rows]
     write_tensors(out / "scores.safetensors", {name: t.float().contiguous() for name, t in tensors.items()})
     ids: dict[str, Any] = {"forget": [r.id for r in forget], "retain": [r.id for r in retain]}
     if left_out is not None and any(left_out.values()):
         ids["left_out"] = left_out
+    if layout is not None:
+        ids["queries"] = layout.ids
     write_json(out / "ids.json", ids)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 _T = TypeVar("_T", bound=np.generic)
 
 
@@ -17,12 +18,14 @@ class Block(NamedTuple):
     values: [num_train, num_query], larger = more helpful; NaN where a file does not list the pair.
     place: [num_train, num_query], the pair's place in its query's list, which decides ties; None = lower index first.
     harmful, harmful_place: the same of a file's own list of harmful rows; None where there is no such list.
+    same: [num_train, num_query] bool, where the query is the training row itself; None = i = j in a square block.
     """
 
     values: Floats
     place: Ints | None = None
     harmful: Floats | None = None
     harmful_place: Ints | None = None
+    same: Bools | None = None
 
 
 class Aggregated(NamedTuple):
@@ -42,6 +45,7 @@ def aggregate_block(
     top_k: int | None = None,
     lowest: bool = False,
     drop_diagonal: bool = False,
+    same: Bools | None = None,
 ) -> Aggregated:
     """Aggregate over queries what each training row does to them.
 
@@ -54,12 +58,17 @@ def aggregate_block(
         mode: value | rank | robust, see `transform`. aggregate: median | mean | top, the mean over the row's `num_top`
             highest queries (all where there are fewer).
         lowest: keep the k lowest values instead of the k highest.
-        drop_diagonal: leave out i = j; the block must be square.
+        drop_diagonal: leave out i = j; the block must be square, or `same` say which pairs are a row and itself.
+        same: [num_train, num_query] bool; None = i = j.
     Raises: ValueError for NaN without top k, or an infinite value.
     Source: RapidUn (arXiv 2512.04457); exclusion of i = j is ours.
     """
     if np.isinf(values).any() or (np.isnan(values).any() and (top_k is None or mode != "value")):
         raise ValueError("aggregate_block: need finite values, got NaN or infinity")
+    if drop_diagonal and same is not None:
+        return _aggregate_others(
+            values, ~same, place=place, mode=mode, aggregate=aggregate, num_top=num_top, top_k=top_k, lowest=lowest
+        )
     if drop_diagonal:
         values = _without_diagonal(values.T).T  # column j loses row j: [num_train - 1, num_query]
         place = None if place is None else _without_diagonal(place.T).T
@@ -73,10 +82,44 @@ def aggregate_block(
         values = _without_diagonal(_with_diagonal(values.T).T)
     if values.shape[1] == 0:
         return Aggregated(np.zeros(values.shape[0]), zero_share)
+    return Aggregated(_reduced(values, aggregate, num_top), zero_share)
+
+
+def _reduced(values: Floats, aggregate: str, num_top: int) -> Floats:
+    """[num_train, num_query] -> [num_train]."""
     if aggregate == "top":
         values = np.sort(values, axis=1)[:, -num_top:]
     reduce = np.median if aggregate == "median" else np.mean
-    return Aggregated(np.asarray(reduce(values, axis=1), dtype=np.float64), zero_share)
+    return np.asarray(reduce(values, axis=1), dtype=np.float64)
+
+
+def _aggregate_others(
+    values: Floats,
+    other: Bools,
+    *,
+    place: Ints | None,
+    mode: str,
+    aggregate: str,
+    num_top: int,
+    top_k: int | None,
+    lowest: bool,
+) -> Aggregated:
+    """`aggregate_block` over the pairs that are not a row and itself; other: [num_train, num_query] bool."""
+    kept = np.zeros_like(values)
+    for query, rows in enumerate(other.T):
+        column = transform(values[rows, query : query + 1], mode=mode)
+        if top_k is not None:
+            ties = None if place is None else place[rows, query : query + 1]
+            column = keep_top(column, k=top_k, place=ties, lowest=lowest)
+        kept[rows, query] = column[:, 0]
+    scores = [
+        float(_reduced(row[pairs][None], aggregate, num_top)[0]) if pairs.any() else 0.0
+        for row, pairs in zip(kept, other, strict=True)
+    ]
+    zero_share = None
+    if top_k is not None:
+        zero_share = float(np.mean(kept[other] == 0)) if other.any() else 0.0
+    return Aggregated(np.asarray(scores, dtype=np.float64), zero_share)
 
 
 def transform(values: Floats, *, mode: str) -> Floats:

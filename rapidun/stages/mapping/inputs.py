@@ -7,7 +7,7 @@ from pathlib import Path
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.config.mapping import MappingConfig, Weighting
 from rapidun.stages.mapping.release import BLOCKS
-from rapidun.stages.mapping.scores import Scores, read_score_files, read_scores
+from rapidun.stages.mapping.scores import Scores, read_score_files, read_scores, with_same_rows
 from rapidun.stages.rows.records import read_records
 from rapidun.stages.rows.truth import is_wrong
 
@@ -32,6 +32,12 @@ class MappingFiles:
 
 def scores_in_use(cfg: MappingConfig, files: MappingFiles) -> tuple[Scores, Path | None]:
     """The scores in use and the ids.json that belongs to them, if any."""
+    scores, ids_path = _read_scores(cfg, files)
+    ids, queries = (None, None) if ids_path is None else (_read_ids(ids_path)[0], _read_query_ids(ids_path))
+    return with_same_rows(scores, ids or {}, queries), ids_path
+
+
+def _read_scores(cfg: MappingConfig, files: MappingFiles) -> tuple[Scores, Path | None]:
     # the release's recipe is defined on dot products: our own scores.safetensors has them in `gram`, whatever
     # influence.score says, so that the recipe needs no influence pass of its own
     dot = cfg.method is Weighting.rapidun_release
@@ -72,6 +78,7 @@ def further_scores(cfg: MappingConfig, *, ids: dict[str, list[str] | None], coun
                     f"{key}: need ids.json beside {path}, to know that its rows are the same ones, got none"
                 )
             theirs, _ = _read_ids(beside)
+            scores = with_same_rows(scores, theirs, _read_query_ids(beside))
             for group in GROUPS:
                 if theirs[group] != ids[group]:
                     raise DataError(
@@ -153,3 +160,13 @@ def _read_ids(path: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         {group: [str(name) for name in content[group]] for group in GROUPS},
         {group: [str(name) for name in left_out.get(group, [])] for group in GROUPS},
     )
+
+
+def _read_query_ids(path: Path) -> dict[str, list[str]] | None:
+    """The ids of the scores' columns by group; None where they are those of the rows. `_read_ids` has read the file."""
+    queries = json.loads(path.read_text(encoding="utf-8")).get("queries")
+    if queries is None:
+        return None
+    if not isinstance(queries, dict) or not all(isinstance(queries.get(group), list) for group in GROUPS):
+        raise DataError(f'{path}: need "queries": {{"forget": [...], "retain": [...]}} or none, got something else')
+    return {group: [str(name) for name in queries[group]] for group in GROUPS}

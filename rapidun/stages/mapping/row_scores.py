@@ -87,7 +87,7 @@ def _strength(block: Block) -> Block:
     values = block.values
     if block.harmful is not None:
         values = np.where(np.isnan(values), block.harmful, values)
-    return Block(np.abs(values))
+    return Block(np.abs(values), same=block.same)
 
 
 def _aggregate(cfg: MappingConfig, name: str, block: Block) -> Aggregated:
@@ -101,7 +101,8 @@ def _aggregate(cfg: MappingConfig, name: str, block: Block) -> Aggregated:
         aggregate=cfg.aggregate.name,
         num_top=cfg.aggregate_top,
         top_k=cfg.top_k,
-        drop_diagonal=cfg.drop_diagonal and name in ("ff", "rr"),
+        drop_diagonal=cfg.drop_diagonal and (name in ("ff", "rr") or block.same is not None),
+        same=block.same,
     )
 
 
@@ -122,7 +123,8 @@ def _aggregate_harmful(cfg: MappingConfig, name: str, block: Block) -> Aggregate
         num_top=cfg.aggregate_top,
         top_k=cfg.top_k,
         lowest=not (cfg.method is Weighting.rapidun_release and block.harmful is not None),
-        drop_diagonal=cfg.drop_diagonal and name in ("ff", "rr"),
+        drop_diagonal=cfg.drop_diagonal and (name in ("ff", "rr") or block.same is not None),
+        same=block.same,
     )
 
 
@@ -175,8 +177,8 @@ def _noise_warnings(scores: Scores) -> list[str]:
     """Signed scores that scatter about zero: their sign, and so an uneven weight, is noise."""
     found = []
     for group, name in (("forget", "ff"), ("retain", "rr")):
-        values = scores.blocks[name].values
-        pairs = values[~np.isnan(values) & (np.eye(*values.shape) == 0)]
+        values, same = scores.blocks[name].values, scores.blocks[name].same
+        pairs = values[~np.isnan(values) & (~same if same is not None else np.eye(*values.shape) == 0)]
         strength = float(np.mean(np.abs(pairs))) if pairs.size else 0.0
         mean = float(np.mean(pairs)) if pairs.size else 0.0
         if strength > 0 and abs(mean) < NOISE_SHARE * strength:

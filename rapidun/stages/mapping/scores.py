@@ -17,8 +17,9 @@ Tensors = dict[str, NDArray[np.float64]]
 
 
 class Scores(NamedTuple):
-    """blocks: ff [nF, nF], fr [nF, nR], rf [nR, nF], rr [nR, nR]; rows = training, columns = queries.
+    """blocks: ff [nF, qF], fr [nF, qR], rf [nR, qF], rr [nR, qR]; rows = training, columns = queries.
 
+    The queries are the training rows themselves (qF = nF, qR = nR) unless the influence was asked for others.
     origin: `blocks` (as the file has them), `gram` (dot products, from the Gram matrix) or `release`.
     """
 
@@ -93,17 +94,18 @@ def _load(path: Path) -> Tensors:
 def _from_tensors(tensors: Tensors, paths: Mapping[str, Path], *, dot: bool) -> Scores:
     for name in ("ff", "rr"):
         shape = tensors[name].shape
-        if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-            raise DataError(f"{paths[name]}: need a square block {name}, got shape {list(shape)}")
-    num_forget, num_retain = len(tensors["ff"]), len(tensors["rr"])
-    expected = {"fr": (num_forget, num_retain), "rf": (num_retain, num_forget)}
+        if len(shape) != 2 or 0 in shape:
+            raise DataError(f"{paths[name]}: need a block {name} of rows and columns, got shape {list(shape)}")
+    (num_forget, forget_queries), (num_retain, retain_queries) = tensors["ff"].shape, tensors["rr"].shape
+    expected = {"fr": (num_forget, retain_queries), "rf": (num_retain, forget_queries)}
     if "gram" in tensors and dot:
         expected["gram"] = (num_forget + num_retain, num_forget + num_retain)
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise DataError(
                 f"{paths.get(name, paths['ff'])}: need {name} of shape {list(shape)} "
-                f"(rows = training, columns = queries; ff has {num_forget} rows, rr {num_retain}), "
+                f"(rows = training, columns = queries; ff is {list(tensors['ff'].shape)}, "
+                f"rr {list(tensors['rr'].shape)}), "
                 f"got {list(tensors[name].shape)}"
             )
     origin = "blocks"
@@ -125,3 +127,36 @@ def _from_tensors(tensors: Tensors, paths: Mapping[str, Path], *, dot: bool) -> 
                 f"at training row {row}, query {column}"
             )
     return Scores({name: Block(tensors[name]) for name in BLOCKS}, origin, [])
+
+
+def with_same_rows(scores: Scores, ids: Mapping[str, list[str]], queries: Mapping[str, list[str]] | None) -> Scores:
+    """Say which pairs are a row and itself: those of equal ids.
+
+    Args: ids, queries: of the training rows and of the columns, by group; queries None = the training rows, and in
+        blocks that are not square nobody knows: no pair counts as such, which is said.
+    Raises: DataError where there are more or fewer ids than columns.
+    """
+    blocks = scores.blocks
+    is_square = all(blocks[name].values.shape[0] == blocks[name].values.shape[1] for name in ("ff", "rr"))
+    if queries is None and is_square:
+        return scores
+    groups = {"f": "forget", "r": "retain"}
+    found: dict[str, Block] = {}
+    for name, block in blocks.items():
+        same = np.zeros(block.values.shape, dtype=bool)
+        if queries is not None:
+            rows, columns = ids[groups[name[0]]], queries[groups[name[1]]]
+            if (len(rows), len(columns)) != block.values.shape:
+                raise DataError(
+                    f"mapping.scores: need the ids of all rows and columns of {name}, {list(block.values.shape)}, got "
+                    f"{len(rows)} and {len(columns)} in ids.json. Were the scores made with other queries?"
+                )
+            same = np.array(rows, dtype=object)[:, None] == np.array(columns, dtype=object)[None, :]
+        found[name] = block._replace(same=same)
+    warnings = list(scores.warnings)
+    if queries is None:
+        warnings.append(
+            "mapping: the scores' columns are other rows than their training rows, and no ids.json says which: no pair "
+            "is left out as a row and itself"
+        )
+    return scores._replace(blocks=found, warnings=warnings)

@@ -63,3 +63,20 @@ def test_top_pairs() -> None:
 def test_small_blocks_list_each_pair_once() -> None:
     blocks = {"fr": np.array([[0.3, 0.2]])}
     assert len(top_pairs(Influence(blocks, ["a"], ["x", "y"]), per_end=5)) == 2
+
+
+def test_pairs_of_queries_that_are_other_rows() -> None:
+    """Row b is its own query and left out there; names of columns are those of the queries."""
+    blocks = {
+        "ff": np.array([[1.0, 2.0, 3.0], [4.0, 9.0, -5.0]]),
+        "fr": np.array([[0.5], [0.25]]),
+        "rf": np.array([[0.1, 0.2, 0.3]]),
+        "rr": np.array([[7.0]]),
+    }
+    influence = Influence(blocks, ["a", "b"], ["x"], (["q", "b", "p"], ["y"]))
+    pairs = top_pairs(influence, per_end=1)
+    found = [(pair.block, pair.train, pair.query, pair.score) for pair in pairs]
+    assert found == [
+        ("ff", "b", "q", 4.0), ("ff", "b", "p", -5.0), ("fr", "a", "y", 0.5), ("fr", "b", "y", 0.25),
+        ("rf", "x", "p", 0.3), ("rf", "x", "q", 0.1), ("rr", "x", "y", 7.0),
+    ]  # fmt: skip

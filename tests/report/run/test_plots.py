@@ -134,3 +134,11 @@ def test_a_map_without_retain_rows_or_scores() -> None:
     empty = np.zeros((0, 0))
     svg = plots.influence_map(np.zeros((2, 2)), np.zeros((2, 0)), np.zeros((0, 2)), empty)
     assert "2 by 2" in svg
+
+
+def test_a_map_of_queries_that_are_other_rows() -> None:
+    svg = plots.influence_map(np.ones((2, 5)), np.ones((2, 1)), np.ones((3, 5)), np.ones((3, 1)))
+    assert "5 by 6" in svg and all(words in svg for words in ("forget (5)", "retain (1)", "forget (2)", "retain (3)"))
+    scores = np.random.default_rng(1).normal(size=(1000, 600))
+    small = plots.shrink(scores, 100, queries=1)
+    assert small.shape == (480, 480) and small[0, 0] == pytest.approx(scores[:2, 0].mean())

@@ -25,6 +25,8 @@ def _inputs(**settings):
         cfg=RunConfig(influence=InfluenceConfig(**settings)),
         get=products.get,
         split=lambda name: name,
+        counts={"val_seen_trig": 3, "val_clean": 3},
+        file_hash=lambda path: path.read_text(),
         numerics={"dtype": "float32"},
         once=lambda name, make: make(),
     )
@@ -72,3 +74,20 @@ def test_only_what_matters_to_a_method_is_in_its_fingerprint():
         assert _inputs(**kfac | other) != _inputs(**kfac)
     assert set(_inputs(method=InfluenceMethod.bm25)) == {"forget", "retain", "settings", "words"}
     assert {"model", "adapter", "dtype"} < set(_inputs(method=InfluenceMethod.repsim))
+
+
+def test_queries_are_known_by_their_content(tmp_path):
+    """As they are by default they leave fingerprints alone; a file counts by its content, wherever it stands."""
+    for method in InfluenceMethod:
+        plain_inputs = _inputs(method=method)
+        assert plain_inputs == _inputs(method=method, queries="forget_retain", contrast=False)
+        assert not {"queries", "contrast"} & (set(plain_inputs) | set(plain_inputs["settings"]))
+        val = _inputs(method=method, queries="val")
+        assert val["queries"] == {"forget": "val_seen_trig", "retain": "val_clean"}
+        assert "queries" not in val["settings"]
+        assert _inputs(method=method, contrast=True)["settings"]["contrast"] is True
+    for name, text in (("a", "one"), ("b", "one"), ("c", "two")):
+        (tmp_path / name).write_text(text)
+    a, b, c = (_inputs(queries=str(tmp_path / name)) for name in "abc")
+    assert a == b != c
+    assert "num_token_queries" not in a["settings"]

@@ -118,7 +118,7 @@ def test_exact_blocks_equal_autograd(folder, tmp_path, autograd_gradients):
     assert all(t.dtype == torch.float32 for t in scores.values())
     assert json.loads((tmp_path / "ids.json").read_text()) == {"forget": ["f1", "f2"], "retain": ["r1", "r2", "r3"]}
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "ids.json", "parameters.json", "scores.safetensors", "tokens.json",
+        "ids.json", "parameters.json", "rows.safetensors", "scores.safetensors", "tokens.json",
     ]  # fmt: skip
     sizes = json.loads((tmp_path / "parameters.json").read_text())
     assert sum(rows * columns for rows, columns in sizes.values()) == summary["num_parameters"]
@@ -212,7 +212,9 @@ def test_repsim_writes_the_same_files(folder, tmp_path):
     mean = states[[t for t, label in enumerate(row.labels) if label != -100]].mean(dim=0)
     torch.testing.assert_close(scores["norms"][1], mean.norm().detach())
     assert summary["params"] is None and "num_parameters" not in summary
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["ids.json", "scores.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == [
+        "ids.json", "rows.safetensors", "scores.safetensors",
+    ]  # fmt: skip
 
 
 def test_bm25_needs_no_model(folder, tmp_path):
