@@ -30,6 +30,8 @@ TRACKERS = {
     "tags": (TrackerKind.wandb,),
     "log_artifacts": (TrackerKind.wandb,),
 }
+# what unlearning.eval_asr shares with the evaluation stage
+OF_ATTACKS = tuple(f"evaluation.{name}" for name in ("max_new_tokens", "min_keywords", "seed", "tokens_per_batch"))
 # typed behind a key whose entries are free, it takes none away
 NOTHING = "={}"
 
@@ -164,13 +166,15 @@ def _stage(cfg: RunConfig, key: str) -> Unread | None:
     """Settings of stages that the run has nothing of."""
     section = key.partition(".")[0]
     involved = cfg.involved
-    readers = {
+    of: dict[str, tuple[str, ...]] = {
         "model": ("poison", "influence", "unlearning", "evaluation"),
         "max_length": ("poison", "influence", "unlearning", "evaluation"),
         "seed": ("mapping", "unlearning"),
         # it is part of the model before unlearning
         "unlearning.adapter": ("influence", "unlearning", "evaluation"),
-    }.get(key if key == "unlearning.adapter" else section, (section,))
+        **dict.fromkeys(OF_ATTACKS, ("evaluation", *(["unlearning"] if cfg.unlearning.measures_asr else []))),
+    }
+    readers = of.get(key) or of.get(section, (section,))
     if any(name in involved for name in readers):
         return None
     others = ", ".join(f"{name}.seed" for name in involved if name in ("data", "poison", "influence", "evaluation"))
@@ -246,8 +250,10 @@ def _unlearning(cfg: RunConfig, key: str) -> Unread | None:
         return Unread(why)
     if name == "retain_loss" and cfg.unlearning.mix_ratio == 0:
         return Unread("unlearning.mix_ratio=0")
-    if name == "num_eval_rows" and cfg.unlearning.eval_steps == 0:
+    if name == "num_eval_rows" and cfg.unlearning.eval_steps == 0 and not cfg.unlearning.measures_asr:
         return Unread("unlearning.eval_steps=0")
+    if name == "num_eval_prompts" and not cfg.unlearning.measures_asr:
+        return Unread("unlearning.eval_asr=0")
     if name.startswith("lora.") and cfg.unlearning.adapter is not None:
         return Unread("unlearning.adapter, whose own LoRA settings hold")
     return _optimiser(cfg.unlearning, "unlearning", name)
@@ -258,6 +264,8 @@ def _optimiser(settings: OptimiserSettings, section: str, name: str) -> Unread |
         return Unread(f"{section}.max_steps={settings.max_steps}, which ends training")
     if name == "warmup_ratio" and settings.lr_scheduler_type == "constant":
         return Unread(f"{section}.lr_scheduler_type=constant")
+    if name == "momentum" and not settings.optimizer.traits.momentum:
+        return Unread(f"{section}.optimizer={settings.optimizer.name}")
     return None
 
 
