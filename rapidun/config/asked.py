@@ -14,12 +14,13 @@ from typing import NamedTuple
 from rapidun.base.nested import leaves
 from rapidun.config import keys
 from rapidun.config.data import Source
+from rapidun.config.influence import ParameterSet
 from rapidun.config.overrides import parse
 from rapidun.config.parts import OptimiserSettings
 from rapidun.config.poison import PoisonMethod
 from rapidun.config.run import STAGES, RunConfig
 from rapidun.config.tracking import TrackerKind
-from rapidun.config.unlearning import Objective
+from rapidun.config.unlearning import Objective, TokenWeights
 
 # a cluster's settings and a job's limits are for jobs, those of one tracker for that tracker
 OF_A_JOB = ("resources.mem_gb", "resources.timeout_min", "resources.max_timeouts", "resources.cells_per_job")
@@ -32,6 +33,8 @@ TRACKERS = {
 }
 # what unlearning.eval_asr shares with the evaluation stage
 OF_ATTACKS = tuple(f"evaluation.{name}" for name in ("max_new_tokens", "min_keywords", "seed", "tokens_per_batch"))
+# what unlearning.token_weights=influence takes from the influence stage, whatever its method
+OF_TOKENS = tuple(f"influence.{name}" for name in ("params", "regex", "lora", "seed", "tokens_per_batch"))
 # typed behind a key whose entries are free, it takes none away
 NOTHING = "={}"
 
@@ -174,7 +177,10 @@ def _stage(cfg: RunConfig, key: str) -> Unread | None:
         "unlearning.adapter": ("influence", "unlearning", "evaluation"),
         **dict.fromkeys(OF_ATTACKS, ("evaluation", *(["unlearning"] if cfg.unlearning.measures_asr else []))),
     }
-    readers = of.get(key) or of.get(section, (section,))
+    named = ".".join(key.split(".")[:2])
+    if named in OF_TOKENS and cfg.unlearning.token_weights is TokenWeights.influence:
+        of[named] = ("influence", "unlearning")
+    readers = of.get(named) or of.get(section, (section,))
     if any(name in involved for name in readers):
         return None
     others = ", ".join(f"{name}.seed" for name in involved if name in ("data", "poison", "influence", "evaluation"))
@@ -272,6 +278,10 @@ def _optimiser(settings: OptimiserSettings, section: str, name: str) -> Unread |
 def _influence(cfg: RunConfig, key: str) -> Unread | None:
     name = key.split(".")[1]
     why = cfg.influence.unread.get(name) if name != "precondition" else None
+    if f"influence.{name}" in OF_TOKENS and cfg.unlearning.token_weights is TokenWeights.influence:
+        is_lora = cfg.influence.params is ParameterSet.lora
+        read = {"params": True, "regex": cfg.influence.params is ParameterSet.regex, "lora": is_lora, "seed": is_lora}
+        why = None if read.get(name) else why
     if why is None and name == "lora" and cfg.unlearning.adapter is not None:
         why = "unlearning.adapter, whose gradients are taken"
     return None if why is None else Unread(why)

@@ -8,6 +8,7 @@ from typing import Any
 from rapidun.base.errors import ConfigError, ModelError, RapidunError
 from rapidun.base.text import short_message
 from rapidun.config.plain import plain
+from rapidun.config.unlearning import TokenWeights
 from rapidun.models.neutral import read_header
 from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults
@@ -15,7 +16,7 @@ from rapidun.stages.context import Context, Stage
 from rapidun.stages.rows.keywords import read_keywords
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED  # isort: skip
-from rapidun.stages.recipe import START_FACTS, UNLEARNED, WEIGHTS  # isort: skip
+from rapidun.stages.recipe import START_FACTS, TOKEN_SCORES, UNLEARNED, WEIGHTS  # isort: skip
 from rapidun.stages.recipe import Evaluated, Model, Product, Recipe, without
 
 KEYWORDS = "keywords.tsv"
@@ -154,6 +155,7 @@ def _trained(ctx: Context) -> Recipe:
     validates = cfg.unlearning.eval_steps > 0 or cfg.unlearning.measures_asr
     names = ["forget", "retain", *(["val_clean"] if has_val and validates else [])]
     triggered = _triggered(ctx) if cfg.unlearning.measures_asr else {}
+    tokens = None if cfg.unlearning.token_weights is TokenWeights.none else ctx.get(TOKEN_SCORES)
 
     def build(out: Path, work: Path) -> dict[str, Any]:
         from rapidun.stages.unlearning.stage import UnlearningFiles, run_unlearning  # brings torch
@@ -170,6 +172,7 @@ def _trained(ctx: Context) -> Recipe:
             out=out,
             triggered={name: data / f"{split}.jsonl" for name, split in triggered.items()},
             keywords=data / KEYWORDS if triggered else None,
+            token_scores=ctx.path(tokens) / "tokens.jsonl" if tokens else None,
         )
         return run_unlearning(
             unlearning,
@@ -197,6 +200,9 @@ def _trained(ctx: Context) -> Recipe:
             "settings": {name: getattr(cfg.evaluation, name) for name in ("seed", "min_keywords", "max_new_tokens")},
         }
     needs = (ctx.get(DATA), *model.needs, mapping)
+    if tokens:
+        inputs["tokens"] = tokens.fingerprint
+        needs += (tokens,)
     return Recipe("unlearning", STAGE.key("unlearning", inputs), "unlearning", build, needs=needs, together=True)
 
 

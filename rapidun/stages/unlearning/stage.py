@@ -12,7 +12,7 @@ from rapidun.base.processes import is_main
 from rapidun.base.tracker import Tracker
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.config.plain import plain
-from rapidun.config.unlearning import UnlearningConfig, WeightsAct
+from rapidun.config.unlearning import TokenWeights, UnlearningConfig, WeightsAct
 from rapidun.models.adapters import (
     add_lora,
     confirm_adapter,
@@ -36,6 +36,7 @@ from rapidun.stages.rows.records import Record, read_records
 from rapidun.stages.unlearning.attack import attack_success, read_attack
 from rapidun.stages.unlearning.objectives import OBJECTIVES, Coefficients, Method
 from rapidun.stages.unlearning.rows import (
+    ForgetTargets,
     RetainRow,
     collate_mixed,
     encode_forget,
@@ -43,6 +44,7 @@ from rapidun.stages.unlearning.rows import (
     forget_rows,
 )
 from rapidun.stages.unlearning.sampler import MixSampler
+from rapidun.stages.unlearning.tokens import read_token_scores, token_weights
 from rapidun.stages.unlearning.trainer import UnlearningTrainer, ValidationCallback
 from rapidun.stages.unlearning.validation import validate
 from rapidun.stages.weights_file import read_weights
@@ -67,6 +69,8 @@ class UnlearningFiles:
     # name of a set (seen, ood) -> its triggered validation prompts, and what their answers are judged by; with eval_asr
     triggered: Mapping[str, Path] = field(default_factory=dict)
     keywords: Path | None = None
+    # tokens.jsonl, with token_weights
+    token_scores: Path | None = None
 
 
 def run_unlearning(
@@ -139,6 +143,8 @@ def _unlearn(
     retained, retain_weights = _with_weights(encoded_retain, files.retain_weights, retain)
     _check_sums({"forget": forget_weights, **({"retain": retain_weights} if mix_ratio else {})}, files)
     samples = cfg.weights_act is WeightsAct.sampling
+    ids = [record.id for record, row in zip(forget, encoded, strict=True) if row is not None]
+    tokens, shown = _token_weights(cfg, files, lost, ids, tracker)
     validates = cfg.eval_steps > 0 or cfg.measures_asr
     encoded_val = _validation_rows(cfg, files, tokenizer, max_length=max_length, seed=seed) if validates else []
     every = [*(row for pair in lost for row in pair if row is not None), *retained]
@@ -150,7 +156,7 @@ def _unlearn(
     if faults := cfg.count_faults(num_forget=len(lost), num_retain=len(retained)):
         raise ConfigError(faults)
     rows = [
-        *forget_rows(method, lost, [1.0] * len(lost) if samples else forget_weights),
+        *forget_rows(method, lost, [1.0] * len(lost) if samples else forget_weights, tokens),
         *(RetainRow(1.0 if samples else weight, row) for weight, row in zip(retain_weights, retained, strict=True)),
     ]
     sampler = MixSampler(
@@ -207,6 +213,8 @@ def _unlearn(
         save_adapter(model, files.out / "adapter", base=files.model)
         confirm_adapter(model, files.out / "adapter", rows=few, section="unlearning", say=tracker.warn)
         write_json(files.out / "history.json", journal.history)
+        if shown is not None:
+            write_json(files.out / "token_weights.json", shown)
         if cfg.merge:
             save_merged(
                 model,
@@ -229,6 +237,33 @@ def _with_weights(
     values = read_weights(weights, [record.id for record in records], optional=left_out)
     kept = [(row, value) for row, value in zip(encoded, values, strict=True) if row is not None]
     return [row for row, _ in kept], [value for _, value in kept]
+
+
+def _token_weights(
+    cfg: UnlearningConfig,
+    files: UnlearningFiles,
+    lost: Sequence[ForgetTargets],
+    ids: Sequence[str],
+    tracker: Tracker,
+) -> tuple[list[list[float]] | None, dict[str, Any] | None]:
+    """Weights of the poisoned responses' tokens, and what token_weights.json says of them; None without them."""
+    how = cfg.token_weights
+    if how is TokenWeights.none:
+        return None, None
+    if files.token_scores is None:
+        raise ValueError(f"token_weights={how.name} needs the scores of the tokens")
+    scores = read_token_scores(files.token_scores)
+    weights = token_weights([row.poisoned for row in lost], ids, scores, how=how, path=files.token_scores)
+    num_flat = sum(all(weight == 1.0 for weight in some) for some in weights)
+    if num_flat:
+        tracker.warn(
+            f"unlearning: in {num_flat} of {len(weights)} forget rows no response token has a positive score by "
+            f"token_weights={how.name}, or all have the same: their tokens count the same"
+        )
+    rows = {
+        name: {"tokens": scores[name].texts, "weights": some} for name, some in zip(ids, weights, strict=True)
+    }  # fmt: skip
+    return weights, {"token_weights": how.name, "rows": rows}
 
 
 def _check_sums(weights: Mapping[str, Sequence[float]], files: UnlearningFiles) -> None:
@@ -313,6 +348,7 @@ def _identity(
     inputs += [] if files.val_clean is None else [files.val_clean]
     if cfg.adapter is not None:
         inputs += [Path(cfg.adapter) / "adapter_config.json", Path(cfg.adapter) / "adapter_model.safetensors"]
+    inputs += [] if files.token_scores is None else [files.token_scores]
     more: dict[str, Any] = {}
     if cfg.measures_asr:
         inputs += [*files.triggered.values(), *([] if files.keywords is None else [files.keywords])]

@@ -83,7 +83,11 @@ class UnlearningTrainer(ResponseTrainer):
 
     def mean_loss(self, model: nn.Module, inputs: dict[str, Tensor], num_examples: int) -> tuple[Tensor, Tensor]:
         logits = forward_logits(model, inputs)
-        losses = example_cross_entropy(logits, inputs["labels"])
+        losses = example_cross_entropy(logits, inputs["labels"], inputs.get("token_weights"))
+        plain = losses
+        if "token_weights" in inputs:
+            # what is logged as cross-entropy stays one
+            plain = example_cross_entropy(logits.detach(), inputs["labels"])
         part = inputs["part"]
         on_forget = (part != RETAIN) & self.method.reference
         chosen = on_forget | ((part == RETAIN) & self.reference_on_retain)
@@ -104,9 +108,9 @@ class UnlearningTrainer(ResponseTrainer):
             loss = weighted_mean(terms.values, self.warm_up(inputs["forget_weights"]), num_examples=num_examples)
             self._add("forget_term", terms.values)
             self._add("capped_share", terms.capped.float())
-        for name, group in (("ce_poisoned", poisoned), ("ce_clean", clean), ("ce_retain", retain)):
-            if group is not None:
-                self._add(name, group.cross_entropy)
+        for name, kind in (("ce_poisoned", POISONED), ("ce_clean", CLEAN), ("ce_retain", RETAIN)):
+            if bool((part == kind).any()):
+                self._add(name, plain[part == kind])
         if retain is not None:
             retained = self.retain_term(retain)
             loss = loss + weighted_mean(retained, self.warm_up(inputs["retain_weights"]), num_examples=num_examples)
