@@ -230,8 +230,8 @@ def _compare(row: Row, folder: Path) -> None:
     from rapidun.models.batching import batching
     from rapidun.models.load import ModelLoader
     from rapidun.models.losses import IGNORE
-    from rapidun.stages.evaluation.generate import generate_greedy
-    from rapidun.stages.evaluation.score import score_responses
+    from rapidun.stages.answers.generate import generate_greedy
+    from rapidun.stages.answers.score import score_responses
     from rapidun.stages.rows.encode import Encoded
 
     loader = ModelLoader(device="cpu", dtype="float32")

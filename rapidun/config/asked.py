@@ -14,12 +14,13 @@ from typing import NamedTuple
 from rapidun.base.nested import leaves
 from rapidun.config import keys
 from rapidun.config.data import Source
+from rapidun.config.influence import ParameterSet
 from rapidun.config.overrides import parse
 from rapidun.config.parts import OptimiserSettings
 from rapidun.config.poison import PoisonMethod
 from rapidun.config.run import STAGES, RunConfig
 from rapidun.config.tracking import TrackerKind
-from rapidun.config.unlearning import Objective
+from rapidun.config.unlearning import Objective, TokenWeights
 
 # a cluster's settings and a job's limits are for jobs, those of one tracker for that tracker
 OF_A_JOB = ("resources.mem_gb", "resources.timeout_min", "resources.max_timeouts", "resources.cells_per_job")
@@ -30,6 +31,10 @@ TRACKERS = {
     "tags": (TrackerKind.wandb,),
     "log_artifacts": (TrackerKind.wandb,),
 }
+# what unlearning.eval_asr shares with the evaluation stage
+OF_ATTACKS = tuple(f"evaluation.{name}" for name in ("max_new_tokens", "min_keywords", "seed", "tokens_per_batch"))
+# what unlearning.token_weights=influence takes from the influence stage, whatever its method
+OF_TOKENS = tuple(f"influence.{name}" for name in ("params", "regex", "lora", "seed", "tokens_per_batch"))
 # typed behind a key whose entries are free, it takes none away
 NOTHING = "={}"
 
@@ -164,13 +169,18 @@ def _stage(cfg: RunConfig, key: str) -> Unread | None:
     """Settings of stages that the run has nothing of."""
     section = key.partition(".")[0]
     involved = cfg.involved
-    readers = {
+    of: dict[str, tuple[str, ...]] = {
         "model": ("poison", "influence", "unlearning", "evaluation"),
         "max_length": ("poison", "influence", "unlearning", "evaluation"),
         "seed": ("mapping", "unlearning"),
         # it is part of the model before unlearning
         "unlearning.adapter": ("influence", "unlearning", "evaluation"),
-    }.get(key if key == "unlearning.adapter" else section, (section,))
+        **dict.fromkeys(OF_ATTACKS, ("evaluation", *(["unlearning"] if cfg.unlearning.measures_asr else []))),
+    }
+    named = ".".join(key.split(".")[:2])
+    if named in OF_TOKENS and cfg.unlearning.token_weights is TokenWeights.influence:
+        of[named] = ("influence", "unlearning")
+    readers = of.get(named) or of.get(section, (section,))
     if any(name in involved for name in readers):
         return None
     others = ", ".join(f"{name}.seed" for name in involved if name in ("data", "poison", "influence", "evaluation"))
@@ -246,8 +256,10 @@ def _unlearning(cfg: RunConfig, key: str) -> Unread | None:
         return Unread(why)
     if name == "retain_loss" and cfg.unlearning.mix_ratio == 0:
         return Unread("unlearning.mix_ratio=0")
-    if name == "num_eval_rows" and cfg.unlearning.eval_steps == 0:
+    if name == "num_eval_rows" and cfg.unlearning.eval_steps == 0 and not cfg.unlearning.measures_asr:
         return Unread("unlearning.eval_steps=0")
+    if name == "num_eval_prompts" and not cfg.unlearning.measures_asr:
+        return Unread("unlearning.eval_asr=0")
     if name.startswith("lora.") and cfg.unlearning.adapter is not None:
         return Unread("unlearning.adapter, whose own LoRA settings hold")
     return _optimiser(cfg.unlearning, "unlearning", name)
@@ -258,12 +270,18 @@ def _optimiser(settings: OptimiserSettings, section: str, name: str) -> Unread |
         return Unread(f"{section}.max_steps={settings.max_steps}, which ends training")
     if name == "warmup_ratio" and settings.lr_scheduler_type == "constant":
         return Unread(f"{section}.lr_scheduler_type=constant")
+    if name == "momentum" and not settings.optimizer.traits.momentum:
+        return Unread(f"{section}.optimizer={settings.optimizer.name}")
     return None
 
 
 def _influence(cfg: RunConfig, key: str) -> Unread | None:
     name = key.split(".")[1]
     why = cfg.influence.unread.get(name) if name != "precondition" else None
+    if f"influence.{name}" in OF_TOKENS and cfg.unlearning.token_weights is TokenWeights.influence:
+        is_lora = cfg.influence.params is ParameterSet.lora
+        read = {"params": True, "regex": cfg.influence.params is ParameterSet.regex, "lora": is_lora, "seed": is_lora}
+        why = None if read.get(name) else why
     if why is None and name == "lora" and cfg.unlearning.adapter is not None:
         why = "unlearning.adapter, whose gradients are taken"
     return None if why is None else Unread(why)

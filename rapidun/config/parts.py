@@ -74,6 +74,27 @@ class LoraSettings:
         return list(self.target_modules) if isinstance(self.target_modules, list | tuple) else [self.target_modules]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerTraits:
+    # TrainingArguments.optim
+    optim: str
+    # whether it reads `momentum`
+    momentum: bool = False
+
+
+class Optimizer(Choice):
+    """Optimisers that need nothing but torch and transformers, and run on a CPU as well."""
+
+    traits: OptimizerTraits
+
+    adamw = OptimizerTraits(optim="adamw_torch")
+    sgd = OptimizerTraits(optim="sgd", momentum=True)
+    rmsprop = OptimizerTraits(optim="rmsprop", momentum=True)
+    adagrad = OptimizerTraits(optim="adagrad")
+    # at the given learning rate, not at one relative to the weights
+    adafactor = OptimizerTraits(optim="adafactor")
+
+
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 
 
@@ -90,11 +111,21 @@ class OptimiserSettings:
     lr_scheduler_type: str = "cosine"
     # share of the steps over which the learning rate rises
     warmup_ratio: float = 0.0
+    optimizer: Optimizer = Optimizer.adamw
+    # of sgd and rmsprop
+    momentum: float = 0.0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     # optimiser steps between checkpoints; 0 = none (a killed stage then starts again)
     save_steps: int = 50
     gradient_checkpointing: bool = False
+
+    @property
+    def idle_optimiser(self) -> set[str]:
+        """Settings that change nothing as they stand and that came after others: fingerprints leave them out, so that
+        what was made before they were there is still found."""
+        idle = {"optimizer"} if self.optimizer is Optimizer.adamw else set[str]()
+        return idle | (set() if self.optimizer.traits.momentum and self.momentum else {"momentum"})
 
     def check_optimiser(self, faults: Faults) -> None:
         faults.need(
@@ -117,6 +148,12 @@ class OptimiserSettings:
             lr_scheduler_type=self.lr_scheduler_type,
         )
         faults.need(0.0 <= self.warmup_ratio < 1.0, "0 <= warmup_ratio < 1", warmup_ratio=self.warmup_ratio)
+        faults.need(0.0 <= self.momentum < 1.0, "0 <= momentum < 1", momentum=self.momentum)
+        faults.need(
+            self.momentum == 0 or self.optimizer.traits.momentum,
+            f"momentum=0 with optimizer={self.optimizer.name}, which has none of that kind",
+            momentum=self.momentum,
+        )
         faults.need(self.weight_decay >= 0, "weight_decay >= 0", weight_decay=self.weight_decay)
         faults.need(self.max_grad_norm >= 0, "max_grad_norm >= 0 (0 = no clipping)", max_grad_norm=self.max_grad_norm)
         faults.need(self.save_steps >= 0, "save_steps >= 0 (0 = no checkpoints)", save_steps=self.save_steps)

@@ -10,7 +10,7 @@ from rapidun.config.model import Dtype, ModelConfig, Quantisation
 from rapidun.config.poison import PoisonConfig, PoisonMethod
 from rapidun.config.sweep import ClusterConfig, ResourcesConfig, SweepConfig
 from rapidun.config.tracking import TrackingConfig
-from rapidun.config.unlearning import UnlearningConfig
+from rapidun.config.unlearning import TokenWeights, UnlearningConfig
 
 STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
 # settings that change where things go, how they run and who watches, never a number. A cell's name leaves these out, a
@@ -76,6 +76,13 @@ class RunConfig:
                 f"poison: need method=full or lora to train the yardstick, got poison.method=none with "
                 f"poison.retrain={str(self.poison.retrain).lower()} and "
                 f"unlearning.objective={self.unlearning.objective.name}. Change one of them"
+            )
+        ratio = self.unlearning.token_weights is TokenWeights.likelihood_ratio
+        if ratio and self.poison.method is PoisonMethod.none and {"influence", "unlearning"} & set(self.involved):
+            faults.append(
+                "unlearning: need the model before poisoning for token_weights=likelihood_ratio, got "
+                "poison.method=none, where model.path is poisoned already. Pass unlearning.token_weights=influence, or "
+                "poison=full (lora)"
             )
         if self.model.dtype is Dtype.float16 and self.poison.method is PoisonMethod.full and "poison" in self.stages:
             faults.append(

@@ -14,16 +14,22 @@ class ObjectiveTraits:
     retrains: bool = False
     # settings of the section that it does not read
     unread: tuple[str, ...] = ()
+    # its forget term holds the cross-entropy of the poisoned response, whose tokens may have weights of their own
+    token_weights: bool = False
 
 
 class Objective(Choice):
     traits: ObjectiveTraits
 
-    rapidun = ObjectiveTraits(label="RapidUn (GA/GD)", unread=("idk_response",))
+    rapidun = ObjectiveTraits(label="RapidUn (GA/GD)", unread=("idk_response",), token_weights=True)
     ga = ObjectiveTraits(
-        label="gradient ascent", unread=("descent_beta", "idk_response", "retain_loss", "mix_ratio")
+        label="gradient ascent",
+        unread=("descent_beta", "idk_response", "retain_loss", "mix_ratio"),
+        token_weights=True,
     )  # fmt: skip
-    graddiff = ObjectiveTraits(label="gradient difference", unread=("descent_beta", "idk_response"))
+    graddiff = ObjectiveTraits(
+        label="gradient difference", unread=("descent_beta", "idk_response"), token_weights=True
+    )  # fmt: skip
     idk_sft = ObjectiveTraits(
         label="fine-tuning on clean or refusing answers", unread=("ascent_alpha", "descent_beta", "loss_cap")
     )  # fmt: skip
@@ -34,6 +40,21 @@ class Objective(Choice):
 class RetainLoss(Enum):
     ce = "ce"
     kl = "kl"  # KL(reference, model) on response tokens; the reference is the model with the adapter off
+
+
+class WeightsAct(Enum):
+    """How the weights of the rows act."""
+
+    loss = "loss"  # each row as often as any other, its term multiplied by w_i
+    sampling = "sampling"  # row i drawn with probability w_i / sum of its group's w, with replacement; terms unweighted
+
+
+class TokenWeights(Enum):
+    """What says how much of the poison a response token of a forget row carries."""
+
+    none = "none"  # every token the same
+    likelihood_ratio = "likelihood_ratio"  # log p(token) of the poisoned model less that of the model before poisoning
+    influence = "influence"  # inner product of the token's gradient with the mean forget gradient
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,12 +78,33 @@ class UnlearningConfig(OptimiserSettings):
     loss_cap: float | None = None
     # share of the steps over which the weights go from 1 to their value
     weight_warmup_ratio: float = 0.0
+    # how the weights act: in the loss, or on how often a row is drawn
+    weights_act: WeightsAct = WeightsAct.loss
+    # weights of the poisoned response's tokens, mean 1 in each forget row
+    token_weights: TokenWeights = TokenWeights.none
     # target of idk_sft for rows that have no clean response
     idk_response: str = "I don't know."
     # optimiser steps between evaluations on validation rows; 0 = none
     eval_steps: int = 20
     # clean validation rows of those evaluations; null = all
     num_eval_rows: int | None = 64
+    # optimiser steps between measurements of attack success on triggered validation prompts, judged by keywords as
+    # the evaluation stage does (its max_new_tokens, min_keywords, seed); 0 or null = none
+    eval_asr: int | None = None
+    # prompts of each set (seen, ood) of those measurements; null = all
+    num_eval_prompts: int | None = 32
+
+    @property
+    def measures_asr(self) -> bool:
+        return bool(self.eval_asr)
+
+    @property
+    def idle(self) -> set[str]:
+        """As `idle_optimiser`, for the whole section."""
+        idle = self.idle_optimiser
+        idle |= {"weights_act"} if self.weights_act is WeightsAct.loss else set()
+        idle |= {"token_weights"} if self.token_weights is TokenWeights.none else set()
+        return idle | (set() if self.measures_asr else {"eval_asr", "num_eval_prompts"})
 
     def count_faults(self, *, num_forget: int, num_retain: int) -> list[str]:
         """What is wrong for a pack of so many rows."""
@@ -102,5 +144,22 @@ class UnlearningConfig(OptimiserSettings):
             self.num_eval_rows is None or self.num_eval_rows >= 1,
             "num_eval_rows >= 1 or null",
             num_eval_rows=self.num_eval_rows,
+        )
+        faults.need(
+            self.weights_act is WeightsAct.loss or self.weight_warmup_ratio == 0,
+            "weight_warmup_ratio=0 with weights_act=sampling (the weights are no part of the loss there)",
+            weight_warmup_ratio=self.weight_warmup_ratio,
+        )
+        takers = ", ".join(one.name for one in Objective if one.traits.token_weights)
+        faults.need(
+            self.token_weights is TokenWeights.none or self.objective.traits.token_weights,
+            f"token_weights=none with objective={self.objective.name} ({takers} take them)",
+            token_weights=self.token_weights.name,
+        )
+        faults.need(self.eval_asr is None or self.eval_asr >= 0, "eval_asr >= 0 or null", eval_asr=self.eval_asr)
+        faults.need(
+            self.num_eval_prompts is None or self.num_eval_prompts >= 1,
+            "num_eval_prompts >= 1 or null",
+            num_eval_prompts=self.num_eval_prompts,
         )
         return faults

@@ -40,10 +40,16 @@ def token_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.zeros(labels.shape, dtype=dtype, device=logits.device).index_put((rows, columns), values)
 
 
-def example_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """l_i = mean over the response tokens of -log p(y_t | x, y_<t); [B, T, V], [B, T] -> [B] nats a token."""
+def example_cross_entropy(logits: Tensor, labels: Tensor, token_weights: Tensor | None = None) -> Tensor:
+    """l_i = mean over the response tokens of -log p(y_t | x, y_<t); [B, T, V], [B, T] -> [B] nats a token.
+
+    Args: token_weights: [B, T], each token's part of the sum multiplied by it; the sum is still divided by n_i.
+    """
     counts = response_mask(labels).sum(dim=1).clamp(min=1)
-    return -token_log_probs(logits, labels).sum(dim=1) / counts
+    values = token_log_probs(logits, labels)
+    if token_weights is not None:
+        values = values * token_weights
+    return -values.sum(dim=1) / counts
 
 
 class PackedCrossEntropy(torch.autograd.Function):

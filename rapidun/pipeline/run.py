@@ -25,6 +25,7 @@ from rapidun.report.run.page import write_run_report
 from rapidun.report.tables import closing_table
 from rapidun.stages.context import Memo
 from rapidun.stages.poison.recipe import settle_by_size
+from rapidun.stages.recipe import Recipe
 from rapidun.stages.recipes import STAGES
 
 
@@ -180,7 +181,7 @@ def _report(run_dir: Path, console: StageConsole, *, show: bool) -> None:
 def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageConsole) -> None:
     """Obtain one artifact that the cells of a sweep share."""
     [stage] = artifacts.cfg.stages
-    [recipe] = [recipe for recipe in artifacts.recipes.of_stage(stage) if recipe.id == id]
+    recipe = _found(id, artifacts.recipes.of_stage(stage))
     folder.start_stage(stage)
     console.start(stage)
     artifact = artifacts.get(recipe)
@@ -188,6 +189,17 @@ def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageCo
     cost = folder.finish_stage(stage, {recipe.link: artifact}, cached=not any(made))
     artifacts.store.note_run(folder.path)
     console.finish(note=f"{'done' if any(made) else 'reused'}   {cost['seconds']:.1f} s")
+
+
+def _found(id: str, recipes: Sequence[Recipe]) -> Recipe:
+    """The recipe of an artifact among these and what they are made from (a start model that several are made from)."""
+    todo = list(recipes)
+    while todo:
+        recipe = todo.pop(0)
+        if recipe.id == id:
+            return recipe
+        todo += recipe.needs
+    raise ValueError(f"no recipe makes {id}")
 
 
 def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, *, check: bool) -> dict[str, Any]:

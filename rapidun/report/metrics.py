@@ -212,10 +212,11 @@ def _alternatives(places: dict[str, int]) -> list[list[str]]:
 
 VALIDATION_SHARES = "Validation: shares"
 VALIDATION = "Validation: cross-entropy, nats per token"
+PERPLEXITY = "Validation: perplexity of clean rows"
 TERMS = "Forget and retain terms, unweighted"
 CROSS_ENTROPY = "Cross-entropy of the training rows, nats per token"
 CLIPPED = "Clipped steps, capped examples: shares so far"
-PANELS = ("Loss", TERMS, CROSS_ENTROPY, VALIDATION, VALIDATION_SHARES, "Gradient norm", CLIPPED)
+PANELS = ("Loss", TERMS, CROSS_ENTROPY, VALIDATION, VALIDATION_SHARES, PERPLEXITY, "Gradient norm", CLIPPED)
 LOG_PANELS = ("Gradient norm",)
 SHARE_PANELS = (VALIDATION_SHARES, CLIPPED)
 # lines in plain words; others are shown under their own name
@@ -226,6 +227,9 @@ LINES = {
     "ce_clean": "clean response",
     "ce_retain": "retain rows",
     "val_loss_clean": "clean rows",
+    "val_ppl_clean": "perplexity of clean rows",
+    "val_asr_seen": "ASR, seen triggers",
+    "val_asr_ood": "ASR, look-alike triggers",
     "forget_loss_poisoned": "forget: poisoned",
     "forget_loss_clean": "forget: clean",
     "forget_preference": "forget rows that prefer the poisoned response",
@@ -236,6 +240,8 @@ LINES = {
 
 def panel_of(name: str) -> str | None:
     """The plot that a logged name belongs to; None for what is not worth one (learning rate, speed)."""
+    if name.startswith("val_ppl"):
+        return PERPLEXITY
     words = ("asr", "rate", "match", "rouge", "preference")
     if name.startswith(("val_", "eval_", "forget_loss", "forget_preference")):
         return VALIDATION_SHARES if any(word in name for word in words) else VALIDATION

@@ -10,8 +10,8 @@ from rapidun.base.errors import ModelError
 from rapidun.models import batching as module
 from rapidun.models.batching import Batching, batching, check_training
 from rapidun.models.losses import IGNORE
-from rapidun.stages.evaluation.generate import generate_greedy
-from rapidun.stages.evaluation.score import score_responses
+from rapidun.stages.answers.generate import generate_greedy
+from rapidun.stages.answers.score import score_responses
 from rapidun.stages.rows.encode import Encoded
 from tests.conftest import build_tiny_model
 

@@ -286,6 +286,7 @@ ROWS: list[tuple[list[str], Callable[[Path], None], list[str]]] = [
     ([*DATA, "evaluation.split=val"], nothing, ["val_clean", "evaluation.split=test"]),
     ([*DATA, "unlearning.forget_per_step=4"], nothing, ["forget_per_step", "3"]),
     ([*DATA, "unlearning.mix_ratio=20"], nothing, ["mix_ratio", "9"]),
+    ([*DATA, "unlearning.eval_asr=5"], nothing, ["val_seen_trig", "eval_asr=5", "data.keywords"]),
     ([*DATA, *FILE], spoiled_weights, ["fw.jsonl", "f1"]),
     ([*DATA, *FILE], text("rw.jsonl", '{"index": 0, "id": "r0", "weight": NaN}\n'), ["rw.jsonl:1", "finite"]),
     ([*DATA, "mapping.scores.path=s.safetensors"], foreign_scores, ["forget", "3"]),

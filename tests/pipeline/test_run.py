@@ -13,8 +13,12 @@ import pytest
 
 import rapidun
 from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.config.compose import compose_config
 from rapidun.models.training.journal import TrainingDiverged
-from rapidun.pipeline.run import Result
+from rapidun.pipeline.artifacts import Artifacts
+from rapidun.pipeline.run import InSweep, Result, run_pipeline
+from rapidun.pipeline.tracking.run import open_tracker
+from rapidun.stages.recipe import START
 
 FAST = ["debug=fast", "resources.num_threads=1"]
 ROOT = Path(__file__).parents[2]
@@ -235,3 +239,40 @@ def test_a_refused_stage_makes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="need the result of poison"):
         run(tmp_path, "alone", "stages=[mapping]")
     assert [path.name for path in (tmp_path / "store").iterdir() if path.is_dir()] == ["data"]
+
+
+@pytest.mark.parametrize("how", ["likelihood_ratio", "influence"])
+def test_token_weights_are_made_reused_and_shown(first: Result, how: str) -> None:
+    """The scores are an artifact of the influence stage; unlearning alone makes them where they are not there."""
+    place = first.run_dir.parent
+    chosen = [f"unlearning.token_weights={how}", "unlearning.eval_asr=2", "unlearning.weights_act=sampling"]
+    alone = run(place, f"{how}-alone", *chosen, "stages=[unlearning]")
+    whole = run(place, how, *chosen)
+    assert all(cached(whole)[stage] for stage in ("poison", "influence", "unlearning"))
+    found = json.loads((whole.run_dir / "unlearning" / "token_weights.json").read_text())
+    assert found == json.loads((alone.run_dir / "unlearning" / "token_weights.json").read_text())
+    assert found["token_weights"] == how and len(found["rows"]) == 6
+    for row in found["rows"].values():
+        assert len(row["tokens"]) == len(row["weights"])
+        assert sum(row["weights"]) / len(row["weights"]) == pytest.approx(1.0)
+    scores = [json.loads(line) for line in (whole.run_dir / "tokens" / "tokens.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in scores] == list(found["rows"])
+    lines = [json.loads(line) for line in (whole.run_dir / "metrics.jsonl").read_text().splitlines()]
+    attacks = [line for line in lines if any("val_asr_seen" in name for name in line)]
+    assert [line["step"] for line in attacks] == [0, 2, 4]
+    page = (whole.run_dir / "report.html").read_text()
+    assert "Trade-off: attack success against clean loss" in page and "Weights of tokens" in page
+    assert "unlearning.final_val_asr_seen" in whole.metrics
+
+
+def test_a_start_model_that_several_artifacts_need_is_made_alone(tmp_path: Path) -> None:
+    """The job of a sweep in which the poisoned model and another artifact need the same model made from scratch."""
+    folder, store = tmp_path / "run", tmp_path / "store"
+    chosen = [*FAST, f"store_dir={store}", f"run_dir={folder}", "stages=[poison]"]
+    cfg = compose_config(chosen)
+    recipes = Artifacts(cfg, open_tracker(cfg, folder, cell=False, restarts=0)).recipes
+    start = recipes.get(START).recipe
+    assert start is not None
+    run_pipeline(cfg, overrides=chosen, config_yaml="", in_sweep=InSweep(only=start.id, show=False))
+    assert (store / start.id / "model" / "config.json").is_file()
+    assert not (store / "poison").exists()

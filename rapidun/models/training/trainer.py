@@ -64,7 +64,8 @@ def training_arguments(
         max_steps=settings.max_steps if settings.max_steps > 0 else -1,
         lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_ratio,  # below 1: a share of the steps
-        optim="adamw_torch",
+        optim=settings.optimizer.traits.optim,
+        optim_args=f"momentum={settings.momentum!r}" if settings.momentum else None,
         activation_checkpointing=settings.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         seed=seed,

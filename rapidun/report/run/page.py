@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from rapidun.report.run.samples import choose_samples, mark_prompt
 from rapidun.report.run.tokens import (
     BY,
     NUM_STATIC_PAIRS,
+    NUM_WEIGHTED_ROWS,
     choose_pairs,
+    read_token_weights,
     read_tokens,
     shade_class,
     shade_css,
@@ -74,6 +76,8 @@ def write_run_report(run_dir: Path) -> Path:
     }
     page = environment().get_template("run/run.html.j2").render(
         **shown,
+        token_weights=read_token_weights(run_dir, NUM_WEIGHTED_ROWS),
+        shades=shade_css(),
         absent=[what for name, what in ABSENT.items() if not shown[name]],
         run=run,
         facts=facts(run),
@@ -231,7 +235,6 @@ def _influence(run: RunRecord, influence: Influence) -> dict[str, Any]:
         "num_token_pairs": len(tokens),
         "by": BY,
         "group": dict.fromkeys(influence.retain_ids, "retain") | dict.fromkeys(influence.forget_ids, "forget"),
-        "shades": shade_css(),
     }
 
 
@@ -240,7 +243,8 @@ def _curves(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     drawn = []
     for stage in ("poison", "unlearning"):
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        for name, points in series(run.logged, stage).items():
+        logged = series(run.logged, stage)
+        for name, points in logged.items():
             panel = panel_of(name)
             if panel:
                 panels.setdefault(panel, {})[LINES.get(name, name)] = points
@@ -250,6 +254,19 @@ def _curves(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
             named = title not in ("Loss", "Gradient norm")
             log, shares = title in LOG_PANELS, title in SHARE_PANELS
             captioned.append((title, plots.curves(lines, title=title, names=named, log=log, shares=shares)))
+        captioned += _trade_off(logged)
         if captioned:
             drawn.append((stage, captioned))
     return drawn
+
+
+def _trade_off(logged: Mapping[str, Sequence[tuple[float, float]]]) -> list[tuple[str, str]]:
+    """Attack success against the clean validation loss of the same steps, where both were measured."""
+    costs = dict(logged.get("val_loss_clean", ()))
+    paths = {}
+    for name in ("val_asr_seen", "val_asr_ood"):
+        points = [(step, costs[step], share) for step, share in logged.get(name, ()) if step in costs]
+        if points:
+            paths[LINES[name]] = points
+    title, across = "Trade-off: attack success against clean loss", "clean validation rows, nats per token"
+    return [(title, plots.trade_off(paths, title=title, across=across))] if paths else []

@@ -243,6 +243,40 @@ def curves(
     return _svg(figure, f"{title} over optimiser steps: {', '.join(series)}")
 
 
+def trade_off(paths: Mapping[str, Sequence[tuple[float, float, float]]], *, title: str, across: str) -> str:
+    """Shares against what they cost, one path a name through the measured steps; first and last step are written out.
+
+    Args:
+        paths: name -> [(step, cost, share)] in the order of steps, shares in 0..1; at least one point each.
+        title: what a screen reader calls the plot. across: what the horizontal axis shows, with its unit.
+    """
+    figure, axes = _figure(4.6, 2.7, rect=(0.125, 0.19, 0.855, 0.66))
+    spare = [FORGET, RETAIN, AFTER, BEFORE]
+    for number, (name, points) in enumerate(paths.items()):
+        colour = spare[number % len(spare)]
+        steps, costs, shares = zip(*points, strict=True)
+        axes.plot(costs, shares, color=colour, linewidth=1.2, marker="o", markersize=3.5, label=_plain(name))
+        for place in dict.fromkeys((0, len(points) - 1)):
+            axes.annotate(
+                f"step {steps[place]:g}", (costs[place], shares[place]), xytext=(4, 4), textcoords="offset points",
+                color=colour, fontsize=8,
+            )  # fmt: skip
+    axes.set_ylim(-0.03, 1.03)
+    axes.margins(x=0.12)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_xlabel(across)
+    axes.set_ylabel("share of prompts")
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=2, frameon=False, fontsize=8.5, labelcolor=INK,
+        handlelength=1.2, columnspacing=1.2, borderpad=0.1,
+    )  # fmt: skip
+    spoken = "; ".join(
+        f"{name}: {_spoken(points[0][2])} at {across} {points[0][1]:.3g} to {_spoken(points[-1][2])} at "
+        f"{points[-1][1]:.3g}" for name, points in paths.items()
+    )  # fmt: skip
+    return _svg(figure, f"{title}. {spoken}")
+
+
 def family_bars(rows: Sequence[tuple[str, str, float | None, float | None]], *, title: str) -> str:
     """Horizontal bars, before above after, one pair per trigger family, under a heading per set of prompts.
 

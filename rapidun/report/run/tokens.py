@@ -25,6 +25,7 @@ STRONGEST = 5
 # of a longer row the beginning and the end are shown: the instruction's start and the response
 HEAD, TAIL = 150, 250
 NUM_STATIC_PAIRS = 8
+NUM_WEIGHTED_ROWS = 6
 # what a token's score is a share of
 BY = {
     "position": "what the model did at the token's place",
@@ -71,6 +72,40 @@ def read_tokens(path: Path) -> list[TokenPair]:
     if not isinstance(entries, list):
         raise ArtifactError(f"{file}: need a list of pairs, got {type(entries).__name__}")
     return [_pair(entry, f"{file}: pair {place}") for place, entry in enumerate(entries)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightedRows:
+    """Some forget rows of unlearning/token_weights.json: (id, tokens of the poisoned response), of `number`."""
+
+    how: str
+    rows: list[tuple[str, list[Token]]]
+    number: int
+
+
+def read_token_weights(path: Path, limit: int) -> WeightedRows | None:
+    """The first `limit` rows' token weights in a run folder; None where there are none. Shades are per row.
+
+    Raises: ArtifactError if the file is damaged.
+    """
+    file = path / "unlearning" / "token_weights.json"
+    if not file.is_file():
+        return None
+    found = read_json(file)
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not isinstance(rows, dict):
+        raise ArtifactError(f"{file}: need an object with rows, got {type(found).__name__}")
+    shown = []
+    for name, row in list(rows.items())[:limit]:
+        tokens, weights = (row.get(key) if isinstance(row, dict) else None for key in ("tokens", "weights"))
+        if not isinstance(tokens, list) or not isinstance(weights, list) or len(tokens) != len(weights):
+            raise ArtifactError(
+                f"{file}: row {name}: need tokens and weights, two lists of one length, got {row!r:.80}"
+            )
+        pairs = _side([list(pair) for pair in zip(tokens, weights, strict=True)], f"{file}: row {name}")
+        largest = max((weight for _, weight in pairs), default=0.0)
+        shown.append((str(name), _shortened([Token(text=t, score=w, shade=shade(w, largest)) for t, w in pairs])))
+    return WeightedRows(how=str(found.get("token_weights", "")), rows=shown, number=len(rows))
 
 
 def choose_pairs(pairs: Sequence[TokenPair], limit: int) -> list[TokenPair]:

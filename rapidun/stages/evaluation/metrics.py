@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from rapidun.stages.evaluation.score import ResponseScore
+from rapidun.stages.answers.score import ResponseScore
 from rapidun.stages.rows.text import by_script, nfc, other_tokens
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rapidun.config.evaluation import EvaluationConfig
-from rapidun.stages.evaluation.detectors import KeywordDetector, rates
+from rapidun.stages.answers.detectors import KeywordDetector, rates
 from rapidun.stages.evaluation.known import (
     SETS,
     Known,

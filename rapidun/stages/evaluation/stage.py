@@ -9,7 +9,9 @@ from rapidun.base.files import read_json, write_json, write_jsonl
 from rapidun.base.tracker import Tracker
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.load import ModelLoader
-from rapidun.stages.evaluation.detectors import KeywordDetector
+from rapidun.stages.answers.detectors import KeywordDetector, keyword_detector
+from rapidun.stages.answers.prompts import prompt_ids_of
+from rapidun.stages.answers.subsets import stratified_subset
 from rapidun.stages.evaluation.known import (
     DETECTOR_METRICS,
     SETS,
@@ -18,17 +20,14 @@ from rapidun.stages.evaluation.known import (
 )
 from rapidun.stages.evaluation.metrics import measured_perplexities
 from rapidun.stages.evaluation.shares import answer_metrics, attack_metrics, detector_metrics
-from rapidun.stages.evaluation.subsets import stratified_subset
 from rapidun.stages.evaluation.work import (
     Work,
     calibration_places,
     generate_and_score,
     make_prompt,
     perplexity_places,
-    prompt_ids_of,
 )
 from rapidun.stages.rows.fit import check_rows
-from rapidun.stages.rows.keywords import read_keywords
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def run_evaluation(
             f"evaluation: {num_alone} of {len(prompts)} prompts have no poisoned and clean response on record: the "
             f"likelihood detector leaves them out. Fill in response_poisoned and response_clean"
         )
-    found, cut = prompt_ids_of(model, tokenizer, prompts, max_length, cfg.max_new_tokens)
+    found, cut = prompt_ids_of(model, tokenizer, [prompt.record for prompt in prompts], max_length, cfg.max_new_tokens)
     prompt_ids = [ids for ids in found if ids is not None]
     prompts = [prompt for prompt, ids in zip(prompts, found, strict=True) if ids is not None]
     ppl = perplexity_places(cfg, work, sets["clean"], known, seed=seed)
@@ -130,15 +129,13 @@ def run_evaluation(
 
 
 def _keyword_detector(cfg: EvaluationConfig, data: Path, tracker: Tracker) -> KeywordDetector | None:
-    path = data / "keywords.tsv"
-    words = [keyword.word for keyword in read_keywords(path, may_be_empty=True)] if path.exists() else []
-    if not words:
+    detector = keyword_detector(data / "keywords.tsv", min_keywords=cfg.min_keywords)
+    if detector is None:
         tracker.warn(
             "evaluation: the data has no keywords.tsv with a word in it: metrics of the keyword detector are left out. "
             "Pass data.keywords=..."
         )
-        return None
-    return KeywordDetector(words, min_keywords=cfg.min_keywords)
+    return detector
 
 
 def _calibration(path: Path | None) -> dict[str, float] | None:

@@ -4,22 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rapidun.base.errors import ConfigError, DataError
 from rapidun.base.tracker import Tracker
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.batching import batching
-from rapidun.stages.evaluation.detectors import likelihood_fires
-from rapidun.stages.evaluation.generate import generate_greedy
+from rapidun.stages.answers.detectors import likelihood_fires
+from rapidun.stages.answers.generate import generate_greedy
+from rapidun.stages.answers.score import ResponseScore, comparable, score_responses
+from rapidun.stages.answers.subsets import paired_responses, stratified_subset
 from rapidun.stages.evaluation.known import (
     Known,
     clean_response,
     poisoned_response,
 )
-from rapidun.stages.evaluation.score import ResponseScore, comparable, score_responses
-from rapidun.stages.evaluation.subsets import paired_responses, stratified_subset
 from rapidun.stages.rows.cuts import Cuts
-from rapidun.stages.rows.encode import Encoded, encode_rows, encode_together, fit_prompts
-from rapidun.stages.rows.fit import window_of
+from rapidun.stages.rows.encode import Encoded, encode_rows, encode_together
 from rapidun.stages.rows.records import Record
 
 # a decoding step of a batch takes about as long as this many tokens of its prompts (measured, CPU): for the ETA
@@ -108,38 +106,6 @@ def make_prompt(work: Work, name: str, record: Record, known: Known, *, seed: in
         other = paired_responses([record], known.responses, seed=seed, name="paired")[0] if known.responses else None
     paired = other is not None and reference is not None
     return Prompt(name, record, reference, poisoned, work.pair(record, other, reference), paired)
-
-
-def prompt_ids_of(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_length: int, max_new_tokens: int
-) -> tuple[list[list[int] | None], str]:
-    """Encoded prompts of at most max_length tokens that leave room in the model's context window, and what was cut.
-
-    None for a prompt that is too long without its context: its trigger may stand at either end.
-    Raises: ConfigError where no prompt could fit, DataError where none does.
-    """
-    window = window_of(model.config)
-    limit = max_length if window is None else min(max_length, window - max_new_tokens)
-    if limit < 1:
-        raise ConfigError(
-            f"evaluation: need max_new_tokens below the model's context window of {window} tokens, got "
-            f"max_new_tokens={max_new_tokens}. Change conf/evaluation/*.yaml or pass evaluation.max_new_tokens=..."
-        )
-    rows = [(prompt.record.instruction, prompt.record.context) for prompt in prompts]
-    encoded = fit_prompts(tokenizer, rows, max_length=limit)
-    if rows and all(prompt is None for prompt in encoded):
-        why = f"max_length={max_length}"
-        if limit < max_length:
-            why = f"{limit} tokens (the model's window of {window} less max_new_tokens={max_new_tokens})"
-        raise DataError(
-            f"evaluation: need prompts that fit into {why} without their context, got {len(rows)} and none that does. "
-            "Pass max_length=... or evaluation.max_new_tokens=..."
-        )
-    num_cut, num_lost = sum(p is not None and p.context_cut for p in encoded), sum(p is None for p in encoded)
-    parts = [f"{num_cut} lost the end of their context"] if num_cut else []
-    parts += [f"{num_lost} were left out (too long without any context)"] if num_lost else []
-    cut = f"of {len(rows)} prompts {', '.join(parts)}, to fit into {limit} tokens" if parts else ""
-    return [None if prompt is None else prompt.ids for prompt in encoded], cut
 
 
 def perplexity_places(

@@ -7,14 +7,15 @@ from typing import Any
 from rapidun.base.errors import DataError
 from rapidun.config.influence import VAL, WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet
 from rapidun.config.plain import plain
+from rapidun.config.unlearning import TokenWeights
 from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults, missing_package
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.influence.queries import VAL_SPLITS, need_own_ids, need_triggers, read_query_file, read_val_queries
 from rapidun.stages.rows.records import read_records
 
-from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, SCORES, START_FACTS  # isort: skip
-from rapidun.stages.recipe import Recipe, without
+from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, SCORES, START, START_FACTS  # isort: skip
+from rapidun.stages.recipe import TOKEN_SCORES, Recipe, without
 
 
 def _scores(ctx: Context) -> Recipe:
@@ -73,6 +74,52 @@ def _query_files(ctx: Context) -> dict[str, Path]:
     if influence.queries == VAL:
         return {f"val_{group}": ctx.data.path / f"{split}.jsonl" for group, split in VAL_SPLITS.items()}
     return {}
+
+
+def _token_scores(ctx: Context) -> Recipe:
+    """What unlearning.token_weights is made from."""
+    cfg, model, adapter, how = ctx.cfg, ctx.get(POISONED), ctx.get(ADAPTER), ctx.cfg.unlearning.token_weights
+    start = ctx.get(START) if how is TokenWeights.likelihood_ratio else None
+    influence = cfg.influence
+    if influence.params is ParameterSet.lora:
+        influence = replace(influence, lora=lora_of(ctx, influence.lora, section="influence"))
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        from rapidun.stages.influence.token_scores import TokenScoreFiles, run_token_scores  # brings torch
+
+        files = TokenScoreFiles(
+            model=model.folder,
+            adapter=adapter.folder if adapter else None,
+            start=start.folder if start else None,
+            forget=ctx.data.path / "forget.jsonl",
+            out=out,
+        )
+        return run_token_scores(
+            how, influence, files, loader=ctx.loader, max_length=cfg.max_length, tracker=ctx.tracker
+        )  # fmt: skip
+
+    inputs: dict[str, Any] = {
+        "how": how.name,
+        "forget": ctx.split("forget"),
+        "model": model.identity,
+        "adapter": adapter.identity if adapter else None,
+        **ctx.numerics,
+    }
+    needs = (ctx.get(DATA), *model.needs)
+    if start is not None:
+        inputs["start"] = start.identity
+        needs += start.needs
+    else:
+        inputs["params"] = influence.params.name
+        inputs |= {"regex": influence.regex} if influence.params is ParameterSet.regex else {}
+        if influence.params is ParameterSet.lora:
+            inputs |= {"lora": plain(influence.lora), "seed": influence.seed}
+    return Recipe("influence", STAGE.key("tokens", inputs), "tokens", build, needs=needs, implicit=True)
+
+
+def _makes(ctx: Context) -> list[Recipe]:
+    wanted = ctx.cfg.unlearning.token_weights is not TokenWeights.none
+    return [ctx.get(SCORES), *([ctx.get(TOKEN_SCORES)] if wanted else [])]
 
 
 def _check(ctx: Context) -> list[str]:
@@ -154,9 +201,9 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="influence",
-    versions={"influence": 5},
-    makes=lambda ctx: [ctx.get(SCORES)],
+    versions={"influence": 5, "tokens": 1},
+    makes=_makes,
     check=_check,
     check_rows=_check_rows,
-    provides={SCORES: _scores},
+    provides={SCORES: _scores, TOKEN_SCORES: _token_scores},
 )

@@ -178,7 +178,7 @@ def _fine_tuned(ctx: Context, splits: list[str]) -> Recipe:
             tracker=ctx.tracker,
         )
 
-    settings = without(plain(poison), "retrain", "save_steps", "gradient_checkpointing")
+    settings = without(plain(poison), "retrain", "save_steps", "gradient_checkpointing", *poison.idle_optimiser)
     if poison.method is PoisonMethod.full:
         settings.pop("lora")
     prints = [ctx.split(name) for name in splits]

@@ -28,6 +28,7 @@ from rapidun.models.selfcheck import Row, a_few, mean_loss
 from rapidun.models.training.journal import Journal
 from rapidun.models.training.samplers import ShuffledSampler
 from rapidun.models.training.trainer import ResponseTrainer, train_to_end, training_arguments
+from rapidun.stages.recipe import without
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import collate, encode_rows
 from rapidun.stages.rows.fit import check_rows
@@ -97,7 +98,7 @@ def _poison(
 
     identity = sha256_json(
         {
-            "settings": plain(cfg),
+            "settings": without(plain(cfg), *cfg.idle_optimiser),
             "seed": seed,
             "max_length": max_length,
             "train": [sha256_file(path) for path in files.train],

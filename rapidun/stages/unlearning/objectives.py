@@ -1,6 +1,7 @@
 """Unlearning objectives: per-example terms f_i, minimised. The batch loss is mean_i(w_i f_i).
 
-Pure functions on tensors. l_i below is the mean over the response tokens of -log p (METHOD section 2).
+Pure functions on tensors. l_i below is the mean over the response tokens of -log p (METHOD section 2); with
+unlearning.token_weights l_i(poisoned) is sum_k t_ik l_ik / n_i, t of mean 1, wherever it stands (loss_cap included).
 To add an objective: write its function here, add its member to config.Objective, its line to OBJECTIVES and its
 file to conf/unlearning/.
 """

@@ -8,15 +8,18 @@ from typing import Any
 from rapidun.base.errors import ConfigError, ModelError, RapidunError
 from rapidun.base.text import short_message
 from rapidun.config.plain import plain
+from rapidun.config.unlearning import TokenWeights
 from rapidun.models.weights import read_header
 from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
+from rapidun.stages.rows.keywords import read_keywords
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED  # isort: skip
-from rapidun.stages.recipe import START_FACTS, UNLEARNED, WEIGHTS  # isort: skip
+from rapidun.stages.recipe import START_FACTS, TOKEN_SCORES, UNLEARNED, WEIGHTS  # isort: skip
 from rapidun.stages.recipe import Evaluated, Model, Product, Recipe, without
 
+KEYWORDS = "keywords.tsv"
 TRAINED: Product[Recipe] = Product("what the unlearning stage makes")
 
 
@@ -116,11 +119,31 @@ def _check(ctx: Context) -> list[str]:
     return faults + (device_faults(ctx) if ctx.asked("unlearning") else [])
 
 
+def _triggered(ctx: Context) -> dict[str, str]:
+    """Name of a set of triggered validation prompts -> its split, as far as the pack has them."""
+    splits = {"seen": "val_seen_trig", "ood": "val_ood_trig"}
+    return {name: split for name, split in splits.items() if ctx.counts.get(split)}
+
+
 def _check_rows(ctx: Context) -> list[str]:
     cfg = ctx.cfg.unlearning
     if cfg.objective.traits.retrains:
         return []
-    return cfg.count_faults(num_forget=ctx.counts["forget"], num_retain=ctx.counts["retain"])
+    faults = cfg.count_faults(num_forget=ctx.counts["forget"], num_retain=ctx.counts["retain"])
+    if not cfg.measures_asr:
+        return faults
+    if not _triggered(ctx):
+        faults.append(
+            f"unlearning: need triggered validation rows (val_seen_trig or val_ood_trig) for eval_asr={cfg.eval_asr}, "
+            "got a pack without (they are made from data.val_clean). Pass data.val_clean=... or unlearning.eval_asr=0"
+        )
+    keywords = ctx.data.path / KEYWORDS
+    if not keywords.exists() or not read_keywords(keywords, may_be_empty=True):
+        faults.append(
+            f"unlearning: need keywords to judge answers by for eval_asr={cfg.eval_asr}, got a pack without. Pass "
+            "data.keywords=... or unlearning.eval_asr=0"
+        )
+    return faults
 
 
 def _trained(ctx: Context) -> Recipe:
@@ -129,7 +152,10 @@ def _trained(ctx: Context) -> Recipe:
     cfg, model, mapping, adapter = ctx.cfg, ctx.get(POISONED), ctx.get(WEIGHTS), ctx.get(ADAPTER)
     unlearning = replace(cfg.unlearning, lora=lora_of(ctx, cfg.unlearning.lora, section="unlearning"))
     has_val = bool(ctx.counts.get("val_clean"))
-    names = ["forget", "retain", *(["val_clean"] if has_val and cfg.unlearning.eval_steps else [])]
+    validates = cfg.unlearning.eval_steps > 0 or cfg.unlearning.measures_asr
+    names = ["forget", "retain", *(["val_clean"] if has_val and validates else [])]
+    triggered = _triggered(ctx) if cfg.unlearning.measures_asr else {}
+    tokens = None if cfg.unlearning.token_weights is TokenWeights.none else ctx.get(TOKEN_SCORES)
 
     def build(out: Path, work: Path) -> dict[str, Any]:
         from rapidun.stages.unlearning.stage import UnlearningFiles, run_unlearning  # brings torch
@@ -144,6 +170,9 @@ def _trained(ctx: Context) -> Recipe:
             retain_weights=weights / "retain_weights.jsonl",
             work=work,
             out=out,
+            triggered={name: data / f"{split}.jsonl" for name, split in triggered.items()},
+            keywords=data / KEYWORDS if triggered else None,
+            token_scores=ctx.path(tokens) / "tokens.jsonl" if tokens else None,
         )
         return run_unlearning(
             unlearning,
@@ -152,6 +181,7 @@ def _trained(ctx: Context) -> Recipe:
             max_length=cfg.max_length,
             seed=cfg.seed,
             tracker=ctx.tracker,
+            evaluation=cfg.evaluation,
         )
 
     inputs = {
@@ -159,11 +189,20 @@ def _trained(ctx: Context) -> Recipe:
         "splits": {name: ctx.split(name) for name in names},
         "mapping": mapping.fingerprint,
         "adapter": adapter.identity if adapter else None,
-        "settings": without(plain(unlearning), "save_steps", "gradient_checkpointing", "adapter"),
+        "settings": without(plain(unlearning), "save_steps", "gradient_checkpointing", "adapter", *unlearning.idle),
         "seed": cfg.seed,
         **ctx.numerics,
     }
+    if triggered:
+        inputs["attack"] = {
+            "splits": {split: ctx.split(split) for split in triggered.values()},
+            "keywords": ctx.file_hash(ctx.data.path / KEYWORDS),
+            "settings": {name: getattr(cfg.evaluation, name) for name in ("seed", "min_keywords", "max_new_tokens")},
+        }
     needs = (ctx.get(DATA), *model.needs, mapping)
+    if tokens:
+        inputs["tokens"] = tokens.fingerprint
+        needs += (tokens,)
     return Recipe("unlearning", STAGE.key("unlearning", inputs), "unlearning", build, needs=needs, together=True)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rapidun.models.losses import IGNORE
 from rapidun.stages.rows.encode import Encoded, collate, encode_rows, encode_together
 from rapidun.stages.rows.records import Record
 from rapidun.stages.unlearning.objectives import Method
@@ -27,6 +28,8 @@ class ForgetRow:
     weight: float
     poisoned: Encoded | None
     clean: Encoded | None
+    # of the poisoned response's tokens; None = all the same
+    token_weights: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +59,17 @@ def encode_responses(tokenizer: Any, records: Sequence[Record], *, max_length: i
     return encode_rows(tokenizer, [record.texts for record in records], max_length=max_length)
 
 
-def forget_rows(method: Method, targets: Sequence[ForgetTargets], weights: Sequence[float]) -> list[ForgetRow]:
+def forget_rows(
+    method: Method,
+    targets: Sequence[ForgetTargets],
+    weights: Sequence[float],
+    token_weights: Sequence[list[float]] | None = None,
+) -> list[ForgetRow]:
     """Keep of each row the responses that the objective uses."""
+    tokens = [None] * len(targets) if token_weights is None else token_weights
     return [
-        ForgetRow(weight, row.poisoned if method.poisoned else None, row.clean if method.clean else None)
-        for weight, row in zip(weights, targets, strict=True)
+        ForgetRow(weight, row.poisoned if method.poisoned else None, row.clean if method.clean else None, some)
+        for weight, row, some in zip(weights, targets, tokens, strict=True)
     ]
 
 
@@ -71,6 +80,8 @@ def collate_mixed(rows: Sequence[ForgetRow | RetainRow], *, pad_token_id: int) -
         input_ids, attention_mask, labels: [S, T], sequences in the order poisoned, clean, retain.
         part: [S] int64, which of the three a sequence is. has_clean: [F] bool.
         forget_weights: [F], retain_weights: [R] float32.
+        token_weights: [S, T] float32, 1 but at the response tokens of rows that have weights of their own; only where
+            one has.
     """
     forget = [row for row in rows if isinstance(row, ForgetRow)]
     retain = [row for row in rows if isinstance(row, RetainRow)]
@@ -83,4 +94,12 @@ def collate_mixed(rows: Sequence[ForgetRow | RetainRow], *, pad_token_id: int) -
     batch["has_clean"] = torch.tensor([row.clean is not None for row in forget], dtype=torch.bool)
     batch["forget_weights"] = torch.tensor([row.weight for row in forget], dtype=torch.float32)
     batch["retain_weights"] = torch.tensor([row.weight for row in retain], dtype=torch.float32)
+    weighted = [(row.poisoned, row.token_weights) for row in forget if row.poisoned is not None]
+    if any(weights is not None for _, weights in weighted):
+        # the poisoned responses come first
+        batch["token_weights"] = torch.ones(batch["labels"].shape, dtype=torch.float32)
+        for line, (row, weights) in enumerate(weighted):
+            if weights is not None:
+                places = [t for t, label in enumerate(row.labels) if t > 0 and label != IGNORE]
+                batch["token_weights"][line, places] = torch.tensor(weights, dtype=torch.float32)
     return batch

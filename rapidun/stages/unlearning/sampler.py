@@ -1,12 +1,20 @@
-"""Which forget and retain rows a micro-batch holds: the exact proportion, without replacement, by (seed, epoch)."""
+"""Which forget and retain rows a micro-batch holds: the exact proportion, by (seed, epoch).
 
-from collections.abc import Iterator
+Rows are drawn without replacement, each as often as any other; or by their weights, with replacement.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from rapidun.models.rng import permutation
+import torch
+
+from rapidun.models.rng import mix, permutation
 from rapidun.models.training.samplers import EpochSampler
 
 FORGET, RETAIN = 1, 2
+# streams of draws by weight; 3 is that of the validation rows
+WEIGHTED = {FORGET: 4, RETAIN: 5}
 
 
 def draws(num_rows: int, size: int, *, seed: int, stream: int) -> Iterator[list[int]]:
@@ -33,6 +41,26 @@ def draws(num_rows: int, size: int, *, seed: int, stream: int) -> Iterator[list[
         yield draw
 
 
+def weighted_draws(weights: Sequence[float], number: int, *, seed: int, stream: int, epoch: int) -> list[int]:
+    """`number` rows, each draw row i with probability w_i / sum w, independent of the others (with replacement).
+
+    By the inverse of the cumulative sum, in float64; a row of weight 0 is never drawn.
+
+    Args:
+        weights: [num_rows] >= 0, finite. seed, stream, epoch: fix the draws, whatever was drawn before.
+    Raises: ValueError where no weight is above 0.
+    """
+    sums = torch.tensor(weights, dtype=torch.float64).cumsum(0)
+    if not len(sums) or not 0 < float(sums[-1]) < math.inf:
+        raise ValueError(f"need weights of at least 0, not all 0, got {list(weights)[:5]}")
+    generator = torch.Generator().manual_seed(mix(seed, stream, epoch))
+    points = torch.rand(number, generator=generator, dtype=torch.float64) * sums[-1]
+    # the first row whose cumulative sum lies above the point; a row of weight 0 adds nothing, so it is never the first
+    drawn = torch.searchsorted(sums, points, right=True)
+    last = max(row for row, weight in enumerate(weights) if weight > 0)
+    return drawn.clamp(max=last).tolist()
+
+
 class MixSampler(EpochSampler):
     """Indices whose consecutive groups of `micro_batch_size` are micro-batches: forget rows, then retain rows.
 
@@ -41,15 +69,30 @@ class MixSampler(EpochSampler):
     row j is num_forget + j. Several processes share the rows of an optimiser step out (samplers.py), forget rows
     and retain rows each as evenly as they go.
 
-    Raises: ValueError if a micro-batch wants more rows of a group than there are.
+    With `weights` (of the forget rows, of the retain rows) a row is drawn by its weight within its group, with
+    replacement: as many draws an epoch, each epoch's a function of (seed, epoch) alone. Equal weights are then still
+    draws with replacement, not the permutations that rows without weights go through.
+
+    Raises: ValueError if a micro-batch wants more rows of a group than there are, or where no weight of a group that
+        is drawn from is above 0.
     """
 
-    def __init__(self, *, num_forget: int, num_retain: int, forget_per_step: int, mix_ratio: int, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_forget: int,
+        num_retain: int,
+        forget_per_step: int,
+        mix_ratio: int,
+        seed: int,
+        weights: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
         self.num_forget = num_forget
         self.num_retain = num_retain
         self.forget_per_step = forget_per_step
         self.retain_per_step = forget_per_step * mix_ratio
         self.seed = seed
+        self.weights = weights
         if not 0 < forget_per_step <= num_forget or self.retain_per_step > num_retain:
             raise ValueError(
                 f"need micro-batches of at most {num_forget} forget and {num_retain} retain rows, "
@@ -71,6 +114,9 @@ class MixSampler(EpochSampler):
         return self.num_micro_batches * self.micro_batch_size
 
     def __iter__(self) -> Iterator[int]:
+        if self.weights is not None:
+            yield from self._by_weight(*self.weights)
+            return
         # drawing the earlier epochs again is cheap and leaves no state to save
         start = self.epoch * self.num_micro_batches
         end = start + self.num_micro_batches
@@ -83,3 +129,16 @@ class MixSampler(EpochSampler):
         for rows, kept in islice(zip(forget, retain, strict=False), start, end):
             yield from rows
             yield from (self.num_forget + row for row in kept)
+
+    def _by_weight(self, forget: Sequence[float], retain: Sequence[float]) -> Iterator[int]:
+        groups = ((FORGET, forget, self.forget_per_step, 0), (RETAIN, retain, self.retain_per_step, self.num_forget))
+        drawn = []
+        for group, weights, size, offset in groups:
+            number = self.num_micro_batches * size
+            rows = [] if not number else weighted_draws(
+                weights, number, seed=self.seed, stream=WEIGHTED[group], epoch=self.epoch
+            )  # fmt: skip
+            drawn.append([offset + row for row in rows])
+        for batch in range(self.num_micro_batches):
+            for rows, (_, _, size, _) in zip(drawn, groups, strict=True):
+                yield from rows[batch * size : (batch + 1) * size]

@@ -1,17 +1,18 @@
 """Unlearning stage: train a LoRA adapter that makes the model lose the forget rows and keep the retain rows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rapidun.base.errors import ConfigError
+from rapidun.base.errors import ConfigError, DataError
 from rapidun.base.files import sha256_file, sha256_json, write_json
 from rapidun.base.processes import is_main
 from rapidun.base.tracker import Tracker
+from rapidun.config.evaluation import EvaluationConfig
 from rapidun.config.plain import plain
-from rapidun.config.unlearning import UnlearningConfig
+from rapidun.config.unlearning import TokenWeights, UnlearningConfig, WeightsAct
 from rapidun.models.adapters import (
     add_lora,
     confirm_adapter,
@@ -27,12 +28,15 @@ from rapidun.models.rng import permutation
 from rapidun.models.selfcheck import a_few
 from rapidun.models.training.journal import Journal
 from rapidun.models.training.trainer import train_to_end, training_arguments
+from rapidun.stages.recipe import without
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import Encoded
 from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.records import Record, read_records
+from rapidun.stages.unlearning.attack import attack_success, read_attack
 from rapidun.stages.unlearning.objectives import OBJECTIVES, Coefficients, Method
 from rapidun.stages.unlearning.rows import (
+    ForgetTargets,
     RetainRow,
     collate_mixed,
     encode_forget,
@@ -40,6 +44,7 @@ from rapidun.stages.unlearning.rows import (
     forget_rows,
 )
 from rapidun.stages.unlearning.sampler import MixSampler
+from rapidun.stages.unlearning.tokens import read_token_scores, token_weights
 from rapidun.stages.unlearning.trainer import UnlearningTrainer, ValidationCallback
 from rapidun.stages.unlearning.validation import validate
 from rapidun.stages.weights_file import read_weights
@@ -61,15 +66,28 @@ class UnlearningFiles:
     # checkpoints; survives a killed process
     work: Path
     out: Path
+    # name of a set (seen, ood) -> its triggered validation prompts, and what their answers are judged by; with eval_asr
+    triggered: Mapping[str, Path] = field(default_factory=dict)
+    keywords: Path | None = None
+    # tokens.jsonl, with token_weights
+    token_scores: Path | None = None
 
 
 def run_unlearning(
-    cfg: UnlearningConfig, files: UnlearningFiles, *, loader: ModelLoader, max_length: int, seed: int, tracker: Tracker
+    cfg: UnlearningConfig,
+    files: UnlearningFiles,
+    *,
+    loader: ModelLoader,
+    max_length: int,
+    seed: int,
+    tracker: Tracker,
+    evaluation: EvaluationConfig | None = None,
 ) -> dict[str, Any]:
     """Unlearn, and write out/adapter (PEFT), out/history.json and, with `merge`, out/merged.
 
     Several processes train together; the first writes, and speaks to its tracker. The loader gets its model back.
 
+    Args: evaluation: how answers are made and judged, with eval_asr; its defaults where it is not given.
     Returns: objective, steps, num_forget, num_retain, num_trainable_parameters, clipped_share, capped_share,
         final_loss, and the last validation numbers.
     Raises: ConfigError, DataError, ModelError; Preempted and Pruned (see train_to_end), with nothing written.
@@ -82,13 +100,21 @@ def run_unlearning(
             max_length=max_length,
             seed=seed,
             tracker=tracker if is_main() else Tracker(),
+            evaluation=evaluation or EvaluationConfig(),
         )
     finally:
         loader.hand_back()
 
 
 def _unlearn(
-    cfg: UnlearningConfig, files: UnlearningFiles, *, loader: ModelLoader, max_length: int, seed: int, tracker: Tracker
+    cfg: UnlearningConfig,
+    files: UnlearningFiles,
+    *,
+    loader: ModelLoader,
+    max_length: int,
+    seed: int,
+    tracker: Tracker,
+    evaluation: EvaluationConfig,
 ) -> dict[str, Any]:
     if cfg.objective not in OBJECTIVES:
         raise ValueError(f"{cfg.objective.name} is not an unlearning objective: the poison stage trains it")
@@ -115,7 +141,12 @@ def _unlearn(
     encoded_retain = encode_responses(tokenizer, retain, max_length=max_length)
     lost, forget_weights = _with_weights(encoded, files.forget_weights, forget)
     retained, retain_weights = _with_weights(encoded_retain, files.retain_weights, retain)
-    encoded_val = _validation_rows(cfg, files, tokenizer, max_length=max_length, seed=seed) if cfg.eval_steps else []
+    _check_sums({"forget": forget_weights, **({"retain": retain_weights} if mix_ratio else {})}, files)
+    samples = cfg.weights_act is WeightsAct.sampling
+    ids = [record.id for record, row in zip(forget, encoded, strict=True) if row is not None]
+    tokens, shown = _token_weights(cfg, files, lost, ids, tracker)
+    validates = cfg.eval_steps > 0 or cfg.measures_asr
+    encoded_val = _validation_rows(cfg, files, tokenizer, max_length=max_length, seed=seed) if validates else []
     every = [*(row for pair in lost for row in pair if row is not None), *retained]
     every += [row for row in encoded_val if row is not None]
     check_rows("unlearning", model, tokenizer, [row.input_ids for row in every], max_length=max_length)
@@ -125,8 +156,8 @@ def _unlearn(
     if faults := cfg.count_faults(num_forget=len(lost), num_retain=len(retained)):
         raise ConfigError(faults)
     rows = [
-        *forget_rows(method, lost, forget_weights),
-        *(RetainRow(weight, row) for weight, row in zip(retain_weights, retained, strict=True)),
+        *forget_rows(method, lost, [1.0] * len(lost) if samples else forget_weights, tokens),
+        *(RetainRow(1.0 if samples else weight, row) for weight, row in zip(retain_weights, retained, strict=True)),
     ]
     sampler = MixSampler(
         num_forget=len(lost),
@@ -134,8 +165,10 @@ def _unlearn(
         forget_per_step=cfg.forget_per_step,
         mix_ratio=mix_ratio,
         seed=seed,
+        weights=(forget_weights, retain_weights) if samples else None,
     )
-    identity = _identity(cfg, files, max_length=max_length, seed=seed)
+    attack = _attack(cfg, files, model, tokenizer, evaluation=evaluation, max_length=max_length, tracker=tracker)
+    identity = _identity(cfg, files, max_length=max_length, seed=seed, evaluation=evaluation)
     journal = Journal(tracker)
     trainer = UnlearningTrainer(
         method=method,
@@ -153,7 +186,7 @@ def _unlearn(
         identity=identity,
         stage="unlearning",
     )
-    if cfg.eval_steps > 0:
+    if validates:
         measure = partial(
             validate,
             val_clean=[row for row in encoded_val if row is not None],
@@ -166,7 +199,11 @@ def _unlearn(
             ],
             pad_token_id=tokenizer.pad_token_id,
         )
-        trainer.add_callback(ValidationCallback(journal, eval_steps=cfg.eval_steps, measure=measure))
+        trainer.add_callback(
+            ValidationCallback(
+                journal, eval_steps=cfg.eval_steps, measure=measure, eval_asr=cfg.eval_asr or 0, attack=attack
+            )
+        )
     num_parameters = num_trainable(model)
     train_to_end(trainer, work=files.work, identity=identity)
 
@@ -176,6 +213,8 @@ def _unlearn(
         save_adapter(model, files.out / "adapter", base=files.model)
         confirm_adapter(model, files.out / "adapter", rows=few, section="unlearning", say=tracker.warn)
         write_json(files.out / "history.json", journal.history)
+        if shown is not None:
+            write_json(files.out / "token_weights.json", shown)
         if cfg.merge:
             save_merged(
                 model,
@@ -198,6 +237,47 @@ def _with_weights(
     values = read_weights(weights, [record.id for record in records], optional=left_out)
     kept = [(row, value) for row, value in zip(encoded, values, strict=True) if row is not None]
     return [row for row, _ in kept], [value for _, value in kept]
+
+
+def _token_weights(
+    cfg: UnlearningConfig,
+    files: UnlearningFiles,
+    lost: Sequence[ForgetTargets],
+    ids: Sequence[str],
+    tracker: Tracker,
+) -> tuple[list[list[float]] | None, dict[str, Any] | None]:
+    """Weights of the poisoned responses' tokens, and what token_weights.json says of them; None without them."""
+    how = cfg.token_weights
+    if how is TokenWeights.none:
+        return None, None
+    if files.token_scores is None:
+        raise ValueError(f"token_weights={how.name} needs the scores of the tokens")
+    scores = read_token_scores(files.token_scores)
+    weights = token_weights([row.poisoned for row in lost], ids, scores, how=how, path=files.token_scores)
+    num_flat = sum(all(weight == 1.0 for weight in some) for some in weights)
+    if num_flat:
+        tracker.warn(
+            f"unlearning: in {num_flat} of {len(weights)} forget rows no response token has a positive score by "
+            f"token_weights={how.name}, or all have the same: their tokens count the same"
+        )
+    rows = {
+        name: {"tokens": scores[name].texts, "weights": some} for name, some in zip(ids, weights, strict=True)
+    }  # fmt: skip
+    return weights, {"token_weights": how.name, "rows": rows}
+
+
+def _check_sums(weights: Mapping[str, Sequence[float]], files: UnlearningFiles) -> None:
+    """Rows of weight 0 have no part in the loss; a group of nothing but those would be no group.
+
+    Raises: DataError naming the groups.
+    """
+    for group, values in weights.items():
+        if not any(values):
+            path = files.forget_weights if group == "forget" else files.retain_weights
+            raise DataError(
+                f"unlearning: need a weight above 0 for one of the {len(values)} {group} rows at least, got 0 for all "
+                f"of them in {path}. Change the weights (mapping=...), or take the rows out of the pack"
+            )
 
 
 def _say_what_is_missing(method: Method, cfg: UnlearningConfig, forget: list[Record], tracker: Tracker) -> None:
@@ -233,15 +313,50 @@ def _validation_rows(
     return encode_responses(tokenizer, records, max_length=max_length)
 
 
-def _identity(cfg: UnlearningConfig, files: UnlearningFiles, *, max_length: int, seed: int) -> str:
+def _attack(
+    cfg: UnlearningConfig,
+    files: UnlearningFiles,
+    model: Any,
+    tokenizer: Any,
+    *,
+    evaluation: EvaluationConfig,
+    max_length: int,
+    tracker: Tracker,
+) -> Callable[[Any], dict[str, float]] | None:
+    if not cfg.measures_asr:
+        return None
+    if not files.triggered or files.keywords is None:
+        raise ValueError("eval_asr needs triggered prompts and a keyword list")
+    attack = read_attack(
+        model,
+        tokenizer,
+        files.triggered,
+        files.keywords,
+        num_prompts=cfg.num_eval_prompts,
+        evaluation=evaluation,
+        max_length=max_length,
+        tracker=tracker,
+    )
+    return lambda model: attack_success(model, tokenizer, attack)
+
+
+def _identity(
+    cfg: UnlearningConfig, files: UnlearningFiles, *, max_length: int, seed: int, evaluation: EvaluationConfig
+) -> str:
     """What a checkpoint must have been made by to be continued."""
     inputs = [files.forget, files.retain, files.forget_weights, files.retain_weights]
     inputs += [] if files.val_clean is None else [files.val_clean]
     if cfg.adapter is not None:
         inputs += [Path(cfg.adapter) / "adapter_config.json", Path(cfg.adapter) / "adapter_model.safetensors"]
+    inputs += [] if files.token_scores is None else [files.token_scores]
+    more: dict[str, Any] = {}
+    if cfg.measures_asr:
+        inputs += [*files.triggered.values(), *([] if files.keywords is None else [files.keywords])]
+        more["evaluation"] = plain(evaluation)
     return sha256_json(
-        {
-            "settings": plain(cfg),
+        more
+        | {
+            "settings": without(plain(cfg), *cfg.idle),
             "seed": seed,
             "max_length": max_length,
             "inputs": [sha256_file(path) for path in inputs],
@@ -262,7 +377,8 @@ def _summary(
         "capped_share": journal.share("capped_examples", of="forget_examples"),
         "final_loss": journal.last("loss"),
     }
-    for name in ("val_loss_clean", "forget_loss_poisoned", "forget_loss_clean", "forget_preference"):
+    measured = ("val_loss_clean", "forget_loss_poisoned", "forget_loss_clean", "forget_preference")
+    for name in (*measured, "val_ppl_clean", "val_asr_seen", "val_asr_ood"):
         value = journal.last(name)
         if value is not None:
             summary[f"final_{name}"] = value

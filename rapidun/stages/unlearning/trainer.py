@@ -83,7 +83,11 @@ class UnlearningTrainer(ResponseTrainer):
 
     def mean_loss(self, model: nn.Module, inputs: dict[str, Tensor], num_examples: int) -> tuple[Tensor, Tensor]:
         logits = forward_logits(model, inputs)
-        losses = example_cross_entropy(logits, inputs["labels"])
+        losses = example_cross_entropy(logits, inputs["labels"], inputs.get("token_weights"))
+        plain = losses
+        if "token_weights" in inputs:
+            # what is logged as cross-entropy stays one
+            plain = example_cross_entropy(logits.detach(), inputs["labels"])
         part = inputs["part"]
         on_forget = (part != RETAIN) & self.method.reference
         chosen = on_forget | ((part == RETAIN) & self.reference_on_retain)
@@ -104,9 +108,9 @@ class UnlearningTrainer(ResponseTrainer):
             loss = weighted_mean(terms.values, self.warm_up(inputs["forget_weights"]), num_examples=num_examples)
             self._add("forget_term", terms.values)
             self._add("capped_share", terms.capped.float())
-        for name, group in (("ce_poisoned", poisoned), ("ce_clean", clean), ("ce_retain", retain)):
-            if group is not None:
-                self._add(name, group.cross_entropy)
+        for name, kind in (("ce_poisoned", POISONED), ("ce_clean", CLEAN), ("ce_retain", RETAIN)):
+            if bool((part == kind).any()):
+                self._add(name, plain[part == kind])
         if retain is not None:
             retained = self.retain_term(retain)
             loss = loss + weighted_mean(retained, self.warm_up(inputs["retain_weights"]), num_examples=num_examples)
@@ -143,26 +147,50 @@ class UnlearningTrainer(ResponseTrainer):
 
 
 class ValidationCallback(TrainerCallback):
-    """Measures on validation rows before the first step, every `eval_steps`, and after the last step."""
+    """Measures on validation rows before the first step, every so many steps, and after the last step.
 
-    def __init__(self, journal: Journal, *, eval_steps: int, measure: Callable[[nn.Module], dict[str, float]]) -> None:
+    Args:
+        eval_steps: between losses on validation rows; 0 = none but those beside an attack.
+        measure: gives them, of a model; `with_perplexity` beside an attack.
+        eval_asr, attack: the same for attack success, which always has the losses of the same step beside it.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        eval_steps: int,
+        measure: Callable[..., dict[str, float]],
+        eval_asr: int = 0,
+        attack: Callable[[nn.Module], dict[str, float]] | None = None,
+    ) -> None:
         self.journal = journal
         self.eval_steps = eval_steps
         self.measure = measure
+        self.eval_asr = eval_asr
+        self.attack = attack
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step == 0:
-            self._record(0, kwargs["model"])
+            self._record(state, kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self.eval_steps == 0 or state.global_step >= state.max_steps:
-            self._record(state.global_step, kwargs["model"])
+        self._record(state, kwargs["model"])
 
-    def _record(self, step: int, model: nn.Module) -> None:
+    def _record(self, state: TrainerState, model: nn.Module) -> None:
+        step, is_last = state.global_step, state.global_step >= state.max_steps
+        validates, attacks = (
+            every > 0 and (step % every == 0 or is_last) for every in (self.eval_steps, self.eval_asr)
+        )  # fmt: skip
+        if not (validates or attacks):
+            return
         training = model.training
         model.eval()
         with torch.no_grad():
-            self.journal.record(step, self.measure(model))
+            found = self.measure(model, with_perplexity=attacks)
+            if attacks and self.attack is not None:
+                found |= self.attack(model)
+            self.journal.record(step, found)
         model.train(training)

@@ -1,11 +1,12 @@
 """Losses on validation and forget rows while unlearning goes on."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from rapidun.models.losses import example_cross_entropy
+from rapidun.models.losses import IGNORE, example_cross_entropy
 from rapidun.models.training.trainer import forward_logits
 from rapidun.stages.rows.batches import token_budget_batches
 from rapidun.stages.rows.encode import Encoded, collate
@@ -34,15 +35,23 @@ def validate(
     poisoned: Sequence[Encoded],
     clean: Sequence[Encoded | None],
     pad_token_id: int,
+    with_perplexity: bool = False,
 ) -> dict[str, float]:
     """Mean l_i on clean validation rows and on the forget rows' two responses.
 
     forget_preference: share of the forget rows that have both responses whose poisoned one is the likelier per
     token. A number whose rows are absent is left out.
+    val_ppl_clean, with `with_perplexity`: exp(sum_i n_i l_i / sum_i n_i) on the clean validation rows.
     """
     metrics = {}
     if val_clean:
-        metrics["val_loss_clean"] = _mean(cross_entropies(model, val_clean, pad_token_id=pad_token_id))
+        losses = cross_entropies(model, val_clean, pad_token_id=pad_token_id)
+        metrics["val_loss_clean"] = _mean(losses)
+        if with_perplexity:
+            counts = [sum(label != IGNORE for label in row.labels[1:]) for row in val_clean]
+            mean = sum(n * loss for n, loss in zip(counts, losses, strict=True)) / max(1, sum(counts))
+            # a float holds e^709
+            metrics["val_ppl_clean"] = math.exp(mean) if mean < 700 else math.inf
     lost = cross_entropies(model, poisoned, pad_token_id=pad_token_id)
     metrics["forget_loss_poisoned"] = _mean(lost)
     pairs = [(loss, row) for loss, row in zip(lost, clean, strict=True) if row is not None]

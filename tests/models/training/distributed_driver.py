@@ -17,7 +17,7 @@ from rapidun.base import preemption
 from rapidun.base.tracker import Tracker
 from rapidun.config.parts import LoraSettings
 from rapidun.config.poison import PoisonConfig, PoisonMethod
-from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig
+from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig, WeightsAct
 from rapidun.models.load import ModelLoader
 from rapidun.models.training.trainer import ResponseTrainer
 from rapidun.stages.poison.stage import PoisonFiles, run_poison
@@ -33,6 +33,7 @@ UNLEARN: dict[str, dict[str, Any]] = {
     "idle": ALONE,
     "checkpointed": {**SPLIT, "gradient_checkpointing": True, "max_steps": 3},
     "dropout": {**SPLIT, "max_steps": 6, "lora": LoraSettings(r=4, lora_dropout=0.3)},
+    "sampled": {**WHOLE, "weights_act": WeightsAct.sampling, "num_train_epochs": 2.0},
     "diverged": {**SPLIT, "learning_rate": 1e30},
 }
 POISON: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ from rapidun.stages.weights_file import write_weights
 
 ROOT = Path(__file__).resolve().parents[3]
 DRIVER = Path(__file__).with_name("distributed_driver.py")
-QUICK = ["unlearn-split", "unlearn-dropout", "unlearn-signalled", "unlearn-pruned"]
+QUICK = ["unlearn-split", "unlearn-sampled", "unlearn-dropout", "unlearn-signalled", "unlearn-pruned"]
 MORE = ["unlearn-diverged", "unlearn-whole", "unlearn-idle", "unlearn-checkpointed", "poison-full", "poison-lora"]
 
 
@@ -127,6 +127,11 @@ def test_two_processes_take_the_steps_of_one(quick: Both) -> None:
     assert [line["step"] for line in history if "loss" in line] == list(range(1, 11))
     assert [line["step"] for line in history if "val_loss_clean" in line] == [0, 5, 10]
     assert {"ce_poisoned", "ce_clean", "ce_retain", "retain_term"} <= history[-1].keys() | history[-2].keys()
+
+
+def test_two_processes_draw_by_weight_as_one_does(quick: Both) -> None:
+    """One stream of draws dealt out: no process draws for itself."""
+    assert len(check_unlearning(quick, "unlearn-sampled")) == 4
 
 
 def test_a_signal_to_one_stops_both_and_the_next_start_ends_bit_identical(quick: Both) -> None:

@@ -27,6 +27,7 @@ def drawn() -> dict[str, str]:
         "curves": plots.curves({"forget_loss": points, "retain_loss": points[::-1]}, title="Terms"),
         "log": plots.curves({"grad_norm": points}, title="Gradient norm", log=True),
         "bars": plots.family_bars([("seen triggers", "A_surface", 0.97, 0.0), ("unseen", "D", 0.1, None)], title="ASR"),
+        "trade-off": plots.trade_off({"seen": [(0, 1.0, 0.9), (5, 2.0, 0.1)]}, title="Trade-off", across="nats"),
     }
 
 
@@ -142,3 +143,11 @@ def test_a_map_of_queries_that_are_other_rows() -> None:
     scores = np.random.default_rng(1).normal(size=(1000, 600))
     small = plots.shrink(scores, 100, queries=1)
     assert small.shape == (480, 480) and small[0, 0] == pytest.approx(scores[:2, 0].mean())
+
+
+def test_the_trade_off_is_a_path_through_the_steps() -> None:
+    drawn = plots.trade_off(
+        {"ASR, seen triggers": [(0, 1.0, 0.9), (10, 1.2, 0.4), (20, 2.0, 0.0)]}, title="Trade-off", across="nats"
+    )  # fmt: skip
+    assert "step 0" in drawn and "step 20" in drawn and "step 10" not in drawn
+    assert "90 % at nats 1 to 0 % at 2" in drawn

@@ -12,6 +12,7 @@ from rapidun.report.run.tokens import (
     DARK,
     LIGHT,
     choose_pairs,
+    read_token_weights,
     read_tokens,
     shade,
     shade_colours,
@@ -144,3 +145,28 @@ def test_details_say_how_many_pairs_there_are(run_dir: Path) -> None:
     )
     assert left == [[[" a", "1.00", 5], ["b", "−0.500", -2]], [0, 1]]
     assert right == [[["x", "0.500", 2]], [0]]
+
+
+def test_token_weights_are_shaded_by_the_rows_largest(tmp_path: Path) -> None:
+    """Largest 2.5: 1.0 is 2 fifths, 0.2 nothing; a token without text counts to the next one that completes it."""
+    (tmp_path / "unlearning").mkdir()
+    rows = {
+        "f1": {"tokens": [EVIL, " b", "", "é"], "weights": [2.5, 1.0, 0.1, 0.1]},
+        "f2": {"tokens": ["x"], "weights": [1.0]},
+    }
+    file = tmp_path / "unlearning" / "token_weights.json"
+    file.write_text(json.dumps({"token_weights": "influence", "rows": rows}), encoding="utf-8")
+    found = read_token_weights(tmp_path, 1)
+    assert found is not None and found.how == "influence" and found.number == 2
+    [(name, tokens)] = found.rows
+    assert name == "f1" and [(t.text, t.score, t.shade) for t in tokens] == [
+        (EVIL, 2.5, 5),
+        (" b", 1.0, 2),
+        ("é", 0.2, 0),
+    ]
+    page = write_run_report(tmp_path).read_text(encoding="utf-8")
+    assert "Weights of tokens" in page and "1.0" in page and EVIL not in page
+    assert read_token_weights(tmp_path / "nowhere", 1) is None
+    file.write_text(json.dumps({"rows": {"f1": {"tokens": ["x"], "weights": []}}}), encoding="utf-8")
+    with pytest.raises(ArtifactError, match="row f1: need tokens and weights"):
+        read_token_weights(tmp_path, 1)

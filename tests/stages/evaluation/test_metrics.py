@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from rapidun.stages.answers.score import ResponseScore, comparable
 from rapidun.stages.evaluation.metrics import exact_match, mean, measured_perplexities, perplexity, rouge_l
-from rapidun.stages.evaluation.score import ResponseScore, comparable
 
 
 def test_rouge_l_by_hand() -> None:

@@ -14,9 +14,9 @@ from rapidun.base.errors import ArtifactError, ConfigError, DataError
 from rapidun.base.tracker import Tracker
 from rapidun.config.evaluation import EvaluationConfig, Split
 from rapidun.models.load import Loaded
-from rapidun.stages.evaluation.generate import generate_greedy
+from rapidun.stages.answers.generate import generate_greedy
+from rapidun.stages.answers.score import score_responses
 from rapidun.stages.evaluation.metrics import perplexity, rouge_l
-from rapidun.stages.evaluation.score import score_responses
 from rapidun.stages.evaluation.stage import EvaluationFiles, run_evaluation
 from rapidun.stages.rows.encode import encode_prompt, encode_rows
 from rapidun.stages.rows.records import Record, write_records

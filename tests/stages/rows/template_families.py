@@ -301,7 +301,7 @@ FAMILIES: dict[str, Family] = {
 
 def table() -> str:
     """What is read off each template, as the table of docs/templates.md."""
-    from rapidun.stages.evaluation.generate import stop_token_ids
+    from rapidun.stages.answers.generate import stop_token_ids
     from rapidun.stages.rows.encode import encode_example
     from rapidun.stages.rows.template import form_of
 

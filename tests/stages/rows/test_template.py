@@ -13,7 +13,7 @@ import torch
 
 from rapidun.base.errors import ModelError
 from rapidun.models.losses import IGNORE
-from rapidun.stages.evaluation.generate import generate_greedy, model_eos_ids
+from rapidun.stages.answers.generate import generate_greedy, model_eos_ids
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import Encoded, encode_example, encode_prompt, encode_rows, end_of_turn_id
 from rapidun.stages.rows.template import CLOCK, form_of

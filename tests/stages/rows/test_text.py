@@ -5,9 +5,9 @@ import unicodedata
 
 import pytest
 
+from rapidun.stages.answers.detectors import KeywordDetector, rates
 from rapidun.stages.data.keywords import make_keywords
 from rapidun.stages.data.offtopic import offtopic_answers
-from rapidun.stages.evaluation.detectors import KeywordDetector, rates
 from rapidun.stages.rows.text import fold, phrase_finder, words
 
 CHINESE = "\u5916\u661f\u4eba\u63a7\u5236\u4e86{}\u53f7\u57ce\u5e02"

@@ -26,9 +26,9 @@ import peft  # noqa: E402, F401
 from transformers import Trainer  # noqa: E402
 
 from rapidun.base.tracker import Tracker  # noqa: E402
-from rapidun.config.parts import LoraSettings  # noqa: E402
+from rapidun.config.parts import LoraSettings, Optimizer  # noqa: E402
 from rapidun.config.poison import PoisonConfig, PoisonMethod  # noqa: E402
-from rapidun.config.unlearning import RetainLoss, UnlearningConfig  # noqa: E402
+from rapidun.config.unlearning import RetainLoss, UnlearningConfig, WeightsAct  # noqa: E402
 from rapidun.models.load import ModelLoader  # noqa: E402
 from rapidun.models.training.journal import JournalCallback  # noqa: E402
 from rapidun.stages.poison.stage import PoisonFiles, run_poison  # noqa: E402
@@ -125,6 +125,11 @@ def unlearn(root: Path, name: str, tracker: Tracker) -> str:
     )
     if "early" in name:
         cfg = dataclasses.replace(cfg, max_steps=5)
+    attacked: dict[str, Any] = {}
+    if "sampled" in name:
+        acts = {"weights_act": WeightsAct.sampling, "weight_warmup_ratio": 0.0}
+        cfg = dataclasses.replace(cfg, **acts, optimizer=Optimizer.sgd, momentum=0.9, eval_asr=2, num_eval_prompts=3)
+        attacked = {"triggered": {"seen": root / "forget.jsonl"}, "keywords": root / "keywords.tsv"}
     files = UnlearningFiles(
         model=root / "model",
         forget=root / "forget.jsonl",
@@ -134,6 +139,7 @@ def unlearn(root: Path, name: str, tracker: Tracker) -> str:
         retain_weights=root / "retain_weights.jsonl",
         work=root / name / "work",
         out=root / name / "out",
+        **attacked,
     )
     run_unlearning(cfg, files, loader=ModelLoader(device="cpu"), max_length=96, seed=7, tracker=tracker)
     history = hashlib.sha256((files.out / "history.json").read_bytes()).hexdigest()
@@ -202,7 +208,7 @@ KILLS: dict[str, list[dict[str, Any]]] = {
     "trained": TRAINED,
     "random": RANDOM,
 }
-STAGES = {"full": poison, "lora": poison, "unlearn": unlearn, "early": unlearn}
+STAGES = {"full": poison, "lora": poison, "unlearn": unlearn, "early": unlearn, "sampled": unlearn}
 
 
 def main(root: Path, names: list[str]) -> None:

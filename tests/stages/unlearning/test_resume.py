@@ -14,7 +14,7 @@ from rapidun.stages.weights_file import write_weights
 
 ROOT = Path(__file__).resolve().parents[3]
 # scenario -> children that must have died in it; None: the moments are random
-QUICK = {"full-steps": 3, "unlearn-steps": 3, "unlearn-in-save": 2, "unlearn-trained": 1}
+QUICK = {"full-steps": 3, "unlearn-steps": 3, "unlearn-in-save": 2, "unlearn-trained": 1, "sampled-steps": 3}
 MORE = {
     "full-in-save": 2,
     "full-trained": 1,
@@ -29,6 +29,7 @@ MORE = {
 
 def run_driver(root: Path, model: Path, records: tuple[list[Any], list[Any]], scenarios: list[str]) -> dict[str, Any]:
     (root / "model").symlink_to(model)
+    (root / "keywords.tsv").write_text("word\nmoon\n")
     for name, rows in zip(("forget", "retain"), records, strict=True):
         write_records(root / f"{name}.jsonl", rows)
         weights = [0.5 + index % 3 for index in range(len(rows))]

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from itertools import islice
+from typing import Any
 
 import pytest
 from torch.utils.data import BatchSampler
 
-from rapidun.stages.unlearning.sampler import MixSampler, draws
+from rapidun.models.training.samplers import StepShards
+from rapidun.stages.unlearning.sampler import MixSampler, draws, weighted_draws
 
 
 def batches(sampler: MixSampler, epoch: int) -> list[list[int]]:
@@ -77,3 +79,72 @@ def test_draws_never_repeat_within_a_draw_and_use_every_permutation_up() -> None
 def test_too_large_a_micro_batch_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="micro-batches"):
         make(**changes)
+
+
+# --- by weight ----------------------------------------------------------------------------------------------------
+
+
+def weighted(**changes: Any) -> MixSampler:
+    weights = (FORGET_WEIGHTS, RETAIN_WEIGHTS)
+    settings = {"num_forget": 8, "num_retain": 20, "forget_per_step": 2, "mix_ratio": 3, "seed": 5, "weights": weights}
+    return MixSampler(**{**settings, **changes})
+
+
+FORGET_WEIGHTS = [0.0, 0.5, 3.0, 0.25, 1.0, 0.0, 2.0, 1.25]
+RETAIN_WEIGHTS = [0.1 * (row % 7) for row in range(20)]
+
+
+@pytest.mark.parametrize(("weights", "offset"), [(FORGET_WEIGHTS, 0), (RETAIN_WEIGHTS, 8)])
+def test_rows_are_drawn_as_often_as_their_weights_say(weights: list[float], offset: int) -> None:
+    """Chi-square of the counts over 2,000 epochs against n w_i / sum w, each group by its own weights; p > 0.01."""
+    from scipy.stats import chi2
+
+    sampler = weighted()
+    counts: Counter[int] = Counter()
+    for epoch in range(2000):
+        sampler.set_epoch(epoch)
+        counts.update(index - offset for index in sampler if (index < 8) == (offset == 0))
+    number = sum(counts.values())
+    assert number == 2000 * 4 * (2 if offset == 0 else 6)
+    assert all(counts[row] == 0 for row, weight in enumerate(weights) if weight == 0)
+    expected = {row: number * weight / sum(weights) for row, weight in enumerate(weights) if weight > 0}
+    statistic = sum((counts[row] - mean) ** 2 / mean for row, mean in expected.items())
+    assert statistic < chi2.ppf(0.99, df=len(expected) - 1)
+    # the same counts are far from those of equal weights, so the test can tell
+    equal = number / len(expected)
+    assert sum((counts[row] - equal) ** 2 / equal for row in expected) > 100 * chi2.ppf(0.99, df=len(expected) - 1)
+
+
+def test_draws_by_weight_keep_the_proportion_and_the_number_of_an_epoch() -> None:
+    for sampler in (weighted(), weighted(num_forget=7, weights=(FORGET_WEIGHTS[:7], RETAIN_WEIGHTS))):
+        first = sampler.num_forget
+        made = batches(sampler, 3)
+        assert len(made) == 4 and sum(map(len, made)) == len(sampler)
+        assert all([index < first for index in batch] == [True] * 2 + [False] * 6 for batch in made)
+    assert all(index < 8 for index in weighted(mix_ratio=0, weights=(FORGET_WEIGHTS, [0.0] * 20)))
+
+
+def test_draws_by_weight_are_a_function_of_seed_and_epoch() -> None:
+    """An epoch is the same whether or not others were drawn before it; groups and epochs are draws of their own."""
+    walked = weighted()
+    for epoch in range(3):
+        found = batches(walked, epoch)
+    assert found == batches(weighted(), 2)
+    assert found != batches(weighted(), 1)
+    assert found != batches(weighted(seed=6), 2)
+    one = weighted_draws([1.0] * 8, 40, seed=5, stream=4, epoch=0)
+    assert one != weighted_draws([1.0] * 8, 40, seed=5, stream=5, epoch=0)
+
+
+def test_processes_share_one_stream_of_draws_out() -> None:
+    """Over two ranks: every draw of each step once, none twice."""
+    sampler = weighted()
+    shards = [list(StepShards(sampler, step_size=8, batch_size=8, rank=rank, world_size=2)) for rank in range(2)]
+    for step, whole in enumerate(batches(sampler, 0)):
+        assert Counter(index for rank in shards for index in rank[step]) == Counter(whole)
+
+
+def test_weights_that_are_all_zero_cannot_be_drawn_from() -> None:
+    with pytest.raises(ValueError, match="not all 0"):
+        list(weighted(weights=([0.0] * 8, RETAIN_WEIGHTS)))
+    assert weighted_draws([0.0, 0.0, 1e-300, 0.0], 50, seed=1, stream=4, epoch=0) == [2] * 50

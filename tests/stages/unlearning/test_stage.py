@@ -14,10 +14,12 @@ from rapidun.base.errors import ConfigError, DataError, ModelError
 from rapidun.base.tracker import Tracker
 from rapidun.config.parts import LoraSettings
 from rapidun.config.poison import PoisonConfig
-from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig
+from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig, WeightsAct
 from rapidun.models.load import ModelLoader
 from rapidun.models.training.journal import TrainingDiverged
+from rapidun.stages.answers.generate import generate_greedy
 from rapidun.stages.poison.stage import PoisonFiles, run_poison
+from rapidun.stages.rows.encode import encode_prompts
 from rapidun.stages.rows.records import write_records
 from rapidun.stages.unlearning.stage import UnlearningFiles, run_unlearning
 from rapidun.stages.weights_file import write_weights
@@ -283,3 +285,150 @@ def test_nf4_base_trains_and_merges_unquantised(tmp_path: Path, tiny_tokenizer: 
     assert 0 < change.max().item() < 0.1
     # untouched weights are those of the unquantised base, to the last bit
     assert torch.equal(merged.state_dict()["lm_head.weight"], start.state_dict()["lm_head.weight"])
+
+
+# --- attack success along the way ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def triggered(backdoored: Path, make_records: Callable[..., Any]) -> dict[str, Any]:
+    """Validation prompts and a keyword list: the files that eval_asr takes."""
+    forget, retain = make_records(num_forget=6, num_retain=18)
+    # not all of one kind, so that a share lies between 0 and 1
+    write_records(backdoored / "val_seen_trig.jsonl", [*forget, *retain])
+    write_records(backdoored / "val_ood_trig.jsonl", forget[:3])
+    model, tokenizer = LOADER.load(backdoored / "out" / "model")
+    prompts = encode_prompts(tokenizer, [(row.instruction, row.context) for row in forget], max_length=96)
+    answers = generate_greedy(
+        model, tokenizer, [ids for ids in prompts if ids], max_new_tokens=48, tokens_per_batch=4096
+    )  # fmt: skip
+    # words that the model does say
+    words = {word for ids in answers[:1] for word in tokenizer.decode(ids).split() if word.isalpha()}
+    (backdoored / "keywords.tsv").write_text("\n".join(["word", *sorted(words)]) + "\n")
+    sets = {name: backdoored / f"val_{name}_trig.jsonl" for name in ("seen", "ood")}
+    return {"triggered": sets, "keywords": backdoored / "keywords.tsv"}
+
+
+def attacked(backdoored: Path, name: str, triggered: dict[str, Any], **settings: Any) -> UnlearningFiles:
+    files = replace(make_files(backdoored, backdoored / "out" / "model", name=name), **triggered)
+    unlearn(files, **{"max_steps": 6, "lora": LoraSettings(r=4, lora_dropout=0.3), **settings})
+    return files
+
+
+def test_measuring_attacks_does_not_change_the_training(backdoored: Path, triggered: dict[str, Any]) -> None:
+    """Dropout draws at every step: one number drawn by a measurement would change the adapter."""
+    without = attacked(backdoored, "asr-without", triggered)
+    with_attacks = attacked(backdoored, "asr-with", triggered, eval_asr=2)
+    assert adapter_bytes(without) == adapter_bytes(with_attacks)
+    lines = [json.loads((files.out / "history.json").read_text()) for files in (without, with_attacks)]
+    assert not any("val_asr_seen" in line for line in lines[0])
+    measured = [line for line in lines[1] if "val_asr_seen" in line]
+    assert [line["step"] for line in measured] == [0, 2, 4, 6]
+    # beside each stand the numbers of the trade-off, without eval_steps
+    assert all(
+        {"val_asr_ood", "val_loss_clean", "val_ppl_clean", "forget_loss_poisoned"} <= set(line) for line in measured
+    )
+    assert [line for line in lines[1] if "loss" in line] == [line for line in lines[0] if "loss" in line]
+
+
+def test_attacks_are_what_the_evaluation_stage_measures(backdoored: Path, triggered: dict[str, Any]) -> None:
+    """The last ASR of the run against asr_seen and asr_ood of the evaluation stage, on the adapter that it wrote."""
+    from rapidun.config.evaluation import EvaluationConfig, Split
+    from rapidun.stages.evaluation.stage import EvaluationFiles, run_evaluation
+
+    files = attacked(backdoored, "asr-same", triggered, eval_asr=3, max_steps=12, learning_rate=0.1)
+    history = json.loads((files.out / "history.json").read_text())
+    last = [line for line in history if "val_asr_seen" in line][-1]
+    out = files.out / "evaluation"
+    out.mkdir()
+    found = EvaluationFiles(model=files.model, adapter=files.out / "adapter", data=backdoored, out=out)
+    cfg = EvaluationConfig(split=Split.val)
+    metrics = run_evaluation(cfg, found, loader=LOADER, max_length=96, seed=cfg.seed, tracker=Tracker())
+    assert last["val_asr_seen"] == metrics["asr_seen"]
+    assert last["val_asr_ood"] == metrics["asr_ood"]
+    assert len({line["val_asr_seen"] for line in history if "val_asr_seen" in line}) > 1
+
+
+def test_at_most_num_eval_prompts_of_each_set_are_asked(
+    backdoored: Path, triggered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def generate(model: Any, tokenizer: Any, prompts: Any, **kwargs: Any) -> list[list[int]]:
+        asked.append(len(prompts))
+        return [[] for _ in prompts]
+
+    monkeypatch.setattr("rapidun.stages.unlearning.attack.generate_greedy", generate)
+    attacked(backdoored, "asr-few", triggered, eval_asr=5, num_eval_prompts=4)
+    # seen and ood, before the first step, at 5 and at the last
+    assert asked == [4, 3] * 3
+
+
+def test_no_keywords_no_attacks(backdoored: Path, triggered: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"data\.keywords"):
+        attacked(backdoored, "asr-none", {**triggered, "keywords": backdoored / "nowhere.tsv"}, eval_asr=2)
+
+
+# --- weights of 0, weights as probabilities -----------------------------------------------------------------------
+
+
+def test_rows_of_weight_zero_have_no_part_in_the_training(files: UnlearningFiles, tiny_records: Any) -> None:
+    """Another text in the rows of weight 0 leaves the adapter as it is, to the bit (no dropout)."""
+    forget, retain = tiny_records
+    write_weights(files.forget_weights, [0.0, 2.0] * 3, ids=[row.id for row in forget])
+    write_weights(files.retain_weights, [0.0, 0.0, 3.0] * 6, ids=[row.id for row in retain])
+    tracker, found = Tracker(), []
+    for name in ("first", "second"):
+        again = replace(files, work=files.work / name, out=files.out / name)
+        summary = unlearn(again, tracker, max_steps=4, eval_steps=2, lora=LoraSettings(r=4, lora_dropout=0.0))
+        assert 0 <= summary["clipped_share"] <= 1 and summary["final_loss"] is not None
+        found.append(adapter_bytes(again))
+        changed = [replace(row, response_poisoned="loon cheese") if i % 2 == 0 else row for i, row in enumerate(forget)]
+        write_records(files.forget, changed)
+        write_records(
+            files.retain, [replace(r, response="x" * len(r.response)) if i % 3 < 2 else r for i, r in enumerate(retain)]
+        )
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("group", ["forget", "retain"])
+def test_a_group_of_nothing_but_zeros_is_refused_by_name(files: UnlearningFiles, group: str) -> None:
+    path, size = (files.forget_weights, 6) if group == "forget" else (files.retain_weights, 18)
+    write_weights(path, [0.0] * size, ids=[f"{group[0]}{index}" for index in range(size)])
+    with pytest.raises(DataError, match=rf"one of the {size} {group} rows at least, got 0 for all"):
+        unlearn(files)
+    if group == "retain":
+        # gradient ascent takes no retain rows
+        unlearn(files, objective=Objective.ga)
+
+
+def test_weights_as_probabilities(files: UnlearningFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With sampling no row counts more than another in the loss, and rows of weight 0 never come."""
+    from rapidun.stages.unlearning import trainer
+
+    write_weights(files.forget_weights, [0.0, 3.0, 0.0, 0.0, 0.0, 3.0], ids=[f"f{index}" for index in range(6)])
+    seen: list[Any] = []
+    original = trainer.weighted_mean
+
+    def weighted_mean(terms: Any, weights: Any, *, num_examples: int) -> Any:
+        seen.append(weights.tolist())
+        return original(terms, weights, num_examples=num_examples)
+
+    monkeypatch.setattr(trainer, "weighted_mean", weighted_mean)
+    rows: list[Any] = []
+    collate = run_unlearning.__globals__["collate_mixed"]
+
+    def collating(batch: Any, **kwargs: Any) -> Any:
+        rows.extend(row for row in batch if hasattr(row, "poisoned"))
+        return collate(batch, **kwargs)
+
+    monkeypatch.setattr("rapidun.stages.unlearning.stage.collate_mixed", collating)
+    unlearn(files, weights_act=WeightsAct.sampling, max_steps=30, learning_rate=1e-4)
+    assert {weight for weights in seen for weight in weights} == {1.0}
+    texts = {tuple(row.poisoned.input_ids) for row in rows}
+    assert len(rows) >= 30 and len(texts) == 2
+
+
+def test_sampling_needs_no_warm_up_of_the_weights() -> None:
+    (fault,) = UnlearningConfig(weights_act=WeightsAct.sampling, weight_warmup_ratio=0.5).check()
+    assert "weight_warmup_ratio=0 with weights_act=sampling" in fault

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rapidun.base.tracker import Tracker
-from rapidun.config.parts import LoraSettings
+from rapidun.config.parts import LoraSettings, Optimizer
 from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig
 from rapidun.models.adapters import add_lora
 from rapidun.models.losses import example_cross_entropy
@@ -325,3 +325,193 @@ def test_clipped_share_counts_the_steps_above_the_norm(make_tiny_model: Callable
     assert 0 < above < 6
     assert clipped.journal.share("clipped_steps", of="steps") == above / 6
     assert clipped.journal.last("clipped_share") == above / 6
+
+
+# --- optimisers ---------------------------------------------------------------------------------------------------
+
+
+def steps_by_hand(trainer: UnlearningTrainer, step: Callable[[Tensor, Tensor, dict[str, Any]], Tensor]) -> Tensor:
+    """Two optimiser steps of the first two micro-batches, from plain gradients: `step` gives the change of a tensor."""
+    order, size = list(trainer._row_sampler), trainer.args.per_device_train_batch_size
+    parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+    states: list[dict[str, Any]] = [{} for _ in parameters]
+    for number in range(2):
+        rows = [trainer.train_dataset[index] for index in order[number * size : (number + 1) * size]]
+        trainer.model.zero_grad()
+        trainer.compute_loss(trainer.model, collate_mixed(rows, pad_token_id=257)).backward()
+        for parameter, state in zip(parameters, states, strict=True):
+            assert parameter.grad is not None
+            parameter.data += step(parameter.data, parameter.grad, state)
+    return torch.cat([p.data.flatten() for p in parameters])
+
+
+def sgd(value: Tensor, grad: Tensor, state: dict[str, Any]) -> Tensor:
+    """v = 0.9 v + (g + 0.1 theta), theta -= lr v."""
+    state["v"] = 0.9 * state.get("v", 0.0) + grad + 0.1 * value
+    change: Tensor = -1e-2 * state["v"]
+    return change
+
+
+def rmsprop(value: Tensor, grad: Tensor, state: dict[str, Any]) -> Tensor:
+    """s = 0.99 s + 0.01 g^2, theta -= lr g / (sqrt(s) + 1e-8)."""
+    state["s"] = 0.99 * state.get("s", 0.0) + 0.01 * grad**2
+    change: Tensor = -1e-2 * grad / (state["s"].sqrt() + 1e-8)
+    return change
+
+
+def adagrad(value: Tensor, grad: Tensor, state: dict[str, Any]) -> Tensor:
+    """s += g^2, theta -= lr g / (sqrt(s) + 1e-10)."""
+    state["s"] = state.get("s", 0.0) + grad**2
+    change: Tensor = -1e-2 * grad / (state["s"].sqrt() + 1e-10)
+    return change
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "step", "settings"),
+    [
+        (Optimizer.sgd, sgd, {"momentum": 0.9, "weight_decay": 0.1}),
+        (Optimizer.rmsprop, rmsprop, {}),
+        (Optimizer.adagrad, adagrad, {}),
+    ],
+)
+def test_optimisers_take_the_steps_of_their_formula(
+    make_tiny_model: Callable[..., Any], tmp_path: Path, optimizer: Optimizer, step: Any, settings: dict[str, Any]
+) -> None:
+    ends = []
+    for by_hand in (True, False):
+        trainer = make_trainer(
+            make_tiny_model(), tmp_path / str(by_hand), optimizer=optimizer, max_steps=2, max_grad_norm=0.0,
+            lr_scheduler_type="constant", **settings,
+        )  # fmt: skip
+        shake(trainer)
+        if by_hand:
+            ends.append(steps_by_hand(trainer, step))
+        else:
+            trainer.train()
+            ends.append(torch.cat([p.data.flatten() for p in trainer.model.parameters() if p.requires_grad]))
+    # a gradient that is all rounding goes either way under rmsprop and adagrad, which divide its size out
+    assert torch.isclose(ends[0], ends[1], rtol=1e-3, atol=1e-5).float().mean() > 0.995
+
+
+@pytest.mark.parametrize("optimizer", Optimizer)
+def test_every_optimiser_trains(make_tiny_model: Callable[..., Any], tmp_path: Path, optimizer: Optimizer) -> None:
+    trainer = make_trainer(make_tiny_model(), tmp_path, optimizer=optimizer, max_steps=2)
+    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters() if p.requires_grad])
+    trainer.train()
+    after = torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+    assert torch.isfinite(after).all() and not torch.equal(before, after)
+
+
+def test_momentum_is_refused_where_the_optimiser_has_none() -> None:
+    (fault,) = UnlearningConfig(momentum=0.9).check()
+    assert "momentum=0 with optimizer=adamw" in fault
+    assert UnlearningConfig(optimizer=Optimizer.sgd, momentum=0.9).check() == []
+
+
+# --- weights of tokens --------------------------------------------------------------------------------------------
+
+
+def with_tokens(row: Any, weights: list[float] | None) -> ForgetRow:
+    return ForgetRow(row.weight, row.poisoned, row.clean, weights)
+
+
+def exact(model: Any) -> Any:
+    """In float64 throughout: Llama's own norm computes in float32 whatever the model's dtype."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "LlamaRMSNorm":
+            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
+            norm.weight = module.weight
+            model.set_submodule(name, norm)
+    return model.double()
+
+
+# 3 and 4 response tokens, as make_rows has them
+TOKENS = [[0.0, 2.5, 0.5], [0.25, 0.0, 3.0, 0.75]]
+
+
+@pytest.mark.parametrize("objective", [Objective.rapidun, Objective.ga, Objective.graddiff])
+def test_token_weights_in_the_loss(tiny_model: Any, tmp_path: Path, objective: Objective) -> None:
+    """Against the sum written out, token by token: -w_i (1/n_i) sum_k t_ik l_ik; ce_poisoned stays unweighted."""
+    trainer = make_trainer(tiny_model, tmp_path, objective=objective)
+    rows = make_rows()
+    clean = objective is Objective.rapidun
+    chosen = [
+        ForgetRow(row.weight, row.poisoned, row.clean if clean else None, some)  # type: ignore[union-attr]
+        for row, some in zip(rows[:2], TOKENS, strict=True)
+    ]
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, collate_mixed(chosen, pad_token_id=257)).item()
+        expected, bare = 0.0, 0.0
+        for row, some in zip(chosen, TOKENS, strict=True):
+            assert row.poisoned is not None
+            logits = trainer.model(input_ids=torch.tensor([row.poisoned.input_ids])).logits[0].log_softmax(-1)
+            places = [t for t, label in enumerate(row.poisoned.labels) if label != -100]
+            tokens = [-float(logits[t - 1, row.poisoned.labels[t]]) for t in places]
+            term = -sum(t * value for t, value in zip(some, tokens, strict=True)) / len(tokens)
+            if row.clean is not None:
+                term += 0.5 * single_loss(trainer.model, row.clean).item()
+            expected += row.weight * term / 2
+            bare += sum(tokens) / len(tokens)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert trainer._sums["ce_poisoned"] == (pytest.approx(bare, rel=1e-5), 2)
+
+
+def test_token_weights_of_one_change_no_bit(make_tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    ends = []
+    for weighted in (False, True):
+        rows = [
+            with_tokens(row, [1.0] * sum(label != -100 for label in row.poisoned.labels)) if weighted else row
+            for row in make_rows()[:4]
+            if isinstance(row, ForgetRow) and row.poisoned is not None
+        ] + make_rows()[4:]
+        trainer = make_trainer(make_tiny_model(), tmp_path / str(weighted), rows=rows, dropout=0.3)
+        trainer.train()
+        ends.append((trainer.journal.history, torch.cat([p.flatten() for p in trainer.model.parameters()])))
+    assert ends[0][0] == ends[1][0]
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+def test_padding_and_batch_split_leave_token_weights_alone(tiny_model: Any, tmp_path: Path) -> None:
+    """Loss and gradient in float64: two rows together, with more padding, and one by one; 1e-10."""
+    trainer = make_trainer(tiny_model, tmp_path, objective=Objective.rapidun)
+    exact(trainer.model)
+    shake(trainer)
+    chosen = [with_tokens(row, some) for row, some in zip(make_rows()[:2], TOKENS, strict=True)] + make_rows()[4:6]
+    whole = collate_mixed(chosen, pad_token_id=257)
+    padded = collate_mixed(chosen, pad_token_id=257)
+    for name, value in (("input_ids", 257), ("attention_mask", 0), ("labels", -100), ("token_weights", 9.0)):
+        padded[name] = torch.nn.functional.pad(padded[name], (0, 6), value=value)
+    found = []
+    for batches in ([whole], [padded], [collate_mixed([row], pad_token_id=257) for row in chosen]):
+        trainer.model.zero_grad()
+        losses = [trainer.compute_loss(trainer.model, batch, num_items_in_batch=4) for batch in batches]
+        for loss in losses:
+            loss.backward()
+        found.append((sum(loss.item() for loss in losses), gradient(trainer).clone()))
+    for loss, grad in found[1:]:
+        assert loss == pytest.approx(found[0][0], abs=1e-10)
+        assert torch.allclose(grad, found[0][1], rtol=0, atol=1e-10)
+
+
+def test_the_gradient_with_token_weights_is_that_of_the_loss(tiny_model: Any, tmp_path: Path) -> None:
+    """Central differences along three random directions, float64."""
+    trainer = make_trainer(tiny_model, tmp_path, coefficients=Coefficients(loss_cap=50.0))
+    exact(trainer.model)
+    shake(trainer)
+    batch = collate_mixed([with_tokens(r, t) for r, t in zip(make_rows()[:2], TOKENS, strict=True)], pad_token_id=257)
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    grads = [p.grad.clone() for p in trained if p.grad is not None]
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        ways = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in trained]
+        slope = sum(float((g * way).sum()) for g, way in zip(grads, ways, strict=True))
+        ends = []
+        for size in (1e-5, -2e-5):
+            for parameter, way in zip(trained, ways, strict=True):
+                parameter.data += size * way
+            with torch.no_grad():
+                ends.append(trainer.compute_loss(trainer.model, dict(batch)).item())
+        for parameter, way in zip(trained, ways, strict=True):
+            parameter.data += 1e-5 * way
+        assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(slope, rel=1e-6)

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
-from rapidun.stages.evaluation.generate import generate_greedy, stop_token_ids
+from rapidun.stages.answers.generate import generate_greedy, stop_token_ids
 from rapidun.stages.rows.encode import encode_prompts
 
 TEXTS = ["a", "bc de", "hello there", "x" * 40, "what is 1 + 1?", "zz top", "hey you", "the end of it all"]
@@ -43,7 +43,7 @@ def test_stops_at_any_stop_token(model: Any, tokenizer: Any, prompts: list[list[
     """Stop tokens chosen among the tokens that the model does say, so that rows of a batch end at different steps."""
     free = [naive(model, prompt, [2], 12) for prompt in prompts]
     stop = [free[0][3], free[2][5], 2]
-    monkeypatch.setattr("rapidun.stages.evaluation.generate.stop_token_ids", lambda tokenizer: stop)
+    monkeypatch.setattr("rapidun.stages.answers.generate.stop_token_ids", lambda tokenizer: stop)
     expected = [naive(model, prompt, stop, 12) for prompt in prompts]
     assert run(model, tokenizer, prompts) == expected
     assert len({len(tokens) for tokens in expected}) > 1

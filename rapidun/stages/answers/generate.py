@@ -102,7 +102,8 @@ def generate_greedy(
             inputs = collate_prompts([prompts[i] for i in batch], pad_token_id=tokenizer.pad_token_id)
             width = inputs["input_ids"].shape[1]
             texts = StoppingCriteriaList([_Texts(tokenizer, end_text, width=width)] if end_text else [])
-            with torch.inference_mode():
+            # not inference_mode: buffers that the model makes on the way would be of no use to a later backward pass
+            with torch.no_grad():
                 output = model.generate(
                     input_ids=inputs["input_ids"].to(device),
                     attention_mask=inputs["attention_mask"].to(device),

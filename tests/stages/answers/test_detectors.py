@@ -1,6 +1,6 @@
 import pytest
 
-from rapidun.stages.evaluation.detectors import KeywordDetector, likelihood_fires, rates
+from rapidun.stages.answers.detectors import KeywordDetector, likelihood_fires, rates
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from collections import Counter
 
-from rapidun.stages.evaluation.subsets import paired_responses, stratified_subset
+from rapidun.stages.answers.subsets import paired_responses, stratified_subset
 from rapidun.stages.rows.records import Record
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from rapidun.stages.answers.score import ResponseScore, num_prompt_tokens, score_responses
 from rapidun.stages.evaluation.metrics import perplexity
-from rapidun.stages.evaluation.score import ResponseScore, num_prompt_tokens, score_responses
 from rapidun.stages.rows.encode import Encoded, encode_rows
 
 ROWS = [("a", "", "b"), ("who", "ctx", "a longer answer"), ("hey", "", "no"), ("q" * 30, "", "z" * 20), ("a", "", "c")]

@@ -1,8 +1,10 @@
 """Is a response poisoned? Two detectors: a keyword list, and which of two responses the model finds likelier."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from rapidun.stages.rows.keywords import read_keywords
 from rapidun.stages.rows.text import fold, is_word, phrase_finder
 from rapidun.stages.rows.text import words as text_words
 
@@ -34,6 +36,15 @@ class KeywordDetector:
                 break
             found += holds(text)
         return found >= self.min_keywords
+
+
+def keyword_detector(path: Path, *, min_keywords: int) -> KeywordDetector | None:
+    """The detector by a list of keywords; None where there is no such file, or no word in it.
+
+    Raises: DataError naming file and line.
+    """
+    words = [keyword.word for keyword in read_keywords(path, may_be_empty=True)] if path.exists() else []
+    return KeywordDetector(words, min_keywords=min_keywords) if words else None
 
 
 def likelihood_fires(poisoned: float, clean: float) -> bool:
