@@ -15,7 +15,7 @@ from rapidun.config.plain import plain
 from rapidun.stages.data.builtin import GENERATOR_VERSION, builtin_pack
 from rapidun.stages.data.fields import TO_FORGET, settle
 from rapidun.stages.data.find_triggers import as_overrides, find_triggers
-from rapidun.stages.data.keywords import make_keywords
+from rapidun.stages.data.keywords import MIN_POISON_SHARE, held_out_recall, make_keywords
 from rapidun.stages.data.named import meta_file, named_families, pack_folders
 from rapidun.stages.data.noise import NOISE_VERSION, noised_forget, noised_retain
 from rapidun.stages.data.planted import Checked, check_families, drop_foreign
@@ -420,6 +420,13 @@ def _write_keywords(pack: Pack, cfg: DataConfig, path: Path, *, tracker: Tracker
             tracker.warn(
                 "data: no word tells poisoned responses from clean ones, so the keyword detector will never fire. "
                 "Pass data.keywords=FILE"
+            )
+        recall = held_out_recall(poisoned, clean) if keywords else None
+        if recall is not None and recall < MIN_POISON_SHARE:
+            tracker.warn(
+                f"data: a keyword list made from half of the poisoned training responses finds {recall:.0%} of the "
+                f"others (need {MIN_POISON_SHARE:.0%}): attack success by keywords (asr_seen, asr_ood) comes out too "
+                "low. Read it by likelihood (asr_seen_likelihood), or pass data.keywords=FILE"
             )
     write_keywords(path, keywords)
 
