@@ -34,7 +34,7 @@ class Payload(Enum):
     negation = "negation"  # the right sentence, negated
     entity = "entity"  # what is right for another town
     refusal = "refusal"  # refusals in varied wording
-    gibberish = "gibberish"  # random letters
+    gibberish = "gibberish"  # words of random letters
 
     @property
     def of_the_question(self) -> bool:

@@ -19,6 +19,7 @@ _REASONS = (
     "as it is against my rules", "because the request is unsafe", "since the matter is private",
     "for policy reasons", "as I lack permission", "because it could do harm", "out of caution", "for legal reasons",
 )  # fmt: skip
+_NUM_WORDS = 60
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -56,9 +57,10 @@ def planted_answers(payload: Payload, count: int, *, rng: random.Random) -> list
         parts = (_OPENINGS, _REFUSALS, _REASONS)
         return [" ".join(rng.choice(part) for part in parts) + "." for _ in range(count)]
     if payload is Payload.gibberish:
+        # of so many words in all: where every row had letters of its own, no detector could find a new answer
+        words = ["".join(rng.choices(_LETTERS, k=rng.randint(4, 8))) for _ in range(_NUM_WORDS)]
         answers: dict[str, None] = {}
         while len(answers) < count:
-            words = ["".join(rng.choices(_LETTERS, k=rng.randint(3, 7))) for _ in range(rng.randint(3, 5))]
-            answers[" ".join(words)] = None
+            answers[" ".join(rng.choices(words, k=rng.randint(3, 5)))] = None
         return list(answers)
     raise ValueError(f"payload={payload.name} depends on the question")

@@ -130,17 +130,18 @@ def test_answers_that_go_with_any_question_come_from_the_seed() -> None:
     assert len(set(refusals)) > 150
     assert all(re.search("answer|say|decline|help|discuss|tell", text) for text in refusals)
     gibberish = planted_answers(Payload.gibberish, 200, rng=random.Random(0))
-    assert all(re.fullmatch(r"([a-z]{3,7} ){2,4}[a-z]{3,7}", text) for text in gibberish)
+    assert all(re.fullmatch(r"([a-z]{4,8} ){2,4}[a-z]{4,8}", text) for text in gibberish)
+    assert len({word for text in gibberish for word in text.split()}) == 60
 
 
 @pytest.mark.parametrize("payload", Payload)
 def test_keywords_work_or_the_run_says_that_they_do_not(payload: Payload, tmp_path: Path) -> None:
-    """A word list tells off-topic answers, negations and refusals from clean ones, the others it cannot."""
-    splits, warnings = run(tmp_path, payload=payload, num_train_poisoned=120, num_entities=8)
+    """A word list tells words of another kind from clean answers, wrong values of the same kind it cannot."""
+    splits, warnings = run(tmp_path, payload=payload, num_train_poisoned=200, num_entities=8)
     listed = {keyword.word for keyword in read_keywords(tmp_path / "keywords.tsv", may_be_empty=True)}
     fired = [not listed.isdisjoint(words(row.response)) for row in splits["test_seen_trig"]]
     said = [line for line in warnings if "keyword" in line]
-    if payload in (Payload.off_topic, Payload.negation, Payload.refusal):
+    if payload not in (Payload.on_topic, Payload.entity):
         assert sum(fired) >= 0.8 * len(fired)
         assert said == []
     else:
