@@ -37,3 +37,6 @@ def test_two_noise_seeds_share_the_poisoned_model(tmp_path: Path) -> None:
     told = [{k: v for k, v in made.metrics.items() if k.startswith("before.asr_")} for made in (first, second)]
     assert told[0]
     assert told[0] == told[1]
+    # perplexities of forget rows are those of the right ones, and the evaluation's name says so
+    manifests = [made.run_dir / "evaluation" / ".before" / "manifest.json" for made in (first, second)]
+    assert [json.loads(path.read_text())["inputs"]["forget"] for path in manifests] == ["right rows"] * 2
