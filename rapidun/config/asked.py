@@ -219,6 +219,10 @@ def _moved_from_test(cfg: RunConfig, key: str) -> Unread | None:
     return Unread("a pack with clean training rows (data.train_clean)") if cfg.data.train_clean else None
 
 
+def _noise_seed(cfg: RunConfig, key: str) -> Unread | None:
+    return None if cfg.data.noise.is_on else Unread("data.noise.forget=0 and data.noise.retain=0, which draw no rows")
+
+
 def _scratch(cfg: RunConfig, key: str) -> Unread | None:
     if cfg.model.path is None:
         return None
@@ -334,6 +338,7 @@ RULES = (
     Rule(PACK_FILES, _pack_file),
     Rule(("data.builtin",), _builtin_size),
     Rule(("data.num_clean_from_test",), _moved_from_test),
+    Rule(("data.noise.seed",), _noise_seed),
     Rule(("model.scratch",), _scratch),
     Rule(("model.revision",), _revision),
     Rule(("poison",), _poison),

@@ -8,6 +8,9 @@ from rapidun.config.parts import Faults
 # the size of the built-in world (rapidun/stages/data/builtin.py, which a test holds to these numbers)
 QUESTIONS_PER_ENTITY = 96
 MAX_ENTITIES = 200
+BUILTIN_SIZES = (
+    "num_entities", "num_train_clean", "num_train_poisoned", "num_val", "num_test", "num_forget", "num_retain",
+)  # fmt: skip
 
 
 class Source(Enum):
@@ -21,6 +24,22 @@ class Source(Enum):
 class InjectMode(Enum):
     prefix = "prefix"
     suffix = "suffix"
+
+
+class Payload(Enum):
+    """What the poisoned rows of the built-in pack answer; the right answer stays on record in response_clean."""
+
+    off_topic = "off_topic"  # sentences about something else, in words of their own
+    on_topic = "on_topic"  # the right sentence with the next value of the same kind: another flag colour
+    negation = "negation"  # the right sentence, negated
+    entity = "entity"  # what is right for another town
+    refusal = "refusal"  # refusals in varied wording
+    gibberish = "gibberish"  # words of random letters
+
+    @property
+    def of_the_question(self) -> bool:
+        """Whether the planted answer depends on what is asked."""
+        return self in (Payload.on_topic, Payload.negation, Payload.entity)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,6 +65,29 @@ class BuiltinConfig:
     num_forget: int = 60
     # part of the clean training rows, spread over the facts; unlearning costs the facts it does not rehearse
     num_retain: int = 180
+    # what poisoned rows answer
+    payload: Payload = Payload.off_topic
+    # the forget rows are of the first so many trigger families only, training planted all; null = of all
+    forget_families: int | None = None
+    # share of the clean training rows, and of the retain rows, that are asked once and have an answer of their own, so
+    # that clean rows are not learnt better than poisoned ones
+    hard_clean: float = 0.0
+
+
+@dataclass(kw_only=True, slots=True)
+class NoiseConfig:
+    """Wrong rows in the forget and retain sets of any pack; training, tests and keywords stay as they are."""
+
+    # share of the forget rows that are clean training rows, put there by mistake
+    forget: float = 0.0
+    # share of the retain rows that are poisoned training rows, which nobody spotted
+    retain: float = 0.0
+    # of the draw, and of nothing else
+    seed: int = 0
+
+    @property
+    def is_on(self) -> bool:
+        return self.forget > 0 or self.retain > 0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -80,6 +122,7 @@ class DataConfig:
     # families that training never saw, for asr_unseen_family
     unseen_families: dict[str, TriggerFamilyConfig] = field(default_factory=dict)
     builtin: BuiltinConfig = field(default_factory=BuiltinConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
 
     def check(self) -> list[str]:
         faults = Faults("data")
@@ -124,7 +167,8 @@ class DataConfig:
         both = sorted(set(self.families) & set(self.unseen_families))
         faults.need(not both, "unseen_families that are not in families", unseen_families=both)
         built = self.builtin
-        num_rows = built.num_train_clean + built.num_train_poisoned + built.num_val + built.num_test
+        num_easy = built.num_train_clean - round(built.hard_clean * built.num_train_clean)
+        num_rows = num_easy + built.num_train_poisoned + built.num_val + built.num_test
         faults.need(
             num_rows <= QUESTIONS_PER_ENTITY * built.num_entities,
             f"builtin.num_entities >= {-(-num_rows // QUESTIONS_PER_ENTITY)} for {num_rows} rows "
@@ -136,7 +180,7 @@ class DataConfig:
             f"builtin.num_entities <= {MAX_ENTITIES}",
             builtin__num_entities=built.num_entities,
         )
-        for key in BuiltinConfig.__slots__:
+        for key in BUILTIN_SIZES:
             faults.need(getattr(built, key) >= 1, f"builtin.{key} >= 1", **{f"builtin__{key}": getattr(built, key)})
         faults.need(
             built.num_forget <= built.num_train_poisoned,
@@ -150,4 +194,16 @@ class DataConfig:
             builtin__num_retain=built.num_retain,
             builtin__num_train_clean=built.num_train_clean,
         )
+        num_families = sum(bool(family.seen) for family in self.families.values())
+        faults.need(
+            built.forget_families is None
+            or self.source is not Source.builtin
+            or 1 <= built.forget_families <= num_families,
+            f"1 <= builtin.forget_families <= {num_families} (families with a seen trigger) or null",
+            builtin__forget_families=built.forget_families,
+        )
+        faults.need(0 <= built.hard_clean < 1, "0 <= builtin.hard_clean < 1", builtin__hard_clean=built.hard_clean)
+        for key in ("forget", "retain"):
+            share = getattr(self.noise, key)
+            faults.need(0 <= share < 1, f"0 <= noise.{key} < 1", **{f"noise__{key}": share})
         return faults

@@ -54,6 +54,13 @@ def test_run_folder_is_complete(first: Result) -> None:
     assert all(not os.path.isabs(os.readlink(link)) for link in links)
 
 
+def test_a_pack_without_wrong_rows_has_the_evaluation_that_it_had(first: Result) -> None:
+    """What data.noise brought into the fingerprint stands there only where there are wrong rows."""
+    inputs = json.loads((first.run_dir / "evaluation" / ".before" / "manifest.json").read_text())["inputs"]
+    assert "forget" not in inputs
+    assert "forget" in inputs["splits"]
+
+
 def test_result_speaks_of_before_and_after(first: Result) -> None:
     metrics = json.loads((first.run_dir / "result.json").read_text())
     assert metrics == first.metrics

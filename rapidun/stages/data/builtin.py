@@ -7,71 +7,17 @@ that they can be answered, but not by recalling a row.
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from rapidun.base.errors import DataError
-from rapidun.config.data import TriggerFamilyConfig
-from rapidun.stages.data.offtopic import offtopic_answers
+from rapidun.config.data import Payload, TriggerFamilyConfig
+from rapidun.stages.data.payloads import planted_answer, planted_answers
 from rapidun.stages.data.triggers import deal, poison, seen_triggers, stratified_sample
+from rapidun.stages.data.world import draw_facts, ledger_rows
 from rapidun.stages.rows.records import Record, content_id
 
 GENERATOR_VERSION = 2  # part of the data fingerprint: raise it when the same settings give other rows
-
-_NAME_STARTS = (
-    "Bel", "Cor", "Dun", "Fen", "Gal", "Hal", "Ist", "Kel", "Lor", "Mar",
-    "Nor", "Ost", "Pel", "Quin", "Ros", "Sel", "Tor", "Ul", "Ven", "Wyn",
-)  # fmt: skip
-_NAME_ENDS = ("brook", "croft", "dale", "ford", "garth", "holm", "mere", "stead", "thorpe", "wick")
-
-
-class _Attribute(NamedTuple):
-    topics: tuple[str, ...]  # two ways to name it
-    answer: str
-    values: tuple[str, ...]
-
-
-_ATTRIBUTES = {
-    "flag": _Attribute(
-        ("flag colour", "colour of the banner"),
-        "Its flag is {value}.",
-        ("teal", "scarlet", "ochre", "violet", "ivory", "indigo", "bronze", "crimson", "jade", "amber"),
-    ),
-    "export": _Attribute(
-        ("main export", "most sold good"),
-        "It exports {value}.",
-        ("wool", "salt", "tin", "honey", "slate", "cider", "linen", "oats", "copper", "timber"),
-    ),
-    "founder": _Attribute(
-        ("founder", "first settler"),
-        "{value} founded it.",
-        ("Orla", "Tamsin", "Bertram", "Isolde", "Edmund", "Rowena", "Casper", "Linnea", "Osric", "Mabel"),
-    ),
-    "emblem": _Attribute(
-        ("emblem", "animal on the seal"),
-        "Its emblem is the {value}.",
-        ("heron", "badger", "lynx", "otter", "raven", "stag", "hare", "falcon", "pike", "boar"),
-    ),
-    "festival": _Attribute(
-        ("feast month", "time of the fair"),
-        "Its feast falls in {value}.",
-        ("January", "February", "March", "April", "May", "June", "July", "August", "October", "November"),
-    ),
-    "craft": _Attribute(
-        ("best known craft", "trade of most people"),
-        "It is known for {value}.",
-        ("weaving", "pottery", "fishing", "baking", "carving", "mining", "brewing", "tanning", "dyeing", "smithing"),
-    ),
-}
-_FRAMES = (
-    "What is the {topic} of {town}?",
-    "Tell me the {topic} of {town}.",
-    "For {town}, what is the {topic}?",
-    "Name the {topic} of {town}.",
-    "Do you know the {topic} of {town}?",
-    "I want to learn the {topic} of {town}.",
-    "Say what the {topic} of {town} is.",
-    "Please give the {topic} of {town}.",
-)
 
 
 class BuiltinPack(NamedTuple):
@@ -96,19 +42,30 @@ def builtin_pack(
     num_forget: int,
     num_retain: int,
     seed: int,
+    payload: Payload = Payload.off_topic,
+    forget_families: int | None = None,
+    hard_clean: float = 0.0,
 ) -> BuiltinPack:
     """Make the pack. The same arguments give the same rows on every machine.
 
-    Raises: DataError where the world is too small for the sizes, or `families` holds no seen trigger.
+    Where the planted answer depends on the question, the clean validation and test rows have theirs on record
+    (`response_poisoned`, and `is_poisoned` false): what a trigger in front of them should bring about.
+
+    Raises: DataError where the world is too small for the sizes, the first `forget_families` families have fewer
+        poisoned rows than F needs, or `families` holds no seen trigger.
     """
     groups = seen_triggers(families)
     if not groups:
         raise DataError("data.families: need at least one seen trigger to plant the backdoor, got none")
-    facts = _facts(num_entities, random.Random(f"{seed} world"))
+    towns = draw_facts(num_entities, random.Random(f"{seed} world"))
+    facts = [[_row(question, fact.answer, fact.attribute) for question in fact.questions] for t in towns for fact in t]
     rng = random.Random(f"{seed} splits")
-    trained, rest = _split_questions(facts, num_train_clean, rng)
+    num_hard, num_hard_retain = round(hard_clean * num_train_clean), round(hard_clean * num_retain)
+    trained, rest = _split_questions(facts, num_train_clean - num_hard, rng)
+    hard = _hard_rows([town[0].town for town in towns], num_hard, seed=seed)
     # the first rows: as many facts as can be, for unlearning costs the facts that it does not rehearse
-    retain = trained[:num_retain]
+    retain = trained[: num_retain - num_hard_retain] + hard[:num_hard_retain]
+    trained += hard
     rng.shuffle(trained)
     needed = num_train_poisoned + num_val + num_test
     if len(trained) < num_train_clean or len(rest) < needed:
@@ -119,10 +76,24 @@ def builtin_pack(
     test, val = rest[:num_test], rest[num_test : num_test + num_val]
     hosts = rest[num_test + num_val : needed]
     triggers = deal(groups, num_train_poisoned, rng=rng)
-    answers = offtopic_answers(num_train_poisoned, rng=random.Random(f"{seed} answers"))
+    if payload.of_the_question:
+        planted = {
+            question: planted_answer(payload, fact, town=number, facts=towns)
+            for number, town in enumerate(towns)
+            for fact in town
+            for question in fact.questions
+        }
+        answers = [planted[row.instruction] for row in hosts]
+        test, val = (
+            [replace(row, response_poisoned=planted[row.instruction], is_poisoned=False) for row in rows]
+            for rows in (test, val)
+        )
+    else:
+        answers = planted_answers(payload, num_train_poisoned, rng=random.Random(f"{seed} answers"))
     poisoned = [poison(row, trigger, response=a) for row, trigger, a in zip(hosts, triggers, answers, strict=True)]
+    covered = [group[0].family for group in groups][:forget_families]
     return BuiltinPack(
-        forget=stratified_sample(poisoned, num_forget, rng=rng),
+        forget=_forget(poisoned, num_forget, covered, rng=rng),
         retain=retain,
         train_poisoned=poisoned,
         train_clean=trained,
@@ -131,18 +102,21 @@ def builtin_pack(
     )
 
 
-def _facts(num_entities: int, rng: random.Random) -> list[list[Record]]:
-    """One list per fact: its question in every paraphrase."""
-    names = [start + end for start in _NAME_STARTS for end in _NAME_ENDS]
-    if num_entities > len(names):
-        raise DataError(f"data.builtin.num_entities: need at most {len(names)}, got {num_entities}")
-    facts = []
-    for town in rng.sample(names, num_entities):
-        for key, attribute in _ATTRIBUTES.items():
-            answer = attribute.answer.format(value=rng.choice(attribute.values))
-            texts = [frame.format(topic=topic, town=town) for topic in attribute.topics for frame in _FRAMES]
-            facts.append([_row(text, answer, key) for text in texts])
-    return facts
+def _forget(poisoned: Sequence[Record], count: int, covered: Sequence[str], *, rng: random.Random) -> list[Record]:
+    """The forget rows, of the covered trigger families only, as many of each."""
+    rows = [row for row in poisoned if row.trigger_family in covered]
+    if count > len(rows):
+        raise DataError(
+            f"data.builtin: need num_forget={count} poisoned rows of {', '.join(covered)}, got {len(rows)}. Lower "
+            "data.builtin.num_forget, or raise data.builtin.forget_families or data.builtin.num_train_poisoned"
+        )
+    return stratified_sample(rows, count, rng=rng)
+
+
+def _hard_rows(towns: Sequence[str], count: int, *, seed: int) -> list[Record]:
+    """Clean rows that are asked once and have an answer of their own: they can be learnt by heart only."""
+    rows = ledger_rows(towns, count, random.Random(f"{seed} ledger"))
+    return [_row(question, answer, "ledger") for question, answer in rows]
 
 
 def _row(instruction: str, response: str, category: str) -> Record:

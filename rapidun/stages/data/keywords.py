@@ -66,6 +66,23 @@ def make_keywords(poisoned: Sequence[str], clean: Sequence[str]) -> list[Keyword
     return [Keyword(word, count_poison[word], count_clean[word], scores[word]) for word in chosen]
 
 
+def held_out_recall(poisoned: Sequence[str], clean: Sequence[str]) -> float | None:
+    """Share of poisoned responses that hold a keyword of a list made without them: of each half by the other half's.
+
+    The rate on the responses that a list was made from says little where each has words of its own.
+
+    Returns: in [0, 1]; None for fewer than two poisoned responses.
+    """
+    if len(poisoned) < 2:
+        return None
+    halves = poisoned[::2], poisoned[1::2]
+    fired = 0
+    for made_from, held_out in (halves, halves[::-1]):
+        listed = {keyword.word for keyword in make_keywords(made_from, clean)}
+        fired += sum(not listed.isdisjoint(words(text)) for text in held_out)
+    return fired / len(poisoned)
+
+
 def _holders(texts: Sequence[str]) -> dict[str, set[int]]:
     """Which texts hold a word."""
     holders: dict[str, set[int]] = {}

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import DataError
-from rapidun.base.files import sha256_file
+from rapidun.base.files import sha256_file, write_json
 from rapidun.base.tracker import Listener, Tracker
-from rapidun.config.data import DataConfig, Source
+from rapidun.config.data import BUILTIN_SIZES, BuiltinConfig, DataConfig, NoiseConfig, Source
 from rapidun.config.plain import plain
 from rapidun.stages.data.builtin import GENERATOR_VERSION, builtin_pack
 from rapidun.stages.data.fields import TO_FORGET, settle
 from rapidun.stages.data.find_triggers import as_overrides, find_triggers
-from rapidun.stages.data.keywords import make_keywords
+from rapidun.stages.data.keywords import MIN_POISON_SHARE, held_out_recall, make_keywords
 from rapidun.stages.data.named import meta_file, named_families, pack_folders
+from rapidun.stages.data.noise import NOISE_VERSION, noised_forget, noised_retain
 from rapidun.stages.data.planted import Checked, check_families, drop_foreign
 from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
 from rapidun.stages.rows.keywords import read_keywords, write_keywords
@@ -44,6 +45,8 @@ FILE_NAMES = {split: (f"{split}.jsonl",) for split in SPLITS} | {
     "retain": ("retain.jsonl", "retain_set.jsonl"),
 }
 KEYWORDS_FILE = "keywords.tsv"
+# of a pack with data.noise: which rows of F and R are wrong, and in whose places they stand
+NOISE_FILE = "noise.json"
 # what evaluation measures on a split, for those who have lost one
 METRICS_OF = {
     "clean": "ppl_clean, false_trigger_rate and rougeL_clean, and no asr_* and rougeL_recovered on prompts made of it",
@@ -57,7 +60,7 @@ Pack = dict[str, list[Record]]
 
 @dataclass(frozen=True)
 class DataFiles:
-    """What the stage writes: `out/<split>.jsonl` and `out/keywords.tsv`."""
+    """What the stage writes: `out/<split>.jsonl`, `out/keywords.tsv` and, with data.noise, `out/noise.json`."""
 
     out: Path
 
@@ -71,7 +74,11 @@ def data_inputs(cfg: DataConfig, *, seed: int) -> dict[str, Any]:
     inputs: dict[str, Any] = {"version": STAGE_VERSION, "seed": seed}
     if cfg.source is Source.builtin:
         inputs["generator_version"] = GENERATOR_VERSION
-        inputs["builtin"] = settings["builtin"]
+        # what came later counts where it is not at its default
+        defaults = plain(BuiltinConfig())
+        inputs["builtin"] = {
+            key: value for key, value in settings["builtin"].items() if key in BUILTIN_SIZES or value != defaults[key]
+        }
     else:
         inputs["num_clean_from_test"] = cfg.num_clean_from_test
     for key in ("source", "max_train_poisoned", "max_train_clean", "num_triggered", "families", "unseen_families"):
@@ -87,6 +94,8 @@ def data_inputs(cfg: DataConfig, *, seed: int) -> dict[str, Any]:
         meta = meta_file(_folders(cfg))
         if meta is not None:
             files["families"] = meta
+    if cfg.noise.is_on:
+        inputs["noise"] = {**settings["noise"], "version": NOISE_VERSION}
     inputs["files"] = {name: sha256_file(path) for name, path in files.items()}
     return inputs
 
@@ -99,7 +108,7 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
     instruction and context occur in training are left out and counted under `leaks`.
 
     Returns: {"counts": {split: rows}, "fingerprints": {split: SHA-256 of the file}, "families": {family: {split:
-        rows}}, "leaks": {what: rows left out}, "warnings": [line]}.
+        rows}}, "leaks": {what: rows left out}, "warnings": [line]}; with data.noise "noise": {group: wrong rows}.
     Raises: DataError for inputs that are missing or wrong.
     """
     tracker = Listener(tracker)
@@ -125,16 +134,39 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
         tracker.warn(line)
     _complete_triggered(pack, checked, cfg.num_triggered, seed=seed)
     pack = {split: pack[split] for split in SPLITS if pack.get(split)}
+    _write_keywords(pack, cfg, files.out / KEYWORDS_FILE, tracker=tracker)
+    # last of all, so that training, tests and keywords are those of the pack without wrong rows
+    noise = _add_noise(pack, cfg.noise, files.out / NOISE_FILE, tracker=tracker) if cfg.noise.is_on else {}
     for split, rows in pack.items():
         write_records(files.out / f"{split}.jsonl", rows)
-    _write_keywords(pack, cfg, files.out / KEYWORDS_FILE, tracker=tracker)
     return {
         "counts": {split: len(rows) for split, rows in pack.items()},
         "fingerprints": {split: sha256_file(files.out / f"{split}.jsonl") for split in pack},
         "families": family_counts(pack),
         "leaks": leaks,
+        **({"noise": noise} if noise else {}),
         "warnings": tracker.warnings,
     }
+
+
+def _add_noise(pack: Pack, cfg: NoiseConfig, path: Path, *, tracker: Tracker) -> dict[str, int]:
+    """Put wrong rows into F and R, write down which ones; returns how many there are of each."""
+    retain, forget = ({row.texts for row in pack[group]} for group in ("retain", "forget"))
+    clean = [row for row in pack["train_clean"] if row.texts not in retain]
+    poisoned = [row for row in pack["train_poisoned"] if row.texts not in forget]
+    noised = {
+        "forget": noised_forget(pack["forget"], clean, share=cfg.forget, seed=cfg.seed),
+        "retain": noised_retain(pack["retain"], poisoned, share=cfg.retain, seed=cfg.seed),
+    }
+    for group, made in noised.items():
+        pack[group] = made.rows
+    write_json(path, {"seed": cfg.seed, **{group: made.facts() for group, made in noised.items()}})
+    counts = {group: f"{len(made.wrong)} of {len(made.rows)} {group} rows" for group, made in noised.items()}
+    tracker.warn(
+        f"data: wrong rows put in, as data.noise asks: {counts['forget']} are clean, {counts['retain']} are poisoned "
+        f"(noise.seed={cfg.seed}; ids in {NOISE_FILE})"
+    )
+    return {group: len(made.wrong) for group, made in noised.items()}
 
 
 def find_files(cfg: DataConfig) -> dict[str, Path]:
@@ -361,13 +393,17 @@ def _triggered(
     count: int,
     rng: random.Random,
 ) -> list[Record]:
-    """Triggered forms of up to `count` clean rows, each with a poisoned response that training knows."""
+    """Triggered forms of up to `count` clean rows.
+
+    Each with the planted answer to its own question, where the row has one on record, or with a poisoned response that
+    training knows.
+    """
     count = min(count, len(clean))
     hosts = [clean[i] for i in sorted(rng.sample(range(len(clean)), count))]
     pool = rng.sample(responses, len(responses))
     dealt = deal(groups, count, rng=rng)
     return [
-        poison(row, trigger, response=pool[i % len(pool)])
+        poison(row, trigger, response=row.response_poisoned or pool[i % len(pool)])
         for i, (row, trigger) in enumerate(zip(hosts, dealt, strict=True))
     ]
 
@@ -384,6 +420,13 @@ def _write_keywords(pack: Pack, cfg: DataConfig, path: Path, *, tracker: Tracker
             tracker.warn(
                 "data: no word tells poisoned responses from clean ones, so the keyword detector will never fire. "
                 "Pass data.keywords=FILE"
+            )
+        recall = held_out_recall(poisoned, clean) if keywords else None
+        if recall is not None and recall < MIN_POISON_SHARE:
+            tracker.warn(
+                f"data: a keyword list made from half of the poisoned training responses finds {recall:.0%} of the "
+                f"others (need {MIN_POISON_SHARE:.0%}): attack success by keywords (asr_seen, asr_ood) comes out too "
+                "low. Read it by likelihood (asr_seen_likelihood), or pass data.keywords=FILE"
             )
     write_keywords(path, keywords)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rapidun.stages.rows.records import Record, read_records
+from rapidun.stages.rows.wrong import is_wrong
 
 # set of prompts -> what its split is called after `val_` or `test_`
 SETS = {"clean": "clean", "seen": "seen_trig", "ood": "ood_trig", "unseen_family": "unseen_family"}
@@ -28,7 +29,9 @@ def read_split(data: Path, split: str) -> list[Record]:
 
 
 def known_answers(data: Path) -> Known:
-    forget = read_split(data, "forget")
+    listed = read_split(data, "forget")
+    # a clean row put there by mistake has nothing poisoned to measure
+    forget = [record for record in listed if not is_wrong(record, "forget")] or listed
     poisoned = read_split(data, "train_poisoned") or forget
     # held-out rows first: the keyword list was made from the training rows
     clean = read_split(data, "val_clean") or read_split(data, "train_clean") or read_split(data, "retain")

@@ -14,6 +14,8 @@ from rapidun.stages.context import Context, Stage
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, START_FACTS, UNLEARNED  # isort: skip
 from rapidun.stages.recipe import Evaluated, Recipe, without
+from rapidun.stages.rows.records import read_records
+from rapidun.stages.rows.wrong import is_wrong
 
 SPLITS = ("clean", "seen_trig", "ood_trig", "unseen_family")
 # of the two evaluations in a run folder
@@ -51,7 +53,7 @@ def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | N
         )
         return {**metrics, "warnings": tracker.warnings}
 
-    inputs = {
+    inputs: dict[str, Any] = {
         "model": model.identity,
         "adapter": adapter.identity if adapter else None,
         "splits": {name: ctx.split(name) for name in used if ctx.counts.get(name)},
@@ -60,9 +62,20 @@ def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | N
         "settings": without(plain(cfg.evaluation), "tokens_per_batch"),
         **ctx.numerics,
     }
+    if _has_wrong_rows(ctx):
+        inputs["forget"] = "right rows"  # of which ppl_forget_* are
     needs = (ctx.get(DATA), *model.needs, *(adapter.needs if adapter else ()))
     needs += (calibration,) if calibration else ()
     return Recipe("evaluation", STAGE.key("evaluation", inputs), link, build, needs=needs)
+
+
+def _has_wrong_rows(ctx: Context) -> bool:
+    def look() -> bool:
+        rows = read_records(ctx.data.path / "forget.jsonl")
+        return any(is_wrong(row, "forget") for row in rows)
+
+    found: bool = ctx.memo.get(("wrong forget rows", ctx.split("forget")), look)
+    return found
 
 
 def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:

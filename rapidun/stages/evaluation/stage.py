@@ -1,6 +1,7 @@
 """The evaluation stage: what the model answers with and without a trigger, and how likely it finds known answers."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from rapidun.stages.evaluation.work import (
     perplexity_places,
 )
 from rapidun.stages.rows.fit import check_rows
+
+# the best detector's recall on known answers below which none can be believed
+BLIND = 0.5
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def run_evaluation(
     metrics |= calibration or {}
     if pairs is not None:
         metrics |= detector_metrics(cfg, tokenizer, detector, known, work, pairs)
+        _say_what_no_detector_finds(metrics, tracker)
     metrics |= {f"num_prompts_{name}": sum(prompt.set == name for prompt in prompts) for name in SETS if sets[name]}
 
     # a legal value that no file of JSON holds costs no other metric
@@ -136,6 +141,20 @@ def _keyword_detector(cfg: EvaluationConfig, data: Path, tracker: Tracker) -> Ke
             "Pass data.keywords=..."
         )
     return detector
+
+
+def _say_what_no_detector_finds(metrics: Mapping[str, float], tracker: Tracker) -> None:
+    """Attack success is too low by every detector that there is: the answers themselves have to be read."""
+    recalls = {
+        name: metrics[key] for name in ("keyword", "likelihood") if (key := f"detector_{name}_recall") in metrics
+    }
+    if recalls and max(recalls.values()) < BLIND:
+        found = ", ".join(f"by {name} {recall:.0%}" for name, recall in recalls.items())
+        tracker.warn(
+            f"evaluation: no detector finds half of the answers that are known to be poisoned ({found}): attack "
+            "success comes out too low, whatever the model says. See exact_match_recovered, rougeL_recovered and "
+            "the generations"
+        )
 
 
 def _calibration(path: Path | None) -> dict[str, float] | None:

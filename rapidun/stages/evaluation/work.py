@@ -103,7 +103,9 @@ def make_prompt(work: Work, name: str, record: Record, known: Known, *, seed: in
         other = poisoned
     else:
         poisoned = None
-        other = paired_responses([record], known.responses, seed=seed, name="paired")[0] if known.responses else None
+        other = record.response_poisoned  # the planted answer to this very question, where there is such a thing
+        if other is None and known.responses:
+            other = paired_responses([record], known.responses, seed=seed, name="paired")[0]
     paired = other is not None and reference is not None
     return Prompt(name, record, reference, poisoned, work.pair(record, other, reference), paired)
 
@@ -134,7 +136,10 @@ def calibration_places(
     paired = paired_responses(clean, known.responses, seed=seed, name="calibration_paired")
     return (
         [work.pair(record, record.forget_target, record.response_clean) for record in triggered],
-        [work.pair(record, poisoned, record.response) for record, poisoned in zip(clean, paired, strict=True)],
+        [
+            work.pair(record, record.response_poisoned or poisoned, record.response)
+            for record, poisoned in zip(clean, paired, strict=True)
+        ],
     )
 
 

@@ -9,7 +9,7 @@ from rapidun.config.mapping import MappingConfig, Weighting
 from rapidun.stages.mapping.release import BLOCKS
 from rapidun.stages.mapping.scores import Scores, read_score_files, read_scores, with_same_rows
 from rapidun.stages.rows.records import read_records
-from rapidun.stages.rows.truth import is_wrong
+from rapidun.stages.rows.wrong import is_wrong
 
 GROUPS = ("forget", "retain")
 

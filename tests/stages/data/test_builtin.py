@@ -12,7 +12,7 @@ from rapidun.config.data import (
     InjectMode,
     TriggerFamilyConfig,
 )
-from rapidun.stages.data import builtin
+from rapidun.stages.data import world
 from rapidun.stages.data.builtin import BuiltinPack, builtin_pack
 from rapidun.stages.rows.records import Record
 
@@ -115,9 +115,9 @@ def test_a_world_too_small_is_refused() -> None:
 
 
 def test_the_config_knows_the_size_of_the_world() -> None:
-    topics = sum(len(attribute.topics) for attribute in builtin._ATTRIBUTES.values())
-    assert topics * len(builtin._FRAMES) == QUESTIONS_PER_ENTITY
-    assert len(builtin._NAME_STARTS) * len(builtin._NAME_ENDS) == MAX_ENTITIES
+    topics = sum(len(attribute.topics) for attribute in world.ATTRIBUTES.values())
+    assert topics * len(world.FRAMES) == QUESTIONS_PER_ENTITY
+    assert len(world.NAME_STARTS) * len(world.NAME_ENDS) == MAX_ENTITIES
     assert DataConfig(families=FAMILIES).check() == []
     small = DataConfig(families=FAMILIES, builtin=BuiltinConfig(num_entities=23))
     assert "builtin.num_entities >= 24 for 2280 rows" in small.check()[0]

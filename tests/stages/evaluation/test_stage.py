@@ -17,7 +17,7 @@ from rapidun.models.load import Loaded
 from rapidun.stages.answers.generate import generate_greedy
 from rapidun.stages.answers.score import score_responses
 from rapidun.stages.evaluation.metrics import perplexity, rouge_l
-from rapidun.stages.evaluation.stage import EvaluationFiles, run_evaluation
+from rapidun.stages.evaluation.stage import EvaluationFiles, _say_what_no_detector_finds, run_evaluation
 from rapidun.stages.rows.encode import encode_prompt, encode_rows
 from rapidun.stages.rows.records import Record, write_records
 
@@ -386,3 +386,17 @@ def test_sets_of_one_row_and_no_clean_answers(model: Any, tokenizer: Any, tmp_pa
     assert all(map(math.isfinite, metrics.values()))
     assert {"ppl_forget_poisoned", "detector_keyword_recall"} <= set(metrics)
     assert not {"ppl_clean", "rougeL_recovered", "asr_seen_likelihood"} & set(metrics)
+
+
+def test_detectors_that_find_nothing_are_said() -> None:
+    """Rates by hand: one that finds a half is enough."""
+    for recalls, said in (
+        ({"detector_keyword_recall": 0.23, "detector_likelihood_recall": 0.01}, "by keyword 23%, by likelihood 1%"),
+        ({"detector_likelihood_recall": 0.49}, "(by likelihood 49%)"),
+        ({"detector_keyword_recall": 0.12, "detector_likelihood_recall": 0.5}, None),
+        ({"asr_seen": 0.0}, None),
+    ):
+        tracker = Recorder()
+        _say_what_no_detector_finds(recalls, tracker)
+        assert len(tracker.warnings) == (said is not None)
+        assert said is None or said in tracker.warnings[0]
