@@ -212,13 +212,14 @@ def _alternatives(places: dict[str, int]) -> list[list[str]]:
 
 VALIDATION_SHARES = "Validation: shares"
 VALIDATION = "Validation: cross-entropy, nats per token"
+ATTACKS = "Validation: attack success, shares of triggered prompts"
 PERPLEXITY = "Validation: perplexity of clean rows"
 TERMS = "Forget and retain terms, unweighted"
 CROSS_ENTROPY = "Cross-entropy of the training rows, nats per token"
 CLIPPED = "Clipped steps, capped examples: shares so far"
-PANELS = ("Loss", TERMS, CROSS_ENTROPY, VALIDATION, VALIDATION_SHARES, PERPLEXITY, "Gradient norm", CLIPPED)
+PANELS = ("Loss", TERMS, CROSS_ENTROPY, VALIDATION, VALIDATION_SHARES, ATTACKS, PERPLEXITY, "Gradient norm", CLIPPED)
 LOG_PANELS = ("Gradient norm",)
-SHARE_PANELS = (VALIDATION_SHARES, CLIPPED)
+SHARE_PANELS = (VALIDATION_SHARES, ATTACKS, CLIPPED)
 # lines in plain words; others are shown under their own name
 LINES = {
     "forget_term": "forget term",
@@ -240,8 +241,8 @@ LINES = {
 
 def panel_of(name: str) -> str | None:
     """The plot that a logged name belongs to; None for what is not worth one (learning rate, speed)."""
-    if name.startswith("val_ppl"):
-        return PERPLEXITY
+    if name.startswith(("val_ppl", "val_asr")):
+        return PERPLEXITY if name.startswith("val_ppl") else ATTACKS
     words = ("asr", "rate", "match", "rouge", "preference")
     if name.startswith(("val_", "eval_", "forget_loss", "forget_preference")):
         return VALIDATION_SHARES if any(word in name for word in words) else VALIDATION

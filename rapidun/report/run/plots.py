@@ -258,7 +258,8 @@ def trade_off(paths: Mapping[str, Sequence[tuple[float, float, float]]], *, titl
         axes.plot(costs, shares, color=colour, linewidth=1.2, marker="o", markersize=3.5, label=_plain(name))
         for place in dict.fromkeys((0, len(points) - 1)):
             axes.annotate(
-                f"step {steps[place]:g}", (costs[place], shares[place]), xytext=(4, 4), textcoords="offset points",
+                f"step {steps[place]:g}", (costs[place], shares[place]),
+                xytext=(5, -9 if shares[place] > 0.9 else 4), textcoords="offset points",
                 color=colour, fontsize=8,
             )  # fmt: skip
     axes.set_ylim(-0.03, 1.03)
