@@ -132,10 +132,10 @@ class ScoreFiles:
 class SplitSettings:
     """When map=split abstains, that is, gives a group uniform weights (rapidun/stages/mapping/split.py)."""
 
-    # share of the scores' variance that two clusters must explain in a large group
-    min_explained: float = 0.75
-    # a group of n rows must explain small_sample / sqrt(n) more
-    small_sample: float = 0.64
+    # distance of two clusters' means in standard deviations within them
+    min_separation: float = 3.5
+    # twice the log-likelihood ratio of two clusters to one
+    min_evidence: float = 14.0
     # largest share of a group that may be dropped
     max_dropped: float = 0.6
 
@@ -229,7 +229,7 @@ class MappingConfig:
         faults.need(self.top_k is None or self.top_k >= 1, "top_k >= 1 or null", top_k=self.top_k)
         faults.need(self.aggregate_top >= 1, "aggregate_top >= 1", aggregate_top=self.aggregate_top)
         split = self.split
-        for key, low, high in (("min_explained", 0.0, 1.0), ("small_sample", 0.0, 10.0), ("max_dropped", 0.0, 1.0)):
+        for key, low, high in (("min_separation", 0.0, 1e6), ("min_evidence", 0.0, 1e6), ("max_dropped", 0.0, 1.0)):
             value = getattr(split, key)
             faults.need(low <= value <= high, f"{low:g} <= split.{key} <= {high:g}", **{f"split__{key}": value})
         faults.need(

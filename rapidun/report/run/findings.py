@@ -113,8 +113,8 @@ def split_sentences(group: str, facts: object) -> list[str]:
         sentences.append(f"No {group.lower()} row is told apart: {facts['abstained']}, so the weights are uniform.")
     elif "split_explained" in facts:
         sentences.append(
-            f"{facts['num_dropped']} of {facts['num_rows']} {group.lower()} rows are dropped: two clusters explain "
-            f"{format_percent(facts['split_explained'])} of their scores' variance."
+            f"{facts['num_dropped']} of {facts['num_rows']} {group.lower()} rows are dropped: their scores fall "
+            f"into two clusters, {facts['split_separation']:.1f} standard deviations apart."
         )
     if facts.get("num_wrong"):
         sentence = f"The pack knows {facts['num_wrong']} {group.lower()} rows to be wrong"

@@ -57,15 +57,17 @@ def describe_mapped(mapped: Weights, standardised: Standardised) -> dict[str, An
     }
 
 
-def describe_split(split: Split, dropped: Bools) -> dict[str, Any]:
+def describe_split(split: Split) -> dict[str, Any]:
     """Facts of a map that drops rows. abstained: why it dropped none, empty where the split holds."""
+    found = split.clusters
     return {
-        "split_threshold": split.threshold,
-        "split_explained": split.explained,
-        "split_needed": split.needed,
+        "split_threshold": found.threshold,
+        "split_separation": found.separation,
+        "split_evidence": found.evidence,
+        "split_explained": found.explained,
         "abstained": split.abstained,
-        "num_dropped": int(np.sum(dropped)),
-        "share_dropped": float(np.mean(dropped)),
+        "num_dropped": int(np.sum(split.dropped)),
+        "share_dropped": float(np.mean(split.dropped)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Scores to weights of 0 or one value: the best split of the scores in two, or no verdict."""
+"""Scores to weights of 0 or one value: two clusters of the scores, where there are two, or no verdict."""
 
 import math
 from typing import NamedTuple
@@ -9,94 +9,167 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+# below this many rows a few of them near each other look like a cluster
+FEWEST_ROWS = 10
+# where the fit starts: the best cut by least squares, and these shares of low rows
+STARTS = (0.05, 0.1, 0.25, 0.5, 0.75)
+ROUNDS = 500
+# smallest spread within a cluster, as a share of that of all scores: equal scores are no infinite evidence
+SMALLEST_SPREAD = 1e-3
 
-class Split(NamedTuple):
-    """low: [n], the rows of the lower cluster. threshold: halfway between the two clusters' means.
 
-    explained: share of the scores' variance between the clusters, 0 to 1. needed: what it had to be.
-    abstained: why no row is dropped, empty where the split holds.
+class Clusters(NamedTuple):
+    """The best two clusters of some scores.
+
+    low: [n], rows of the lower one. means: low, high. spread: standard deviation within them.
+    explained: share of the variance between them, 0 to 1. evidence: twice the log-likelihood ratio to one cluster.
     """
 
     low: Bools
-    threshold: float
+    means: tuple[float, float]
+    spread: float
     explained: float
-    needed: float
+    evidence: float
+
+    @property
+    def separation(self) -> float:
+        """Distance of the means in units of the spread."""
+        return (self.means[1] - self.means[0]) / self.spread if self.spread > 0 else 0.0
+
+    @property
+    def threshold(self) -> float:
+        return (self.means[0] + self.means[1]) / 2
+
+
+class Split(NamedTuple):
+    """clusters: the best two. abstained: why no row is dropped, empty where the split holds."""
+
+    clusters: Clusters
     abstained: str
 
+    @property
+    def dropped(self) -> Bools:
+        return np.zeros_like(self.clusters.low) if self.abstained else self.clusters.low
 
-def two_means(scores: Floats) -> tuple[Bools, float, float]:
-    """The split in two that explains most of the variance (exact one-dimensional 2-means).
 
-    Sorted, the clusters are a prefix and a suffix, so that all n - 1 cuts are tried:
-    explained = [k (m_low - m)^2 + (n - k) (m_high - m)^2] / sum_i (S_i - m)^2.
+def two_means(scores: Floats) -> Bools:
+    """The cut that leaves the least squares within two clusters (exact one-dimensional 2-means).
 
-    Example: S = 0, 1, 9, 10: cut after 1, means 0.5 and 9.5, explained 81 / 82, threshold 5.
+    Sorted, the clusters are a prefix and a suffix, so that all n - 1 cuts are tried.
 
-    Args: scores: [n] float64.
-    Returns: which rows are in the lower cluster [n], the threshold, the share explained. Equal scores fall on one side;
-        where all are equal no row is low and the share is 0.
-    Raises: ValueError if scores are empty or not finite.
+    Example: S = 0, 1, 9, 10: low are 0 and 1.
+
+    Args: scores: [n] float64, finite.
+    Returns: which rows are in the lower cluster [n]; equal scores fall on one side, where all are equal none is low.
+    """
+    ordered = np.sort(scores)
+    cuts = ordered[1:] > ordered[:-1]
+    if not cuts.any():
+        return np.zeros(len(scores), dtype=bool)
+    x, sizes = ordered - np.mean(ordered), np.arange(1, len(ordered))
+    sums = np.cumsum(x)[:-1]
+    between = np.where(cuts, sums**2 / sizes + sums**2 / (len(x) - sizes), -1.0)
+    return scores <= ordered[int(np.argmax(between))]
+
+
+def two_clusters(scores: Floats) -> Clusters:
+    """Two normal clusters with a spread in common, fitted by maximum likelihood (EM from several starts).
+
+    Two-means is the special case of equal clusters: with a tenth of the rows wrong it cuts the nine tenths in two,
+    since that leaves less variance. The shares are fitted here; the rows of the lower cluster are those that more
+    likely belong to it, and are a prefix of the sorted scores.
+
+    Args: scores: [n] float64, finite.
+    Returns: no row low, explained and evidence 0 where scores are equal up to rounding.
+    Source: the normal mixture of Day 1969 (Biometrika 56), fitted by EM.
     """
     if len(scores) == 0 or not np.isfinite(scores).all():
-        raise ValueError("two_means: need at least one score, all of them finite")
-    # shift and scale change no cut, and keep squares of huge or tiny scores in range
-    centre, spread = float(np.mean(scores / 2)) * 2, float(np.max(np.abs(scores / 2))) * 2
-    ordered = np.sort(scores)
-    x = (ordered - centre) / spread if spread > 0 else np.zeros_like(ordered)
+        raise ValueError("two_clusters: need at least one score, all of them finite")
+    # shift and scale change no cluster, and keep squares of huge or tiny scores in range
+    centre, unit = float(np.mean(scores / 2)) * 2, float(np.max(np.abs(scores / 2))) * 2
+    x = (scores - centre) / unit if unit > 0 else np.zeros_like(scores)
     x = x - np.mean(x)
-    n, sizes = len(x), np.arange(1, len(x))
-    total = math.fsum(x * x)
-    # differences of a few roundings are no clusters
-    rounding = 8 * np.finfo(np.float64).eps
-    cuts = ordered[1:] > ordered[:-1]
-    if not cuts.any() or total <= n * rounding**2:
-        return np.zeros(n, dtype=bool), float(ordered[0]), 0.0
-    sums = np.cumsum(x)[:-1]
-    rest = -sums
-    between = np.where(cuts, sums**2 / sizes + rest**2 / (n - sizes), -1.0)
-    cut = int(np.argmax(between))
-    low_mean, high_mean = float(np.mean(ordered[: cut + 1])), float(np.mean(ordered[cut + 1 :]))
-    return scores <= ordered[cut], (low_mean + high_mean) / 2, min(1.0, float(between[cut]) / total)
-
-
-def needed_share(num_rows: int, *, min_explained: float, small_sample: float) -> float:
-    """Share of the variance that a split of n rows must explain: min_explained + small_sample / sqrt(n), at most 1.
-
-    A uniform law, the unimodal one that a split explains best, is explained to 3/4 by the best cut of many rows and
-    to more by that of few: 0.75 + 0.64 / sqrt(n) is the 99th percentile for n of 10 to 500 (0.95 at 10, 0.89 at 20,
-    0.83 at 60, 0.80 at 180; tests/stages/mapping/test_split.py draws it anew).
-    """
-    return min(1.0, min_explained + small_sample / math.sqrt(num_rows))
-
-
-def split_scores(scores: Floats, *, min_explained: float, small_sample: float, max_dropped: float) -> Split:
-    """Split the scores, or abstain where the split says too little or would drop too many rows.
-
-    Args: scores: [n] float64, larger = the row belongs to its group. max_dropped: largest share of rows to drop.
-    """
-    low, threshold, explained = two_means(scores)
-    needed = needed_share(len(scores), min_explained=min_explained, small_sample=small_sample)
+    variance = float(np.mean(x * x))
+    none = Clusters(np.zeros(len(x), dtype=bool), (float(np.mean(scores)),) * 2, 0.0, 0.0, 0.0)
+    if variance <= (8 * np.finfo(np.float64).eps) ** 2:
+        return none
+    ordered = np.sort(x)
+    starts = [two_means(x), *(x <= ordered[max(1, round(share * len(x))) - 1] for share in STARTS)]
+    best, likelihood = None, -math.inf
+    for low in starts:
+        fitted = _fit(x, low.astype(np.float64), floor=(SMALLEST_SPREAD**2) * variance)
+        if fitted is not None and fitted[-1] > likelihood:
+            best, likelihood = fitted, fitted[-1]
+    if best is None:
+        return none
+    chance, means, within, _ = best
+    low = chance > 0.5
+    if not low.any() or low.all():
+        return none
+    one = -len(x) / 2 * (math.log(2 * math.pi * variance) + 1)
+    centres = (centre + unit * means[0], centre + unit * means[1])
     share = float(np.mean(low))
+    between = share * (1 - share) * float(x[low].mean() - x[~low].mean()) ** 2
+    explained = min(1.0, between / variance)
+    return Clusters(low, centres, unit * math.sqrt(within), explained, max(0.0, 2 * (likelihood - one)))
+
+
+def _fit(x: Floats, chance: Floats, *, floor: float) -> tuple[Floats, tuple[float, float], float, float] | None:
+    """EM from a start: chance [n] of the lower cluster, means, variance within, log-likelihood; None if one empties."""
+    likelihood = -math.inf
+    for _ in range(ROUNDS):
+        share = float(np.mean(chance))
+        if not 1e-9 < share < 1 - 1e-9:
+            return None
+        low, high = float(chance @ x) / (share * len(x)), float((1 - chance) @ x) / ((1 - share) * len(x))
+        within = max(float(chance @ (x - low) ** 2 + (1 - chance) @ (x - high) ** 2) / len(x), floor)
+        log_low = math.log(share) - (x - low) ** 2 / (2 * within)
+        log_high = math.log(1 - share) - (x - high) ** 2 / (2 * within)
+        total = np.logaddexp(log_low, log_high)
+        chance = np.exp(log_low - total)
+        before, likelihood = likelihood, float(np.sum(total)) - len(x) / 2 * math.log(2 * math.pi * within)
+        if likelihood - before < 1e-10 * len(x):
+            break
+    return (chance, (low, high), within, likelihood) if low <= high else None
+
+
+def split_scores(scores: Floats, *, min_separation: float, min_evidence: float, max_dropped: float) -> Split:
+    """Split the scores, or abstain where two clusters are not shown or too many rows would be dropped.
+
+    Args: scores: [n] float64, larger = the row belongs to its group. min_separation: between the means, in units of
+        the spread within. min_evidence: twice the log-likelihood ratio to one normal cluster, which grows with n: a
+        small group must fall apart more clearly. max_dropped: largest share of rows to drop.
+    """
+    found = two_clusters(scores)
+    share = float(np.mean(found.low))
     abstained = ""
-    if not low.any():
-        abstained = "all scores are equal"
-    elif explained < needed:
-        abstained = f"two clusters explain {explained:.2f} of the scores' variance, {needed:.2f} needed"
+    if len(scores) < FEWEST_ROWS:
+        abstained = f"{len(scores)} rows are too few to tell two clusters, {FEWEST_ROWS} needed"
+    elif not found.low.any():
+        abstained = "their scores do not fall into two clusters"
+    elif found.evidence < min_evidence:
+        abstained = f"the evidence for two clusters of their scores is {found.evidence:.1f}, {min_evidence:g} needed"
+    elif found.separation < min_separation:
+        abstained = (
+            f"two clusters of their scores are {found.separation:.1f} standard deviations apart, "
+            f"{min_separation:g} needed"
+        )
     elif share > max_dropped:
-        abstained = f"it would drop {share:.0%} of the rows, {max_dropped:.0%} allowed"
-    return Split(low, threshold, explained, needed, abstained)
+        abstained = f"{share:.0%} of the rows would be dropped, {max_dropped:.0%} allowed"
+    return Split(found, abstained)
 
 
 def agreed(splits: list[Split]) -> Split:
     """What several splits of the same rows agree on: rows that each of them drops; one that abstains drops none.
 
-    Threshold, explained and needed are those of the split that is closest to abstaining.
+    The clusters told are those with the least evidence.
     """
-    weakest = min(splits, key=lambda split: split.explained - split.needed)
-    low = np.logical_and.reduce([split.low for split in splits])
+    weakest = min((split.clusters for split in splits), key=lambda found: found.evidence)
+    low = np.logical_and.reduce([split.clusters.low for split in splits])
+    weakest = weakest._replace(low=low)
     if reasons := [split.abstained for split in splits if split.abstained]:
-        return weakest._replace(low=low, abstained=f"{len(reasons)} of {len(splits)} scores abstain: {reasons[0]}")
-    return weakest._replace(low=low, abstained="" if low.any() else f"{len(splits)} scores agree on no row")
+        return Split(weakest, f"{len(reasons)} of {len(splits)} scores abstain: {reasons[0]}")
+    return Split(weakest, "" if low.any() else f"{len(splits)} scores agree on no row")
 
 
 def kept_equally(dropped: Bools) -> Floats:

@@ -77,7 +77,7 @@ def _said(mapped: Mapped) -> list[str]:
             lines.append(f"mapping: uniform {group} weights, since {facts['abstained']}")
         elif "num_dropped" in facts:
             lines.append(
-                f"mapping: {facts['num_dropped']} of {facts['num_rows']} {group} rows get weight 0: two clusters "
-                f"explain {facts['split_explained']:.2f} of their scores' variance (row_scores.jsonl says which)"
+                f"mapping: {facts['num_dropped']} of {facts['num_rows']} {group} rows get weight 0: their scores fall "
+                f"into two clusters, {facts['split_separation']:.1f} standard deviations apart (row_scores.jsonl)"
             )
     return lines

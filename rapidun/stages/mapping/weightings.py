@@ -93,16 +93,15 @@ def _exponential(
 def _split(cfg: MappingConfig, group: str, fused: Floats, own: list[Floats]) -> tuple[Group, list[str]]:
     """Weight 0 below the split, equal weights above; uniform weights where it abstains."""
     rule = {
-        "min_explained": cfg.split.min_explained,
-        "small_sample": cfg.split.small_sample,
+        "min_separation": cfg.split.min_separation,
+        "min_evidence": cfg.split.min_evidence,
         "max_dropped": cfg.split.max_dropped,
     }
     split = split_scores(fused, **rule)
     if cfg.scores.combine is Combine.agree:
         split = agreed([split_scores(scores, **rule) for scores in own])
-    dropped = split.low if not split.abstained else np.zeros_like(split.low)
-    weights = kept_equally(dropped)
-    facts = {**describe(weights), **describe_split(split, dropped)}
+    weights = kept_equally(split.dropped)
+    facts = {**describe(weights), **describe_split(split)}
     return Group(weights, facts, fused), []
 
 

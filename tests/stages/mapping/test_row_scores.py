@@ -118,7 +118,7 @@ def test_recommended_abstains_on_one_cluster(tmp_path: Path) -> None:
     scores = write_scores(tmp_path / "i", blocks, num_forget=12, num_retain=20)
     weights, summary = run(config(), tmp_path / "out", scores=scores)
     assert set(weights["forget"]) == set(weights["retain"]) == {1.0}
-    assert "two clusters explain" in summary["forget"]["abstained"] and summary["retain"]["num_dropped"] == 0
+    assert "the evidence for two clusters" in summary["forget"]["abstained"] and summary["retain"]["num_dropped"] == 0
 
 
 @pytest.mark.parametrize("null", [Null.shuffled, Null.random, Null.uniform])

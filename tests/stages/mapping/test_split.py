@@ -1,4 +1,4 @@
-"""The best split in two against brute force, and the rule for abstaining against draws from unimodal laws."""
+"""Clusters against brute force and direct maximisation, and the rule for abstaining against draws from one law."""
 
 import itertools
 import math
@@ -6,99 +6,159 @@ import math
 import numpy as np
 import pytest
 
-from rapidun.stages.mapping.split import agreed, kept_equally, needed_share, split_scores, two_means
+from rapidun.stages.mapping.split import agreed, kept_equally, split_scores, two_clusters, two_means
 
-RULE = {"min_explained": 0.75, "small_sample": 0.64, "max_dropped": 0.6}
+RULE = {"min_separation": 3.5, "min_evidence": 14.0, "max_dropped": 0.6}
 
 
-def brute_force(scores: list[float]) -> float:
-    """Share of the variance that the best of all partitions in two explains: every subset is tried."""
-    n, mean = len(scores), math.fsum(scores) / len(scores)
-    total = math.fsum((s - mean) ** 2 for s in scores)
-    best = 0.0
-    for size in range(1, n):
-        for rows in itertools.combinations(range(n), size):
+def least_squares(scores: list[float]) -> float:
+    """Sum of squares within the best of all partitions in two: every subset is tried."""
+    best = math.inf
+    for size in range(1, len(scores)):
+        for rows in itertools.combinations(range(len(scores)), size):
             low = [scores[row] for row in rows]
-            high = [scores[row] for row in range(n) if row not in rows]
-            within = sum(math.fsum((s - math.fsum(part) / len(part)) ** 2 for s in part) for part in (low, high))
-            best = max(best, 1 - within / total)
+            high = [scores[row] for row in range(len(scores)) if row not in rows]
+            best = min(
+                best, sum(math.fsum((s - math.fsum(part) / len(part)) ** 2 for s in part) for part in (low, high))
+            )
     return best
+
+
+def log_likelihood(scores: np.ndarray, share: float, low: float, high: float, spread: float) -> float:
+    """Of a mixture of two normal laws, written out."""
+    return sum(
+        math.log(
+            share * math.exp(-((s - low) ** 2) / (2 * spread**2))
+            + (1 - share) * math.exp(-((s - high) ** 2) / (2 * spread**2))
+        )
+        - math.log(spread * math.sqrt(2 * math.pi))
+        for s in scores
+    )
+
+
+def two_groups(*, n: int, wrong: int, apart: float, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return np.concatenate([generator.normal(0, 1, wrong), generator.normal(apart, 1, n - wrong)])
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_two_means_is_the_best_of_all_partitions(seed: int) -> None:
     scores = np.round(np.random.default_rng(seed).standard_normal(9), 1 + seed % 2)
-    low, threshold, explained = two_means(scores)
-    assert explained == pytest.approx(brute_force(scores.tolist()), abs=1e-12)
-    assert np.array_equal(low, scores < threshold) and low.any() and not low.all()
+    low = two_means(scores)
+    within = sum(float(((part - part.mean()) ** 2).sum()) for part in (scores[low], scores[~low]))
+    assert within == pytest.approx(least_squares(scores.tolist()), abs=1e-12)
 
 
-def test_two_means_by_hand() -> None:
-    low, threshold, explained = two_means(np.array([9.0, 0.0, 10.0, 1.0]))
-    assert low.tolist() == [False, True, False, True]
-    assert (threshold, explained) == (5.0, pytest.approx(81 / 82))
+@pytest.mark.parametrize(("wrong", "apart"), [(15, 4.0), (6, 5.0), (30, 3.0)])
+def test_clusters_have_the_largest_likelihood(wrong: int, apart: float) -> None:
+    """No point of a fine grid around the fit, nor any of a coarse grid, has a larger likelihood."""
+    scores = two_groups(n=60, wrong=wrong, apart=apart)
+    found = two_clusters(scores)
+    one = -30 * (math.log(2 * math.pi * np.var(scores)) + 1)
+    best = one + found.evidence / 2
+    spreads = found.spread * np.array([0.8, 0.95, 1.0, 1.05, 1.2])
+    lows, highs = (mean + np.array([-0.5, -0.05, 0.0, 0.05, 0.5]) for mean in found.means)
+    near = [
+        log_likelihood(scores, share, low, high, spread)
+        for share in np.linspace(0.05, 0.95, 19)
+        for low in lows
+        for high in highs
+        for spread in spreads
+    ]
+    far = [
+        log_likelihood(scores, share, low, high, spread)
+        for share in (0.1, 0.25, 0.5, 0.75)
+        for low, high in itertools.combinations(np.linspace(scores.min(), scores.max(), 9), 2)
+        for spread in (0.5, 1.0, 1.5)
+    ]
+    assert max(near) <= best + 1e-6 and max(far) <= best + 1e-6
+    assert max(near) >= best - 1.0
+
+
+def test_unequal_clusters_are_found_where_least_squares_cut_elsewhere() -> None:
+    scores = two_groups(n=180, wrong=10, apart=4.5, seed=3)
+    wrong = np.arange(180) < 10
+    assert (two_clusters(scores).low != wrong).sum() <= 2
+    assert (two_means(scores) != wrong).sum() > 50
+    split = split_scores(scores, **RULE)
+    assert split.abstained == "" and np.array_equal(split.dropped, two_clusters(scores).low)
 
 
 @pytest.mark.parametrize("factor", [1e-200, 1e-12, 1.0, 1e150])
 @pytest.mark.parametrize("shift", [0.0, 3.0, -1e3])
-def test_two_means_does_not_depend_on_unit_or_origin(factor: float, shift: float) -> None:
-    scores = np.array([0.0, 1.0, 9.0, 10.0, 2.0])
-    low, _, explained = two_means(factor * (scores + shift))
-    assert low.tolist() == [True, True, False, False, True]
-    assert explained == pytest.approx(two_means(scores)[2], rel=1e-6)
+def test_clusters_do_not_depend_on_unit_or_origin(factor: float, shift: float) -> None:
+    scores = two_groups(n=40, wrong=10, apart=6.0)
+    here, there = two_clusters(scores), two_clusters(factor * (scores + shift))
+    assert np.array_equal(here.low, there.low)
+    assert there.evidence == pytest.approx(here.evidence, rel=1e-4)
+    assert there.separation == pytest.approx(here.separation, rel=1e-4)
+
+
+def test_the_order_of_the_rows_does_not_matter() -> None:
+    scores = two_groups(n=60, wrong=15, apart=4.0)
+    order = np.random.default_rng(1).permutation(60)
+    assert np.array_equal(two_clusters(scores).low[order], two_clusters(scores[order]).low)
 
 
 def test_equal_scores_are_no_clusters() -> None:
-    for scores in (np.zeros(4), np.full(7, 0.1) * 3, np.ones(1), 0.3 + np.array([0.0, 1e-17, 0.0])):
-        low, _, explained = two_means(scores)
-        assert not low.any() and explained == 0.0
-        assert split_scores(scores, **RULE).abstained == "all scores are equal"
+    for scores in (np.zeros(14), np.full(17, 0.1) * 3, np.ones(10), 0.3 + np.array([0.0, 1e-17] * 6)):
+        found = two_clusters(scores)
+        assert not found.low.any() and found.explained == found.evidence == 0.0
+        assert split_scores(scores, **RULE).abstained == "their scores do not fall into two clusters"
 
 
 @pytest.mark.parametrize("bad", [[], [1.0, float("nan")], [float("inf"), 0.0]])
-def test_two_means_refuses_what_it_cannot_split(bad: list[float]) -> None:
-    with pytest.raises(ValueError, match="two_means"):
-        two_means(np.array(bad))
+def test_refuses_what_it_cannot_split(bad: list[float]) -> None:
+    with pytest.raises(ValueError, match="two_clusters"):
+        two_clusters(np.array(bad))
 
 
-@pytest.mark.parametrize("num_rows", [10, 20, 60, 180, 500])
-def test_one_cluster_is_seldom_split(num_rows: int) -> None:
-    """The share needed is about the 99th percentile for a uniform law; a normal one is split more seldom still."""
+@pytest.mark.parametrize("num_rows", [10, 20, 60, 180])
+def test_one_normal_cluster_is_hardly_ever_split(num_rows: int) -> None:
     generator = np.random.default_rng(num_rows)
-    needed = needed_share(num_rows, min_explained=0.75, small_sample=0.64)
-    for draw, most in ((generator.random, 0.02), (generator.standard_normal, 0.01)):
-        shares = np.array([two_means(draw(num_rows))[2] for _ in range(2000)])
-        assert np.mean(shares > needed) <= most
-    shares = np.array([two_means(generator.random(num_rows))[2] for _ in range(2000)])
-    assert np.mean(shares > needed) >= 0.002, "far stricter than the docstring says"
+    splits = [split_scores(generator.standard_normal(num_rows), **RULE) for _ in range(300)]
+    assert np.mean([not split.abstained for split in splits]) <= 0.015
 
 
-def test_two_far_clusters_are_split() -> None:
+def test_a_flat_law_is_seldom_split_in_a_large_group() -> None:
+    """Its evidence grows with n, its clusters never come 3.5 standard deviations apart but by chance."""
     generator = np.random.default_rng(0)
-    scores = np.concatenate([generator.normal(0, 1, 15), generator.normal(9, 1, 45)])
-    split = split_scores(scores, **RULE)
-    assert split.abstained == "" and split.low.tolist() == [True] * 15 + [False] * 45
+    splits = [split_scores(generator.random(500), **RULE) for _ in range(100)]
+    assert np.mean([not split.abstained for split in splits]) <= 0.03
+
+
+def test_far_clusters_are_split_whatever_their_shares() -> None:
+    for n, wrong in ((60, 15), (60, 6), (60, 33), (180, 45), (180, 9), (20, 5)):
+        split = split_scores(two_groups(n=n, wrong=wrong, apart=9.0), **RULE)
+        assert split.abstained == "" and split.dropped.tolist() == [True] * wrong + [False] * (n - wrong)
 
 
 def test_abstains_and_says_why() -> None:
     generator = np.random.default_rng(0)
     one = split_scores(generator.standard_normal(60), **RULE)
-    assert one.abstained.startswith("two clusters explain 0.6") and one.abstained.endswith("0.83 needed")
-    many = split_scores(np.array([0.0] * 7 + [1.0] * 3), **RULE)
-    assert many.abstained == "it would drop 70% of the rows, 60% allowed"
-    assert split_scores(np.array([0.0] * 7 + [1.0] * 3), **(RULE | {"max_dropped": 0.7})).abstained == ""
+    assert one.abstained.startswith("the evidence for two clusters of their scores is") and not one.dropped.any()
+    flat = split_scores(np.linspace(0, 1, 500), **RULE)
+    assert "standard deviations apart, 3.5 needed" in flat.abstained
+    many = split_scores(two_groups(n=60, wrong=42, apart=9.0), **RULE)
+    assert many.abstained == "70% of the rows would be dropped, 60% allowed"
+    assert split_scores(two_groups(n=60, wrong=42, apart=9.0), **(RULE | {"max_dropped": 0.7})).abstained == ""
+    few = split_scores(np.array([0.0] * 4 + [1.0] * 5), **RULE)
+    assert few.abstained == "9 rows are too few to tell two clusters, 10 needed"
 
 
 def test_agreement_drops_what_all_drop() -> None:
-    rule = RULE | {"small_sample": 0.0}
-    one = split_scores(np.array([0.0, 0.0, 1.0, 1.0, 1.0]), **rule)
-    two = split_scores(np.array([0.0, 1.0, 0.0, 1.0, 1.0]), **rule)
-    assert agreed([one, two]).low.tolist() == [True, False, False, False, False]
-    assert agreed([one, two]).abstained == ""
-    other = split_scores(np.array([1.0, 1.0, 0.0, 1.0, 1.0]), **rule)
+    def with_low(*rows: int) -> np.ndarray:
+        scores = 9 + np.random.default_rng(0).standard_normal(20)
+        scores[list(rows)] -= 9
+        return scores
+
+    one, two = (split_scores(with_low(*rows), **RULE) for rows in ((0, 1, 2, 3), (0, 4, 5, 3)))
+    assert np.flatnonzero(agreed([one, two]).dropped).tolist() == [0, 3]
+    other = split_scores(with_low(7, 8, 9, 10), **RULE)
     assert agreed([one, other]).abstained == "2 scores agree on no row"
-    flat = split_scores(np.ones(5), **rule)
-    assert agreed([one, flat]).abstained == "1 of 2 scores abstain: all scores are equal"
+    flat = split_scores(np.ones(20), **RULE)
+    assert agreed([one, flat]).abstained == "1 of 2 scores abstain: their scores do not fall into two clusters"
+    assert not agreed([one, flat]).dropped.any()
 
 
 def test_kept_rows_share_the_weight() -> None:
