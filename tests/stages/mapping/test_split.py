@@ -76,10 +76,10 @@ def test_clusters_have_the_largest_likelihood(wrong: int, apart: float) -> None:
 
 
 def test_unequal_clusters_are_found_where_least_squares_cut_elsewhere() -> None:
-    scores = two_groups(n=180, wrong=10, apart=4.5, seed=3)
+    scores = two_groups(n=180, wrong=10, apart=4.5)
     wrong = np.arange(180) < 10
-    assert (two_clusters(scores).low != wrong).sum() <= 2
-    assert (two_means(scores) != wrong).sum() > 50
+    assert (two_clusters(scores).low != wrong).sum() <= 1
+    assert (two_means(scores) != wrong).sum() > 20
     split = split_scores(scores, **RULE)
     assert split.abstained == "" and np.array_equal(split.dropped, two_clusters(scores).low)
 
