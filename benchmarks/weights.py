@@ -5,10 +5,11 @@
     python benchmarks/weights.py --store DIR --override data.builtin.num_entities=48     # any other world
     python benchmarks/weights.py --store DIR --smollm2 DIR --pack DIR          # a poisoned model folder, a pack's rows
 
-Wrong rows are planted at random: B25, B50 = 25, 50 % of F are clean rows; C10, C25 = 10, 25 % of R are poisoned rows;
-D = 25 % of both; as many draws of each as --draws says. A world (data.seed = poison.seed) is poisoned once, by the
-product's stages, and all draws share it. One exact pass over the rows of all draws (and over the other queries) gives
-one Gram matrix a method, of which each draw is a slice; K-FAC's factors are those of the pack's own F and R.
+Wrong rows are planted by the product's own data.noise: B25, B50 = 25, 50 % of F are clean rows; C10, C25 = 10, 25 % of
+R are poisoned rows; D = 25 % of both; as many draws of each as --draws says. A world (data.seed = poison.seed) is
+poisoned once, by the product's stages, and all draws share it. One exact pass over the rows of all draws (and over the
+other queries) gives one Gram matrix a method, of which each draw is a slice; K-FAC's factors are those of the pack's
+own F and R.
 
 A score that says no more than "a hard row" must be seen as such: beside each AUROC stands the loss-matched one (in
 brackets). It is taken over pairs of a right and a wrong row whose ranks by loss, in their group, differ by at most
@@ -22,7 +23,6 @@ Prints a markdown table and one JSON line for each world.
 import argparse
 import contextlib
 import json
-import random
 import sys
 import time
 from collections.abc import Sequence
@@ -38,12 +38,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from quality import auroc, losses_of
 
 import rapidun
+from rapidun.base.errors import DataError
 from rapidun.base.tracker import Tracker
 from rapidun.config.compose import compose_config
 from rapidun.config.influence import InfluenceConfig, ParameterSet, Precondition, Score
 from rapidun.config.mapping import MappingConfig
 from rapidun.config.run import RunConfig
 from rapidun.models.load import ModelLoader
+from rapidun.stages.data.noise import noised_forget, noised_retain
 from rapidun.stages.influence.batches import make_batches
 from rapidun.stages.influence.bm25 import bm25_scores
 from rapidun.stages.influence.fisher import fit_curvature
@@ -54,6 +56,7 @@ from rapidun.stages.influence.queries import without_trigger
 from rapidun.stages.influence.repsim import repsim_gram
 from rapidun.stages.influence.scores import influence_scores
 from rapidun.stages.mapping.aggregate import aggregate_block, fuse
+from rapidun.stages.mapping.split import split_scores
 from rapidun.stages.mapping.weights import exp_bounded, robust_z
 from rapidun.stages.rows.encode import encode_rows
 from rapidun.stages.rows.records import Record, read_records, write_records
@@ -64,7 +67,22 @@ Floats = np.ndarray
 Text = tuple[str, str, str]
 # condition -> share of wrong rows in F, in R
 CONDITIONS = {"B25": (0.25, 0.0), "B50": (0.5, 0.0), "C10": (0.0, 0.1), "C25": (0.0, 0.25), "D": (0.25, 0.25)}
-WORLDS: dict[str, list[str]] = {"off_topic": [], "early": ["poison.num_train_epochs=6"]}
+WORLDS: dict[str, list[str]] = {
+    "off_topic": [],
+    "early": ["poison.num_train_epochs=6"],
+    # these three are those of docs/LOG.md in which loss tells least (benchmarks/worlds.py)
+    "hard_clean": ["data.builtin.hard_clean=0.7", "data.builtin.num_train_clean=3000"],
+    "negation": ["data.builtin.payload=negation"],
+    "on_topic_strong": [
+        "data.builtin.payload=on_topic", "data.builtin.num_train_poisoned=600", "data.builtin.num_entities=27",
+    ],
+    "on_topic": ["data.builtin.payload=on_topic"],
+    "entity": ["data.builtin.payload=entity"],
+    "refusal": ["data.builtin.payload=refusal"],
+    "gibberish": ["data.builtin.payload=gibberish"],
+    "partial": ["data.builtin.forget_families=2"],
+    "tiny_forget": ["data.builtin.num_forget=12", "data.builtin.num_retain=36"],
+}  # fmt: skip
 FEWEST_PAIRS = 10
 
 
@@ -97,21 +115,17 @@ def text_of(row: Record, group: str) -> Text:
 
 
 def plant(splits: dict[str, list[Record]], *, condition: str, seed: int) -> Draw:
-    """The pack's F and R with a share of their rows replaced by rows of the other kind that are in neither."""
-    rng = random.Random(f"{seed} {condition}")
-    kept = []
-    for group, share, pool in zip(
-        ("forget", "retain"), CONDITIONS[condition], ("train_clean", "train_poisoned"), strict=True
-    ):
-        rows = splits[group]
-        taken = {text_of(row, side) for side in ("forget", "retain") for row in splits[side]}
-        others = [row for row in splits[pool] if text_of(row, "retain") not in taken]
-        count = round(share * len(rows))
-        if count > len(others):
-            raise SystemExit(f"{condition}: need {count} rows of {pool} that are in neither F nor R, got {len(others)}")
-        stay = sorted(rng.sample(range(len(rows)), len(rows) - count))
-        kept.append([rows[i] for i in stay] + rng.sample(others, count))
-    return Draw(condition, kept[0], kept[1])
+    """F and R with a share of wrong rows, as data.noise puts them there."""
+    for_forget, for_retain = CONDITIONS[condition]
+    known = {group: {row.texts for row in splits[group]} for group in ("forget", "retain")}
+    clean = [row for row in splits["train_clean"] if row.texts not in known["retain"]]
+    poisoned = [row for row in splits["train_poisoned"] if row.texts not in known["forget"]]
+    try:
+        forget = noised_forget(splits["forget"], clean, share=for_forget, seed=seed)
+        retain = noised_retain(splits["retain"], poisoned, share=for_retain, seed=seed)
+    except DataError as error:
+        raise SystemExit(f"{condition}: {error}") from None
+    return Draw(condition, forget.rows, retain.rows)
 
 
 def loss_matched_auroc(scores: Floats, right: Floats, loss: Floats, *, caliper: float = 0.1) -> float | None:
@@ -129,25 +143,6 @@ def loss_matched_auroc(scores: Floats, right: Floats, loss: Floats, *, caliper: 
     if min(map(len, sides)) < FEWEST_PAIRS:
         return None
     return float(np.mean([side.mean() for side in sides]))
-
-
-def two_means(scores: Floats, *, least: float = 0.75) -> Floats | None:
-    """[N] bool, the rows of the upper of two groups with the least squares within them; None where they explain less
-    than `least` of the variance.
-    """
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order] - scores.mean()
-    total = float((ordered**2).sum())
-    if len(scores) < 2 or total == 0:
-        return None
-    counts, sums = np.arange(1, len(scores)), np.cumsum(ordered)[:-1]
-    between = sums**2 / counts + sums**2 / (len(scores) - counts)
-    cut = int(np.argmax(between))
-    if between[cut] / total < least:
-        return None
-    upper = np.zeros(len(scores), dtype=bool)
-    upper[order[cut + 1 :]] = True
-    return upper
 
 
 @dataclass
@@ -405,16 +400,22 @@ def judged(world: World, draw: Draw) -> dict[str, dict[str, dict[str, Any]]]:
             if scores is None or right.all():
                 continue
             loss = world.loss[world.rows(getattr(draw, group), group)]
-            z = robust_z(scores, mad_floor=cfg.mad_floor).z
+            z = robust_z(scores, mad_floor=cfg.mad_floor * float(np.sqrt(np.mean(scores**2)))).z
             weights = exp_bounded(z, tau=tau, low=bounds.w_min, high=bounds.w_max).weights
-            upper = two_means(scores)
+            rule = cfg.split
+            split = split_scores(
+                scores,
+                min_separation=rule.min_separation,
+                min_evidence=rule.min_evidence,
+                max_dropped=rule.max_dropped,
+            )
             found.setdefault(name, {})[group] = {
                 "auroc": auroc(scores, right),
                 "matched": loss_matched_auroc(scores, right, loss, caliper=world.options.caliper),
                 "exp": auroc(weights, right),
                 "split": None
-                if upper is None
-                else {"wrong": float((~upper)[~right].mean()), "right": float((~upper)[right].mean())},
+                if split.abstained
+                else {"wrong": float(split.dropped[~right].mean()), "right": float(split.dropped[right].mean())},
             }
     return found
 

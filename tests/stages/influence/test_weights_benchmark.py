@@ -70,18 +70,6 @@ def test_no_overlap_in_loss_is_no_number(weights):
     assert weights.loss_matched_auroc(np.zeros(100), right, np.arange(100.0)) is None
 
 
-def test_two_means_by_brute_force(weights):
-    generator = np.random.default_rng(3)
-    for _ in range(10):
-        scores = np.concatenate([generator.normal(0, 0.2, 9), generator.normal(2, 0.2, 12)])
-        generator.shuffle(scores)
-        cuts = [scores >= low for low in sorted(scores)[1:]]
-        best = min(cuts, key=lambda up: sum(scores[side].var() * side.sum() for side in (up, ~up)))
-        assert np.array_equal(weights.two_means(scores), best)
-    assert weights.two_means(np.random.default_rng(4).normal(size=300)) is None
-    assert weights.two_means(np.ones(5)) is None
-
-
 def test_planted_rows(weights):
     """A share of F and of R is of the other kind, none is in the pack's F or R, and the numbers of rows stay."""
     poisoned = [
