@@ -13,9 +13,9 @@ from rapidun.config.compose import CONFIG_NAME, hydra_ready
 
 SAMPLE = 20
 GRIDS = {
-    50: ["seed=range(5)", "mapping.tau_f=range(0.1,1.05,0.1)"],
-    500: ["seed=range(50)", "mapping.tau_f=range(0.1,1.05,0.1)"],
-    2000: ["seed=range(50)", "mapping.tau_f=range(0.1,1.05,0.1)", "unlearning.lora.r=2,4,8,16"],
+    50: ["seed=range(5)", "mapping=rapidun", "mapping.tau_f=range(0.1,1.05,0.1)"],
+    500: ["seed=range(50)", "mapping=rapidun", "mapping.tau_f=range(0.1,1.05,0.1)"],
+    2000: ["seed=range(50)", "mapping=rapidun", "mapping.tau_f=range(0.1,1.05,0.1)", "unlearning.lora.r=2,4,8,16"],
 }
 
 

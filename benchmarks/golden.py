@@ -57,6 +57,7 @@ GRID = [
     *FAST,
     "sweep.name=grid",
     "hydra/launcher=rapidun_local",
+    "mapping=rapidun",
     "mapping.tau_f=0.3,0.7",
     "unlearning=rapidun,graddiff",
 ]

@@ -48,7 +48,8 @@ def run_sweep(folder: Path, cluster: Cluster, args: argparse.Namespace) -> float
         "debug=fast", "hydra/launcher=rapidun_slurm", "resources.num_threads=1", "resources.timeout_min=55",
         "sweep.name=grid", f"resources.cells_per_job={args.cells_per_job}",
         f"unlearning.max_steps={args.steps}", f"unlearning.eval_steps={max(2, args.steps // 2)}",
-        "mapping.tau_f=0.3,0.5,0.7,0.9", "mapping.forget.w_max=2,3", "unlearning=rapidun,graddiff,idk_sft",
+        "mapping=rapidun", "mapping.tau_f=0.3,0.5,0.7,0.9", "mapping.forget.w_max=2,3",
+        "unlearning=rapidun,graddiff,idk_sft",
     ]  # fmt: skip
     environment = os.environ | cluster.environment | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     start = time.perf_counter()

@@ -46,15 +46,15 @@ First steps:
   rapidun +experiment=dolly_smollm2 data.dir=PACK
 Sweeps (outputs/sweeps/NAME; the same command again runs only what is missing):
   rapidun -m mapping=rapidun,uniform,shuffled seed=0,1,2
-  rapidun -m mapping.tau_f=0.3,0.7 mapping.tau_r=0.5,1.2 'sweep.where=mapping.tau_f <= mapping.tau_r'
-  rapidun -m mapping.tau_f=0.3,0.7 mapping.tau_r=0.5,1.2 'sweep.zip=[mapping.tau_f,mapping.tau_r]'
+  rapidun -m mapping=rapidun mapping.tau_f=0.3,0.7 mapping.tau_r=0.5,1.2 'sweep.where=mapping.tau_f <= mapping.tau_r'
+  rapidun -m mapping=rapidun mapping.tau_f=0.3,0.7 mapping.tau_r=0.5,1.2 'sweep.zip=[mapping.tau_f,mapping.tau_r]'
   rapidun -m 'seed=range(8)' sweep.dry_run=true               # cells, jobs, script, hours; runs nothing
   rapidun -m seed=0,1,2,3 hydra/launcher=joblib sweep.max_parallel=2
 On SLURM (conf/cluster/local/site.yaml is yours: partition, account, modules):
   rapidun -m seed=0,1,2 hydra/launcher=rapidun_slurm resources=gpu cluster.partition=gpu
   rapidun -m 'seed=range(50)' hydra/launcher=rapidun_slurm resources.cells_per_job=5 sweep.detach=true
 Tuning by optuna:
-  rapidun -m hydra/sweeper=rapidun_optuna 'mapping.tau_f=interval(0.1,2)' hydra.sweeper.n_trials=30
+  rapidun -m hydra/sweeper=rapidun_optuna mapping=rapidun 'mapping.tau_f=interval(0.1,2)' hydra.sweeper.n_trials=30
 Tracking:
   rapidun tracking=wandb                                      # offline where no key is set or no server answers
   rapidun tracking=tensorboard
@@ -67,7 +67,7 @@ Keys used most:
   run_dir=DIR  store_dir=DIR        default outputs/runs/<date>_<time>_<name>, outputs/store
   model=hf model.path=PATH          a model of yours: a folder, hub id or .gguf file
   data=pack data.dir=DIR            a pack of yours
-  mapping.tau_f=0.5                 flatter (larger) or sharper (smaller) forget weights
+  mapping=rapidun mapping.tau_f=0.5 flatter (larger) or sharper (smaller) forget weights
   unlearning.learning_rate=2e-4     rapidun --cfg job lists every key with its value
 
 Sub-commands:

@@ -43,7 +43,7 @@ class Unread(NamedTuple):
     """Why nothing reads a setting, and how it would be read. `refused`: something else would be used instead."""
 
     why: str
-    remedy: str = "leave it out"
+    remedy: str = ""
     refused: bool = False
 
 
@@ -111,7 +111,7 @@ class Asked:
         """What is refused, settings with the same reason together."""
         faults = [
             f"{', '.join(named)}: need something that reads {_it(named)}, got {found.why}. "
-            f"{found.remedy[:1].upper()}{found.remedy[1:]}"
+            f"{_sentence(found.remedy or 'leave it out')}"
             for found, named in self._grouped(refused=True)
         ]
         return faults + [
@@ -125,6 +125,7 @@ class Asked:
         """What is said once, settings with the same reason together."""
         return [
             f"{', '.join(named)}: typed, but nothing reads {_it(named)} with {found.why}"
+            + (f"; {found.remedy}" if found.remedy else "")
             for found, named in self._grouped(refused=False)
         ]  # fmt: skip
 
@@ -134,6 +135,10 @@ class Asked:
             if found.refused is refused and self._empty.get(key, self._num_looked) == self._num_looked:
                 groups.setdefault(found, []).append(key)
         return list(groups.items())
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _it(named: Sequence[str]) -> str:
@@ -307,7 +312,8 @@ def _mapping(cfg: RunConfig, key: str) -> Unread | None:
         return Unread(why)
     unread = cfg.mapping.unread
     if reason := next((unread[part] for part in (name, name.partition(".")[0]) if part in unread), None):
-        return Unread(reason)
+        by_split = traits.settings and reason == "mapping.map=split"
+        return Unread(reason, "pass mapping=rapidun, say, whose weights it changes" if by_split else "")
     if not traits.settings and name != "null" and not name.startswith("scores."):
         return Unread(why)
     if name.endswith("_harm") and not cfg.mapping.use_harmful:

@@ -90,7 +90,7 @@ def test_second_run_reuses_every_stage_and_gives_the_same_numbers(first: Result)
 @pytest.mark.parametrize(
     ("override", "reused"),
     [
-        ("mapping.tau_f=0.5", ["data", "poison", "influence"]),
+        ("mapping.split.max_dropped=0.5", ["data", "poison", "influence"]),
         ("unlearning.ascent_alpha=2", ["data", "poison", "influence", "mapping"]),
         ("evaluation.max_new_tokens=3", ["data", "poison", "influence", "mapping", "unlearning"]),
         ("seed=7", ["data", "poison", "influence", "mapping"]),

@@ -12,7 +12,7 @@ from sweeps import Sweeping, finished, wait_until
 
 pytestmark = pytest.mark.slurm
 
-GRID = ("mapping.tau_f=0.3,0.7", "seed=0,1")
+GRID = ("mapping=rapidun", "mapping.tau_f=0.3,0.7", "seed=0,1")
 # the artifacts of GRID, by hand: tau decides the mapping, tau and seed the unlearning
 MADE = {"data": 1, "model": 1, "poison": 1, "influence": 1, "mapping": 2, "unlearning": 4, "evaluation": 5}
 

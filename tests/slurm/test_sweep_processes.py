@@ -14,7 +14,7 @@ def grids(cluster, tmp_path_factory):
     made = {}
     for number in (1, 2):
         # steps enough to see a drift
-        axes = ["mapping.tau_f=0.3,0.7", "poison.max_steps=8", "unlearning.max_steps=8"]
+        axes = ["mapping=rapidun", "mapping.tau_f=0.3,0.7", "poison.max_steps=8", "unlearning.max_steps=8"]
         grid = Sweeping(tmp_path_factory.mktemp(f"processes{number}"), *axes, f"resources.num_processes={number}")
         grid.run()
         made[number] = grid

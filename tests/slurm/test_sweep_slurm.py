@@ -16,6 +16,7 @@ def test_24_cells_make_each_result_once(cluster, tmp_path):
     """
     grid = Sweeping(
         tmp_path,
+        "mapping=rapidun",
         "mapping.tau_f=0.3,0.5,0.7,0.9",
         "mapping.forget.w_max=2,3",
         "unlearning=rapidun,graddiff,idk_sft",
@@ -41,7 +42,11 @@ def test_24_cells_make_each_result_once(cluster, tmp_path):
 def test_arrays_keep_to_the_size_that_is_asked_for(cluster, tmp_path):
     """10 cells with cluster.max_array_size=4: 4 + 4 + 2, behind the same two jobs."""
     grid = Sweeping(
-        tmp_path, "mapping.tau_f=0.3,0.4,0.5,0.6,0.7", "mapping.forget.w_max=2,3", "cluster.max_array_size=4"
+        tmp_path,
+        "mapping=rapidun",
+        "mapping.tau_f=0.3,0.4,0.5,0.6,0.7",
+        "mapping.forget.w_max=2,3",
+        "cluster.max_array_size=4",
     )
     grid.run()
     assert grid.states() == {"done": 10}
@@ -52,7 +57,9 @@ def test_arrays_keep_to_the_size_that_is_asked_for(cluster, tmp_path):
 
 def test_a_plan_of_2000_cells_is_cut_into_legal_arrays(cluster, tmp_path):
     """MaxArraySize is 1001, so indices end at 1000: 2000 cells are 1001 + 999. Nothing is submitted."""
-    grid = Sweeping(tmp_path, "seed=range(50)", "mapping.tau_f=range(0.1,1.05,0.1)", "unlearning.lora.r=2,4,8,16")
+    grid = Sweeping(
+        tmp_path, "mapping=rapidun", "seed=range(50)", "mapping.tau_f=range(0.1,1.05,0.1)", "unlearning.lora.r=2,4,8,16"
+    )
     printed = grid.run("sweep.dry_run=true")
     assert "2000 cells: 2000 to run" in printed
     assert "planning: 2000 of 2000 cells" in printed
@@ -65,7 +72,8 @@ def test_a_plan_of_2000_cells_is_cut_into_legal_arrays(cluster, tmp_path):
 def test_each_array_task_sees_its_own_device(cluster, tmp_path):
     """Four cells of one GPU each on two fake GPUs; no two that run at the same time see the same one."""
     grid = Sweeping(
-        tmp_path, "resources=gpu", "model.device=cpu", "model.dtype=float32", "mapping.tau_f=0.3,0.7", "seed=0,1",
+        tmp_path, "resources=gpu", "model.device=cpu", "model.dtype=float32", "mapping=rapidun",
+        "mapping.tau_f=0.3,0.7", "seed=0,1",
     )  # fmt: skip
     grid.run()
     statuses = grid.statuses()

@@ -38,7 +38,7 @@ def pretend(store: Store, plan: Plan, *kinds: str) -> None:
 
 def test_what_cells_share_is_made_once_before_them(store: Store) -> None:
     """2 tau x 2 objectives x 2 seeds: one poison, then influence and the evaluation before, then eight cells."""
-    cells, plan = planned(store, "mapping.tau_f=0.3,0.7", "unlearning=rapidun,ga", "seed=0,1")
+    cells, plan = planned(store, "mapping=rapidun", "mapping.tau_f=0.3,0.7", "unlearning=rapidun,ga", "seed=0,1")
     by_id = {job.id.rpartition("-")[0]: job for job in plan.jobs}
     assert [job.stage for job in plan.jobs if job.stage] == ["poison", "influence", "evaluation"]
     assert [job.wave for job in plan.jobs] == [1, 2, 2] + [3] * 8
@@ -111,7 +111,7 @@ def test_cells_of_different_packs_wait_for_their_own_model_only(store: Store) ->
 
 
 def test_cells_per_job_groups_what_waits_for_the_same(store: Store) -> None:
-    _, plan = planned(store, "mapping.tau_f=0.3,0.7,1.5", "seed=0,1", "resources.cells_per_job=4")
+    _, plan = planned(store, "mapping=rapidun", "mapping.tau_f=0.3,0.7,1.5", "seed=0,1", "resources.cells_per_job=4")
     assert [len(job.cells) for job in plan.jobs if job.cells] == [4, 2]
 
 

@@ -320,7 +320,7 @@ def test_without_optuna_it_says_how_to_get_it(
 def test_four_real_trials_with_all_files_of_a_sweep(tmp_path: Path) -> None:
     command = [
         sys.executable, str(ROOT / "sweep.py"), "-m", "debug=fast", "hydra/sweeper=rapidun_optuna", "sweep.name=s",
-        "mapping.tau_f=interval(0.1,2)", "unlearning.learning_rate=tag(log,interval(1e-4,1e-2))",
+        "mapping=rapidun", "mapping.tau_f=interval(0.1,2)", "unlearning.learning_rate=tag(log,interval(1e-4,1e-2))",
         "hydra.sweeper.batch_size=2", "tracking=none",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
