@@ -121,7 +121,8 @@ def read_header(file: Path, *, key: str = "model.path") -> dict[str, Any]:
                 raise ValueError("its header describes no tensors")
         whole = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         if size != whole:
-            raise ValueError(f"{size:,} bytes, a whole file has {whole:,}")
+            how = "cut short" if size < whole else "too long"
+            raise ValueError(f"{how}: {size:,} bytes, a whole file has {whole:,}")
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"model: need weights in safetensors, got {file} ({short_message(error)}). Copy the file again, or "

@@ -276,7 +276,7 @@ def test_a_shard_that_is_not_there_is_named(sharded: Path) -> None:
 def test_a_shard_that_was_cut_is_named(sharded: Path) -> None:
     cut = shards(sharded)[0]
     cut.write_bytes(cut.read_bytes()[:-8])
-    with pytest.raises(ModelError, match=rf"{cut.name} \([0-9,]+ bytes, a whole file has"):
+    with pytest.raises(ModelError, match=rf"{cut.name} \(cut short: [0-9,]+ bytes, a whole file has"):
         load(sharded)
 
 

@@ -128,7 +128,7 @@ def test_a_touched_row_is_not_reused(first: Result, tmp_path: Path) -> None:
 def test_stage_alone_needs_what_came_before(first: Result, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="need the result of poison"):
         run(tmp_path, "alone", "stages=[influence]")
-    alone = run(first.run_dir.parent, "alone", "stages=[influence,mapping]", "mapping.tau_r=2")
+    alone = run(first.run_dir.parent, "alone", "stages=[influence,mapping]", "mapping.split.max_dropped=0.5")
     assert cached(alone) == {"influence": True, "mapping": False}
 
 
