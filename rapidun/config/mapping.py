@@ -133,8 +133,8 @@ class SplitSettings:
     """When map=split abstains, that is, gives a group uniform weights (rapidun/stages/mapping/split.py)."""
 
     # distance of two clusters' means in standard deviations within them
-    min_separation: float = 3.5
-    # twice the log-likelihood ratio of two clusters to one
+    min_separation: float = 3.0
+    # how much likelier two clusters must be than a single law (twice the log-likelihood ratio to a normal one)
     min_evidence: float = 14.0
     # largest share of a group that may be dropped
     max_dropped: float = 0.6

@@ -61,6 +61,9 @@ class Artifacts:
         self._got[key] = artifact
         self.made.setdefault(recipe.stage, []).append(not was_there)
         self.links.setdefault(recipe.stage, {})[recipe.link] = artifact
+        # what was decided when it was made holds for this run as well
+        for note in artifact.result.get("notes", []) if was_there else ():
+            self.tracker.note(note)
         for warning in artifact.result.get("warnings", []):
             self.tracker.warn(warning)
         return artifact

@@ -38,6 +38,8 @@ def _weights(ctx: Context, tracker: Tracker | None = None) -> Recipe:
     for name, path in also.items():
         file = _input_file(path, f"mapping.scores.{name}")
         score_prints = {**(score_prints or {}), name: ctx.file_hash(file)}
+        if (beside := file.with_name("ids.json")).is_file():
+            score_prints[f"{name}.ids"] = ctx.file_hash(beside)
     if traits.files:
         paths = {"forget": cfg.forget.path, "retain": cfg.retain.path}
         weight_prints = {

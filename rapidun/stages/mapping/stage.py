@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rapidun.base.files import write_json, write_jsonl
-from rapidun.config.mapping import MappingConfig
+from rapidun.config.mapping import MappingConfig, Null
 from rapidun.stages.mapping.diagnostics import describe_truth
 from rapidun.stages.mapping.inputs import GROUPS, MappingFiles, wrong_rows
 from rapidun.stages.mapping.weightings import WEIGHTINGS, Mapped, nulled
@@ -38,6 +38,7 @@ def run_mapping(cfg: MappingConfig, files: MappingFiles, *, seed: int, tracker: 
         **{group: mapped.groups[group].facts for group in GROUPS},
         **mapped.extra,
         "warnings": mapped.warnings,
+        "notes": _said(cfg, base),
     }
     write_json(files.out / "diagnostics.json", summary)
     for message in mapped.warnings:
@@ -50,7 +51,7 @@ def run_mapping(cfg: MappingConfig, files: MappingFiles, *, seed: int, tracker: 
             if isinstance(value, int | float)
         }
     )
-    for line in _said(base):
+    for line in summary["notes"]:
         tracker.note(line)
     tracker.progress(1, 1)
     return summary
@@ -68,16 +69,20 @@ def _row_scores(mapped: Mapped, wrong: dict[str, list[bool | None]]) -> Iterator
                 yield line if mark is None else {**line, "is_wrong": mark}
 
 
-def _said(mapped: Mapped) -> list[str]:
+def _said(cfg: MappingConfig, mapped: Mapped) -> list[str]:
     """What a split did to each group, one line each: dropping rows, or not, is never silent."""
     lines = []
+    null = cfg.null.name if cfg.null is not Null.none else cfg.method.name
+    redrawn = cfg.null is not Null.none or "rapidun" in mapped.extra
+    before = f", before they were exchanged for null={null}" if redrawn else ""
     for group in GROUPS:
-        facts = mapped.groups[group].facts
+        facts = mapped.extra.get("rapidun", {}).get(group) or mapped.groups[group].facts
         if facts.get("abstained"):
-            lines.append(f"mapping: uniform {group} weights, since {facts['abstained']}")
+            lines.append(f"mapping: uniform {group} weights{before}, since {facts['abstained']}")
         elif "num_dropped" in facts:
             lines.append(
-                f"mapping: {facts['num_dropped']} of {facts['num_rows']} {group} rows get weight 0: their scores fall "
-                f"into two clusters, {facts['split_separation']:.1f} standard deviations apart (row_scores.jsonl)"
+                f"mapping: {facts['num_dropped']} of {facts['num_rows']} {group} rows get weight 0{before}: their "
+                f"scores fall into two clusters, {facts['split_separation']:.1f} standard deviations apart "
+                "(row_scores.jsonl)"
             )
     return lines

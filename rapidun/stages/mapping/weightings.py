@@ -21,7 +21,8 @@ from rapidun.stages.mapping.inputs import (
     scores_in_use,
     wrong_rows,
 )
-from rapidun.stages.mapping.row_scores import OWN_BLOCKS, combined, score_rows
+from rapidun.stages.mapping.row_scores import OWN_BLOCKS, GroupScores, combined, score_rows
+from rapidun.stages.mapping.scores import Scores
 from rapidun.stages.mapping.split import agreed, kept_equally, split_scores
 from rapidun.stages.mapping.weights import exp_bounded, exp_clip, robust_z
 from rapidun.stages.weights_file import read_lines, read_weights
@@ -51,6 +52,7 @@ def _from_scores(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
     counts = {"forget": main.num_forget, "retain": main.num_retain}
     ids = row_ids(files, ids_path=ids_path, counts=counts)
     sources = [main, *further_scores(cfg, ids=ids, counts=counts)]
+    _need_different(cfg, sources)
     scored = [score_rows(cfg, scores) for scores in sources]
     warnings = [
         line for scores, rows in zip(sources, scored, strict=True) for line in (*scores.warnings, *rows.warnings)
@@ -59,13 +61,25 @@ def _from_scores(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
     for group in GROUPS:
         fused, scale = combined([rows.groups[group] for rows in scored])
         if cfg.map is Map.split:
-            groups[group], found = _split(cfg, group, fused, [rows.groups[group].scores for rows in scored])
+            groups[group], found = _split(cfg, fused, scale, [rows.groups[group] for rows in scored])
         else:
             zeros = max(scored[0].zero_shares[name] or 0.0 for name in OWN_BLOCKS[group])
             groups[group], found = _exponential(cfg, group, fused, scale, zeros)
         warnings += found
     extra = {"scores_from": main.origin, "zero_share_after_top_k": scored[0].zero_shares}
     return Mapped(groups, ids, extra, warnings)
+
+
+def _need_different(cfg: MappingConfig, sources: list[Scores]) -> None:
+    """Raises: DataError where one influence is named twice: it would count as two opinions."""
+    for place, one in enumerate(sources[1:]):
+        for other in sources[: place + 1]:
+            same = [np.array_equal(one.blocks[name].values, other.blocks[name].values) for name in one.blocks]
+            if all(same):
+                raise DataError(
+                    f"mapping.scores.also[{place}]: need influence that differs from the others, got "
+                    f"{cfg.scores.also[place]}, whose scores are those of another one. Take it out"
+                )
 
 
 def _exponential(
@@ -90,16 +104,17 @@ def _exponential(
     return Group(result.weights, facts, fused), warnings
 
 
-def _split(cfg: MappingConfig, group: str, fused: Floats, own: list[Floats]) -> tuple[Group, list[str]]:
+def _split(cfg: MappingConfig, fused: Floats, scale: float, own: list[GroupScores]) -> tuple[Group, list[str]]:
     """Weight 0 below the split, equal weights above; uniform weights where it abstains."""
     rule = {
         "min_separation": cfg.split.min_separation,
         "min_evidence": cfg.split.min_evidence,
         "max_dropped": cfg.split.max_dropped,
     }
-    split = split_scores(fused, **rule)
     if cfg.scores.combine is Combine.agree:
-        split = agreed([split_scores(scores, **rule) for scores in own])
+        split = agreed([split_scores(one.scores, scale=one.scale, **rule) for one in own])
+    else:
+        split = split_scores(fused, scale=scale, **rule)
     weights = kept_equally(split.dropped)
     facts = {**describe(weights), **describe_split(split)}
     return Group(weights, facts, fused), []
@@ -141,9 +156,14 @@ def nulled(mapped: Mapped, null: Null, *, seed: int, of: str = "of") -> Mapped:
     """
     if null is Null.none:
         return mapped
-    weights = {}
+    weights, warnings = {}, list(mapped.warnings)
     for group in GROUPS:
         base = mapped.groups[group].weights
+        if float(np.ptp(base)) == 0.0:
+            warnings.append(
+                f"mapping: all {group} weights are equal before null={null.name} as well: it is the same weighting "
+                "there, and no difference between the two says anything"
+            )
         generator = baselines.group_generator(seed, null.name, group)
         weights[group] = baselines.NULLS[null.name](base, generator=generator)
         mean = math.fsum(base) / len(base)
@@ -151,7 +171,7 @@ def nulled(mapped: Mapped, null: Null, *, seed: int, of: str = "of") -> Mapped:
         if null is Null.random and not math.isclose(mean, 1.0, rel_tol=1e-9):
             weights[group] = mean * weights[group]
     extra = {**mapped.extra, of: {group: mapped.groups[group].facts for group in GROUPS}}
-    return _plain(weights, mapped.ids)._replace(extra=extra, warnings=mapped.warnings)
+    return _plain(weights, mapped.ids)._replace(extra=extra, warnings=warnings)
 
 
 def _file(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:

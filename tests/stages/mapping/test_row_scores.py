@@ -18,7 +18,7 @@ from rapidun.stages.mapping.row_scores import GroupScores, combined, score_rows
 from rapidun.stages.mapping.scores import read_scores
 from rapidun.stages.mapping.stage import run_mapping
 
-CLUSTERED = {"forget": [0, 3], "retain": [1, 4, 6]}
+CLUSTERED = {"forget": [0, 3, 7], "retain": [1, 4, 6]}
 
 
 def write_scores(folder: Path, blocks: dict[str, Any], *, num_forget: int, num_retain: int) -> Path:
@@ -106,7 +106,7 @@ def test_recommended_drops_wrong_rows_and_keeps_the_mean(tmp_path: Path) -> None
         assert facts["num_dropped"] == facts["num_wrong"] == facts["num_wrong_dropped"] == len(low)
         assert facts["auroc_scores"] == facts["auroc_weights"] == 1.0 and facts["num_right_dropped"] == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "row_scores.jsonl").read_text().splitlines()]
-    assert [line["id"] for line in lines if line["is_wrong"]] == ["f0", "f3", "r1", "r4", "r6"]
+    assert [line["id"] for line in lines if line["is_wrong"]] == ["f0", "f3", "f7", "r1", "r4", "r6"]
     # the paper's signed median sees nothing there, and says that it is noise
     _, signed = run(MappingConfig(), tmp_path / "signed", scores=scores, ids=tmp_path / "i" / "ids.json", **pack)
     assert abs(signed["forget"]["auroc_scores"] - 0.5) < 0.35
@@ -170,12 +170,38 @@ def test_combined_scores_by_hand() -> None:
 
 def test_agreement_of_two_influences(tmp_path: Path) -> None:
     first = write_scores(tmp_path / "a", clustered_blocks(low=CLUSTERED), num_forget=12, num_retain=20)
-    other = {"forget": [3, 5], "retain": [4, 6, 9]}
+    other = {"forget": [3, 5, 7], "retain": [4, 6, 9]}
     second = write_scores(tmp_path / "b", clustered_blocks(low=other, seed=1), num_forget=12, num_retain=20)
     both = config(scores={"also": [str(second)], "combine": Combine.agree})
     weights, _ = run(both, tmp_path / "out", scores=first, ids=tmp_path / "a" / "ids.json")
-    assert [row for row, weight in enumerate(weights["forget"]) if weight == 0] == [3]
+    assert [row for row, weight in enumerate(weights["forget"]) if weight == 0] == [3, 7]
     assert [row for row, weight in enumerate(weights["retain"]) if weight == 0] == [4, 6]
+
+
+def test_one_influence_is_not_two_opinions(tmp_path: Path) -> None:
+    first = write_scores(tmp_path / "a", clustered_blocks(low=CLUSTERED), num_forget=12, num_retain=20)
+    second = write_scores(tmp_path / "b", clustered_blocks(low=CLUSTERED), num_forget=12, num_retain=20)
+    with pytest.raises(DataError, match=r"also\[0\]: need influence that differs from the others"):
+        run(config(scores={"also": [str(second)]}), tmp_path / "out", scores=first, ids=tmp_path / "a" / "ids.json")
+
+
+def test_a_null_of_equal_weights_is_said_to_be_none(tmp_path: Path) -> None:
+    blocks = clustered_blocks(low={"forget": [], "retain": []})
+    scores = write_scores(tmp_path / "i", blocks, num_forget=12, num_retain=20)
+    weights, summary = run(config(null=Null.shuffled), tmp_path / "out", scores=scores)
+    assert set(weights["forget"]) == {1.0}
+    assert sum("equal before null=shuffled" in line for line in summary["warnings"]) == 2
+    assert all("before they were exchanged for null=shuffled" in line for line in summary["notes"])
+
+
+def test_the_threshold_divides_dropped_from_kept(tmp_path: Path) -> None:
+    scores = write_scores(tmp_path / "i", clustered_blocks(low=CLUSTERED), num_forget=12, num_retain=20)
+    _, summary = run(config(), tmp_path / "out", scores=scores)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "row_scores.jsonl").read_text().splitlines()]
+    for group in ("forget", "retain"):
+        for line in lines:
+            if line["group"] == group:
+                assert (line["weight"] == 0) == (line["score"] < summary[group]["split_threshold"])
 
 
 def test_other_rows_are_not_combined(tmp_path: Path) -> None:
