@@ -60,6 +60,11 @@ def _from_scores(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
     groups = {}
     for group in GROUPS:
         fused, scale = combined([rows.groups[group] for rows in scored])
+        for place, rows in enumerate(scored[1:]):
+            if float(np.ptp(rows.groups[group].scores)) == 0.0:
+                warnings.append(
+                    f"mapping: all {group} scores of mapping.scores.also[{place}] are equal: they say nothing"
+                )
         if cfg.map is Map.split:
             groups[group], found = _split(cfg, fused, scale, [rows.groups[group] for rows in scored])
         else:
