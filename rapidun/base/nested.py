@@ -41,6 +41,14 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any
         yield prefix.rstrip("."), old, new
 
 
+def filled(values: Any, defaults: Any) -> Any:
+    """`values` with what they lack taken from `defaults`, at every level."""
+    if not isinstance(values, dict) or not isinstance(defaults, dict):
+        return values
+    own = {key: filled(value, defaults.get(key)) for key, value in values.items()}
+    return {**own, **{key: value for key, value in defaults.items() if key not in values}}
+
+
 def changes(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """What `other` has otherwise, nested as it is: {key: {"=": value}}; `with_changes` gives `other` back."""
     found: dict[str, Any] = {}

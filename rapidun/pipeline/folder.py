@@ -15,12 +15,13 @@ from typing import Any
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from rapidun.base.heartbeat import Heartbeat
-from rapidun.base.nested import differences
+from rapidun.base.nested import differences, filled
 from rapidun.base.preemption import Preempted, Pruned
 from rapidun.base.processes import PeerFailed
 from rapidun.base.store import Artifact
 from rapidun.base.text import first_line
-from rapidun.config.run import BOOKKEEPING
+from rapidun.config.plain import plain
+from rapidun.config.run import BOOKKEEPING, RunConfig
 
 # settings that may change between two runs into one folder
 NOT_COMPARED = (*BOOKKEEPING, "stages")
@@ -100,9 +101,11 @@ class RunFolder:
         earlier = self.path / "settings.json"
         if not earlier.is_file():
             return
+        # settings that came after the folder was made had their default
+        before = filled(read_json(earlier), plain(RunConfig()))
         differing = [
             f"{key}: {json.dumps(old)} there, {json.dumps(new)} asked for"
-            for key, old, new in differences(read_json(earlier), config)
+            for key, old, new in differences(before, config)
             if key.split(".")[0] not in NOT_COMPARED
         ]
         if differing:

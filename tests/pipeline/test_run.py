@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,13 +129,25 @@ def test_a_touched_row_is_not_reused(first: Result, tmp_path: Path) -> None:
 def test_stage_alone_needs_what_came_before(first: Result, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="need the result of poison"):
         run(tmp_path, "alone", "stages=[influence]")
-    alone = run(first.run_dir.parent, "alone", "stages=[influence,mapping]", "mapping.split.max_dropped=0.5")
+    alone = run(first.run_dir.parent, "alone", "stages=[influence,mapping]", "mapping.split.max_dropped=0.4")
     assert cached(alone) == {"influence": True, "mapping": False}
 
 
 def test_run_folder_of_other_settings_is_refused(first: Result) -> None:
     with pytest.raises(ConfigError, match=r"run_dir: .*mapping\.tau_f: 0\.7 there, 0\.5 asked for"):
         run(first.run_dir.parent, "first", "mapping.tau_f=0.5")
+
+
+def test_a_run_folder_made_before_a_setting_existed_goes_on(first: Result) -> None:
+    """What its settings lack had its default; anything else is another run."""
+    parent = first.run_dir.parent
+    path = shutil.copytree(first.run_dir, parent / "older", symlinks=True) / "settings.json"
+    settings = json.loads(path.read_text())
+    del settings["mapping"]["null"], settings["data"]["noise"]
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r'mapping\.null: "none" there, "shuffled" asked for'):
+        run(parent, "older", "mapping.null=shuffled")
+    assert all(cached(run(parent, "older")).values())
 
 
 def test_failure_is_kept_in_status(tmp_path: Path) -> None:
