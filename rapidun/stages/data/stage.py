@@ -21,7 +21,7 @@ from rapidun.stages.data.noise import NOISE_VERSION, noised_forget, noised_retai
 from rapidun.stages.data.planted import Checked, check_families, drop_foreign
 from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
 from rapidun.stages.rows.keywords import read_keywords, write_keywords
-from rapidun.stages.rows.records import Record, content_id, question_key, read_records, write_records
+from rapidun.stages.rows.records import Record, content_id, question_key, read_records, uses_aliases, write_records
 
 STAGE_VERSION = 2  # part of the data fingerprint: raise it when the same inputs give other splits
 
@@ -96,6 +96,9 @@ def data_inputs(cfg: DataConfig, *, seed: int) -> dict[str, Any]:
             files["families"] = meta
     if cfg.noise.is_on:
         inputs["noise"] = {**settings["noise"], "version": NOISE_VERSION}
+    # these were not read once; files without them keep their fingerprints
+    if any(uses_aliases(path) for name, path in files.items() if name in SPLITS):
+        inputs["aliases"] = True
     inputs["files"] = {name: sha256_file(path) for name, path in files.items()}
     return inputs
 
