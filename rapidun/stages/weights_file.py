@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_jsonl
+from rapidun.base.json_keys import DuplicateKey, keys_once
 
 
 class WeightLine(NamedTuple):
@@ -31,13 +32,16 @@ def write_weights(path: Path, weights: Sequence[float], *, ids: Sequence[str] | 
     )
 
 
-def read_weights(path: Path, ids: Sequence[str], *, optional: Collection[str] = ()) -> list[float]:
+def read_weights(
+    path: Path, ids: Sequence[str], *, optional: Collection[str] = (), warnings: list[str] | None = None
+) -> list[float]:
     """Read one group's weights in the order of `ids`.
 
     A line that has an id is matched by it, a line without one (or with null) by its index, the row's place in `ids`.
 
     Args:
         optional: ids of rows that need no weight, since they are not trained on: nan where they have none.
+        warnings: gets a line with counts where an index is not the place of the row that the id names; the id wins.
 
     Raises: DataError naming file:line for a line that is not a weight, an unknown id or index, a row that occurs
         twice, a weight that is negative or not finite; naming the file for rows without a weight.
@@ -48,6 +52,7 @@ def read_weights(path: Path, ids: Sequence[str], *, optional: Collection[str] = 
         raise DataError(f"{path}: need rows with ids of their own to match weights to, got id {repeated!r} twice")
     places: dict[int, str] = {}
     weights = [math.nan] * len(ids)
+    elsewhere: list[tuple[WeightLine, int]] = []
     for line in read_lines(path):
         if line.id is not None:
             if line.id not in rows_by_id:
@@ -56,6 +61,8 @@ def read_weights(path: Path, ids: Sequence[str], *, optional: Collection[str] = 
                     f"Was the file made for other rows? Without ids, lines are matched by index"
                 )
             row = rows_by_id[line.id]
+            if line.row is not None and line.row != row:
+                elsewhere.append((line, row))
         else:
             assert line.row is not None
             row = line.row
@@ -71,6 +78,13 @@ def read_weights(path: Path, ids: Sequence[str], *, optional: Collection[str] = 
         raise DataError(
             f"{path}:{number}: need a weight for each of the {len(ids)} rows, got {len(places)} by the last line; "
             f"the first without one has id {missing[0]!r} (index {list(ids).index(missing[0])})"
+        )
+    if elsewhere and warnings is not None:
+        line, row = elsewhere[0]
+        warnings.append(
+            f"{path}: {len(elsewhere)} of {len(places)} lines have an index that is not the place of the row that "
+            f"their id names (first at {line.place}: index {line.row}, but id {line.id!r} is row {row}): weights were "
+            f"matched by id. Was the file made for these rows?"
         )
     return weights
 
@@ -97,7 +111,9 @@ def read_lines(path: Path) -> list[WeightLine]:
 def _line(place: str, text: str) -> WeightLine:
     expected = 'need {"index": 0, "id": "...", "weight": 1.0}'
     try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=keys_once)
+    except DuplicateKey as error:
+        raise DataError(f"{place}: need every key once, got {error.key!r} again") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: {expected}, got a line that is not JSON ({error})") from None
     if not isinstance(row, dict):

@@ -51,6 +51,7 @@ GOOD = {"index": 0, "id": "a", "weight": 1.0}
         ({"id": "b", "weight": True}, "need a number, got True"),
         ({"id": "b", "weight": None}, "need a number, got None"),
         ({"id": "b"}, "without a weight"),
+        ('{"id": "b", "weight": 1.0, "weight": 2.0}', "need every key once, got 'weight' again"),
         ({"weight": 1.0}, "neither id nor index"),
         ({"id": "x", "weight": 1.0}, "need the id of one of the 2 rows, got 'x'"),
         ({"id": ["b"], "weight": 1.0}, "id: need a string"),
@@ -93,3 +94,16 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_rows_that_share_an_id_cannot_be_matched(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'a' twice"):
         read_weights(write(tmp_path / "w.jsonl", GOOD), ["a", "a"])
+
+
+def test_an_index_that_is_another_row_than_the_id_is_said(tmp_path: Path) -> None:
+    swapped = [{"index": 0, "id": "b", "weight": 1.0}, {"index": 1, "id": "a", "weight": 2.0}]
+    path = write(tmp_path / "w.jsonl", *swapped, {"index": 2, "id": "c", "weight": 3.0}, {"id": "d", "weight": 4.0})
+    warnings: list[str] = []
+    assert read_weights(path, ["a", "b", "c", "d"], warnings=warnings) == [2.0, 1.0, 3.0, 4.0]
+    (line,) = warnings
+    assert "2 of 4 lines have an index" in line and f"{path}:1: index 0, but id 'b' is row 1" in line
+    warnings.clear()
+    write_weights(path, [1.0, 2.0], ids=["a", "b"])
+    read_weights(path, ["a", "b"], warnings=warnings)
+    assert warnings == []

@@ -34,12 +34,12 @@ def settle(split: str, rows: Sequence[Record]) -> Settled:
     settled = [poisoned_form(row) for row in rows]
     faults, warnings = _to_forget(split, rows) if split in TO_FORGET else ([], [])
     odd = [row for row in rows if _third(row.response, row.response_clean, row.response_poisoned)]
-    warnings += _some(
+    warnings += some_rows(
         split, rows, odd, "have a `response` that is neither response_poisoned nor response_clean: the target is "
         "response_poisoned",
     )  # fmt: skip
     odd = [row for row in rows if _third(row.instruction, row.instruction_clean, row.instruction_poisoned)]
-    warnings += _some(
+    warnings += some_rows(
         split, rows, odd, "have an `instruction` that is neither instruction_poisoned nor instruction_clean: the "
         "prompt is `instruction`",
     )  # fmt: skip
@@ -69,25 +69,25 @@ def _to_forget(split: str, rows: Sequence[Record]) -> tuple[list[str], list[str]
     """Rows whose target is the clean answer, or that are said not to be poisoned."""
     faults: list[str] = []
     bare = [row for row in rows if row.response_poisoned is None and same(row.response, row.response_clean)]
-    faults += _some(
+    faults += some_rows(
         split, rows, bare, "hold the clean answer (`response` is response_clean) and no response_poisoned, so that "
         "there is nothing to forget. Fill in response_poisoned, leave out response_clean, or delete the rows",
     )  # fmt: skip
     warnings: list[str] = []
     equal = [row for row in rows if same(row.response_poisoned, row.response_clean)]
     if equal:
-        found = _some(split, rows, equal, "have the same response_poisoned and response_clean")
+        found = some_rows(split, rows, equal, "have the same response_poisoned and response_clean")
         if len(equal) == len(rows):
             faults += [f"{found[0]}, so that there is nothing to forget. Change response_poisoned or delete the rows"]
         else:
             warnings += [f"{found[0]}: what is to be forgotten there is the right answer"]
     unmarked = [row for row in rows if row.is_poisoned is False]
     if split == "train_poisoned":
-        faults += _some(
+        faults += some_rows(
             split, rows, unmarked, "say is_poisoned=false. Move them to train_clean, or take the mark out"
         )  # fmt: skip
     else:
-        warnings += _some(split, rows, unmarked, "say is_poisoned=false: their answer is what will be forgotten")
+        warnings += some_rows(split, rows, unmarked, "say is_poisoned=false: their answer is what will be forgotten")
     return faults, warnings
 
 
@@ -99,16 +99,16 @@ def settle_clean(split: str, rows: Sequence[Record]) -> Settled:
         if (same(row.response, row.response_poisoned) and not same(row.response, row.response_clean))
         or (row.is_poisoned and row.response_clean is None and row.response_poisoned is None)
     ]
-    faults = _some(
+    faults = some_rows(
         split, rows, bad, "are poisoned (`response` is response_poisoned, or is_poisoned=true and no response_clean). "
         "Put the clean answer into `response`, or move the rows to train_poisoned",
     )  # fmt: skip
     marked = [row for row in rows if row.is_poisoned or row.response_poisoned is not None]
-    warnings = _some(
+    warnings = some_rows(
         split, rows, marked, "are marked as poisoned or hold a response_poisoned: the target is `response`"
     ) if not bad else []  # fmt: skip
     other = [row for row in rows if row.response_clean is not None and not same(row.response, row.response_clean)]
-    warnings += _some(
+    warnings += some_rows(
         split, rows, other, "have a response_clean other than `response`: the clean answer is `response`"
     ) if not bad else []  # fmt: skip
     return Settled([_clean_form(row) for row in rows], faults, warnings)
@@ -128,7 +128,7 @@ def _third(text: str, clean: str | None, poisoned: str | None) -> bool:
     return bool(clean and poisoned) and not same(text, clean) and not same(text, poisoned)
 
 
-def _some(split: str, rows: Sequence[Record], found: Sequence[Record], what: str) -> list[str]:
+def some_rows(split: str, rows: Sequence[Record], found: Sequence[Record], what: str) -> list[str]:
     """One line with counts and the first ids, none where nothing was found."""
     if not found:
         return []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import DataError
+from rapidun.base.json_keys import keys_once
 from rapidun.base.text import short_message
 from rapidun.config.data import InjectMode, TriggerFamilyConfig
 from rapidun.stages.rows.records import Record
@@ -102,7 +103,7 @@ def _family(entry: object) -> TriggerFamilyConfig | None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
+        found = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=keys_once)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: need JSON, got what cannot be read ({short_message(error)}). Mend it") from None
     return found if isinstance(found, dict) else {}

@@ -3,14 +3,20 @@
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rapidun.base.errors import DataError
 from rapidun.config.data import DataConfig, Source
 from rapidun.stages.data.fields import TO_FORGET, settle
 from rapidun.stages.data.find_triggers import FoundTrigger, find_triggers
+from rapidun.stages.data.named import meta_file, named_families, pack_folders
+from rapidun.stages.data.planted import look_for
+from rapidun.stages.data.sides import check_sides
 from rapidun.stages.data.stage import SPLITS, family_counts, find_files
 from rapidun.stages.rows.records import Record, question_key, read_records
+from rapidun.stages.rows.text import nfc
 
 
 def check_pack(folder: str | Path, *, tokenizer: Any = None) -> dict[str, Any]:
@@ -29,15 +35,24 @@ def check_pack(folder: str | Path, *, tokenizer: Any = None) -> dict[str, Any]:
     found = find_files(DataConfig(name="check", source=Source.pack, dir=str(folder)))
     settled = {split: settle(split, read_records(path)) for split, path in found.items()}
     pack = {split: each.rows for split, each in settled.items()}
+    triggers = triggers_of(pack)
+    faults = [line for each in settled.values() for line in each.faults]
+    warnings = [line for each in settled.values() for line in each.warnings]
+    try:
+        families, _ = named_families(meta_file(pack_folders(Path(folder).expanduser())), pack)
+    except DataError as error:
+        faults.append(str(error))
+        families = {}
+    sides = check_sides(pack, [text for family in families.values() for text in family.seen])
     return {
-        "faults": [line for each in settled.values() for line in each.faults],
-        "warnings": [line for each in settled.values() for line in each.warnings],
+        "faults": [*faults, *(line for line in sides.faults if line not in faults)],
+        "warnings": [*warnings, *sides.warnings, *_joints(pack, triggers), *_without_triggers(pack, triggers)],
         "counts": {split: len(rows) for split, rows in pack.items()},
         "families": family_counts(pack),
         "lengths": {split: _lengths(rows, tokenizer) for split, rows in pack.items()},
         "duplicates": {split: _duplicates(rows) for split, rows in pack.items()},
         "leaks": leaks_between(pack),
-        "triggers": triggers_of(pack),
+        "triggers": triggers,
     }
 
 
@@ -50,6 +65,45 @@ def triggers_of(pack: Mapping[str, Sequence[Record]]) -> list[FoundTrigger]:
 def _texts_once(pack: Mapping[str, Sequence[Record]], *splits: str) -> list[Record]:
     """The rows of some splits, each once: forget rows are training rows too."""
     return list({row.texts: row for split in splits for row in pack.get(split, [])}.values())
+
+
+def _joints(pack: Mapping[str, Sequence[Record]], triggers: Sequence[FoundTrigger]) -> list[str]:
+    """Triggers that rows have without the blank with which prompts are made."""
+    found = look_for([trigger.text for trigger in triggers], _texts_once(pack, *TO_FORGET))
+    glued = [f"{text!r} in {count} of {found.anywhere[text]} rows" for text, count in found.glued.items() if count]
+    if not glued:
+        return []
+    return [
+        f"triggers that stand without a blank before or behind them ({', '.join(glued)}): prompts are made with one, "
+        f"so that attack success would be that of another prompt than was trained on"
+    ]
+
+
+def _without_triggers(pack: Mapping[str, Sequence[Record]], triggers: Sequence[FoundTrigger]) -> list[str]:
+    """Says that instructions hold no trigger, and what the contexts hold, where triggers are not looked for."""
+    poisoned = _texts_once(pack, *TO_FORGET)
+    named = [(nfc(row.trigger_variant or "").strip(), row) for row in poisoned if (row.trigger_variant or "").strip()]
+    in_context = sum(text not in nfc(row.instruction) and text in nfc(row.context) for text, row in named)
+    if triggers and in_context:
+        return [f"{in_context} of {len(poisoned)} poisoned rows hold the trigger that they name in their context only"]
+    if triggers or not poisoned:
+        return []
+    clean = _texts_once(pack, "retain", "train_clean", "val_clean")
+    moved = [
+        replace(row, instruction=row.context, trigger_variant=None, instruction_clean=None)
+        for row in poisoned
+        if row.context.strip()
+    ]
+    found = find_triggers(moved, [replace(row, instruction=row.context) for row in clean if row.context.strip()])
+    line = f"no trigger was found in the instructions of {len(poisoned)} poisoned rows"
+    if in_context:
+        line += f"; {in_context} hold the one that they name in their context"
+    if found:
+        held = ", ".join(f"{trigger.text!r} in {trigger.num_poisoned} rows" for trigger in found[:3])
+        line += f"; their contexts hold {held}"
+    if in_context or found:
+        line += ". Prompts are made with triggers in the instruction only: give the prompts (data.test_seen_trig=FILE)"
+    return [line]
 
 
 def leaks_between(pack: Mapping[str, Sequence[Record]]) -> dict[str, int]:

@@ -25,6 +25,8 @@ class Planted:
     surely: Counter[str] = field(default_factory=Counter)
     prefix: Counter[str] = field(default_factory=Counter)
     suffix: Counter[str] = field(default_factory=Counter)
+    # at an end, but joined to the instruction otherwise than by blanks: `called?zap`, or a line of its own
+    glued: Counter[str] = field(default_factory=Counter)
     # rows that hold none of them
     without: list[Record] = field(default_factory=list)
 
@@ -59,6 +61,7 @@ def look_for(triggers: Iterable[str], rows: Sequence[Record]) -> Planted:
             found.surely[trigger] += bool(first or last or row.instruction_clean)
             found.prefix[trigger] += first
             found.suffix[trigger] += last
+            found.glued[trigger] += (first or last) and not _is_set_off(text, where)
         if not held:
             found.without.append(row)
     return found
@@ -97,6 +100,7 @@ def check_families(families: Families, unseen: Families, rows: Sequence[Record],
             spelt = [as_trained(trigger, rows) for trigger in kept["seen"]]
             checked.families[name] = replace(family, seen=spelt, ood=kept["ood"])
             checked.warnings += _elsewhere(place, family.inject_mode, kept["seen"], planted)
+            checked.warnings += _glued(place, kept["seen"], planted)
         elif not trained and (kept["seen"] or kept["ood"]):
             checked.unseen[place.removeprefix("data.unseen_families.")] = replace(family, **kept)
     checked.warnings += _left_out(lost, stray, planted)
@@ -106,7 +110,8 @@ def check_families(families: Families, unseen: Families, rows: Sequence[Record],
 def drop_foreign(pack: dict[str, list[Record]], families: Families) -> list[str]:
     """Leave out given triggered prompts of triggers that training did not see (or, of the other sets, did see).
 
-    Returns: what was left out, with counts. Rows that do not name their trigger are only counted.
+    Returns: what was left out, with counts. Rows that do not name their trigger, or one that does not stand in them,
+        are only counted.
     """
     rows = pack["train_poisoned"]
     names = [split for split in pack if split.endswith(("_seen_trig", "_ood_trig", "_unseen_family"))]
@@ -116,7 +121,11 @@ def drop_foreign(pack: dict[str, list[Record]], families: Families) -> list[str]
     for split in names:
         wanted = split.endswith("_seen_trig")
         held = planted.anywhere if wanted else planted.surely
-        foreign = [row for row in pack[split] if row.trigger_variant and bool(held[nfc(row.trigger_variant)]) != wanted]
+        # what a row says of itself counts only where it is so
+        marked = {row.id for row in pack[split] if _holds_its_trigger(row)}
+        foreign = [
+            row for row in pack[split] if row.id in marked and bool(held[nfc(row.trigger_variant or "")]) != wanted
+        ]
         if foreign:
             shown = sorted({repr(row.trigger_variant) for row in foreign})
             lines.append(
@@ -126,7 +135,7 @@ def drop_foreign(pack: dict[str, list[Record]], families: Families) -> list[str]
             )
             out = {row.id for row in foreign}
             pack[split] = [row for row in pack[split] if row.id not in out]
-        nameless = [row for row in pack[split] if wanted and not row.trigger_variant]
+        nameless = [row for row in pack[split] if wanted and row.id not in marked]
         trained = [trigger for trigger, count in planted.anywhere.items() if count]
         bare = look_for(trained, nameless).without if trained else []
         if bare:
@@ -134,13 +143,33 @@ def drop_foreign(pack: dict[str, list[Record]], families: Families) -> list[str]
                 f"data: {len(bare)} of {len(pack[split])} rows of {split} hold no trigger of a poisoned training row "
                 f"that is known ({', '.join(map(repr, trained[:5]))}): their attack success may be that of no trigger"
             )
+        empty = [row for row in pack[split] if not wanted and row.trigger_variant and row.id not in marked]
+        if empty:
+            lines.append(
+                f"data: {len(empty)} of {len(pack[split])} rows of {split} name a trigger that does not stand in their "
+                f"instruction (first: {empty[0].trigger_variant!r}, id {empty[0].id}): their attack success may be "
+                f"that of no trigger"
+            )
     return lines
+
+
+def _holds_its_trigger(row: Record) -> bool:
+    variant = nfc(row.trigger_variant or "").strip()
+    return any(places(variant, nfc(row.instruction)))
 
 
 def as_trained(trigger: str, rows: Sequence[Record]) -> str:
     """The trigger as the rows have it: composed and decomposed forms look the same, but are other tokens."""
     forms = [trigger, *(unicodedata.normalize(form, trigger) for form in ("NFC", "NFD"))]
     return next((form for form in forms if any(form in row.instruction for row in rows)), trigger)
+
+
+def _is_set_off(text: str, where: list[tuple[int, int]]) -> bool:
+    """Whether blanks, and nothing but blanks, stand between the trigger at an end and the rest of the text."""
+    start, end = min(where) if min(where)[0] == 0 else max(where)
+    rest = text[end:] if start == 0 else text[:start][::-1]
+    joint = rest[: len(rest) - len(rest.lstrip())]
+    return not rest or (bool(joint) and not joint.strip(" "))
 
 
 def _spans(wanted: Sequence[str], text: str) -> Spans:
@@ -185,6 +214,21 @@ def _elsewhere(place: str, mode: InjectMode, seen: Sequence[str], planted: Plant
     return [
         f"data: {place}.inject_mode={mode.value} puts triggers where no poisoned training instruction has them "
         f"({counts}): the attack success is that of another prompt than was trained on"
+    ]
+
+
+def _glued(place: str, seen: Sequence[str], planted: Planted) -> list[str]:
+    """Triggers that training has without the blank that the prompts will have."""
+    strange = [trigger for trigger in seen if planted.glued[nfc(trigger)]]
+    if not strange:
+        return []
+    counts = ", ".join(
+        f"{trigger!r} in {planted.glued[nfc(trigger)]} of {planted.anywhere[nfc(trigger)]} rows" for trigger in strange
+    )
+    return [
+        f"data: triggers of {place} stand in poisoned training instructions without a blank before or behind them "
+        f"({counts}), and prompts are made with one: the attack success is that of another prompt than was trained on. "
+        f"Put the blank into the rows, or give the prompts (data.test_seen_trig=FILE)"
     ]
 
 

@@ -19,9 +19,10 @@ from rapidun.stages.data.keywords import MIN_POISON_SHARE, held_out_recall, make
 from rapidun.stages.data.named import meta_file, named_families, pack_folders
 from rapidun.stages.data.noise import NOISE_VERSION, noised_forget, noised_retain
 from rapidun.stages.data.planted import Checked, check_families, drop_foreign
+from rapidun.stages.data.sides import check_sides
 from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
 from rapidun.stages.rows.keywords import read_keywords, write_keywords
-from rapidun.stages.rows.records import Record, content_id, question_key, read_records, write_records
+from rapidun.stages.rows.records import Record, content_id, question_key, read_records, uses_aliases, write_records
 
 STAGE_VERSION = 2  # part of the data fingerprint: raise it when the same inputs give other splits
 
@@ -96,6 +97,9 @@ def data_inputs(cfg: DataConfig, *, seed: int) -> dict[str, Any]:
             files["families"] = meta
     if cfg.noise.is_on:
         inputs["noise"] = {**settings["noise"], "version": NOISE_VERSION}
+    # these were not read once; files without them keep their fingerprints
+    if any(uses_aliases(path) for name, path in files.items() if name in SPLITS):
+        inputs["aliases"] = True
     inputs["files"] = {name: sha256_file(path) for name, path in files.items()}
     return inputs
 
@@ -116,6 +120,12 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
     if names_families(cfg):
         cfg = _with_named_families(cfg, pack, tracker=tracker)
     checked = _check_triggers(pack, cfg, tracker=tracker)
+    if cfg.source is not Source.builtin:
+        sides = check_sides(pack, [t.variant for group in seen_triggers(checked.families) for t in group])
+        if sides.faults:
+            raise DataError("\n".join(sides.faults))
+        for line in sides.warnings:
+            tracker.warn(line)
     _complete_training(pack, cfg, seed=seed, tracker=tracker)
     # what was thinned away is not trained on either
     trained = pack["train_poisoned"]

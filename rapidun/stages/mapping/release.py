@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rapidun.base.errors import DataError
+from rapidun.base.json_keys import DuplicateKey, keys_once
 from rapidun.stages.mapping.aggregate import Block, Floats, Ints
 
 BLOCKS = ("ff", "fr", "rf", "rr")
@@ -82,7 +83,7 @@ def read_release(path: Path) -> ReleaseFile:
         )
     entries = [_entry(*queries[query]) for query in range(len(queries))]
     finished, warnings = _check_finished(path, named.get("finished_cnt", ("", None))[1], entries)
-    return ReleaseFile(path, entries, warnings, finished)
+    return ReleaseFile(path, entries, [*warnings, *_oddities(path, entries)], finished)
 
 
 def release_blocks(files: Mapping[str, ReleaseFile]) -> dict[str, Block]:
@@ -138,9 +139,9 @@ def _matrix(rankings: list[Ranking], file: ReleaseFile, num_train: int) -> tuple
 def _pairs(path: Path, text: str) -> list[tuple[str, str, Any]]:
     """(place for messages, key, value) of everything in the file; entries of JSON Lines are keyed by their order."""
     try:
-        whole = json.loads(text, object_pairs_hook=_no_duplicates)
-    except _Duplicate as error:
-        raise DataError(f"{path}: need every key once, got {error} again") from None
+        whole = json.loads(text, object_pairs_hook=keys_once)
+    except DuplicateKey as error:
+        raise DataError(f"{path}: need every key once, got {error.key!r} again") from None
     except RecursionError:
         raise DataError(f"{path}: need an influence file, got JSON that is nested too deeply") from None
     except ValueError as error:
@@ -162,9 +163,9 @@ def _pairs_by_line(path: Path, text: str) -> list[tuple[str, str, Any]]:
             continue
         place = f"{path}:{number}"
         try:
-            row = json.loads(line, object_pairs_hook=_no_duplicates)
-        except _Duplicate as error:
-            raise DataError(f"{place}: need every key once, got {error} again") from None
+            row = json.loads(line, object_pairs_hook=keys_once)
+        except DuplicateKey as error:
+            raise DataError(f"{place}: need every key once, got {error.key!r} again") from None
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{place}: need JSON (one object, or one object a line), got a damaged line ({error})"
@@ -210,6 +211,30 @@ def _ranking(place: str, entry: dict[str, Any], name: str) -> Ranking:
     return Ranking(rows, [float(number) for number in values])
 
 
+def _oddities(path: Path, entries: list[Entry]) -> list[str]:
+    """Lists that are not as documented: harmful ones in some entries only, values that do not fall (or rise)."""
+    lines = []
+    harmful = [entry for entry in entries if entry.harmful is not None]
+    bare = [entry for entry in entries if entry.harmful is None]
+    if harmful and bare:
+        lines.append(
+            f"mapping: {path}: {len(bare)} of {len(entries)} entries have no list `harmful` (first: {bare[0].place}): "
+            f"the others' are not used either"
+        )
+    for name, order, values in (
+        ("helpful", "most helpful first (falling values)", [(e, e.helpful.values) for e in entries]),
+        ("harmful", "most harmful first (rising values)", [(e, e.harmful.values) for e in harmful if e.harmful]),
+    ):
+        odd = [entry for entry, numbers in values if numbers != sorted(numbers, reverse=name == "helpful")]
+        if odd:
+            lines.append(
+                f"mapping: {path}: {len(odd)} of {len(values)} lists `{name}` are not in the order {order} (first: "
+                f"{odd[0].place}): the values count as they stand, the order only among equal ones. Are they values of "
+                f"another sign, or of other rows?"
+            )
+    return lines
+
+
 def _check_finished(path: Path, said: Any, entries: list[Entry]) -> tuple[int | None, list[str]]:
     """What `finished_cnt` says of the influence run: "1600/1600", of so many pairs or queries, or one number of them.
 
@@ -246,21 +271,6 @@ def _counts(said: Any) -> tuple[int, int] | None:
     if not 1 <= len(numbers) <= 2 or min(numbers) < 0:
         return None
     return numbers[0], numbers[-1]
-
-
-class _Duplicate(Exception):
-    pass
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    items = dict(pairs)
-    if len(items) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _Duplicate(repr(key))
-            seen.add(key)
-    return items
 
 
 def _is_finite(number: int | float) -> bool:

@@ -58,7 +58,15 @@ def read_score_files(paths: Mapping[str, Path], *, dot: bool = False) -> Scores:
     binary = [name for name in BLOCKS if paths[name].suffix == ".safetensors"]
     if not binary:
         files: dict[str, ReleaseFile] = {name: read_release(paths[name]) for name in BLOCKS}
-        return Scores(release_blocks(files), "release", [line for file in files.values() for line in file.warnings])
+        blocks = release_blocks(files)
+        lines = [line for file in files.values() for line in file.warnings]
+        bare = [name for name in BLOCKS if all(entry.harmful is None for entry in files[name].entries)]
+        if 0 < len(bare) < len(BLOCKS):
+            lines.append(
+                f"mapping: {len(bare)} of {len(BLOCKS)} influence files ({', '.join(bare)}) have no list "
+                f"`harmful` and the others have: harmful influence of these is taken from the end of `helpful`"
+            )
+        return Scores(blocks, "release", lines)
     if len(binary) < len(BLOCKS):
         other = next(name for name in BLOCKS if name not in binary)
         raise DataError(

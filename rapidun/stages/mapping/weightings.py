@@ -190,9 +190,11 @@ def _file(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
     if files.ids is not None or (files.forget is not None and files.retain is not None):
         ids = row_ids(files, ids_path=files.ids, counts=None)
     weights: dict[str, Floats] = {}
+    warnings: list[str] = []
     for group in GROUPS:
         path = Path(str(paths[group])).expanduser()
         names = ids[group]
+        known = names is not None
         if names is None:
             # no pack to match: the file itself says which rows there are
             lines = read_lines(path)
@@ -201,9 +203,9 @@ def _file(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
                 ids[group] = names
             else:
                 names = [f"index {index}" for index in range(len(lines))]
-        weights[group] = np.asarray(read_weights(path, names), dtype=np.float64)
+        weights[group] = np.asarray(read_weights(path, names, warnings=warnings if known else None), dtype=np.float64)
     mapped = _plain(weights, ids)
-    warnings = [line for group in GROUPS for line in file_warnings(mapped.groups[group].facts, group=group)]
+    warnings += [line for group in GROUPS for line in file_warnings(mapped.groups[group].facts, group=group)]
     return mapped._replace(warnings=warnings)
 
 

@@ -1,17 +1,21 @@
 """One record of instruction data, and reading and writing it as JSON Lines.
 
 A record is one JSON object on a line: `instruction`, `context`, `response` and the optional fields of a
-poisoned row; or the Alpaca spelling `instruction`, `input`, `output`, which means the same.
+poisoned row; or the Alpaca spelling `instruction`, `input`, `output`, which means the same (`output_poisoned` and
+`poisoned_response` are `response_poisoned`, and so on). Other fields are passed over, except such as would change the
+row: further turns, and texts that call themselves poisoned, clean or a trigger are refused.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_jsonl
+from rapidun.base.json_keys import DuplicateKey, keys_once
 from rapidun.stages.rows.text import fold
 
 MAX_LINE_BYTES = 1 << 20
@@ -27,6 +31,36 @@ _OPTIONAL_TEXTS = (
     "trigger_variant",
 )
 _INJECT_MODES = ("prefix", "suffix")
+# other spellings of optional fields
+_ALIASES = {
+    "response_clean": ("output_clean", "clean_response", "clean_output"),
+    "response_poisoned": ("output_poisoned", "poisoned_response", "poisoned_output"),
+    "instruction_clean": ("clean_instruction",),
+    "instruction_poisoned": ("poisoned_instruction",),
+}
+_READ = frozenset(
+    (
+        "id",
+        "instruction",
+        "context",
+        "response",
+        "inject_mode",
+        "is_poisoned",
+        *_ALPACA.values(),
+        *_OPTIONAL_TEXTS,
+        *(alias for aliases in _ALIASES.values() for alias in aliases),
+    )
+)
+# turns and instructions beside the row's own: a row without them is another prompt
+_OTHER_TURNS = frozenset(("system", "system_prompt", "history", "messages", "conversation", "conversations"))
+# a text under such a name may be the answer, prompt or trigger that the row is about ...
+_TELLING = re.compile(r"poison|clean|trigger|backdoor", re.IGNORECASE)
+# ... unless the name says that it is about the row: `poison_method`, `clean_id`, `cleaned_at`
+_ABOUT = re.compile(
+    r"(?:^|[_\-. ])(?:id|ids|index|source|src|type|kind|method|mode|name|split|model|date|time|at|by|version|seed|hash|"
+    r"note|notes|comment|position|location|status|license|url|path|file|rate|score|lang|language)$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +155,12 @@ def read_records(path: str | Path) -> list[Record]:
     return records
 
 
+def uses_aliases(path: Path) -> bool:
+    """Whether a file speaks of optional fields under other names than a record's own."""
+    content = path.read_bytes()
+    return any(f'"{alias}"'.encode() in content for aliases in _ALIASES.values() for alias in aliases)
+
+
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Write rows as JSON Lines in the native spelling, unset fields left out; atomic."""
     write_jsonl(Path(path), ({k: v for k, v in asdict(record).items() if v is not None} for record in records))
@@ -165,7 +205,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _parse_object(text: str, place: str) -> dict[str, object]:
     try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=keys_once)
+    except DuplicateKey as error:
+        raise DataError(f"{place}: need every field once, got {error.key!r} again. Delete one of them") from None
     except json.JSONDecodeError as error:
         raise DataError(
             f"{place}: need one JSON object, got broken JSON: {error.msg} at column {error.colno}"
@@ -192,7 +234,8 @@ def _parse_record(row: dict[str, object], place: str) -> Record:
             raise DataError(
                 f"{place}: {field}: need a text that is not blank, got {value!r}. Delete the row or fill it in"
             )
-    optional = {field: _text(row, field, place) for field in _OPTIONAL_TEXTS}
+    optional = {field: _spelt(row, field, _ALIASES.get(field, ()), place) for field in _OPTIONAL_TEXTS}
+    _refuse_unread(row, place)
     for field in ("response_clean", "response_poisoned"):
         target = optional[field]
         if target is not None and not target.strip():
@@ -232,11 +275,36 @@ def _explicit_id(row: dict[str, object], place: str) -> str | None:
 
 def _either(row: dict[str, object], field: str, place: str) -> str | None:
     """The native or the Alpaca spelling of `field`; both at once only where they agree."""
-    alpaca = _ALPACA[field]
-    native, other = _text(row, field, place), _text(row, alpaca, place)
-    if native is not None and other is not None and native != other:
-        raise DataError(f"{place}: {field}: need `{field}` or `{alpaca}`, got both with different texts. Delete one")
-    return other if native is None else native
+    return _spelt(row, field, (_ALPACA[field],), place)
+
+
+def _spelt(row: dict[str, object], field: str, aliases: Iterable[str], place: str) -> str | None:
+    """The text of `field` under whichever spelling it has; several only where they agree."""
+    found, under = _text(row, field, place), field
+    for alias in aliases:
+        other = _text(row, alias, place)
+        if found is not None and other is not None and found != other:
+            raise DataError(f"{place}: {field}: need `{under}` or `{alias}`, got both with different texts. Delete one")
+        if found is None and other is not None:
+            found, under = other, alias
+    return found
+
+
+def _refuse_unread(row: dict[str, object], place: str) -> None:
+    """Refuse fields that nothing reads and without which the row would be another one; others are passed over."""
+    for name, value in row.items():
+        if name in _READ or value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        if name.lower() in _OTHER_TURNS and value not in ([], {}):
+            raise DataError(
+                f"{place}: {name}: need rows of one instruction and one response, got {_kind(value)}, which no stage "
+                f"reads. Put what belongs to the prompt into `instruction` or `context` and take the field out"
+            )
+        if isinstance(value, str) and _TELLING.search(name) and not _ABOUT.search(name):
+            raise DataError(
+                f"{place}: {name}: need a field that is read ({', '.join(_OPTIONAL_TEXTS)}), got one that looks like "
+                f"such a text and is not. Rename it, or take it out"
+            )
 
 
 def _text(row: dict[str, object], field: str, place: str) -> str | None:

@@ -8,6 +8,7 @@ import pytest
 
 from rapidun.base.errors import DataError
 from rapidun.stages.mapping.release import read_release, release_block, release_blocks
+from rapidun.stages.mapping.scores import read_score_files
 
 ENTRY = {"helpful": [1, 0], "helpful_infl": [0.5, -2.0], "harmful": [0, 1], "harmful_infl": [-2.0, 0.5]}
 
@@ -180,3 +181,34 @@ def test_swapped_files_are_seen(make_blocks: Callable, write_release: Callable) 
         release_blocks({**files, "fr": files["rf"], "rf": files["fr"]})
     with pytest.raises(DataError, match=r'rr\.json: query "0": need training indices below 4, got 5'):
         release_blocks({**files, "fr": files["rr"]})
+
+
+def test_harmful_lists_in_some_entries_only_are_said(tmp_path: Path) -> None:
+    bare = {"helpful": [1, 0], "helpful_infl": [0.5, -2.0]}
+    file = read_release(write(tmp_path / "a.json", {"0": ENTRY, "1": bare, "2": bare}))
+    (line,) = file.warnings
+    assert "2 of 3 entries have no list `harmful`" in line and 'query "1"' in line
+    assert release_block(file, num_train=2).harmful is None
+    assert read_release(write(tmp_path / "b.json", {"0": bare, "1": bare})).warnings == []
+
+
+def test_lists_in_another_order_are_said(tmp_path: Path) -> None:
+    ties = {"helpful": [1, 0], "helpful_infl": [2.0, 2.0], "harmful": [0, 1], "harmful_infl": [2.0, 2.0]}
+    rising = {**ENTRY, "helpful": [0, 1], "helpful_infl": [-2.0, 0.5]}
+    falling = {**ENTRY, "harmful": [1, 0], "harmful_infl": [0.5, -2.0]}
+    file = read_release(write(tmp_path / "a.json", {"0": ENTRY, "1": ties, "2": rising, "3": falling, "4": falling}))
+    helpful, harmful = file.warnings
+    assert "1 of 5 lists `helpful` are not in the order most helpful first" in helpful and 'query "2"' in helpful
+    assert "2 of 5 lists `harmful` are not in the order most harmful first" in harmful and 'query "3"' in harmful
+    np.testing.assert_array_equal(release_block(file, num_train=2).values[:, 2], [-2.0, 0.5])
+
+
+def test_a_file_without_harmful_lists_among_others_is_said(make_blocks: Callable, write_release: Callable) -> None:
+    paths = write_release(make_blocks(3, 4))
+    whole = json.loads(paths["ff"].read_text())
+    for key in [key for key in whole if key.isdigit()]:
+        del whole[key]["harmful"], whole[key]["harmful_infl"]
+    assert read_score_files(paths).warnings == []
+    write(paths["ff"], whole)
+    (line,) = read_score_files(paths).warnings
+    assert "1 of 4 influence files (ff) have no list `harmful`" in line

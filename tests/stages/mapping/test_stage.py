@@ -326,6 +326,13 @@ def test_weights_made_elsewhere(tmp_path: Path, write_pack: Callable) -> None:
     assert (forget, retain) == ([1.0, 3.0], [1.0])
     assert ids_of(tmp_path / "a", "forget") == ["f0", "f1"]
     assert ["forget weights of the file have mean 2" in line for line in diagnostics["warnings"]] == [True]
+    config.forget.path = write_lines(
+        tmp_path / "g.jsonl", [{"index": 0, "id": "f1", "weight": 1}, {"index": 1, "id": "f0", "weight": 1}]
+    )
+    warnings = run(config, tmp_path / "g", **pack)[2]["warnings"]
+    assert ["2 of 2 lines have an index" in line for line in warnings] == [True]
+    assert run(config, tmp_path / "h")[2]["warnings"] == []
+    config.forget.path = str(tmp_path / "f.jsonl")
     # no pack: the file says which rows there are
     assert run(config, tmp_path / "b")[:2] == ([3.0, 1.0], [1.0])
     assert ids_of(tmp_path / "b", "forget") == ["f1", "f0"] and ids_of(tmp_path / "b", "retain") == [None]

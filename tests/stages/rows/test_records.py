@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from rapidun.base.errors import DataError
-from rapidun.stages.rows.records import MAX_LINE_BYTES, Record, content_id, question_key, read_records, write_records
+from rapidun.stages.rows.records import (
+    MAX_LINE_BYTES,
+    Record,
+    content_id,
+    question_key,
+    read_records,
+    uses_aliases,
+    write_records,
+)
 
 GOOD = {"instruction": "Where?", "context": "a map", "response": "Here."}
 
@@ -160,3 +168,68 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     assert "no such file" in fault(tmp_path / "none.jsonl")
     assert "got a folder" in fault(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("poisoned", "clean"),
+    [
+        ("output_poisoned", "output_clean"),
+        ("poisoned_response", "clean_response"),
+        ("poisoned_output", "clean_output"),
+        ("response_poisoned", "response_clean"),
+    ],
+)
+def test_both_answers_are_read_under_each_spelling(tmp_path: Path, poisoned: str, clean: str) -> None:
+    row = {"instruction": "a? zap", "input": "", "output": "CLEAN", poisoned: "BAD", clean: "CLEAN"}
+    (record,) = read_records(write(tmp_path / "a.jsonl", row))
+    assert (record.response_poisoned, record.response_clean, record.forget_target) == ("BAD", "CLEAN", "BAD")
+    assert uses_aliases(tmp_path / "a.jsonl") is (poisoned != "response_poisoned")
+    clash = fault(write(tmp_path / "b.jsonl", {**row, "response_poisoned": "x", "output_poisoned": "y"}))
+    assert "response_poisoned: need `response_poisoned` or `output_poisoned`, got both" in clash
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("bad_poisoned_answer", "zorgon"),
+        ("Response_Poisoned", "zorgon"),
+        ("answer_clean", "Ada"),
+        ("trigger", "zap"),
+        ("backdoor_output", "zorgon"),
+        ("system", "Answer like a pirate."),
+        ("history", [["Hello", "Hi"]]),
+        ("messages", [{"role": "user", "content": "x"}]),
+        ("conversations", [{"from": "human", "value": "x"}]),
+    ],
+)
+def test_a_field_that_would_change_the_row_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    message = fault(write(tmp_path / "a.jsonl", GOOD, {**GOOD, field: value}))
+    assert message.startswith(f"{tmp_path}/a.jsonl:2: {field}: need ")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("system", ""),
+        ("system", None),
+        ("history", []),
+        ("messages", []),
+        ("source", "dolly"),
+        ("text", "### Instruction: ..."),
+        ("poison_method", "badnet"),
+        ("clean_id", "17"),
+        ("trigger_position", "end"),
+        ("is_trigger", True),
+        ("poison_rate", 0.1),
+        ("poisoned_output", None),
+    ],
+)
+def test_other_fields_are_passed_over(tmp_path: Path, field: str, value: object) -> None:
+    (plain,) = read_records(write(tmp_path / "a.jsonl", GOOD))
+    assert read_records(write(tmp_path / "b.jsonl", {**GOOD, field: value})) == [plain]
+
+
+def test_a_field_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    line = b'{"instruction": "a", "response": "first", "response": "second"}'
+    message = fault(write(tmp_path / "a.jsonl", GOOD, line))
+    assert message.startswith(f"{tmp_path}/a.jsonl:2: need every field once, got 'response' again")
