@@ -201,8 +201,8 @@ def check_own_code(raw: dict[str, Any], *, path: str | Path) -> str:
         )
     if strange:
         return (
-            f"model: config.json of {path} lists {', '.join(strange)}, a class of another model type than {model_type}, "
-            "by which the model is loaded. Compare its answers with the publisher's"
+            f"model: config.json of {path} lists {', '.join(strange)}, a class of another model type than "
+            f"{model_type}, by which the model is loaded. Compare its answers with the publisher's"
         )
     return ""
 
