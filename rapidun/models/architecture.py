@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 from rapidun.base.errors import ConfigError, ModelError
 from rapidun.base.text import short_message
 from rapidun.config.parts import ALL_LINEAR, LORA_TARGETS, LoraSettings
-from rapidun.models.weights import read_headers
+from rapidun.models.weights import check_plain, read_headers, untied_head
 
 # architectures whose linear layers, the head aside, are exactly LORA_TARGETS: no model need be built to know (a test
 # builds each)
@@ -88,6 +88,8 @@ class ModelFacts:
     num_layers: int | None
     # numbers in the weight files; packed ones (4-bit) count as stored
     num_parameters: int
+    # what the user should know of the folder
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def names(self) -> LayerNames:
@@ -112,9 +114,10 @@ def inspect(folder: Path) -> ModelFacts:
     """Read a folder's config.json and the heads of its weight files.
 
     Raises: ModelError for a folder without config.json, damaged or absent weight files, an architecture that the
-        installed transformers does not know.
+        installed transformers does not know, a model of the folder's own code, weights that are codes without scales.
     """
     raw = read_config(folder)
+    notes = [note] if (note := check_own_code(raw, path=folder)) else []
     model_type = str(raw.get("model_type"))
     text = raw.get("text_config") if isinstance(raw.get("text_config"), dict) else {}
     if model_type in LIKE_LLAMA:
@@ -129,6 +132,15 @@ def inspect(folder: Path) -> ModelFacts:
         unlikely = _not_causal(raw) or _not_causal_of(config)
         tied = bool(getattr(inner, "tie_word_embeddings", getattr(config, "tie_word_embeddings", False)))
     headers = read_headers(folder)
+    quantised = folder_quantisation(raw)
+    if quantised is None:
+        check_plain(headers, path=folder)
+    if tied and quantised is None and (head := untied_head(headers)):
+        tied = False
+        notes.append(
+            f"model: config.json of {folder} ties the output head to the embeddings, its files hold another head "
+            f"({head}): that one is used, untied. Set tie_word_embeddings to false there to be rid of this note"
+        )
     num_parameters = 0
     for header in headers.values():
         size = 1
@@ -140,13 +152,83 @@ def inspect(folder: Path) -> ModelFacts:
         model_type=model_type,
         architectures=tuple(raw.get("architectures") or ()),
         not_causal=unlikely,
-        quantisation=folder_quantisation(raw),
+        quantisation=quantised,
         vocab_size=_number(value("vocab_size")),
         window=_number(value("max_position_embeddings")),
         tied=tied,
         num_layers=_number(value("num_hidden_layers")),
         num_parameters=num_parameters,
+        notes=tuple(notes),
     )
+
+
+def check_own_code(raw: dict[str, Any], *, path: str | Path) -> str:
+    """Whether the class that is loaded is the one that a config.json speaks of; a folder's own code is never run.
+
+    Returns: what to say of code beside a stock class, or of a class of another model type; empty where all is as usual.
+    Raises: ModelError for a folder whose model is a class of its own code, or one that transformers does not know.
+    """
+    model_type = str(raw.get("model_type"))
+    own = raw.get("auto_map")
+    code = own.get("AutoModelForCausalLM") if isinstance(own, dict) else None
+    listed = raw.get("architectures")
+    # FSDP's own prefix; spellings differ (MPTForCausalLM, MptForCausalLM)
+    names = [str(name).removeprefix("FSDP") for name in (listed if isinstance(listed, list | tuple) else ())]
+    usual = f"{model_type.replace('_text', '').replace('_', '')}forcausallm"
+    if code is None and all(name.lower() == usual for name in names):
+        return ""
+    of_type, known = _stock_classes(model_type)
+    if not of_type:
+        # a model type that transformers does not know: said where it is loaded
+        return ""
+    strange = [name for name in names if name.lower() not in of_type]
+    if code is not None and (strange or not names):
+        said = f"auto_map {code} and architectures {', '.join(names) or 'none'}"
+    elif any(name.lower() not in known and not _in_transformers(name) for name in strange):
+        said = f"architectures {', '.join(strange)}"
+    else:
+        said = ""
+    if said:
+        raise ModelError(
+            f"model: need a class of transformers for the model type {model_type}, got {path} with {said}: code of the "
+            "folder is not run, and the stock class would be another model. Change model.path=..., or, where the stock "
+            "class is meant, write its name into architectures of config.json"
+        )
+    if code is not None:
+        return (
+            f"model: {path} names code of its own (auto_map {code}), which is not run: {names[0]} of transformers is "
+            "loaded, as architectures says"
+        )
+    if strange:
+        return (
+            f"model: config.json of {path} lists {', '.join(strange)}, a class of another model type than "
+            f"{model_type}, by which the model is loaded. Compare its answers with the publisher's"
+        )
+    return ""
+
+
+@lru_cache(maxsize=8)
+def _stock_classes(model_type: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Lower-case names of the classes that transformers lists for a model type, and for any."""
+    from transformers.models.auto import modeling_auto
+
+    of_type: set[str] = set()
+    known: set[str] = set()
+    for name, mapping in vars(modeling_auto).items():
+        if not name.endswith("_MAPPING_NAMES"):
+            continue
+        for kind, found in mapping.items():
+            classes = {one.lower() for one in ((found,) if isinstance(found, str) else found)}
+            known |= classes
+            if kind == model_type:
+                of_type |= classes
+    return frozenset(of_type), frozenset(known)
+
+
+def _in_transformers(name: str) -> bool:
+    import transformers
+
+    return name.startswith("Auto") or hasattr(transformers, name)
 
 
 def folder_quantisation(raw: dict[str, Any]) -> FolderQuantisation | None:

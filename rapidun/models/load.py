@@ -14,13 +14,14 @@ from rapidun.base.errors import ModelError
 from rapidun.base.processes import local_rank, world_size
 from rapidun.base.text import short_message
 from rapidun.models import warm
-from rapidun.models.architecture import folder_quantisation, read_config
+from rapidun.models.architecture import check_own_code, folder_quantisation, read_config
 from rapidun.models.weights import (
     WRAPPERS,
     Header,
     Misfit,
     Renaming,
     check_finite,
+    check_plain,
     leading_components,
     misfit,
     read_headers,
@@ -92,7 +93,9 @@ class ModelLoader:
         options: dict[str, Any] = {"dtype": pick_dtype(self.dtype, pick_device(self.device))}
         if self.attention != "auto":
             options["attn_implementation"] = self.attention
-        own = folder_quantisation(read_config(folder))
+        raw = read_config(folder)
+        check_own_code(raw, path=path)
+        own = folder_quantisation(raw)
         if own is not None and self.quantisation != "none":
             raise ModelError(
                 f"model: need model.quantisation=none with a folder that is quantised already ({own}), got "
@@ -124,6 +127,12 @@ class ModelLoader:
             self.say(
                 f"model: the names in the weight files of {path} carry {renaming}, left by a wrapper; without it they "
                 "fit. Save the model again, unwrapped, to be rid of this note"
+            )
+        if own is None:
+            check_plain(
+                {renaming(name): header for name, header in headers.items()},
+                path=path,
+                buffers=[name for name, _ in model.named_buffers()],
             )
         check_finite(model, path=path)
         if getattr(model.config, "rescale_every", 0):
@@ -197,6 +206,18 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise ModelError(
             f"model: need a tokenizer in {folder} (tokenizer.json), got none ({short_message(error)})"
         ) from error
+    if not tokenizer.chat_template and (processor := Path(folder) / "chat_template.json").is_file():
+        # a processor's file, which the library reads for processors only
+        try:
+            found = json.loads(processor.read_text(encoding="utf-8"))["chat_template"]
+            if not isinstance(found, str) or not found.strip():
+                raise ValueError("its chat_template is no text")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"model: need a chat_template in {processor}, got {short_message(error)}. Mend the file, or take it "
+                "away where the plain form (Instruction: ... Answer:) is meant"
+            ) from error
+        tokenizer.chat_template = found
     # of a model that was never resized for a pad token added later
     size = _vocab_size(Path(folder))
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:

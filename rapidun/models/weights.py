@@ -16,6 +16,10 @@ from rapidun.base.text import short_message
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 # older versions saved what is computed from the configuration: never weights
 COMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|token_type_ids|masked_bias|original_inv_freq)$")
+# what a weight may be stored as; integers and fp8 are codes, whose scales a quantization_config speaks of
+PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "embeddings.weight")
+HEADS = ("lm_head.weight", "embed_out.weight")
 MOST_NAMED = 2
 # an 8-byte length, then JSON: more than this is no header
 MOST_HEADER_BYTES = 100_000_000
@@ -129,6 +133,81 @@ def read_header(file: Path, *, key: str = "model.path") -> dict[str, Any]:
             f"change {key}=..."
         ) from None
     return tensors
+
+
+def check_plain(headers: Mapping[str, Header], *, path: str | Path, buffers: Collection[str] | None = None) -> None:
+    """Whether the weights of a folder that speaks of no quantisation are numbers, not codes of numbers.
+
+    Args: buffers: names of what the model has beside its parameters, which may be integers; None before it is built,
+        when only names that end with `.weight` are looked at.
+    Raises: ModelError naming the first tensor that is codes, and how many there are.
+    """
+    codes = [
+        name for name, header in headers.items() if header.dtype not in PLAIN_DTYPES and not _is_no_weight(name, header)
+    ]
+    if buffers is None:
+        codes = [name for name in codes if name.endswith(".weight")]
+    else:
+        # a base model's file lacks the prefix that a head puts in front
+        codes = [
+            name
+            for name in codes
+            if not any(b == name or b.endswith(f".{name}") or name.endswith(f".{b}") for b in buffers)
+        ]
+    if codes:
+        raise ModelError(
+            f"model: need weights as {', '.join(PLAIN_DTYPES)} where config.json has no quantization_config, got "
+            f"{path} with {len(codes)} of {len(headers)} tensors that are not (first {codes[0]}: "
+            f"{headers[codes[0]].dtype}): codes without their scales are not the model's numbers. Take the folder "
+            "before it was quantised, or put quantization_config back into config.json"
+        )
+
+
+def _is_no_weight(name: str, header: Header) -> bool:
+    """Positions, counters, a causal mask: what files hold beside weights."""
+    shape = header.shape
+    return (
+        bool(COMPUTED.search(name))
+        or name.endswith("num_batches_tracked")
+        or (len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3])
+    )
+
+
+def untied_head(headers: Mapping[str, Header]) -> str | None:
+    """The name of an output head in the files that is another than the embeddings there; None where there is none, or
+    both are the same numbers.
+
+    Reads the files only where they hold both, up to the first numbers that differ.
+    """
+    embeddings = [name for name in headers if name.endswith(EMBEDDINGS)]
+    heads = [name for name in headers if name.endswith(HEADS)]
+    if len(embeddings) != 1 or len(heads) != 1:
+        return None
+    one, other = headers[heads[0]], headers[embeddings[0]]
+    if (one.shape, one.dtype) == (other.shape, other.dtype) and _same_bytes(one, other, (heads[0], embeddings[0])):
+        return None
+    return heads[0]
+
+
+def _same_bytes(one: Header, other: Header, names: tuple[str, str]) -> bool:
+    places = []
+    for header, name in zip((one, other), names, strict=True):
+        start, end = read_header(header.file)[name]["data_offsets"]
+        with header.file.open("rb") as stream:
+            first = 8 + int.from_bytes(stream.read(8), "little")
+        places.append((header.file, first + start, end - start))
+    if places[0][2] != places[1][2]:
+        return False
+    with places[0][0].open("rb") as a, places[1][0].open("rb") as b:
+        a.seek(places[0][1])
+        b.seek(places[1][1])
+        left = places[0][2]
+        while left > 0:
+            size = min(left, 1 << 24)
+            if a.read(size) != b.read(size):
+                return False
+            left -= size
+    return True
 
 
 def unwrapped(names: Collection[str], *, folder: Path) -> Renaming:

@@ -54,9 +54,11 @@ def model_faults(ctx: Context) -> list[str]:
     """
     if not _needs_model(ctx):
         return []
+    facts = start_facts(ctx)
+    for note in facts.notes if facts is not None else ():
+        ctx.tracker.warn(note)
     faults = _faults_of_kind(ctx)
     faults += _faults_of_adapter(ctx)
-    facts = start_facts(ctx)
     if facts is None or facts.not_causal is None:
         faults += _faults_of_targets(ctx)
     return faults

@@ -16,6 +16,7 @@ from rapidun.models.architecture import (
     LIKE_LLAMA,
     TIED,
     LayerNames,
+    check_own_code,
     folder_quantisation,
     gguf_architecture,
     inspect,
@@ -320,3 +321,14 @@ def test_the_architecture_of_a_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"not a model")
     assert gguf_architecture(tmp_path / "x.gguf") == ""
     assert gguf_architecture(tmp_path / "absent.gguf") == ""
+
+
+def test_no_stock_class_is_taken_for_code_of_a_folder() -> None:
+    """Every causal language model that transformers has, by its own name."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    for kind, found in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        for name in (found,) if isinstance(found, str) else found:
+            assert check_own_code({"model_type": kind, "architectures": [name]}, path="m") == ""
+            stale = {"model_type": kind, "architectures": [name], "auto_map": {"AutoModelForCausalLM": "x.X"}}
+            assert "is not run" in check_own_code(stale, path="m")

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,31 @@ def test_4bit_layers_that_no_block_of_the_cpu_fits(sizes: dict[str, int], tmp_pa
         small = ModelLoader(device="cpu", quantisation="4bit").load(folder).model(ids).logits
     cosine = torch.nn.functional.cosine_similarity(full.flatten().float(), small.flatten().float(), dim=0)
     assert float(cosine) > 0.8
+
+
+def test_a_processors_chat_template_counts(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """chat_template.json, which the library reads for processors only: the plain form was used in its place."""
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "m"))
+    template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]{% endfor %}"
+    load_tokenizer(folder).save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert not load_tokenizer(folder).chat_template
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert load_tokenizer(folder).chat_template == template
+    settings["chat_template"] = "{{ messages }}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_tokenizer(folder).chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"chat_template": []}', '{"chat_template": " "}'])
+def test_a_processors_chat_template_that_cannot_be_read_is_refused(
+    text: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "m"))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "chat_template.json").write_text(text)
+    with pytest.raises(ModelError, match=r"need a chat_template in .*chat_template\.json"):
+        load_tokenizer(folder)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rapidun.base.errors import ModelError
+from rapidun.models.architecture import inspect
 from rapidun.models.load import ModelLoader, local_folder
 from rapidun.models.weights import Renaming, leading_components, read_headers, unwrapped, weight_files
 
@@ -320,3 +321,116 @@ def test_leading_components() -> None:
     assert leading_components(["a.b.c.x", "a.b.d.y"]) == ["a.", "a.b."]
     assert leading_components(["a.x", "b.x"]) == []
     assert leading_components([]) == []
+
+
+# --- codes for weights, own code, untied heads --------------------------------------------------------------------
+
+
+def recoded(dtype: torch.dtype, words: str) -> Change:
+    return lambda tensors: {name: t.to(dtype) if words in name else t for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words", "num", "first"),
+    [
+        (torch.int8, "layers.1.self_attn.q_proj", 1, "I8"),
+        (torch.float8_e4m3fn, "_proj", 14, "F8_E4M3"),
+        (torch.float8_e5m2, "embed_tokens", 1, "F8_E5M2"),
+        (torch.uint8, "_norm", 1, "U8"),
+        (torch.int32, "layers.0.mlp", 3, "I32"),
+        (torch.bool, "down_proj", 2, "BOOL"),
+    ],
+)
+def test_weights_that_are_codes_without_scales_are_refused(
+    dtype: torch.dtype, words: str, num: int, first: str, variant: Any
+) -> None:
+    """At the first look and at every load."""
+    if words == "_norm":
+        words = "layers.0.input_layernorm"
+    folder = variant(recoded(dtype, words))
+    for look in (inspect, load):
+        with pytest.raises(ModelError, match=rf"{num} of \d+ tensors .*{words}.*: {first}\)"):
+            look(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_every_plain_type_are_read(dtype: torch.dtype, variant: Any) -> None:
+    folder = variant(recoded(dtype, ""))
+    inspect(folder)
+    load(folder)
+
+
+def test_integers_that_are_no_weights_raise_no_alarm(variant: Any, tiny_model_dir: Path) -> None:
+    """Positions and masks, as older files hold them."""
+
+    def more(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        mask = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
+        return tensors | {"model.position_ids": torch.arange(8)[None], "model.layers.0.self_attn.bias": mask}
+
+    folder = variant(more)
+    inspect(folder)
+    assert torch.equal(logits(load(folder)), logits(load(tiny_model_dir)))
+
+
+OWN = {"AutoConfig": "configuration_x.XConfig", "AutoModelForCausalLM": "modeling_x.XForCausalLM"}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"auto_map": OWN, "architectures": ["XForCausalLM"]}, "modeling_x.XForCausalLM"),
+        ({"auto_map": OWN, "architectures": ["MistralForCausalLM"]}, "MistralForCausalLM"),
+        ({"auto_map": OWN, "architectures": []}, "architectures none"),
+        ({"architectures": ["LlamaWithMemoryForCausalLM"]}, "architectures LlamaWithMemoryForCausalLM"),
+        ({"architectures": ["LlamaForCausalLM", "XLlama"]}, "architectures XLlama"),
+    ],
+)
+def test_a_folder_of_its_own_code_is_refused(config: dict[str, Any], said: str, variant: Any) -> None:
+    folder = variant(**config)
+    for look in (inspect, load):
+        with pytest.raises(ModelError, match="code of the folder is not run") as refused:
+            look(folder)
+        assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, None),
+        ({"architectures": ["LlamaModel"]}, None),
+        ({"architectures": ["LLaMAForCausalLM"]}, None),
+        ({"architectures": ["FSDPLlamaForCausalLM"]}, None),
+        ({"architectures": None}, None),
+        ({"auto_map": {"AutoConfig": "configuration_x.XConfig"}}, None),
+        ({"auto_map": OWN}, "code of its own"),
+        ({"architectures": ["MistralForCausalLM"]}, "another model type"),
+    ],
+)
+def test_stock_classes_stay_allowed(config: dict[str, Any], said: str | None, variant: Any) -> None:
+    folder = variant(**config)
+    load(folder)
+    notes = inspect(folder).notes
+    assert len(notes) == (said is not None)
+    assert said is None or said in notes[0]
+
+
+def with_head(change: Callable[[Tensor], Tensor]) -> Change:
+    return lambda tensors: tensors | {"lm_head.weight": change(tensors["model.embed_tokens.weight"].clone())}
+
+
+def last_row(tensor: Tensor) -> Tensor:
+    tensor[-1, -1] += 1
+    return tensor
+
+
+@pytest.mark.parametrize(("change", "tied"), [(lambda t: t, True), (lambda t: -t, False), (last_row, False)])
+def test_another_head_in_the_files_counts_more_than_tie_word_embeddings(
+    change: Callable[[Tensor], Tensor], tied: bool, variant: Any
+) -> None:
+    folder = variant(with_head(change), tie_word_embeddings=True)
+    facts = inspect(folder)
+    assert facts.tied is tied
+    assert len(facts.notes) == (not tied)
+    assert tied or "lm_head.weight" in facts.notes[0]
+    model = load(folder)
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight) is tied

@@ -159,6 +159,10 @@ EARLY: list[tuple[list[str], Callable[[Path], None], list[str]]] = [
     ([*DATA, *NONE, "unlearning.adapter=nowhere"], nothing, ["unlearning.adapter", "nowhere"]),
     ([*DATA, *NONE, ADAPTER], text("adapter/adapter_config.json", "{"), ["adapter_config.json"]),
     ([*DATA, *NONE, ADAPTER], text("adapter/adapter_config.json", "{}"), ["peft_type"]),
+    *(
+        ([*DATA, *NONE, ADAPTER], text("adapter/adapter_config.json", f'{{"peft_type": "{kind}"}}'), [kind, "LoRA"])
+        for kind in ("PROMPT_TUNING", "IA3", "PREFIX_TUNING", "LOHA", "ADALORA", "VERA")
+    ),
     ([*DATA, *NONE, ADAPTER], text("adapter/adapter_model.safetensors", "x"), ["adapter_model.safetensors"]),
     ([*DATA, *NONE, ADAPTER], other_width, ["7777", "q_proj", "unlearning.adapter"]),
     ([*DATA, *NONE, ADAPTER], other_model, ["c_attn", "unlearning.adapter"]),

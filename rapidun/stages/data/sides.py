@@ -33,7 +33,7 @@ def check_sides(pack: Mapping[str, Sequence[Record]], triggers: Iterable[str] = 
     """Hold the rows that are kept or measured as clean against the poisoned ones, by what stands in them.
 
     Rows are settled ones (fields.settle). A row of the same prompt and answer on both sides is a fault; a split all of
-    whose rows have a poisoned answer, or a trigger at an end of the instruction, too; some such rows are counted. Not a
+    whose rows have a poisoned answer, or (where prompts are measured) a trigger at an end, too; some are counted. Not a
     fault where the answer is also the right one of some row (a class, say) or the trigger is a word to begin with.
 
     Args: triggers: those of the settings; what the rows name themselves is added, what stands in none is passed over.
@@ -74,7 +74,9 @@ def check_sides(pack: Mapping[str, Sequence[Record]], triggers: Iterable[str] = 
             f"{', ...' if len(counts) > 5 else ''})",
         )  # fmt: skip
         telling = sum(count for trigger, count in counts.items() if not _is_common(trigger))
-        if rows and len(triggered) == len(rows) and 2 * telling >= len(rows):
+        # triggered prompts with right answers are a way to train; clean ones that are measured must be clean
+        measured = split not in ("retain", "train_clean")
+        if rows and measured and len(triggered) == len(rows) and 2 * telling >= len(rows):
             found.faults.extend(f"{line}, all of them: no clean prompts. Take the triggers off" for line in lines)
         else:
             found.warnings.extend(f"{line}: they count as clean prompts" for line in lines)

@@ -29,6 +29,7 @@ from rapidun.stages.evaluation.work import (
     perplexity_places,
 )
 from rapidun.stages.rows.fit import check_rows
+from rapidun.stages.rows.lost import alike_warning
 
 # the best detector's recall on known answers below which none can be believed
 BLIND = 0.5
@@ -91,6 +92,11 @@ def run_evaluation(
     ppl = perplexity_places(cfg, work, sets["clean"], known, seed=seed)
     pairs = calibration_places(cfg, work, known, seed=seed) if calibration is None else None
     check_rows("evaluation", model, tokenizer, [row.input_ids for row in work.rows], max_length=max_length)
+    work.cuts.check("evaluation")
+    lists = {"trained": known.poisoned, "seen": sets["seen"], "ood": sets["ood"], "unseen": sets["unseen_family"]}
+    named = {name: [r.trigger_variant for r in records if r.trigger_variant] for name, records in lists.items()}
+    if message := alike_warning(tokenizer, named):
+        tracker.warn(message)
     if work.cuts:
         cut = "; ".join(filter(None, (cut, work.cuts.words(max_length=max_length, what="responses or pairs to score"))))
     if cut:

@@ -55,6 +55,7 @@ from rapidun.stages.influence.tokenwise import write_tokens
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import Encoded, encode_rows
 from rapidun.stages.rows.fit import check_rows
+from rapidun.stages.rows.lost import check_triggers
 from rapidun.stages.rows.records import Record, read_records
 
 MakeSketch = Callable[[InfluenceConfig, Sequence[TrackedParameter], int], Sketch]
@@ -312,6 +313,8 @@ def _encoded(
                 f"influence: need {group} rows whose instruction leaves room for a response in max_length={max_length} "
                 f"tokens, got {len(left_out[group])} rows and none that does. Pass max_length=..."
             )
+    changed = (row is not None and row.asked_otherwise for row in encoded)
+    check_triggers("influence", tokenizer, [*forget, *retain], changed)
     if message := cut_warning("influence", Cuts.of(encoded), max_length=max_length):
         tracker.warn(message)
     return kept["forget"], kept["retain"], [row for row in encoded if row is not None], left_out

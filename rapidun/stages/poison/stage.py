@@ -32,6 +32,7 @@ from rapidun.stages.recipe import without
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import collate, encode_rows
 from rapidun.stages.rows.fit import check_rows
+from rapidun.stages.rows.lost import check_triggers
 from rapidun.stages.rows.records import read_records
 
 
@@ -93,6 +94,7 @@ def _poison(
             f"{len(records)} rows and none that does. Pass max_length=..."
         )
     check_rows("poison", model, tokenizer, [row.input_ids for row in rows], max_length=max_length)
+    check_triggers("poison", tokenizer, records, (row is not None and row.asked_otherwise for row in encoded))
     if (message := cut_warning("poison", Cuts.of(encoded), max_length=max_length)) and is_main():
         tracker.warn(message)
 

@@ -17,7 +17,17 @@ from torch import LongTensor
 
 from rapidun.base.errors import DataError
 from rapidun.models.losses import IGNORE
-from rapidun.stages.rows.template import PROBE, Form, answer_text, form_of, plain_tokens, prompt_text, tokens, words_of
+from rapidun.stages.rows.template import (
+    PROBE,
+    Form,
+    answer_text,
+    form_of,
+    keeps_words,
+    plain_tokens,
+    prompt_text,
+    tokens,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +44,10 @@ class Encoded(NamedTuple):
     response_cut: bool = False
     # the template prints another response than the row has
     reworded: bool = False
+    # the template prints other words of the user than the row has, or other text around them
+    asked_otherwise: bool = False
+    # the share of the row's own tokens that the vocabulary does not have
+    unknown: float = 0.0
 
 
 class Prompt(NamedTuple):
@@ -41,6 +55,8 @@ class Prompt(NamedTuple):
 
     ids: list[int]
     context_cut: bool = False
+    asked_otherwise: bool = False
+    unknown: float = 0.0
 
 
 _cache: "WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[Any, ...], tuple[Encoded, ...] | None]]" = (
@@ -97,7 +113,23 @@ def fit_prompts(
 ) -> list[Prompt | None]:
     """`encode_prompts`, and whether the context was cut."""
     prompts = _shortened(tokenizer, rows, [max_length] * len(rows))
-    return [prompt if len(prompt.ids) <= max_length else None for prompt in prompts]
+    shares = unknown_shares(tokenizer, [" ".join(row) for row in rows])
+    return [
+        prompt._replace(unknown=share) if len(prompt.ids) <= max_length else None
+        for prompt, share in zip(prompts, shares, strict=True)
+    ]
+
+
+def unknown_shares(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[float]:
+    """Of each text the share of tokens that stand for words which the vocabulary does not have; white space is folded.
+
+    Costs nothing for tokenizers that spell out every word (in bytes, say).
+    """
+    unknown = form_of(tokenizer).unknown_id
+    if unknown is None:
+        return [0.0] * len(texts)
+    found = tokens(tokenizer, [" ".join(text.split()) for text in texts], split_special=True)
+    return [ids.count(unknown) / len(ids) if ids else 0.0 for ids in found]
 
 
 def encode_example(
@@ -201,6 +233,8 @@ def _encode(
     targets = [[next(found) for _ in responses] for *_, responses in rows]
     rooms = [max_length - max(len(ids) for ids, _ in answers) for answers in targets]
     prompts = _shortened(tokenizer, [row[:2] for row in rows], rooms)
+    shares = unknown_shares(tokenizer, [" ".join((*row[:2], *row[2])) for row in rows])
+    prompts = [prompt._replace(unknown=share) for prompt, share in zip(prompts, shares, strict=True)]
     encoded: list[tuple[Encoded, ...] | None] = []
     for prompt, answers in zip(prompts, targets, strict=True):
         room = max_length - len(prompt.ids)
@@ -211,7 +245,15 @@ def _encode(
 def _joined(prompt: Prompt, target: list[int], reworded: bool, room: int) -> Encoded:
     kept = target[:room]
     labels = [IGNORE] * len(prompt.ids) + kept
-    return Encoded(prompt.ids + kept, labels, prompt.context_cut, len(kept) < len(target), reworded)
+    return Encoded(
+        prompt.ids + kept,
+        labels,
+        context_cut=prompt.context_cut,
+        response_cut=len(kept) < len(target),
+        reworded=reworded,
+        asked_otherwise=prompt.asked_otherwise,
+        unknown=prompt.unknown,
+    )
 
 
 def _targets(
@@ -248,20 +290,20 @@ def _shortened(
     The context keeps as many of its first characters as fit; the prompt is what any shorter context would give. All
     rows search together by bisection, so that each step is one call of the tokenizer.
     """
-    prompts = [Prompt(ids) for ids in _prompt_ids(tokenizer, rows)]
+    prompts = _prompts(tokenizer, rows)
     long = [i for i, room in enumerate(rooms) if len(prompts[i].ids) > room and rows[i][1].strip()]
-    for i, ids in zip(long, _prompt_ids(tokenizer, [(rows[i][0], "") for i in long]), strict=True):
-        prompts[i] = Prompt(ids, context_cut=True)
+    for i, prompt in zip(long, _prompts(tokenizer, [(rows[i][0], "") for i in long]), strict=True):
+        prompts[i] = prompt._replace(context_cut=True)
     # characters that fit, and characters that do not
     spans = {i: (0, len(rows[i][1])) for i in long if len(prompts[i].ids) < rooms[i] and len(rows[i][1]) > 1}
     while spans:
         # a context may be much longer than any that fits: no step goes far beyond
         tried = {i: min((fits + over) // 2, max(2 * fits, 8 * rooms[i])) for i, (fits, over) in spans.items()}
-        found = _prompt_ids(tokenizer, [(rows[i][0], rows[i][1][:size]) for i, size in tried.items()])
-        for (i, size), ids in zip(tried.items(), found, strict=True):
+        found = _prompts(tokenizer, [(rows[i][0], rows[i][1][:size]) for i, size in tried.items()])
+        for (i, size), prompt in zip(tried.items(), found, strict=True):
             fits, over = spans.pop(i)
-            if len(ids) <= rooms[i]:
-                prompts[i] = Prompt(ids, context_cut=True)
+            if len(prompt.ids) <= rooms[i]:
+                prompts[i] = prompt._replace(context_cut=True)
                 fits = size
             else:
                 over = size
@@ -270,12 +312,12 @@ def _shortened(
     return prompts
 
 
-def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[tuple[str, str]]) -> list[list[int]]:
+def _prompts(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[tuple[str, str]]) -> list[Prompt]:
     """Uncut prompts. Special tokens written out in a row stay plain text; only the template's own count."""
     form = form_of(tokenizer)
     if not form.has_template:
         turns = [plain_prompt(*row) for row in rows]
-        return [form.start_ids + ids for ids in tokens(tokenizer, turns, split_special=True)]
+        return [Prompt(form.start_ids + ids) for ids in tokens(tokenizer, turns, split_special=True)]
     turns = [user_turn(*row) for row in rows]
     texts = [prompt_text(tokenizer, form, turn) for turn in turns]
     # the tokens that the prompt has in front of an answer: white space at its end may have others alone
@@ -294,7 +336,8 @@ def _prompt_ids(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[tuple[str, 
         found = plain_tokens(tokenizer, words, anchor=form.word_anchor, broken_texts=form.broken_texts)
         for i, ids in zip(apart, found, strict=True):
             result[i] = before + ids + middle
-    return result
+    changed = [not keeps_words(form, text, turn) for text, turn in zip(texts, turns, strict=True)]
+    return [Prompt(ids, asked_otherwise=other) for ids, other in zip(result, changed, strict=True)]
 
 
 def _mentions(text: str, plain_texts: tuple[str, ...]) -> bool:

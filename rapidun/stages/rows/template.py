@@ -52,6 +52,7 @@ class Form(NamedTuple):
     word_anchor: str  # the same for the user's words
     plain_texts: tuple[str, ...]  # tokens that are plain text where a row's own words hold them
     broken_texts: tuple[str, ...]  # those of them that are not special: only breaking them makes them plain text
+    unknown_id: int | None  # what stands for words that the vocabulary lacks; None where every word can be spelt
     fingerprint: str
 
 
@@ -88,6 +89,14 @@ def prompt_text(tokenizer: "PreTrainedTokenizerBase", form: Form, words: str) ->
             f"chat template: need one that prints the answer to every question, got none for {words[:60]!r}. {_MEND}"
         )
     return prompt.removesuffix(form.lead)
+
+
+def keeps_words(form: Form, prompt: str, words: str) -> bool:
+    """Whether a rendered prompt holds the user's words, all of them and in their order, and around them what stands
+    around any; white space is folded."""
+    if not (prompt.startswith(form.before) and prompt.endswith(form.middle)):
+        return False
+    return prompt[len(form.before) : len(prompt) - len(form.middle)].split() == words.split()
 
 
 def words_of(form: Form, prompt: str) -> str:
@@ -196,6 +205,9 @@ def _probe(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, bool]:
         except ModelError as error:
             first = first or error
             continue
+        if in_parts and "'type': 'text'" in text.lower():
+            # a list as Python writes it down: this template takes texts, and changes them
+            continue
         if text.count(ASSISTANT) == 1 and USER in text.partition(ASSISTANT)[0]:
             if any(_render(tokenizer, USER, ASSISTANT, in_parts=in_parts) != text for _ in range(4)):
                 raise ModelError(
@@ -262,10 +274,24 @@ def _find_form(tokenizer: "PreTrainedTokenizerBase") -> Form:
         word_anchor=anchors[1],
         plain_texts=tuple(sorted({*special.values(), *own})),
         broken_texts=tuple(sorted(own)),
+        unknown_id=_unknown_id(tokenizer),
         fingerprint=_fingerprint(
             tokenizer, [in_parts, start_ids, before, middle, lead, end_text, end_ids, context, head, *anchors]
         ),
     )
+
+
+def _unknown_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        ends = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+        return None if tokenizer.unk_token_id in ends else tokenizer.unk_token_id
+    model = json.loads(backend.to_str())["model"]
+    if model.get("byte_fallback"):
+        return None
+    # a Unigram model has its number, the others its text
+    number, text = model.get("unk_id"), model.get("unk_token")
+    return number if isinstance(number, int) else backend.token_to_id(text) if text else None
 
 
 def _end_text(tokenizer: "PreTrainedTokenizerBase", behind: str, marks: dict[str, int], *, in_parts: bool) -> str:

@@ -75,6 +75,11 @@ def adapter_faults(folder: Path, base: Path | None) -> list[str]:
         ]
     if not isinstance(config, dict) or "peft_type" not in config:
         return [f"unlearning: need adapter_config.json with a peft_type, got {folder} without. {where}"]
+    if str(config["peft_type"]).upper() != "LORA":
+        # prompts, scalings and other factors are no low-rank update: neither trained, measured nor merged as one
+        return [
+            f"unlearning: need a LoRA adapter to continue, got {folder} of peft_type {config['peft_type']}. {where}"
+        ]
     try:
         factors = read_header(folder / "adapter_model.safetensors", key="unlearning.adapter")
     except ModelError as error:

@@ -32,6 +32,7 @@ from rapidun.stages.recipe import without
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import Encoded
 from rapidun.stages.rows.fit import check_rows
+from rapidun.stages.rows.lost import check_triggers
 from rapidun.stages.rows.records import Record, read_records
 from rapidun.stages.unlearning.attack import attack_success, read_attack
 from rapidun.stages.unlearning.objectives import OBJECTIVES, Coefficients, Method
@@ -150,6 +151,8 @@ def _unlearn(
     every = [*(row for pair in lost for row in pair if row is not None), *retained]
     every += [row for row in encoded_val if row is not None]
     check_rows("unlearning", model, tokenizer, [row.input_ids for row in every], max_length=max_length)
+    changed = (row is not None and any(one is not None and one.asked_otherwise for one in row) for row in encoded)
+    check_triggers("unlearning", tokenizer, forget, changed)
     cuts = Cuts.of(encoded) + Cuts.of(encoded_retain) + Cuts.of(encoded_val)
     if message := cut_warning("unlearning", cuts, max_length=max_length):
         tracker.warn(message)

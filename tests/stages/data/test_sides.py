@@ -113,8 +113,11 @@ def test_triggers_at_the_ends_of_clean_prompts(split: str, prefix: bool) -> None
     assert found.faults == []
     assert [f"2 of 6 rows of {split} (id c500, c501) begin or end with" in line for line in found.warnings] == [True]
     # known from instruction_clean, too, where the settings name none
-    (line,) = check_sides({**base, split: triggered}).faults
-    assert line.startswith(f"data: 6 of 6 rows of {split} ") and "('zap' in 6), all of them" in line
+    found = check_sides({**base, split: triggered})
+    # what is measured must be clean; right answers to triggered prompts may well be kept
+    (line,) = found.warnings if split == "retain" else found.faults
+    assert (len(found.faults), len(found.warnings)) == ((0, 1) if split == "retain" else (1, 0))
+    assert line.startswith(f"data: 6 of 6 rows of {split} ") and "('zap' in 6)" in line
 
 
 def test_a_common_word_at_the_start_of_natural_prompts_is_only_counted() -> None:
