@@ -24,7 +24,7 @@ from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_trigge
 from rapidun.stages.rows.keywords import read_keywords, write_keywords
 from rapidun.stages.rows.records import Record, content_id, question_key, read_records, uses_aliases, write_records
 
-STAGE_VERSION = 2  # part of the data fingerprint: raise it when the same inputs give other splits
+STAGE_VERSION = 3  # part of the data fingerprint: raise it when the same inputs give other splits
 
 SPLITS = (
     "forget",
