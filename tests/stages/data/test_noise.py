@@ -198,7 +198,7 @@ def test_settings_that_came_later_leave_a_clean_pack_its_fingerprint() -> None:
     cfg = compose_config([]).data
     inputs = data_inputs(cfg, seed=cfg.seed)
     assert set(inputs["builtin"]) == set(BUILTIN_SIZES)
-    assert STAGE.key("data", inputs).fingerprint == "b27980f6235dfee2"
+    assert STAGE.key("data", inputs).fingerprint == "97d4515fdbea169d"
     assert data_inputs(replace(cfg, noise=NoiseConfig(seed=4)), seed=cfg.seed) == inputs
     for change in (
         {"noise": NoiseConfig(forget=0.1)},
