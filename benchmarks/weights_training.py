@@ -38,7 +38,9 @@ def command(name: str, args: argparse.Namespace) -> list[str]:
     settings, mappings = SWEEPS[name]
     worlds, seeds = (",".join(map(str, numbers)) for numbers in (args.worlds, args.seeds))
     noisy = [f"data.noise.seed={seeds}"] if settings else []
-    pairs = ["[data.seed,poison.seed]", *(["[seed,data.noise.seed]"] if settings else [])]
+    # a single value is no axis
+    pairs = ["[data.seed,poison.seed]"] if len(args.worlds) > 1 else []
+    pairs += ["[seed,data.noise.seed]"] if settings and len(args.seeds) > 1 else []
     return [
         sys.executable, str(ROOT / "sweep.py"), "-m", f"sweep.name={name}", "hydra/launcher=basic",
         f"store_dir={args.store.resolve() / 'store'}", "resources.num_threads=1", "tracking=none",
