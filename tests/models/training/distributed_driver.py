@@ -122,6 +122,9 @@ def scenario(root: Path, name: str) -> str:
 def main(root: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     print(json.dumps({name: scenario(root, name) for name in names}))
+    # threads of the group that are still there when the interpreter goes end the process with SIGABRT
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
