@@ -42,7 +42,7 @@ def test_the_size_decides_what_nobody_set(number: float, method: str, expected: 
 
 
 def test_the_published_and_the_measured_settings_are_those_of_their_presets() -> None:
-    """SmolLM2's file and RapidUn's own numbers (METHOD.md, section 5) stand at the two ends of the table."""
+    """SmolLM2's file and RapidUn's own numbers (docs/method.md, section 5) stand at the two ends of the table."""
     small, smol = (compose_run([name, "model.path=DIR"]).cfg for name in ("model=hf", "model=smollm2_135m"))
     settle(small, lambda: 134_515_008)
     large, llama = (compose_run([name, "model.path=DIR"]).cfg for name in ("model=hf", "model=llama3_8b"))
