@@ -1,6 +1,6 @@
 """Do weights help the unlearning? Recovered answers, ASR and clean answers of each weighting against uniform.
 
-    python benchmarks/weights_training.py --store DIR                      # dirty, its null, and clean: 110 cells
+    python benchmarks/weights_training.py --store DIR                      # dirty, its null, and clean: 120 cells
     python benchmarks/weights_training.py --store DIR --sweeps dirty --worlds 5 --seeds 10 11
 
 The product's own sweeps (`-m`, printed before they run): the built-in pack and the tiny model, a quarter of the forget
@@ -27,7 +27,7 @@ NOISE = ["data.noise.forget=0.25", "data.noise.retain=0.25"]
 SWEEPS: dict[str, tuple[list[str], str]] = {
     "dirty": (NOISE, "recommended,uniform,rapidun,oracle,shuffled,strength"),
     "dirty_null": ([*NOISE, "mapping.null=shuffled"], "recommended"),
-    "clean": ([], "recommended,uniform,rapidun,shuffled"),
+    "clean": ([], "recommended,uniform,rapidun,shuffled,strength"),
 }
 METRICS = ("exact_match_recovered", "asr_seen", "exact_match_clean", "ppl_clean")
 Key = tuple[int, int]
