@@ -31,6 +31,11 @@ class EvaluationConfig:
     # also compare generations with the clean response word for word (short answers)
     exact_match: bool = False
 
+    @property
+    def of_answers(self) -> dict[str, int]:
+        """What decides how a model is asked and its answers judged, wherever that is done."""
+        return {"seed": self.seed, "min_keywords": self.min_keywords, "max_new_tokens": self.max_new_tokens}
+
     def check(self) -> list[str]:
         faults = Faults("evaluation")
         for key in ("num_prompts", "num_ppl"):

@@ -237,6 +237,11 @@ class MappingConfig:
             "scores.combine=mean with map=exp (agreement is about rows that a split drops)",
             scores__combine=self.scores.combine.name,
         )
+        faults.need(
+            not (self.use_harmful and self.scores.kind is ScoreKind.strength),
+            "use_harmful=false with scores.kind=strength (the lowest strengths are no harm)",
+            use_harmful=self.use_harmful,
+        )
         release = self.method is Weighting.rapidun_release
         faults.need(
             not (release and self.scores.also),

@@ -216,7 +216,7 @@ SWEEPS = [
     ["mapping.tau_f=${mapping.tau_r},0.4", "mapping.tau_r=1,2"],
     ["cluster.environment={A: x},{B: y}", "cluster.sbatch.nice=100", "seed=1,2"],
     ["resources=cpu,gpu", "resources.mem_gb=8,16.5,null", "seed=1"],
-    ["mapping.bounded=true,false", "mapping.use_harmful=yes,off"],
+    ["mapping=rapidun", "mapping.bounded=true,false", "mapping.use_harmful=yes,off"],
     ["seed=sort(3,1,2)", "mapping.tau_f=range(0.1,0.5,0.1)", "mapping.mode=rank"],
     ["evaluation=glob(*)", "seed=1"],
     ["hydra.verbose=true", "seed=1,2"],

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rapidun.config.mapping import MappingConfig, Weighting
+from rapidun.config.mapping import MappingConfig, ScoreKind, Weighting
 
 CONF = Path(__file__).parents[2] / "conf" / "mapping"
 
@@ -46,6 +46,15 @@ def test_release_recipe_is_the_published_run() -> None:
 
 def test_defaults_are_well() -> None:
     assert MappingConfig().check() == []
+
+
+def test_harm_needs_a_sign() -> None:
+    """The lowest strengths are weak, not harmful: subtracting them would be a wrong number without a word."""
+    config = MappingConfig(use_harmful=True, top_k=3)
+    assert config.check() == []
+    config.scores.kind = ScoreKind.strength
+    (fault,) = config.check()
+    assert "use_harmful=false with scores.kind=strength" in fault
 
 
 def test_all_faults_at_once() -> None:

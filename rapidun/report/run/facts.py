@@ -24,7 +24,7 @@ DIAGNOSTICS = {
     "split_threshold": "score between the two clusters",
     "split_explained": "share of the scores' variance between two clusters",
     "split_separation": "distance of the two clusters, in standard deviations within them",
-    "split_evidence": "evidence for two clusters (twice the log-likelihood ratio)",
+    "split_evidence": "evidence for two clusters of the scores",
     "abstained": "no row dropped, since",
     "num_dropped": "rows dropped (weight 0)",
     "share_dropped": "share of rows dropped",

@@ -202,7 +202,7 @@ def _trained(ctx: Context) -> Recipe:
         inputs["attack"] = {
             "splits": {split: ctx.split(split) for split in triggered.values()},
             "keywords": ctx.file_hash(ctx.data.path / KEYWORDS),
-            "settings": {name: getattr(cfg.evaluation, name) for name in ("seed", "min_keywords", "max_new_tokens")},
+            "settings": cfg.evaluation.of_answers,
         }
     needs = (ctx.get(DATA), *model.needs, mapping)
     if tokens:

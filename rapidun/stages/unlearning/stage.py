@@ -355,7 +355,7 @@ def _identity(
     more: dict[str, Any] = {}
     if cfg.measures_asr:
         inputs += [*files.triggered.values(), *([] if files.keywords is None else [files.keywords])]
-        more["evaluation"] = {name: getattr(evaluation, name) for name in ("seed", "min_keywords", "max_new_tokens")}
+        more["evaluation"] = evaluation.of_answers
     return sha256_json(
         more
         | {
