@@ -149,13 +149,15 @@ def scripted(script: list[int], size: int) -> Any:
     class Scripted(LlamaForCausalLM):
         def forward(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
             result = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-            if input_ids.shape[1] > 1 or not hasattr(self, "length"):
-                no_padding = torch.ones_like(input_ids)
-                self.length = (no_padding if attention_mask is None else attention_mask).sum(dim=1)
+            # how far each row is says the call itself: another prompt may have gone through the model before
+            cached = kwargs.get("past_key_values")
+            if attention_mask is not None:
+                lengths = attention_mask.sum(dim=1).tolist()
             else:
-                self.length = self.length + 1
+                size = input_ids.shape[1] if cached is None else cached.get_seq_length()
+                lengths = [size] * input_ids.shape[0]
             result.logits.zero_()
-            for row, length in enumerate(self.length.tolist()):
+            for row, length in enumerate(lengths):
                 result.logits[row, -1, script[min(length, len(script) - 1)]] = 1.0
             return result
 
