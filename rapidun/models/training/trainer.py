@@ -24,10 +24,12 @@ from rapidun.base.preemption import Preempted, Pruned, checkpointing, stop_reque
 from rapidun.base.processes import collective, is_main, share
 from rapidun.config.parts import OptimiserSettings
 from rapidun.models.load import peft_renaming
-from rapidun.models.losses import IGNORE, example_cross_entropy
+from rapidun.models.losses import IGNORE
+from rapidun.models.packed import cross_entropy
 from rapidun.models.rng import mix
 from rapidun.models.training.checkpoints import MARKER, checkpoint_step, newest_checkpoint
 from rapidun.models.training.distributed import largest, total
+from rapidun.models.training.forward import forward_packed
 from rapidun.models.training.journal import Journal, JournalCallback, TrainingDiverged
 from rapidun.models.training.samplers import EpochSampler, RowDataset, StepShards, num_batches
 
@@ -180,7 +182,8 @@ class ResponseTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         if "idle" in inputs:
-            logits = forward_logits(model, inputs)
+            # no response token: every parameter takes part in the exchange all the same
+            logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
             loss = 0.0 * logits.sum()
         else:
             loss, logits = self.mean_loss(model, inputs, num_items_in_batch or self.num_examples_in(inputs))
@@ -190,9 +193,9 @@ class ResponseTrainer(Trainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def mean_loss(self, model: nn.Module, inputs: dict[str, Tensor], num_examples: int) -> tuple[Tensor, Tensor]:
-        """This micro-batch's part of the step's mean over `num_examples`, and the logits."""
-        logits = forward_logits(model, inputs)
-        return example_cross_entropy(logits, inputs["labels"]).sum() / num_examples, logits
+        """This micro-batch's part of the step's mean over `num_examples`, and the logits [N, V] at response tokens."""
+        tokens = forward_packed(model, inputs)
+        return cross_entropy(tokens).sum() / num_examples, tokens.logits
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer calls this at the end of each step (and epoch): last, see whether training should stop."""
@@ -226,11 +229,6 @@ class ResponseTrainer(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
         self._saved_at = self.state.global_step
-
-
-def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """[B, T, V] logits of a right-padded batch."""
-    return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
 
 
 def train_to_end(trainer: ResponseTrainer, *, work: Path, identity: str) -> None:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rapidun.models.losses import IGNORE
+from rapidun.models.losses import IGNORE, response_mask
 from rapidun.stages.rows.encode import Encoded, collate, encode_rows, encode_together
 from rapidun.stages.rows.records import Record
-from rapidun.stages.unlearning.objectives import Method
+from rapidun.stages.unlearning.objectives.base import Method
 
 # `part` of a sequence in a micro-batch
 POISONED, CLEAN, RETAIN = 0, 1, 2
@@ -103,3 +103,8 @@ def collate_mixed(rows: Sequence[ForgetRow | RetainRow], *, pad_token_id: int) -
                 places = [t for t, label in enumerate(row.labels) if t > 0 and label != IGNORE]
                 batch["token_weights"][line, places] = torch.tensor(weights, dtype=torch.float32)
     return batch
+
+
+def token_weights_of(batch: dict[str, Tensor]) -> Tensor:
+    """[N]: the weights of a micro-batch's response tokens, as rapidun.models.packed lays them out."""
+    return batch["token_weights"][response_mask(batch["labels"])]

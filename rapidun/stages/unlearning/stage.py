@@ -35,7 +35,8 @@ from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.lost import check_triggers
 from rapidun.stages.rows.records import Record, read_records
 from rapidun.stages.unlearning.attack import attack_success, read_attack
-from rapidun.stages.unlearning.objectives import OBJECTIVES, Coefficients, Method
+from rapidun.stages.unlearning.objectives.base import Coefficients, Method
+from rapidun.stages.unlearning.objectives.catalogue import OBJECTIVES
 from rapidun.stages.unlearning.rows import (
     ForgetTargets,
     RetainRow,

@@ -6,23 +6,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rapidun.config.unlearning import RetainLoss
-from rapidun.models.losses import example_cross_entropy
+from rapidun.models.packed import Packed, cross_entropy
 from rapidun.models.training.distributed import total
+from rapidun.models.training.forward import forward_packed
 from rapidun.models.training.journal import Journal
-from rapidun.models.training.trainer import ResponseTrainer, forward_logits
-from rapidun.stages.unlearning.objectives import (
-    RETAIN_LOSSES,
+from rapidun.models.training.trainer import ResponseTrainer
+from rapidun.stages.unlearning.objectives.base import (
     Coefficients,
     ForgetOutputs,
     Method,
+    Reference,
     Responses,
     weighted_mean,
 )
-from rapidun.stages.unlearning.rows import CLEAN, POISONED, RETAIN
+from rapidun.stages.unlearning.objectives.retain import RETAIN_LOSSES
+from rapidun.stages.unlearning.rows import CLEAN, POISONED, RETAIN, token_weights_of
 
 # means over the examples of a step, in each line of the journal
 TERMS = ("forget_term", "capped_share", "ce_poisoned", "ce_clean", "ce_retain", "retain_term")
@@ -52,7 +53,7 @@ class UnlearningTrainer(ResponseTrainer):
         self.weight_warmup_ratio = weight_warmup_ratio
         self.reference_on_retain = retain_loss is RetainLoss.kl and method.retain
         self.reference: dict[str, Tensor] = {}
-        if method.reference or self.reference_on_retain:
+        if method.reference is not Reference.none or self.reference_on_retain:
             trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
             self.reference = {name: p.detach().clone() for name, p in trained}
         # name -> (sum, number) over the micro-batches of one optimiser step
@@ -68,40 +69,38 @@ class UnlearningTrainer(ResponseTrainer):
         # no arithmetic once warm, so that the weights are the given ones to the last bit
         return weights if share == 1.0 else 1.0 + (weights - 1.0) * share
 
-    def reference_logits(self, model: nn.Module, inputs: dict[str, Tensor], chosen: Tensor) -> Tensor:
-        """[S, T, V] logits of the reference model for the chosen sequences, zeros for the others."""
+    def reference_tokens(self, model: nn.Module, inputs: dict[str, Tensor], chosen: Tensor) -> Packed:
+        """The response tokens of the chosen sequences under the reference model, without gradient."""
         bare = self.accelerator.unwrap_model(model)
-        fed = {name: inputs[name][chosen] for name in ("input_ids", "attention_mask")}
+        fed = {name: inputs[name][chosen] for name in ("input_ids", "attention_mask", "labels")}
         training = bare.training
         bare.eval()
         with torch.no_grad():
-            logits = functional_call(bare, self.reference, kwargs={**fed, "use_cache": False}).logits
+            tokens = forward_packed(bare, fed, parameters=self.reference)
         bare.train(training)
-        spread = torch.zeros((len(chosen), *logits.shape[1:]), dtype=logits.dtype, device=logits.device)
-        spread[chosen] = logits
-        return spread
+        return tokens
 
     def mean_loss(self, model: nn.Module, inputs: dict[str, Tensor], num_examples: int) -> tuple[Tensor, Tensor]:
-        logits = forward_logits(model, inputs)
-        losses = example_cross_entropy(logits, inputs["labels"], inputs.get("token_weights"))
-        plain = losses
+        tokens = forward_packed(model, inputs)
+        log_probs = tokens.log_probs()
+        plain = losses = cross_entropy(tokens, log_probs)
         if "token_weights" in inputs:
             # what is logged as cross-entropy stays one
-            plain = example_cross_entropy(logits.detach(), inputs["labels"])
+            losses = cross_entropy(tokens, log_probs, token_weights_of(inputs))
         part = inputs["part"]
-        on_forget = (part != RETAIN) & self.method.reference
-        chosen = on_forget | ((part == RETAIN) & self.reference_on_retain)
-        reference = self.reference_logits(model, inputs, chosen) if bool(chosen.any()) else None
 
-        def responses(kind: int) -> Responses | None:
+        def responses(kind: int, *, reference: bool) -> Responses | None:
             rows = part == kind
             if not bool(rows.any()):
                 return None
-            picked = None if reference is None else reference[rows]
-            return Responses(losses[rows], logits[rows], inputs["labels"][rows], picked)
+            known = self.reference_tokens(model, inputs, rows) if reference else None
+            return Responses(losses[rows], tokens.of(rows), known)
 
-        poisoned, clean, retain = responses(POISONED), responses(CLEAN), responses(RETAIN)
-        loss = torch.zeros((), device=logits.device)
+        on_forget = self.method.reference is Reference.logits
+        poisoned = responses(POISONED, reference=on_forget)
+        clean = responses(CLEAN, reference=on_forget)
+        retain = responses(RETAIN, reference=self.reference_on_retain)
+        loss = torch.zeros((), device=losses.device)
         # one of several processes may have rows of one group only
         if len(inputs["forget_weights"]):
             terms = self.method.forget(ForgetOutputs(poisoned, clean, inputs["has_clean"]), self.coefficients)
@@ -115,7 +114,7 @@ class UnlearningTrainer(ResponseTrainer):
             retained = self.retain_term(retain)
             loss = loss + weighted_mean(retained, self.warm_up(inputs["retain_weights"]), num_examples=num_examples)
             self._add("retain_term", retained)
-        return loss, logits
+        return loss, tokens.logits
 
     def _add(self, name: str, values: Tensor) -> None:
         value, number = self._sums.get(name, (0.0, 0))

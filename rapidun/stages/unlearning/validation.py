@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rapidun.models.losses import IGNORE, example_cross_entropy
-from rapidun.models.training.trainer import forward_logits
+from rapidun.models.losses import IGNORE
+from rapidun.models.packed import cross_entropy
+from rapidun.models.training.forward import forward_packed
 from rapidun.stages.rows.batches import token_budget_batches
 from rapidun.stages.rows.encode import Encoded, collate
 
@@ -21,7 +22,7 @@ def cross_entropies(model: nn.Module, rows: Sequence[Encoded], *, pad_token_id: 
     for indices in token_budget_batches([len(row.input_ids) for row in rows], max_tokens=TOKENS_PER_BATCH):
         padded = collate([rows[index] for index in indices], pad_token_id=pad_token_id)
         batch = {name: tensor.to(device) for name, tensor in padded.items()}
-        values = example_cross_entropy(forward_logits(model, batch), batch["labels"])
+        values = cross_entropy(forward_packed(model, batch))
         for index, value in zip(indices, values.tolist(), strict=True):
             losses[index] = value
     return losses

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rapidun.base.errors import ModelError
 from rapidun.models.losses import IGNORE

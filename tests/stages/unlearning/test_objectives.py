@@ -8,26 +8,22 @@ from torch import Tensor
 
 from rapidun.config.unlearning import Objective, RetainLoss
 from rapidun.models.losses import example_cross_entropy
-from rapidun.stages.unlearning.objectives import (
-    OBJECTIVES,
-    RETAIN_LOSSES,
-    Coefficients,
-    ForgetOutputs,
-    Responses,
-    ga,
-    graddiff,
-    idk_sft,
-    rapidun,
-    retain_cross_entropy,
-    retain_kl,
-    weighted_mean,
-)
+from rapidun.models.packed import pack
+from rapidun.stages.unlearning.objectives.ascent import ga, graddiff, rapidun
+from rapidun.stages.unlearning.objectives.base import Coefficients, ForgetOutputs, Responses, weighted_mean
+from rapidun.stages.unlearning.objectives.catalogue import OBJECTIVES
+from rapidun.stages.unlearning.objectives.imitation import idk_sft
+from rapidun.stages.unlearning.objectives.retain import RETAIN_LOSSES, retain_cross_entropy, retain_kl
 
 
 def responses(losses: list[float] | Tensor) -> Responses:
     """Responses of which only the cross-entropy matters."""
-    values = torch.as_tensor(losses)
-    return Responses(values, torch.zeros(len(values), 2, 3), torch.zeros(len(values), 2, dtype=torch.long))
+    return Responses(torch.as_tensor(losses))
+
+
+def judged(logits: Tensor, labels: Tensor, reference: Tensor) -> Responses:
+    """Responses under a model and its reference, [B, T, V] each."""
+    return Responses(torch.zeros(len(labels)), pack(logits, labels), pack(reference, labels))
 
 
 def outputs(poisoned: Tensor | list[float], clean: Tensor | list[float] | None, has_clean: list[bool]) -> ForgetOutputs:
@@ -114,7 +110,7 @@ def test_retain_kl_by_hand() -> None:
     logits = torch.tensor([[[0.0, 0.0], [3.0, 1.0], [5.0, -5.0]]])
     reference = torch.tensor([[[math.log(3.0), 0.0], [3.0, 1.0], [-5.0, 5.0]]])
     labels = torch.tensor([[-100, 1, 0]])
-    value = retain_kl(Responses(torch.zeros(1), logits, labels, reference))
+    value = retain_kl(judged(logits, labels, reference))
     assert value.tolist() == pytest.approx([(0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2], rel=1e-6)
 
 
@@ -131,17 +127,17 @@ def test_retain_kl_agrees_with_a_slow_float64_version_and_ignores_padding() -> N
             r = torch.softmax(reference[row, t - 1].double(), dim=0)
             total += sum((r[v] * (r[v] / p[v]).log()).item() for v in range(7))
         slow.append(total / len(positions))
-    fast = retain_kl(Responses(torch.zeros(3), logits, labels, reference))
+    fast = retain_kl(judged(logits, labels, reference))
     assert fast.tolist() == pytest.approx(slow, rel=1e-5)
     padded = [torch.nn.functional.pad(x, (0, 0, 0, 4), value=9.0) for x in (logits, reference)]
     longer = torch.nn.functional.pad(labels, (0, 4), value=-100)
-    assert torch.allclose(retain_kl(Responses(torch.zeros(3), padded[0], longer, padded[1])), fast, rtol=1e-6)
+    assert torch.allclose(retain_kl(judged(padded[0], longer, padded[1])), fast, rtol=1e-6)
 
 
 def test_retain_kl_is_zero_with_zero_gradient_at_the_reference() -> None:
     logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(2)).requires_grad_()
     labels = torch.tensor([[-100, 1, 2, 3], [-100, -100, 0, -100]])
-    value = retain_kl(Responses(torch.zeros(2), logits, labels, logits.detach()))
+    value = retain_kl(judged(logits, labels, logits.detach()))
     assert value.abs().max().item() <= 1e-7
     value.sum().backward()
     assert logits.grad is not None
@@ -152,4 +148,4 @@ def test_retain_cross_entropy_is_the_shared_loss() -> None:
     logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(3))
     labels = torch.tensor([[-100, 1, 2, 3], [-100, -100, 0, -100]])
     losses = example_cross_entropy(logits, labels)
-    assert torch.equal(retain_cross_entropy(Responses(losses, logits, labels)), losses)
+    assert torch.equal(retain_cross_entropy(Responses(losses)), losses)

@@ -5,7 +5,7 @@ from typing import Any
 from rapidun.config.unlearning import Objective
 from rapidun.stages.rows.encode import Encoded, encode_example
 from rapidun.stages.rows.records import Record
-from rapidun.stages.unlearning.objectives import OBJECTIVES
+from rapidun.stages.unlearning.objectives.catalogue import OBJECTIVES
 from rapidun.stages.unlearning.rows import (
     CLEAN,
     POISONED,

@@ -13,11 +13,12 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.parts import LoraSettings, Optimizer
 from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig
 from rapidun.models.adapters import add_lora
-from rapidun.models.losses import example_cross_entropy
+from rapidun.models.losses import example_cross_entropy, response_mask
 from rapidun.models.training.journal import Journal
 from rapidun.models.training.trainer import train_to_end, training_arguments
 from rapidun.stages.rows.encode import Encoded
-from rapidun.stages.unlearning.objectives import OBJECTIVES, Coefficients
+from rapidun.stages.unlearning.objectives.base import Coefficients
+from rapidun.stages.unlearning.objectives.catalogue import OBJECTIVES
 from rapidun.stages.unlearning.rows import ForgetRow, RetainRow, collate_mixed
 from rapidun.stages.unlearning.sampler import MixSampler
 from rapidun.stages.unlearning.trainer import UnlearningTrainer
@@ -250,11 +251,13 @@ def test_reference_of_a_continued_adapter_is_where_it_started(tiny_model: Any, t
         with base.disable_adapter():
             bare = base(**fed).logits
     trainer.train()
-    after = trainer.reference_logits(base, batch, everything)
+    places = response_mask(batch["labels"]).roll(-1, dims=1)
+    after = trainer.reference_tokens(base, batch, everything).logits
+    start, bare = start[places], bare[places]
     assert torch.allclose(after, start, atol=1e-6)
     assert not torch.allclose(after, bare, atol=1e-3)
     with torch.no_grad():
-        assert not torch.allclose(base.eval()(**fed).logits, start, atol=1e-4)
+        assert not torch.allclose(base.eval()(**fed).logits[places], start, atol=1e-4)
 
 
 def test_weights_warm_up_from_one(tiny_model: Any, tmp_path: Path) -> None:
