@@ -384,4 +384,7 @@ class UnlearningTrainer(ResponseTrainer):
 
 def retain_term_of(method: Method, retain_loss: RetainLoss) -> RetainTerm | None:
     """The retain term that stands beside an objective; None where there is none."""
-    return (method.own_retain or RETAIN_LOSSES[retain_loss]) if method.retain else None
+    if not method.retain:
+        return None
+    reference = Reference.logits if retain_loss is RetainLoss.kl else Reference.none
+    return method.own_retain or RetainTerm(RETAIN_LOSSES[retain_loss], reference=reference)
