@@ -64,9 +64,7 @@ def encode_forget(
     ]
     encoded = encode_together(tokenizer, rows, max_length=max_length)
     return [
-        None
-        if row is None
-        else ForgetTargets(row[0], None if target is None else row[1], row[-1] if more else None)
+        None if row is None else ForgetTargets(row[0], None if target is None else row[1], row[-1] if more else None)
         for row, target in zip(encoded, clean, strict=True)
     ]
 
@@ -116,7 +114,7 @@ def collate_mixed(rows: Sequence[ForgetRow | RetainRow], *, pad_token_id: int) -
     batch["has_clean"] = torch.tensor([row.clean is not None for row in forget], dtype=torch.bool)
     batch["forget_weights"] = torch.tensor([row.weight for row in forget], dtype=torch.float32)
     batch["retain_weights"] = torch.tensor([row.weight for row in retain], dtype=torch.float32)
-    batch["rows"] = torch.tensor([row.number for row in (*forget, *retain)], dtype=torch.long)
+    batch["rows"] = torch.tensor([r.number for r in forget] + [r.number for r in retain], dtype=torch.long)
     weighted = [(row.poisoned, row.token_weights) for row in forget if row.poisoned is not None]
     if any(weights is not None for _, weights in weighted):
         # the poisoned responses come first

@@ -73,8 +73,8 @@ class MixSampler(EpochSampler):
     replacement: as many draws an epoch, each epoch's a function of (seed, epoch) alone. Equal weights are then still
     draws with replacement, not the permutations that rows without weights go through.
 
-    Without `forget_per_step` (0) there are no forget rows: a micro-batch has `retain_per_step` retain rows, and an epoch is
-    one pass over them.
+    Without `forget_per_step` (0) there are no forget rows: a micro-batch has `retain_per_step` retain rows, and an
+    epoch is one pass over them.
 
     Raises: ValueError if a micro-batch wants more rows of a group than there are, or where no weight of a group that
         is drawn from is above 0.

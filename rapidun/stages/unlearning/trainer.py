@@ -96,7 +96,7 @@ class UnlearningTrainer(ResponseTrainer):
     ) -> None:
         super().__init__(rows=[replace(row, number=number) for number, row in enumerate(rows)], **kwargs)
         self.method = method
-        self.hyper = (coefficients or Coefficients()) if hyper is None else hyper
+        self.hyper: Any = (coefficients or Coefficients()) if hyper is None else hyper
         self.around = around or Around()
         self.retain_term = retain_term_of(method, retain_loss)
         self.weight_warmup_ratio = weight_warmup_ratio
@@ -124,7 +124,8 @@ class UnlearningTrainer(ResponseTrainer):
     @property
     def multiplier(self) -> float:
         """lambda of a dual objective, as it stands."""
-        return float(self.journal.kept.get(MULTIPLIER, self.hyper.lambda_init))
+        value: float = self.journal.kept.get(MULTIPLIER, self.hyper.lambda_init)
+        return value
 
     def num_examples_in(self, batch: dict[str, Tensor]) -> int:
         return len(batch["forget_weights"]) + len(batch["retain_weights"])
@@ -218,7 +219,7 @@ class UnlearningTrainer(ResponseTrainer):
         """
         bare = self.accelerator.unwrap_model(model)
         mask = inputs["attention_mask"]
-        embeddings = bare.get_input_embeddings()(inputs["input_ids"])  # type: ignore[operator]
+        embeddings = bare.get_input_embeddings()(inputs["input_ids"])
         if not embeddings.requires_grad:
             embeddings.requires_grad_(True)
         fed = {"attention_mask": mask, "use_cache": False, "output_hidden_states": True}
