@@ -263,12 +263,6 @@ def test_a_loss_that_is_no_number_is_said_with_its_rows_and_what_is_left(files: 
     assert all(name in said for name in sorted(left)[-1:])
 
 
-def again_free(files: UnlearningFiles, settings: dict[str, Any]) -> UnlearningFiles:
-    free = again(files, "free")
-    unlearn(free, max_retain_growth=0.0, **settings)
-    return free
-
-
 def test_a_retain_loss_that_grows_beyond_its_bound_ends_the_run(files: UnlearningFiles) -> None:
     """From 5.6 nats a token; the retain rows have no part in the loss, and all weights ascend."""
     settings = {
@@ -281,8 +275,10 @@ def test_a_retain_loss_that_grows_beyond_its_bound_ends_the_run(files: Unlearnin
     assert "need a cross-entropy of the retain rows of at most" in said and "Rows of the step: f" in said
     left = sorted(files.work.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert left and f"The last good checkpoint stays: {left[-1]}" in said
-    assert len(unlearned_lines := lines_of(again_free(files, settings))) == 8
-    assert max(line["ce_retain"] for line in unlearned_lines) > 1.5 * unlearned_lines[0]["ce_retain"]
+    free = again(files, "free")
+    unlearn(free, max_retain_growth=0.0, **settings)
+    losses = [line["ce_retain"] for line in lines_of(free)]
+    assert len(losses) == 8 and max(losses) > 1.5 * losses[0]
 
 
 def test_every_objective_says_what_to_change() -> None:
