@@ -206,6 +206,7 @@ def _responses(
             raise ValueError(f"need {name} [B, T, ...] with B, T = {tuple(labels.shape)}, got {tuple(tensor.shape)}")
     if reference is not None and reference.shape != logits.shape:
         raise ValueError(f"need {prefix}ref_logits {tuple(logits.shape)} as logits, got {tuple(reference.shape)}")
+    labels = labels.long()
     tokens = pack(logits, labels, hidden)
     log_probs = tokens.log_probs()
     known = None if reference is None else pack(reference.detach(), labels, ref_hidden)
