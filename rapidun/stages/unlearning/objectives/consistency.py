@@ -3,8 +3,8 @@
 The loss of a retain row i is l_i + a c_i: l_i the cross-entropy of its response at its own embeddings, c_i the
 `consistency` of all layers' hidden states at embeddings moved by `perturbation`; a = crow.alpha 5.5, crow.epsilon 0.1.
 Source: CROW (arXiv 2411.12768), layer consistency and adversarial perturbation, with LoRA at a learning rate of 1e-3.
-In the authors' code, too, the cross-entropy is that of the unmoved embeddings. That code sets all gradients to zero in the
-middle of a step, which loses those of earlier micro-batches; here nothing but the embeddings' gradient is taken.
+In the authors' code, too, the cross-entropy is that of the unmoved embeddings. That code sets all gradients to zero in
+the middle of a step, which loses those of earlier micro-batches; here only the embeddings' gradient is taken.
 """
 
 from collections.abc import Sequence

@@ -43,7 +43,7 @@ def test_importing_the_package_and_its_functions_brings_no_torch() -> None:
 
 def test_every_objective_has_its_section_and_its_hyperparameters() -> None:
     cfg = UnlearningConfig()
-    sections = {one.name for one in Objective if one.traits.section}
+    sections = {one.name for one in OBJECTIVES if one.traits.section}
     assert sections == {"npo", "simnpo", "dpo", "rmu", "undial", "wga", "satimp", "ceu", "pdu", "flat", "crow"}
     for one in OBJECTIVES:
         cfg.objective = one
