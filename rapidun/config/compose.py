@@ -205,7 +205,7 @@ def compose_run(overrides: Sequence[str] = (), *, extra_dir: Path | None = None)
 
 
 def spell(overrides: Sequence[str], *, extra_dir: Path | None = None) -> list[str]:
-    """Overrides that were checked before, as Hydra takes them on its own command line, where --config-dir adds to them."""
+    """Overrides that were checked before, as Hydra takes them on its own command line."""
     found = by_name(check_overrides(overrides, groups=paths.config_groups(extra_dir), multirun=True).overrides)
     return [*found.overrides, *search_path(found.folders)]
 
