@@ -176,7 +176,8 @@ def sweep_name(overrides: Sequence[str], *, name: str | None = None) -> str:
         key, _, value = text.lstrip("+").partition("=")
         found[key] = value
     kept = sorted(text for text in {text.lstrip("+") for text in overrides} if not _is_unnamed(text))
-    word = name or found.get("name") or found.get("experiment", "").removesuffix(".yaml").rpartition("/")[2] or "sweep"
+    experiment = Path(found.get("experiment", "").strip("\"'")).name.removesuffix(".yaml")
+    word = name or found.get("name") or experiment or "sweep"
     word = re.sub(r"[^A-Za-z0-9._-]+", "_", word).strip("._-")[:60] or "sweep"
     return f"{word}-{sha256_json(kept)[:8]}"
 

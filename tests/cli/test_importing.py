@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -192,10 +193,20 @@ def write_weights(root: Path, weights: dict[str, list[float]]) -> None:
 
 
 def test_every_key_of_the_published_configuration_has_a_rule() -> None:
-    keys = [f"{a}.{k}" if not isinstance(v, dict) else f"{a}.{k}.{n}"
-            for a, section in settings().items() for k, v in section.items()
-            for n in (v if isinstance(v, dict) else [""])]  # fmt: skip
-    assert sorted(keys) == sorted(RULES)
+    assert sorted(published_order()) == sorted(RULES)
+
+
+def test_the_documented_table_has_every_key() -> None:
+    page = (config_dir().parent / "docs/from-rapidun.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([a-z0-9_.]+)` \|", page, re.MULTILINE) == published_order()
+
+
+def published_order() -> list[str]:
+    found = []
+    for part, section in settings().items():
+        for key, value in section.items():
+            found += [f"{part}.{key}.{name}" for name in value] if isinstance(value, dict) else [f"{part}.{key}"]
+    return found
 
 
 def test_a_checkout_becomes_an_experiment_that_gives_its_weights(

@@ -36,8 +36,8 @@ class Checkout(NamedTuple):
         near = [] if path.is_absolute() else [self.root, self.root / "src", self.config.parent]
         places = [folder / path for folder in near] or [path]
         places += [self.root.joinpath(*parts[start:]) for start in range(len(parts))]
-        # names that no file can have are of no file
-        return next((place.resolve() for place in places if os.path.exists(place)), None)
+        # links are left as they are: packs are known by the names of their folders
+        return next((Path(os.path.abspath(place)) for place in places if os.path.exists(place)), None)
 
     def expected(self, written: str) -> Path:
         """Where a path that means nothing here should be."""
