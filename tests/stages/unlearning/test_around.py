@@ -28,7 +28,7 @@ from rapidun.stages.weights_file import write_weights
 LOADER = ModelLoader(device="cpu")
 FAST = {"learning_rate": 2e-2, "max_steps": 2, "save_steps": 0, "eval_steps": 0, "lora": LoraSettings(r=4)}
 ALL = [objective for objective in Objective if objective in OBJECTIVES]
-QUICK = [Objective.dpo, Objective.rmu, Objective.flat, Objective.crow]
+QUICK = [Objective.dpo, Objective.crow]
 
 
 @pytest.fixture
@@ -133,6 +133,7 @@ def test_a_copy_of_all_weights_is_said_with_its_size(files: UnlearningFiles) -> 
     assert not any("frozen copy" in warning for warning in plain.warnings)
 
 
+@pytest.mark.slow
 def test_checkpointed_activations_change_nothing(files: UnlearningFiles) -> None:
     ends = []
     for name in ("plain", "checkpointed"):
