@@ -204,8 +204,12 @@ def read_file(path: str | Path, spelling: Spelling = USUAL, *, beside: Sequence[
     if source.columns is None and num_rows:
         _need_columns(path, spelling, names)
     if faults:
-        like = sum(fault.kind == faults[0].kind for fault in faults)
-        raise DataError(f"{faults[0]}" + (f" ({like} of {num_rows} rows are like that)" if like > 1 else ""))
+        first = faults[0]
+        like = sum(fault.kind == first.kind for fault in faults)
+        column = spelling.fields.get(first.kind[0])
+        said = [f"{first.kind[0]} is the column {column!r}"] if column else []
+        said += [f"{like} of {num_rows} rows are like that"] if like > 1 else []
+        raise DataError(f"{first}" + (f" ({'; '.join(said)})" if said else ""))
     if not records:
         raise DataError(f"{path}: need at least one row, got an empty file")
     found = {column for column in spelling.fields.values() if column in names}
@@ -341,6 +345,6 @@ def _text(row: dict[str, object], field: str, place: str) -> str | None:
 
 
 def _absent(row: dict[str, object], field: str) -> str:
-    if field in row:
+    if any(name in row for name in (field, *(PROMPTS if field == "instruction" else ANSWERS))):
         return "null"
     return f"no such field (fields here: {listed(list(row), 8)}). Pass data.fields.{field}=NAME"

@@ -50,7 +50,7 @@ def _rows(path: Path, header: list[str], cells: Iterator[tuple[int, list[str]]])
                 "around a cell that holds the separator or a line end"
             )
         # an index without a name, as pandas writes it, is no column
-        fields = {name: value if value else None for name, value in zip(header, values, strict=True) if name}
+        fields: dict[str, object] = {name: value or None for name, value in zip(header, values, strict=True) if name}
         yield RawRow(place, fields)
 
 
