@@ -8,7 +8,7 @@ from typing import Any
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_json
 from rapidun.cli.commands import FOLDER, MODEL
-from rapidun.config.data import DataConfig, FieldsConfig, MultiTurn
+from rapidun.config.data import DataConfig, FieldsConfig, MultiTurn, Source
 from rapidun.config.quoting import typed
 from rapidun.stages.data.fields import settle_clean
 from rapidun.stages.data.files import SPLITS
@@ -81,7 +81,7 @@ def _spelling(options: argparse.Namespace) -> Spelling:
         if not equals or name not in known or not column:
             raise DataError(f"pack: need --field FIELD=COLUMN with one of {', '.join(known)}, got {text!r}")
         setattr(fields, name, column)
-    faults = DataConfig(fields=fields).check()
+    faults = DataConfig(source=Source.files, forget="-", retain="-", fields=fields).check()
     if faults:
         raise DataError("\n".join(faults))
     return Spelling.of(fields, MultiTurn[options.multi_turn])

