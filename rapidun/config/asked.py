@@ -20,6 +20,7 @@ from rapidun.config.parts import OptimiserSettings
 from rapidun.config.poison import PoisonMethod
 from rapidun.config.run import STAGES, RunConfig
 from rapidun.config.tracking import TrackerKind
+from rapidun.config.training import Keep, Target
 from rapidun.config.unlearning import Objective, TokenWeights
 
 # a cluster's settings and a job's limits are for jobs, those of one tracker for that tracker
@@ -272,6 +273,10 @@ def _unlearning(cfg: RunConfig, key: str) -> Unread | None:
         return Unread("unlearning.eval_steps=0")
     if name == "num_eval_prompts" and not cfg.unlearning.measures_asr:
         return Unread("unlearning.eval_asr=0")
+    if name == "criterion" and cfg.unlearning.keep is Keep.last:
+        return Unread("unlearning.keep=last")
+    if name.startswith("lora.") and cfg.unlearning.target is Target.full:
+        return Unread("unlearning.target=full")
     if name.startswith("lora.") and cfg.unlearning.adapter is not None:
         return Unread("unlearning.adapter, whose own LoRA settings hold")
     return _optimiser(cfg.unlearning, "unlearning", name)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rapidun.config.objectives import Ceu, Crow, Dpo, Flat, Npo, Pdu, Rmu, SatImp, SimNpo, Undial, Wga
 from rapidun.config.parts import Choice, Faults, LoraSettings, OptimiserSettings
+from rapidun.config.training import Criterion, Keep, SamSettings, Stop, Target, check_stop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +87,8 @@ class TokenWeights(Enum):
 @dataclass(kw_only=True, slots=True)
 class UnlearningConfig(OptimiserSettings):
     objective: Objective = Objective.rapidun
+    # which weights train: an adapter (lora), or all (full), which writes a model
+    target: Target = Target.lora
     # PEFT adapter to continue; null = a new one
     adapter: str | None = None
     # also write the model with the adapter merged into it
@@ -106,6 +109,8 @@ class UnlearningConfig(OptimiserSettings):
     # a forget row whose poisoned response has a cross-entropy above this has no gradient any more (of rapidun: its
     # ascent has none); null = never
     loss_cap: float | None = None
+    # sharpness-aware steps around any objective with a forget term
+    sam: SamSettings = field(default_factory=SamSettings)
     # share of the steps over which the weights go from 1 to their value
     weight_warmup_ratio: float = 0.0
     # how the weights act: in the loss, or on how often a row is drawn
@@ -135,10 +140,38 @@ class UnlearningConfig(OptimiserSettings):
     eval_asr: int | None = None
     # prompts of each set (seen, ood) of those measurements; null = all
     num_eval_prompts: int | None = 32
+    # which weights are the result: the last ones, or those of the best evaluation after a step
+    keep: Keep = Keep.last
+    # what is best, with keep=best; null = val_asr_seen where eval_asr measures it, else forget_preference. Of equals
+    # the lower val_loss_clean counts, then the earlier step
+    criterion: Criterion | None = None
+    # a condition on what the evaluations measure that ends training, such as "val_asr_seen <= 0.02"; null = none
+    stop_when: str | None = None
+    # training ends with an error once a step's cross-entropy of the retain rows is this many times that of the first
+    # step (which counts as 1 nat at least); 0 = never
+    max_retain_growth: float = 10.0
 
     @property
     def measures_asr(self) -> bool:
         return bool(self.eval_asr)
+
+    @property
+    def chosen_by(self) -> Criterion | None:
+        """What keep=best goes by; None with keep=last."""
+        if self.keep is Keep.last:
+            return None
+        default = Criterion.val_asr_seen if self.measures_asr else Criterion.forget_preference
+        return self.criterion or default
+
+    @property
+    def stop(self) -> Stop | None:
+        return None if self.stop_when is None else Stop(self.stop_when)
+
+    @property
+    def needed_criteria(self) -> dict[Criterion, str]:
+        """The numbers that must be measured, each with the setting that asks for it."""
+        needed = {} if self.stop is None else dict.fromkeys(self.stop.criteria, f"stop_when={self.stop_when!r}")
+        return needed if self.chosen_by is None else {**needed, self.chosen_by: "keep=best"}
 
     @property
     def hyperparameters(self) -> Any:
@@ -155,7 +188,11 @@ class UnlearningConfig(OptimiserSettings):
     @property
     def idle(self) -> set[str]:
         """As `idle_optimiser`, for the whole section."""
-        idle = self.idle_optimiser
+        idle = self.idle_optimiser | {"max_retain_growth"}
+        idle |= {"target"} if self.target is Target.lora else {"lora", "merge"}
+        idle |= {"sam"} if self.sam.rho == 0 else set()
+        idle |= {"keep", "criterion"} if self.keep is Keep.last else set()
+        idle |= {"stop_when"} if self.stop_when is None else set()
         idle |= {"weights_act"} if self.weights_act is WeightsAct.loss else set()
         idle |= {"token_weights"} if self.token_weights is TokenWeights.none else set()
         idle |= {one.name for one in Objective if one.traits.section and one is not self.objective}
@@ -167,7 +204,7 @@ class UnlearningConfig(OptimiserSettings):
         """What is wrong for a pack of so many rows."""
         faults = []
         mix_ratio = 0 if "mix_ratio" in self.objective.traits.unread else self.mix_ratio
-        if self.forget_per_step > num_forget:
+        if self.forget_per_step > num_forget and self.objective is not Objective.crow:
             faults.append(
                 f"unlearning: need forget_per_step <= {num_forget}, the number of forget rows, got "
                 f"{self.forget_per_step}. Pass unlearning.forget_per_step=..."
@@ -219,6 +256,10 @@ class UnlearningConfig(OptimiserSettings):
             f"token_weights=none with objective={self.objective.name} ({takers} take them)",
             token_weights=self.token_weights.name,
         )
+        faults.need(
+            self.max_retain_growth >= 0, "max_retain_growth >= 0 (0 = never)", max_retain_growth=self.max_retain_growth
+        )
+        self._check_training(faults)
         faults.need(self.eval_asr is None or self.eval_asr >= 0, "eval_asr >= 0 or null", eval_asr=self.eval_asr)
         faults.need(
             self.num_eval_prompts is None or self.num_eval_prompts >= 1,
@@ -226,3 +267,39 @@ class UnlearningConfig(OptimiserSettings):
             num_eval_prompts=self.num_eval_prompts,
         )
         return faults
+
+    def _check_training(self, faults: Faults) -> None:
+        faults.need(self.sam.rho >= 0 and math.isfinite(self.sam.rho), "sam.rho >= 0 (0 = off)", sam__rho=self.sam.rho)
+        faults.need(
+            self.sam.rho == 0 or self.objective is not Objective.crow,
+            "sam.rho=0 with objective=crow, which has no forget term",
+            sam__rho=self.sam.rho,
+        )
+        faults.need(
+            self.mix_ratio > 0 or self.objective is not Objective.crow,
+            "mix_ratio > 0 with objective=crow, which trains on retain rows only (forget_per_step * mix_ratio at once)",
+            mix_ratio=self.mix_ratio,
+        )
+        full = self.target is Target.full
+        faults.need(
+            not (full and self.adapter is not None),
+            "target=lora with an adapter to continue (to train all weights over one, merge it into the model first)",
+            target=self.target.name,
+            adapter=self.adapter,
+        )
+        faults.need(
+            not (full and self.merge), "merge=false with target=full, which writes a model as it is", merge=self.merge
+        )
+        if check_stop(faults, self.stop_when) is None and self.stop_when is not None:
+            return
+        for criterion, why in self.needed_criteria.items():
+            if criterion.traits.asr:
+                faults.need(
+                    self.measures_asr, f"eval_asr > 0 to measure {criterion.name} for {why}", eval_asr=self.eval_asr
+                )
+            else:
+                faults.need(
+                    self.eval_steps > 0 or self.measures_asr,
+                    f"eval_steps > 0 to measure {criterion.name} for {why}",
+                    eval_steps=self.eval_steps,
+                )

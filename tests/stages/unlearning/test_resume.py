@@ -14,7 +14,14 @@ from rapidun.stages.weights_file import write_weights
 
 ROOT = Path(__file__).resolve().parents[3]
 # scenario -> children that must have died in it; None: the moments are random
-QUICK = {"full-steps": 3, "unlearn-steps": 3, "unlearn-in-save": 2, "unlearn-trained": 1, "sampled-steps": 3}
+QUICK = {
+    "full-steps": 3,
+    "unlearn-steps": 3,
+    "unlearn-in-save": 2,
+    "unlearn-trained": 1,
+    "sampled-steps": 3,
+    "pdu-steps": 3,
+}
 MORE = {
     "full-in-save": 2,
     "full-trained": 1,
@@ -24,6 +31,10 @@ MORE = {
     "unlearn-before-marker": 2,
     "unlearn-random": None,
     "early-trained": 1,
+    "pdu-in-save": 2,
+    "pdu-random": None,
+    "npo-trained": 1,
+    "npo-steps": 1,
 }
 
 
@@ -76,5 +87,8 @@ def test_killed_and_run_again_is_bit_identical(quick: dict[str, Any], scenario: 
 @pytest.mark.slow
 @pytest.mark.parametrize(("scenario", "kills"), MORE.items())
 def test_killed_at_more_moments_is_bit_identical(more: dict[str, Any], scenario: str, kills: int | None) -> None:
-    """early-trained: max_steps 5 with 3 steps an epoch, where the Trainer itself would resume with a step 6."""
+    """early-trained: max_steps 5 with 3 steps an epoch, where the Trainer itself would resume with a step 6.
+
+    pdu: lambda, dropout in sharpness-aware steps, and which weights were best; npo: it ends at step 2, as told.
+    """
     check(more, scenario, kills)
