@@ -45,6 +45,7 @@ from rapidun.config.influence import InfluenceConfig, ParameterSet, Precondition
 from rapidun.config.mapping import MappingConfig
 from rapidun.config.run import RunConfig
 from rapidun.models.load import ModelLoader
+from rapidun.stages.bounded_weights import exp_bounded
 from rapidun.stages.data.noise import noised_forget, noised_retain
 from rapidun.stages.influence.batches import make_batches
 from rapidun.stages.influence.bm25 import bm25_scores
@@ -57,7 +58,7 @@ from rapidun.stages.influence.repsim import repsim_gram
 from rapidun.stages.influence.scores import influence_scores
 from rapidun.stages.mapping.aggregate import aggregate_block, fuse
 from rapidun.stages.mapping.split import split_scores
-from rapidun.stages.mapping.weights import exp_bounded, robust_z
+from rapidun.stages.mapping.weights import robust_z
 from rapidun.stages.rows.encode import encode_rows
 from rapidun.stages.rows.records import Record, read_records, write_records
 from rapidun.stages.unlearning.stage import UnlearningFiles, run_unlearning

@@ -2,6 +2,7 @@ from typing import Any
 
 import numpy as np
 
+from rapidun.stages.bounded_weights import exp_bounded
 from rapidun.stages.mapping.diagnostics import (
     describe,
     describe_mapped,
@@ -10,7 +11,7 @@ from rapidun.stages.mapping.diagnostics import (
     group_warnings,
     num_distinct,
 )
-from rapidun.stages.mapping.weights import exp_bounded, exp_clip, robust_z
+from rapidun.stages.mapping.weights import exp_clip, robust_z
 
 
 def test_effective_sample_size_by_hand() -> None:

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from rapidun.stages.mapping.weights import exp_bounded, exp_clip, robust_z
+from rapidun.stages.bounded_weights import exp_bounded
+from rapidun.stages.mapping.weights import exp_clip, robust_z
 
 RULES = [exp_clip, exp_bounded]
 
