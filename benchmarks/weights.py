@@ -45,7 +45,6 @@ from rapidun.config.influence import InfluenceConfig, ParameterSet, Precondition
 from rapidun.config.mapping import MappingConfig
 from rapidun.config.run import RunConfig
 from rapidun.models.load import ModelLoader
-from rapidun.stages.bounded_weights import exp_bounded
 from rapidun.stages.data.noise import noised_forget, noised_retain
 from rapidun.stages.influence.batches import make_batches
 from rapidun.stages.influence.bm25 import bm25_scores
@@ -59,6 +58,7 @@ from rapidun.stages.influence.scores import influence_scores
 from rapidun.stages.mapping.aggregate import aggregate_block, fuse
 from rapidun.stages.mapping.split import split_scores
 from rapidun.stages.mapping.weights import robust_z
+from rapidun.stages.rows.bounded_weights import exp_bounded
 from rapidun.stages.rows.encode import encode_rows
 from rapidun.stages.rows.records import Record, read_records, write_records
 from rapidun.stages.unlearning.stage import UnlearningFiles, run_unlearning

@@ -150,7 +150,13 @@ def _row_losses(ctx: Context) -> Recipe:
 
 def _makes(ctx: Context) -> list[Recipe]:
     wanted = ctx.cfg.unlearning.token_weights is not TokenWeights.none
-    return [ctx.get(SCORES), *([ctx.get(TOKEN_SCORES)] if wanted else [])]
+    # where no mapping follows nothing reads the losses
+    losses = "mapping" in ctx.cfg.involved and ctx.cfg.mapping.method.traits.losses
+    return [
+        ctx.get(SCORES),
+        *([ctx.get(TOKEN_SCORES)] if wanted else []),
+        *([ctx.get(ROW_LOSSES)] if losses else []),
+    ]
 
 
 def _check(ctx: Context) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapidun.stages.bounded_weights import Bools, Weights
 from rapidun.stages.mapping.split import Split
 from rapidun.stages.mapping.weights import Standardised
+from rapidun.stages.rows.bounded_weights import Bools, Weights
 
 Floats = NDArray[np.float64]
 

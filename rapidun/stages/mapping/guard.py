@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rapidun.base.errors import DataError
-from rapidun.stages.bounded_weights import Floats, Weights, exp_bounded
 from rapidun.stages.mapping.scores import Scores
+from rapidun.stages.rows.bounded_weights import Floats, Weights, exp_bounded
 
 
 class Guarded(NamedTuple):

@@ -6,8 +6,8 @@ import numpy as np
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import read_jsonl
-from rapidun.stages.bounded_weights import Floats, Weights, exp_bounded, need_finite
 from rapidun.stages.mapping.inputs import GROUPS, MappingFiles
+from rapidun.stages.rows.bounded_weights import Floats, Weights, exp_bounded, need_finite
 from rapidun.stages.rows.records import read_records
 
 

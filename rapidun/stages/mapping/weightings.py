@@ -9,7 +9,6 @@ import numpy as np
 
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.config.mapping import Alignment, Combine, Map, MappingConfig, Null, Weighting
-from rapidun.stages.bounded_weights import Weights, exp_bounded
 from rapidun.stages.mapping import baselines
 from rapidun.stages.mapping.baselines import Floats
 from rapidun.stages.mapping.diagnostics import (
@@ -36,6 +35,7 @@ from rapidun.stages.mapping.row_scores import OWN_BLOCKS, GroupScores, combined,
 from rapidun.stages.mapping.scores import Scores
 from rapidun.stages.mapping.split import agreed, kept_equally, split_scores
 from rapidun.stages.mapping.weights import exp_clip, robust_z
+from rapidun.stages.rows.bounded_weights import Weights, exp_bounded
 from rapidun.stages.weights_file import read_lines, read_weights
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rapidun.stages.bounded_weights import Floats, Weights, log_of, need_finite
+from rapidun.stages.rows.bounded_weights import Floats, Weights, log_of, need_finite
 
 
 class Standardised(NamedTuple):

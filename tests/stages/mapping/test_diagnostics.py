@@ -2,7 +2,6 @@ from typing import Any
 
 import numpy as np
 
-from rapidun.stages.bounded_weights import exp_bounded
 from rapidun.stages.mapping.diagnostics import (
     describe,
     describe_mapped,
@@ -12,6 +11,7 @@ from rapidun.stages.mapping.diagnostics import (
     num_distinct,
 )
 from rapidun.stages.mapping.weights import exp_clip, robust_z
+from rapidun.stages.rows.bounded_weights import exp_bounded
 
 
 def test_effective_sample_size_by_hand() -> None:

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from rapidun.stages.bounded_weights import exp_bounded
 from rapidun.stages.mapping.weights import exp_clip, robust_z
+from rapidun.stages.rows.bounded_weights import exp_bounded
 
 RULES = [exp_clip, exp_bounded]
 
