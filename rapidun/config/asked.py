@@ -20,6 +20,7 @@ from rapidun.config.parts import OptimiserSettings
 from rapidun.config.poison import PoisonMethod
 from rapidun.config.run import STAGES, RunConfig
 from rapidun.config.tracking import TrackerKind
+from rapidun.config.training import Keep, Target
 from rapidun.config.unlearning import Objective, TokenWeights
 
 # a cluster's settings and a job's limits are for jobs, those of one tracker for that tracker
@@ -263,12 +264,19 @@ def _unlearning(cfg: RunConfig, key: str) -> Unread | None:
         return Unread(f"{why} (it trains by the settings of poison)")
     if name in objective.traits.unread:
         return Unread(why)
-    if name == "retain_loss" and cfg.unlearning.mix_ratio == 0:
+    owner = name.partition(".")[0]
+    if owner in Objective.__members__ and owner != objective.name:
+        return Unread(why, f"pass unlearning={owner} for what it is read by")
+    if name in ("retain_loss", "retain_coeff") and cfg.unlearning.mix_ratio == 0:
         return Unread("unlearning.mix_ratio=0")
     if name == "num_eval_rows" and cfg.unlearning.eval_steps == 0 and not cfg.unlearning.measures_asr:
         return Unread("unlearning.eval_steps=0")
     if name == "num_eval_prompts" and not cfg.unlearning.measures_asr:
         return Unread("unlearning.eval_asr=0")
+    if name == "criterion" and cfg.unlearning.keep is Keep.last:
+        return Unread("unlearning.keep=last")
+    if name.startswith("lora.") and cfg.unlearning.target is Target.full:
+        return Unread("unlearning.target=full")
     if name.startswith("lora.") and cfg.unlearning.adapter is not None:
         return Unread("unlearning.adapter, whose own LoRA settings hold")
     return _optimiser(cfg.unlearning, "unlearning", name)

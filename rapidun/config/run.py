@@ -10,6 +10,7 @@ from rapidun.config.model import Dtype, ModelConfig, Quantisation
 from rapidun.config.poison import PoisonConfig, PoisonMethod
 from rapidun.config.sweep import ClusterConfig, ResourcesConfig, SweepConfig
 from rapidun.config.tracking import TrackingConfig
+from rapidun.config.training import Target
 from rapidun.config.unlearning import TokenWeights, UnlearningConfig, WeightsAct
 
 STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
@@ -94,6 +95,19 @@ class RunConfig:
                 f"poison: need method=lora or none with a quantised model, got poison.method=full and "
                 f"model.quantisation={self.model.quantisation.name}. Pass poison.method=lora or model.quantisation=none"
             )
+        full = "unlearning" in self.involved and self.unlearning.target is Target.full
+        if full and not self.unlearning.objective.traits.retrains:
+            if self.model.quantisation is not Quantisation["none"]:
+                faults.append(
+                    f"unlearning: need target=lora with a quantised model, got unlearning.target=full and "
+                    f"model.quantisation={self.model.quantisation.name}. Pass unlearning.target=lora or "
+                    "model.quantisation=none"
+                )
+            if self.model.dtype is Dtype.float16:
+                faults.append(
+                    "unlearning: need float32 or bfloat16 weights for target=full, got model.dtype=float16 (its "
+                    "gradients underflow). Pass model.dtype=bfloat16, or unlearning.target=lora"
+                )
         return faults + self._check_weighting()
 
     def _check_weighting(self) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from rapidun.base.errors import ConfigError, ModelError, RapidunError
 from rapidun.base.text import short_message
 from rapidun.config.plain import plain
+from rapidun.config.training import Target
 from rapidun.config.unlearning import TokenWeights
 from rapidun.models.weights import read_header
 from rapidun.stages.architecture import lora_of
@@ -135,6 +136,13 @@ def _check_rows(ctx: Context) -> list[str]:
     if cfg.objective.traits.retrains:
         return []
     faults = cfg.count_faults(num_forget=ctx.counts["forget"], num_retain=ctx.counts["retain"])
+    for criterion, why in cfg.needed_criteria.items():
+        split = criterion.traits.needs
+        if split not in ("", "pairs") and not ctx.counts.get(split):
+            faults.append(
+                f"unlearning: need {split} rows to measure {criterion.name} for {why}, got a pack without. Pass "
+                "data.val_clean=..., or unlearning.criterion=... (unlearning.stop_when=...) of what it has"
+            )
     if not cfg.measures_asr:
         return faults
     if not _triggered(ctx):
@@ -194,7 +202,9 @@ def _trained(ctx: Context) -> Recipe:
         "splits": {name: ctx.split(name) for name in names},
         "mapping": mapping.fingerprint,
         "adapter": adapter.identity if adapter else None,
-        "settings": without(plain(unlearning), "save_steps", "gradient_checkpointing", "adapter", *unlearning.idle),
+        "settings": without(
+            plain(unlearning.as_read), "save_steps", "gradient_checkpointing", "adapter", *unlearning.idle
+        ),
         "seed": cfg.seed,
         **ctx.numerics,
     }
@@ -214,6 +224,8 @@ def _trained(ctx: Context) -> Recipe:
 def _unlearned(ctx: Context) -> Evaluated:
     recipe = ctx.get(TRAINED)
     if ctx.cfg.unlearning.objective.traits.retrains:
+        return Evaluated(Model(recipe.fingerprint, ctx.path(recipe) / "model", recipe), None)
+    if ctx.cfg.unlearning.target is Target.full:
         return Evaluated(Model(recipe.fingerprint, ctx.path(recipe) / "model", recipe), None)
     return Evaluated(ctx.get(POISONED), Model(recipe.fingerprint, ctx.path(recipe) / "adapter", recipe))
 
