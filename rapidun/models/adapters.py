@@ -10,7 +10,7 @@ from torch import nn
 
 from rapidun.base.errors import ConfigError
 from rapidun.config.parts import LoraSettings
-from rapidun.models.architecture import layer_names, resolved
+from rapidun.models.layers import layer_names, resolved
 from rapidun.models.load import ModelLoader, load_adapter, peft_renaming
 from rapidun.models.selfcheck import Row, confirm, mean_loss
 
