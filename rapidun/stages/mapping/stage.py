@@ -97,7 +97,10 @@ def _said(cfg: MappingConfig, mapped: Mapped) -> list[str]:
     """What a split did to each group, one line each: dropping rows, or not, is never silent."""
     lines = []
     if cfg.renewed:
-        lines.append("mapping: the forget weights are where they begin; unlearning renews them from the rows' losses")
+        lines.append(
+            "mapping: these forget weights are the first ones; training renews them from the rows' losses (an edit "
+            "takes them as they are)"
+        )
     null = cfg.null.name if cfg.null is not Null.none else cfg.method.name
     redrawn = cfg.null is not Null.none or "rapidun" in mapped.extra
     before = f", before they were exchanged for null={null}" if redrawn else ""
