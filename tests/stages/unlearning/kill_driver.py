@@ -139,6 +139,7 @@ def unlearn(root: Path, name: str, tracker: Tracker) -> str:
         retain_weights=root / "retain_weights.jsonl",
         work=root / name / "work",
         out=root / name / "out",
+        dynamic=root / "dynamic.json" if "dynamic" in name else None,
         **attacked,
     )
     run_unlearning(cfg, files, loader=ModelLoader(device="cpu"), max_length=96, seed=7, tracker=tracker)
@@ -208,7 +209,7 @@ KILLS: dict[str, list[dict[str, Any]]] = {
     "trained": TRAINED,
     "random": RANDOM,
 }
-STAGES = {"full": poison, "lora": poison, "unlearn": unlearn, "early": unlearn, "sampled": unlearn}
+STAGES = {"full": poison, "lora": poison, "unlearn": unlearn, "early": unlearn, "sampled": unlearn, "dynamic": unlearn}
 
 
 def main(root: Path, names: list[str]) -> None:
