@@ -9,7 +9,7 @@ from rapidun.base.errors import ConfigError, ModelError, RapidunError
 from rapidun.base.text import short_message
 from rapidun.config.plain import plain
 from rapidun.config.training import Target
-from rapidun.config.unlearning import TokenWeights
+from rapidun.config.unlearning import Objective, TokenWeights
 from rapidun.models.weights import read_header
 from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults
@@ -122,7 +122,15 @@ def _endings(module: str) -> list[str]:
 
 
 def _check(ctx: Context) -> list[str]:
-    faults = [*ctx.get(START_FACTS).faults, *ctx.get(ADAPTER_FAULTS)]
+    facts, cfg = ctx.get(START_FACTS), ctx.cfg.unlearning
+    faults = [*facts.faults, *ctx.get(ADAPTER_FAULTS)]
+    if cfg.objective is Objective.rmu and None not in (cfg.rmu.layer, facts.num_layers):
+        assert cfg.rmu.layer is not None and facts.num_layers is not None
+        if cfg.rmu.layer >= facts.num_layers and ctx.asked("unlearning"):
+            faults.append(
+                f"unlearning: need rmu.layer < {facts.num_layers}, the blocks of this model, got {cfg.rmu.layer}. Pass "
+                "unlearning.rmu.layer=..."
+            )
     return faults + (device_faults(ctx) if ctx.asked("unlearning") else [])
 
 
@@ -164,7 +172,9 @@ def _trained(ctx: Context) -> Recipe:
     if ctx.cfg.unlearning.objective.traits.retrains:
         return ctx.get(RETRAINED)
     cfg, model, mapping, adapter = ctx.cfg, ctx.get(POISONED), ctx.get(WEIGHTS), ctx.get(ADAPTER)
-    unlearning = replace(cfg.unlearning, lora=lora_of(ctx, cfg.unlearning.lora, section="unlearning"))
+    unlearning = cfg.unlearning.as_read
+    if unlearning.target is Target.lora:
+        unlearning = replace(unlearning, lora=lora_of(ctx, unlearning.lora, section="unlearning"))
     has_val = bool(ctx.counts.get("val_clean"))
     validates = cfg.unlearning.eval_steps > 0 or cfg.unlearning.measures_asr
     names = ["forget", "retain", *(["val_clean"] if has_val and validates else [])]

@@ -17,6 +17,7 @@ from rapidun.base import preemption
 from rapidun.base.tracker import Tracker
 from rapidun.config.parts import LoraSettings
 from rapidun.config.poison import PoisonConfig, PoisonMethod
+from rapidun.config.training import Keep, SamSettings, Target
 from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig, WeightsAct
 from rapidun.models.load import ModelLoader
 from rapidun.models.training.trainer import ResponseTrainer
@@ -36,6 +37,16 @@ UNLEARN: dict[str, dict[str, Any]] = {
     "dynamic": {**WHOLE, "num_train_epochs": 2.0},
     "sampled": {**WHOLE, "weights_act": WeightsAct.sampling, "num_train_epochs": 2.0},
     "diverged": {**SPLIT, "learning_rate": 1e30},
+    # lambda, sums of the reference; the first process evaluates, the others go by its numbers
+    "pdu": {**SPLIT, "objective": Objective.pdu, "max_steps": 4, "gradient_accumulation_steps": 2},
+    "npo": {**SPLIT, "objective": Objective.npo, "max_steps": 4, "keep": Keep.best, "eval_steps": 1},
+    "sharp": {**SPLIT, "objective": Objective.npo, "max_steps": 4, "sam": SamSettings(rho=0.05)},
+    "sharp-whole": {**WHOLE, "sam": SamSettings(rho=0.05), "num_train_epochs": 2.0},
+    "rmu": {**SPLIT, "objective": Objective.rmu, "max_steps": 4},
+    "crow": {**SPLIT, "objective": Objective.crow, "max_steps": 4},
+    "undial": {**SPLIT, "objective": Objective.undial, "max_steps": 4},
+    "all": {**SPLIT, "target": Target.full, "learning_rate": 1e-3, "max_steps": 4},
+    "stopped": {**SPLIT, "eval_steps": 2, "stop_when": "forget_loss_poisoned > 0"},
 }
 POISON: dict[str, dict[str, Any]] = {
     "full": {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 3, "max_steps": 10},

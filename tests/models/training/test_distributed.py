@@ -23,15 +23,11 @@ from rapidun.stages.weights_file import write_weights
 
 ROOT = Path(__file__).resolve().parents[3]
 DRIVER = Path(__file__).with_name("distributed_driver.py")
-QUICK = [
-    "unlearn-split",
-    "unlearn-sampled",
-    "unlearn-dynamic",
-    "unlearn-dropout",
-    "unlearn-signalled",
-    "unlearn-pruned",
-]
+QUICK = ["unlearn-split", "unlearn-sampled", "unlearn-dropout", "unlearn-signalled", "unlearn-pruned", "unlearn-pdu"]
+QUICK += ["unlearn-npo", "unlearn-dynamic"]
+OTHERS = ["unlearn-sharp", "unlearn-sharp-whole", "unlearn-rmu", "unlearn-crow", "unlearn-undial"]
 MORE = ["unlearn-diverged", "unlearn-whole", "unlearn-idle", "unlearn-checkpointed", "poison-full", "poison-lora"]
+MORE += [*OTHERS, "unlearn-all", "unlearn-stopped"]
 
 
 def load_driver() -> ModuleType:
@@ -152,6 +148,40 @@ def test_two_processes_renew_the_weights_as_one_does(quick: Both) -> None:
     one, two = (out / "forget_weights.jsonl" for out in quick.outs("unlearn-dynamic"))
     ends = [[row["weight"] for row in read_jsonl(file)] for file in (one, two)]
     assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+
+
+def test_lambda_goes_by_the_retain_rows_of_all_processes(quick: Both) -> None:
+    history = check_unlearning(quick, "unlearn-pdu")
+    moves = [line["lambda"] for line in history]
+    assert moves[0] == 100.0 and len(set(moves)) == 4
+
+
+def test_sums_of_the_reference_and_the_best_weights_are_those_of_one_process(quick: Both) -> None:
+    check_unlearning(quick, "unlearn-npo")
+    one, two = (root / "unlearn-npo" / "work" for root in (quick.one, quick.two))
+    assert (one / "reference.safetensors").read_bytes() == (two / "reference.safetensors").read_bytes()
+    assert [path.name for path in one.glob("best-*")] == [path.name for path in two.glob("best-*")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_objectives_and_sharpness_aware_steps(more: Both, name: str) -> None:
+    """Steps whose rows do not split evenly, micro-batches dealt out entire; blocks above the one that rmu reads."""
+    check_unlearning(more, name)
+
+
+@pytest.mark.slow
+def test_all_weights_in_two_processes(more: Both) -> None:
+    name = "unlearn-all"
+    assert more.said_alone[name] == more.said[0][name] == more.said[1][name] == "done"
+    one, two = more.outs(name)
+    start = more.one / "model" / "model.safetensors"
+    check_weights(one / "model" / "model.safetensors", two / "model" / "model.safetensors", start)
+
+
+@pytest.mark.slow
+def test_all_end_at_the_step_at_which_it_is_enough(more: Both) -> None:
+    assert [line["step"] for line in check_unlearning(more, "unlearn-stopped") if "loss" in line] == [1, 2]
 
 
 def test_a_signal_to_one_stops_both_and_the_next_start_ends_bit_identical(quick: Both) -> None:

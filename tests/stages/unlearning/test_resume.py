@@ -22,6 +22,7 @@ QUICK = {
     "unlearn-trained": 1,
     "sampled-steps": 3,
     "dynamic-steps": 3,
+    "pdu-steps": 3,
 }
 MORE = {
     "full-in-save": 2,
@@ -32,6 +33,10 @@ MORE = {
     "unlearn-before-marker": 2,
     "unlearn-random": None,
     "early-trained": 1,
+    "pdu-in-save": 2,
+    "pdu-random": None,
+    "npo-trained": 1,
+    "npo-steps": 1,
 }
 
 
@@ -86,5 +91,8 @@ def test_killed_and_run_again_is_bit_identical(quick: dict[str, Any], scenario: 
 @pytest.mark.slow
 @pytest.mark.parametrize(("scenario", "kills"), MORE.items())
 def test_killed_at_more_moments_is_bit_identical(more: dict[str, Any], scenario: str, kills: int | None) -> None:
-    """early-trained: max_steps 5 with 3 steps an epoch, where the Trainer itself would resume with a step 6."""
+    """early-trained: max_steps 5 with 3 steps an epoch, where the Trainer itself would resume with a step 6.
+
+    pdu: lambda, dropout in sharpness-aware steps, and which weights were best; npo: it ends at step 2, as told.
+    """
     check(more, scenario, kills)

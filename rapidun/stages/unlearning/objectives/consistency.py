@@ -2,7 +2,9 @@
 
 The loss of a retain row i is l_i + a c_i: l_i the cross-entropy of its response at its own embeddings, c_i the
 `consistency` of all layers' hidden states at embeddings moved by `perturbation`; a = crow.alpha 5.5, crow.epsilon 0.1.
-Source: CROW (arXiv 2411.12768), sections 4.2 and 4.3, with LoRA at a learning rate of 1e-3.
+Source: CROW (arXiv 2411.12768), layer consistency and adversarial perturbation, with LoRA at a learning rate of 1e-3.
+In the authors' code, too, the cross-entropy is that of the unmoved embeddings. That code sets all gradients to zero in
+the middle of a step, which loses those of earlier micro-batches; here only the embeddings' gradient is taken.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,9 @@ def consistency(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
         hidden_states: L + 1 of [B, T, D], the embeddings first (transformers' output_hidden_states).
         mask: [B, T], not 0 where a token is no padding (attention_mask): prompt and response alike.
     Tokens: the mean over those of each row, 0 for a row without any; then the mean over the L pairs of layers.
-    Source: CROW (arXiv 2411.12768), the layer consistency loss. The public code averages over padding as well.
+    Source: CROW (arXiv 2411.12768), the layer consistency loss. The authors' code averages over padding as well, gives
+    no attention mask, and leaves out the first pair (embeddings) and the last (behind the final norm), so that a model
+    of two layers has no pair at all; here every pair of what is given counts.
     """
     real = mask.to(torch.bool)
     counts = real.sum(dim=1).clamp(min=1)

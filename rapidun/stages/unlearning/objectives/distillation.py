@@ -14,7 +14,7 @@ def undial(outputs: ForgetOutputs, hyper: Undial) -> Terms:
 
     f_i = mean_t -sum_v q_t(v) log p_t(v), q_t = softmax(z_t^r - b onehot(y_t)) without gradient, b = undial.beta.
     Its least value is the entropy of q, not 0. Tokens: the mean over the response. A row without any: 0.
-    Source: UNDIAL (arXiv 2402.10052), equations 2 and 3; beta 10 (the authors' code, open-unlearning).
+    Source: UNDIAL (arXiv 2402.10052), self-distillation with adjusted logits; beta 10 (open-unlearning).
     open-unlearning lowers the logit at index -100 where there is no label (the 100th from the end of the vocabulary;
     an error in a smaller one), and averages over prompt and padding as over the response, where p learns q = r.
     """
@@ -34,7 +34,7 @@ def ceu(outputs: ForgetOutputs, hyper: Ceu) -> Terms:
     The gradient with respect to z_t is p_t - q_t: it stays bounded where gradient ascent's explodes.
     Tokens: the mean over the response without its first k tokens, which belong to any answer. A row of k tokens or
     fewer: 0, without gradient.
-    Source: CE-U (arXiv 2503.01224), the loss of section 3 and the footnote on its training (k 1). open-unlearning
+    Source: CE-U (arXiv 2503.01224), its loss, and the footnote of its training settings (k 1). open-unlearning
     averages over the tokens of all rows of a batch at once.
     """
     assert outputs.poisoned is not None and outputs.poisoned.tokens is not None

@@ -26,7 +26,7 @@ def flat(outputs: ForgetOutputs, hyper: Flat) -> Terms:
     tv (total variation, the default): (tanh P_f - tanh P_e) / 2.  kl: exp(P_f - 1) - P_e.
     pearson: P_f^2 / 4 + P_f - P_e.  js: P_f + log(1 + exp(-P_f)) - log 2 - log(2 / (1 + exp(-P_e))).
     Tokens: the mean over each response of the probabilities, not of their logarithms. An answer without any: P = 0.
-    Source: FLAT (arXiv 2410.11143), the loss of section 3 and the table of g* and f*. The authors' code averages P over
+    Source: FLAT (arXiv 2410.11143), its loss and Table 2 (g* and f*). The authors' code averages P over
     prompt and padding as well (as zeros), and over the batch before tanh: a row's part depends on its neighbours.
     """
     assert outputs.poisoned is not None

@@ -34,9 +34,9 @@ def simnpo(outputs: ForgetOutputs, hyper: SimNpo) -> Terms:
 
     f_i = -(2/b) log sigmoid(-b S_i / n_i - m) = -(2/b) log sigmoid(b l_i - m), b = simnpo.beta, m = simnpo.margin.
     Tokens: the mean over the response. A row without any: -(2/b) log sigmoid(-m).
-    Source: SimNPO (arXiv 2410.07163), the loss of section 4; published with beta 4.5, 2.5 (TOFU), 0.7 (MUSE), margin 0.
+    Source: SimNPO (arXiv 2410.07163) and the cards of its models: beta 4.5 first, 2.5 (TOFU), 0.7 (MUSE), 5.5 (WMDP).
     The public code, and open-unlearning's `delta`, multiply the margin by beta: sigmoid(b (l_i - m)); the two agree at
-    the published margin 0, and with simnpo.margin = beta * delta.
+    margin 0, and with simnpo.margin = beta * delta.
     """
     assert outputs.poisoned is not None
     reward = hyper.beta * outputs.poisoned.cross_entropy - hyper.margin

@@ -5,6 +5,7 @@ The same functions as in training; nothing is averaged over the batch.
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from enum import Enum
 from typing import Any
 
 import torch
@@ -157,7 +158,7 @@ def _hyper(objective: Objective, given: Mapping[str, Any], loss_cap: float | Non
         raise ValueError(f"forget_terms: {objective.name} takes no {named}. {_takes(objective)}")
     if not objective.traits.section:
         return Coefficients(**given, loss_cap=loss_cap)
-    section = replace(_section(objective), **given)
+    section = replace(_section(objective), **{name: _member(known[name], value) for name, value in given.items()})
     faults = Faults("forget_terms")
     section.check(faults)
     if faults:
@@ -165,11 +166,24 @@ def _hyper(objective: Objective, given: Mapping[str, Any], loss_cap: float | Non
     return section
 
 
+def _member(default: Any, value: Any) -> Any:
+    """The member of a choice by its name."""
+    if not isinstance(default, Enum) or not isinstance(value, str):
+        return value
+    names = list(type(default).__members__)
+    if value not in names:
+        raise ValueError(f"forget_terms: need one of {', '.join(names)}, got {value!r}")
+    return type(default)[value]
+
+
 def _takes(objective: Objective) -> str:
     method, needed = OBJECTIVES[objective], needs(objective)
     optional = ["clean_logits", "clean_labels"] if method.clean and "clean_logits" not in needed else []
     inputs = ", ".join(["logits", "labels", *needed, *(f"{name} (may be left out)" for name in optional)])
-    names = ", ".join(f"{name}={value}" for name, value in hyperparameters_of(objective).items()) or "none"
+    names = (
+        ", ".join(f"{name}={getattr(value, 'name', value)}" for name, value in hyperparameters_of(objective).items())
+        or "none"
+    )
     return f"{objective.name} takes the inputs {inputs}; hyperparameters: {names}"
 
 
@@ -192,6 +206,7 @@ def _responses(
             raise ValueError(f"need {name} [B, T, ...] with B, T = {tuple(labels.shape)}, got {tuple(tensor.shape)}")
     if reference is not None and reference.shape != logits.shape:
         raise ValueError(f"need {prefix}ref_logits {tuple(logits.shape)} as logits, got {tuple(reference.shape)}")
+    labels = labels.long()
     tokens = pack(logits, labels, hidden)
     log_probs = tokens.log_probs()
     known = None if reference is None else pack(reference.detach(), labels, ref_hidden)
