@@ -54,7 +54,7 @@ def guard(alignment: Floats, *, tau: float, relative: bool, low: float, high: fl
     Args: alignment: [n]. tau: > 0, larger is flatter. low, high: bounds on w, 0 <= low <= 1 <= high.
     Raises: ValueError if alignments are empty or not finite.
     Source: GUARD (arXiv 2506.10946): weights inversely related to the attribution, a temperature says how strongly.
-        The bounds and s are ours.
+        That they are exponential in it, the bounds and s are ours: its equations could not be read.
     """
     unit = float(np.std(alignment)) if relative and len(alignment) else 1.0
     # rows that are all aligned alike: equal weights

@@ -15,7 +15,7 @@ def loreun(losses: Floats, *, tau: float, low: float, high: float) -> Weights:
     """More weight for a smaller loss: what the model knows well is harder to forget.
 
     w_i = clip(c * exp(-l_i / tau), low, high), c > 0 such that mean(w) = 1. Where no row stands at a bound these are
-    n * softmax(-l / tau), the paper's weights; its form without bounds is low = 0 and high = n.
+    n * softmax(-l / tau); low = 0 and high = n leave them free.
 
     Example: l = 0, ln 2, tau 1: exp(-l) = 1, 1/2, so w = 4/3, 2/3 within [0.2, 3].
 
@@ -23,7 +23,8 @@ def loreun(losses: Floats, *, tau: float, low: float, high: float) -> Weights:
         w, 0 <= low <= 1 <= high.
     Raises: ValueError if losses are empty or not finite.
     Source: LoReUn (arXiv 2507.22499): weights exponential in minus the loss, under the starting model (static) or the
-        current one (dynamic). The bounds are ours.
+        current one (dynamic), normalised. The bounds are ours, and so is tau = 1 nat: the paper's own value and the
+        numbers of its equations could not be read.
     """
     return exp_bounded(-losses, tau=tau, low=low, high=high)
 

@@ -57,7 +57,7 @@ def test_loreun_by_hand() -> None:
     np.testing.assert_allclose(loreun(np.array([0.0, 9.0]), tau=1.0, low=0.2, high=3.0).weights, [1.8, 0.2])
 
 
-def test_without_bounds_that_act_loreun_is_the_papers_softmax() -> None:
+def test_without_bounds_that_act_loreun_is_a_softmax() -> None:
     losses = np.random.default_rng(0).uniform(0.0, 30.0, 25)
     exps = [math.exp(-x / 2.0) for x in losses.tolist()]
     expected = [25 * one / math.fsum(exps) for one in exps]
