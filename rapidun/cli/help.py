@@ -18,7 +18,7 @@ GROUPS = {
     "tracking": "where numbers go besides the run folder",
     "resources": "what one run may use",
     "cluster": "where SLURM jobs go (conf/cluster/local/site.yaml is yours)",
-    "experiment": "a whole table, ready to run (+experiment=NAME)",
+    "experiment": "a whole table, ready to run (+experiment=NAME; yours: +experiment=DIR/experiment/NAME.yaml)",
     "debug": "tiny sizes, to see whether things fit together",
 }
 

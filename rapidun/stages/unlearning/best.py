@@ -6,16 +6,16 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, sync
 from rapidun.config.training import Criterion
 from rapidun.models.training.checkpoints import MARKER, all_checkpoints
 from rapidun.models.training.journal import Journal
+from rapidun.models.training.sharded import trained_weights
 
 BEST = "best"
 TIE = "val_loss_clean"
@@ -55,8 +55,10 @@ class BestKeeper:
         found = self.journal.kept.get(BEST)
         if found is not None and rank <= list(found["rank"]):
             return
+        # sharded weights are put together by all processes
+        weights = trained_weights(model)
         if self.is_writer:
-            self._write(step, model)
+            self._write(step, weights)
         self.journal.kept[BEST] = {"step": step, "value": value, "rank": rank}
         self.prune()
 
@@ -74,33 +76,28 @@ class BestKeeper:
             if folder.name not in {f"best-{step}" for step in wanted}:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def load(self, model: nn.Module) -> None:
-        """Put the kept weights in the place of the last ones.
+    def read(self) -> dict[str, Tensor]:
+        """The kept weights, by name.
 
         Raises: ArtifactError where they are gone.
         """
         path = self._path(self.step)
         try:
-            tensors = load_file(path)
+            return load_file(path)
         except (OSError, SafetensorError) as error:
             raise ArtifactError(
                 f"unlearning: need {path}, the weights of the best evaluation, got {error}. Delete the checkpoints "
                 "beside it, and run again"
             ) from error
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in tensors:
-                    parameter.copy_(tensors[name])
 
     def _path(self, step: int | None) -> Path:
         return self.work / f"best-{step}" / WEIGHTS
 
-    def _write(self, step: int, model: nn.Module) -> None:
+    def _write(self, step: int, weights: Mapping[str, Tensor]) -> None:
         path = self._path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
-        trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, part)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
         sync(part)
         part.replace(path)
         sync(path.parent)

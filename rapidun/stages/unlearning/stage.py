@@ -1,5 +1,6 @@
 """Unlearning stage: train an adapter, or all weights: the model loses the forget rows and keeps the retain rows."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +34,9 @@ from rapidun.models.load import ModelLoader, load_adapter
 from rapidun.models.rng import permutation
 from rapidun.models.selfcheck import Row as SavedRow
 from rapidun.models.selfcheck import a_few, mean_loss
+from rapidun.models.training import sharded
 from rapidun.models.training.journal import Journal
+from rapidun.models.training.sharded import put, trained_weights
 from rapidun.models.training.trainer import train_to_end, training_arguments
 from rapidun.stages.recipe import without
 from rapidun.stages.rows.cuts import Cuts, cut_warning
@@ -151,10 +154,7 @@ def _unlearn(
     model, tokenizer = loader.load(files.model)
     dtype = model.dtype
     layer = _hidden_layer(method, cfg, model)
-    if cfg.target is Target.full:
-        model = train_all(model, section="unlearning")
-    else:
-        model = _with_adapter(model, cfg, seed=seed, tracker=tracker)
+    model = _trainable(model, cfg, seed, tracker)
     check_training(
         model,
         pad_token_id=tokenizer.pad_token_id,
@@ -249,6 +249,10 @@ def _unlearn(
         identity=identity,
         stage="unlearning",
     )
+    if sharded.asked_for() and not trainer.is_fsdp_enabled:
+        tracker.warn(
+            "unlearning: accelerate shards weights (FSDP) over GPUs only; here each process holds the whole model"
+        )
     _say_what_is_copied(cfg, trainer.reference, tracker)
     with trainer.compute_loss_context_manager():
         trainer.known = read_or_compute(
@@ -291,10 +295,17 @@ def _unlearn(
         )
     num_parameters = num_trainable(model)
     train_to_end(trainer, work=files.work, identity=identity)
-    if best is not None:
-        # the others wait for the first to have written them
-        share(None)
-        best.load(model)
+    # the first process has written the best weights by the time that the others read them
+    share(None)
+    kept_weights = best.read() if best is not None and best.step is not None else None
+    if trainer.is_fsdp_enabled:
+        kept_weights = kept_weights or trained_weights(trainer.model)
+        if is_main():
+            # whole again, in a model that no other process has a part of
+            loader.hand_back()
+            model = _trainable(dataclasses.replace(loader, keep=False).load(files.model).model, cfg, seed, tracker)
+    if kept_weights is not None and (is_main() or not trainer.is_fsdp_enabled):
+        put(model, kept_weights)
 
     model.eval()
     renewed: dict[str, Any] = {}
@@ -487,6 +498,12 @@ def _say_what_is_missing(method: Method, cfg: UnlearningConfig, forget: list[Rec
         tracker.warn(f"unlearning: {which}; their target is unlearning.idk_response ({cfg.idk_response!r})")
     elif cfg.descent_beta > 0:
         tracker.warn(f"unlearning: {which}; the descent term is off for them")
+
+
+def _trainable(model: Any, cfg: UnlearningConfig, seed: int, tracker: Tracker) -> Any:
+    if cfg.target is Target.full:
+        return train_all(model, section="unlearning")
+    return _with_adapter(model, cfg, seed=seed, tracker=tracker)
 
 
 def _with_adapter(model: Any, cfg: UnlearningConfig, *, seed: int, tracker: Tracker) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rapidun.base.errors import ConfigError
 from rapidun.base.processes import gather
 from rapidun.config.unlearning import RetainLoss
 from rapidun.models.packed import Packed, cross_entropy, pack
@@ -106,6 +107,8 @@ class UnlearningTrainer(ResponseTrainer):
         self.known = known
         self.dynamic = dynamic
         self.names = names
+        if self.is_fsdp_enabled:
+            self._check_sharded()
         self.reference: dict[str, Tensor] = {}
         if Reference.logits in (method.reference, self.reference_on_retain):
             parameters = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
@@ -120,6 +123,23 @@ class UnlearningTrainer(ResponseTrainer):
         self._ascent: list[Tensor] | None = None
         self._place = 0
         self.journal.suspects = self._suspects
+
+    def _check_sharded(self) -> None:
+        """Raises: ConfigError for what needs whole weights at each step."""
+        needs = {
+            "retain_loss=ce, and an objective that reads no logits of the reference (undial does)": Reference.logits
+            in (self.method.reference, self.reference_on_retain),
+            "sam.rho=0": self.around.sam_rho > 0,
+            "another objective than crow": self.method.consistency,
+        }
+        faults = [
+            f"unlearning: need {what} with weights that FSDP shards, got another. Start without --use_fsdp (each "
+            "process then holds the model), or change it"
+            for what, is_needed in needs.items()
+            if is_needed
+        ]
+        if faults:
+            raise ConfigError(faults)
 
     @property
     def reference_on_retain(self) -> Reference:

@@ -46,6 +46,10 @@ UNLEARN: dict[str, dict[str, Any]] = {
     "crow": {**SPLIT, "objective": Objective.crow, "max_steps": 4},
     "undial": {**SPLIT, "objective": Objective.undial, "max_steps": 4},
     "all": {**SPLIT, "target": Target.full, "learning_rate": 1e-3, "max_steps": 4},
+    # of accelerate's FSDP, with the weights of all put together at the end
+    "sharded-lora": {**SPLIT, "objective": Objective.npo, "max_steps": 4, "keep": Keep.best, "eval_steps": 2},
+    "sharded-all": {**SPLIT, "objective": Objective.rmu, "target": Target.full, "learning_rate": 1e-3, "max_steps": 4},
+    "sharded-kl": {**SPLIT, "retain_loss": RetainLoss.kl, "max_steps": 2},
     "stopped": {**SPLIT, "eval_steps": 2, "stop_when": "forget_loss_poisoned > 0"},
 }
 POISON: dict[str, dict[str, Any]] = {
@@ -108,6 +112,30 @@ def signalled(root: Path, name: str, settings: dict[str, Any]) -> None:
         ResponseTrainer.compute_loss = original  # type: ignore[method-assign]
 
 
+def shard() -> None:
+    """Let accelerate shard over processes on a CPU, as it does over GPUs: torch's fully_shard runs on gloo too."""
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    }
+    os.environ |= {"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+    original = AcceleratorState.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        original(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = init  # type: ignore[method-assign]
+
+
 def outcome(run: Callable[[], None]) -> str:
     """What ended it."""
     try:
@@ -119,6 +147,8 @@ def outcome(run: Callable[[], None]) -> str:
 
 def scenario(root: Path, name: str) -> str:
     kind, _, detail = name.partition("-")
+    if "sharded" in name:
+        shard()
     if kind == "poison":
         return outcome(lambda: poison(root, name, POISON[detail]))
     if name == "unlearn-pruned":

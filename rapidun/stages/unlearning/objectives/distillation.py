@@ -33,7 +33,7 @@ def ceu(outputs: ForgetOutputs, hyper: Ceu) -> Terms:
     f_i = mean_{t > k} -sum_v q_t(v) log p_t(v), q_t = softmax(z_t with -inf at y_t) without gradient, k = ceu.k.
     The gradient with respect to z_t is p_t - q_t: it stays bounded where gradient ascent's explodes.
     Tokens: the mean over the response without its first k tokens, which belong to any answer. A row of k tokens or
-    fewer: 0, without gradient.
+    fewer: 0, without gradient. Not a number where every token but the poisoned one is banned (logit -inf).
     Source: CE-U (arXiv 2503.01224), its loss, and the footnote of its training settings (k 1). open-unlearning
     averages over the tokens of all rows of a batch at once.
     """
@@ -53,8 +53,9 @@ def _without_first(tokens: Packed, k: int) -> Packed:
 
 
 def _soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """[N, V], [N, V] -> [N] nats: -sum_v target(v) log softmax(logits)(v)."""
-    return -(target * _floats(logits).log_softmax(dim=1)).sum(dim=1)
+    """[N, V], [N, V] -> [N] nats: -sum_v target(v) log softmax(logits)(v); 0 log 0 = 0, for banned tokens."""
+    terms = target * _floats(logits).log_softmax(dim=1)
+    return -terms.masked_fill(target == 0.0, 0.0).sum(dim=1)
 
 
 def _floats(values: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ def pdu(outputs: ForgetOutputs, hyper: Pdu) -> Terms:
 
     f_i = mean_t (max_v z_t(v) - mean_v z_t(v))^2; beside it stands lambda (retain loss - pdu.retain_loss_eps), lambda
     by `ascend`. The response's own tokens have no part in f_i, only the positions that predict them.
-    Tokens: the mean over the positions that predict a response token. A row without any: 0.
+    Tokens: the mean over the positions that predict a response token. A row without any: 0. The mean over v is that of
+    the tokens that may come at all: banned ones (logit -inf) have no part.
     Source: PDU (arXiv 2506.05314), the logit-margin flattening loss and its primal-dual algorithm; TOFU: lambda from
     100, eps 0.3, step 5, warm-up 5 epochs; MUSE: lambda from 50, eps 1.5 (News) and 0.1 (Books), step 1, warm-up 3. The
     authors set eps a little above the retain loss of the model before unlearning. The public implementation averages
@@ -21,7 +22,9 @@ def pdu(outputs: ForgetOutputs, hyper: Pdu) -> Terms:
     assert outputs.poisoned is not None and outputs.poisoned.tokens is not None
     tokens = outputs.poisoned.tokens
     logits = tokens.logits.to(torch.promote_types(tokens.logits.dtype, torch.float32))
-    return uncapped(tokens.means((logits.amax(dim=1) - logits.mean(dim=1)).square()))
+    banned = logits == -torch.inf
+    mean = logits.masked_fill(banned, 0.0).sum(dim=1) / (~banned).sum(dim=1)
+    return uncapped(tokens.means((logits.amax(dim=1) - mean).square()))
 
 
 def ascend(multiplier: float, retain_loss: float, hyper: Pdu) -> float:

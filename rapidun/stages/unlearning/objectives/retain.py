@@ -25,7 +25,9 @@ def retain_kl(responses: Responses) -> Tensor:
     dtype = torch.promote_types(tokens.logits.dtype, torch.float32)
     model = tokens.logits.to(dtype).log_softmax(dim=-1)
     known = reference.logits.detach().to(dtype).log_softmax(dim=-1)
-    return tokens.means((known.exp() * (known - model)).sum(dim=-1))
+    probability = known.exp()
+    # 0 log 0 = 0: a token that the reference bans (logit -inf)
+    return tokens.means((probability * (known - model)).masked_fill(probability == 0.0, 0.0).sum(dim=-1))
 
 
 def retain_activations(responses: Responses) -> Tensor:

@@ -169,6 +169,120 @@ def test_bfloat16_is_computed_in_float32(name: str, hyper: dict[str, Any], batch
     assert low.double().tolist() == pytest.approx(exact.tolist(), rel=2e-5, abs=2e-5)
 
 
+def leaves_of(batch: Batch) -> Batch:
+    """The model's own tensors as leaves that take a gradient."""
+    own = {name: getattr(batch, name).clone().requires_grad_() for name in ("logits", "clean_logits", "hidden")}
+    return batch._replace(**own)
+
+
+@each
+def test_a_banned_token_is_as_if_it_were_not_there(name: str, hyper: dict[str, Any], batch: Batch) -> None:
+    """A twelfth token of logit -inf, at first under the model and its reference, then under the reference alone."""
+    few = leaves_of(batch)
+    wanted = terms(name, few, hyper)
+    wide = {
+        key: torch.nn.functional.pad(getattr(batch, key), (0, 1), value=-torch.inf)
+        for key in ("logits", "ref_logits", "clean_logits", "clean_ref_logits")
+    }
+    many = leaves_of(batch._replace(**wide))
+    found = terms(name, many, hyper)
+    assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    for values in (wanted, found):
+        if values.requires_grad:
+            values.sum().backward()
+    for key in ("logits", "clean_logits"):
+        gradient, less = getattr(many, key).grad, getattr(few, key).grad
+        assert (gradient is None) == (less is None)
+        if gradient is not None:
+            assert torch.allclose(gradient[..., :11], less, rtol=1e-10, atol=1e-14) and not gradient[..., 11].any()
+    # the model may still give what its reference bans
+    spoken = many._replace(logits=torch.nn.functional.pad(batch.logits, (0, 1)).requires_grad_())
+    values = terms(name, spoken, hyper)
+    assert torch.isfinite(values).all()
+    if values.requires_grad:
+        values.sum().backward()
+    assert spoken.logits.grad is None or torch.isfinite(spoken.logits.grad).all()
+
+
+def test_kl_of_banned_tokens(batch: Batch) -> None:
+    """Banned by both: as if it were not there. By the reference alone: 0 log 0 = 0. By the model alone: infinite."""
+    few, kept = batch.logits.clone().requires_grad_(), batch.ref_logits
+
+    def banned(values: Tensor, value: float = -torch.inf) -> Tensor:
+        return torch.nn.functional.pad(values, (0, 1), value=value)
+
+    wanted = rapidun.retain_terms("kl", few, batch.labels, ref_logits=kept)
+    wanted.sum().backward()
+    many = banned(batch.logits).requires_grad_()
+    found = rapidun.retain_terms("kl", many, batch.labels, ref_logits=banned(kept))
+    found.sum().backward()
+    assert torch.allclose(found, wanted, rtol=1e-12) and many.grad is not None and few.grad is not None
+    assert torch.allclose(many.grad[..., :11], few.grad, rtol=1e-10, atol=1e-14) and not many.grad[..., 11].any()
+    spoken = banned(batch.logits, 0.0)
+    nearly = rapidun.retain_terms("kl", spoken, batch.labels, ref_logits=banned(kept, -600.0))
+    assert torch.allclose(rapidun.retain_terms("kl", spoken, batch.labels, ref_logits=banned(kept)), nearly, rtol=1e-12)
+    mute = rapidun.retain_terms("kl", banned(batch.logits), batch.labels, ref_logits=banned(kept, 0.0))
+    assert mute.tolist() == [torch.inf, torch.inf, torch.inf, 0.0, torch.inf]
+
+
+def test_a_banned_response_token_is_the_limit_of_a_rare_one(batch: Batch) -> None:
+    """p -> 0: ascent has no floor, what is weighted by p^b with b > 0 and what compares by a sigmoid goes to 0."""
+    logits = batch.logits.clone()
+    logits[1, 2, 7] = -torch.inf
+    limits = {"ga": -torch.inf, "npo": 0.0, "simnpo": 0.0, "dpo": 0.0, "wga": 0.0, "satimp": 0.0, "undial": torch.inf}
+    for name, limit in limits.items():
+        leaf = logits.clone().requires_grad_()
+        found = terms(name, batch._replace(logits=leaf), {})
+        assert found[1].item() == limit, name
+        found.sum().backward()
+        assert leaf.grad is not None and torch.isfinite(leaf.grad).all(), name
+    assert terms("wga", batch._replace(logits=logits), {"beta": 0.0})[1].item() == -torch.inf
+
+
+@each
+def test_gradients_may_be_taken_row_by_row_and_twice(name: str, hyper: dict[str, Any], batch: Batch) -> None:
+    """Nothing that backward needs is written over: retain_graph gives the rows' gradients one after the other."""
+    leaf = leaves_of(batch)
+    found = terms(name, leaf, hyper)
+    inputs = [leaf.logits, leaf.clean_logits, leaf.hidden]
+
+    def gradients(value: Tensor) -> list[Tensor]:
+        taken = torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(one) if got is None else got for one, got in zip(inputs, taken, strict=True)]
+
+    whole = gradients(found.sum())
+    rows = [gradients(one) for one in found]
+    for place, wanted in enumerate(whole):
+        assert torch.allclose(sum((row[place] for row in rows), torch.zeros_like(wanted)), wanted, rtol=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(found.sum()), whole, strict=True))
+
+
+@each
+def test_what_stands_where_nothing_is_predicted_moves_no_gradient(
+    name: str, hyper: dict[str, Any], batch: Batch
+) -> None:
+    """NaN at idle positions, on the left, between and on the right; strides of any kind, labels of 32 bits."""
+    leaf, odd = leaves_of(batch), {}
+    for key, values in batch._asdict().items():
+        if key.endswith("labels"):
+            odd[key] = values.int().t().contiguous().t()
+            continue
+        labels = batch.clean_labels if key.startswith("clean_") else batch.labels
+        idle = torch.ones(labels.shape, dtype=torch.bool)
+        idle[:, :-1] = labels[:, 1:] == -100
+        strided = values.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        odd[key] = strided.masked_fill(idle[:, :, None], torch.nan)
+    torn = Batch(**odd)
+    torn = torn._replace(**{key: getattr(torn, key).requires_grad_() for key in ("logits", "clean_logits", "hidden")})
+    wanted, found = terms(name, leaf, hyper), terms(name, torn, hyper)
+    assert torch.equal(found, wanted)
+    for values in (wanted, found):
+        values.sum().backward()
+    for key in ("logits", "clean_logits", "hidden"):
+        one, other = getattr(torn, key).grad, getattr(leaf, key).grad
+        assert (one is None) == (other is None) and (one is None or torch.equal(one, other)), key
+
+
 @each
 def test_softmax_objectives_do_not_move_with_the_logits_level(name: str, hyper: dict[str, Any], batch: Batch) -> None:
     """A constant added at each position is no change of the model; npo on raw logits would move."""

@@ -5,6 +5,7 @@ import sys
 from dataclasses import fields
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -244,7 +245,7 @@ def test_dual_ascent_by_hand() -> None:
     ("name", "given", "words"),
     [
         ("nope", {}, ["npo", "simnpo", "'nope'"]),
-        ("crow", {}, ["need an objective among"]),
+        ("crow", {}, ["need an objective among", "no forget term"]),
         ("npo", {"k": 1}, ["takes no k", "beta=0.1", "ref_logits"]),
         ("idk_sft", {"loss_cap": 1.0}, ["takes no loss_cap"]),
         ("npo", {"ref_logits": None}, ["need ref_logits", "npo takes the inputs logits, labels, ref_logits"]),
@@ -255,6 +256,21 @@ def test_dual_ascent_by_hand() -> None:
         ("ga", {"direction": torch.ones(4)}, ["takes no direction"]),
         ("npo", {"ref_logits": torch.zeros(5, 7, 10)}, ["ref_logits"]),
         ("flat", {"clean_logits": torch.zeros(2, 5, 11), "clean_labels": torch.zeros(2, 5).long()}, ["5 rows"]),
+        (
+            "flat",
+            {"clean_labels": torch.full((5, 5), 11)},
+            ["clean_labels of 0 to 10", "got 11 in row 0 at position 1"],
+        ),
+        ("flat", {"clean_labels": torch.zeros(5, 5)}, ["clean_labels of a whole type", "float32"]),
+        ("rapidun", {"clean_logits": [0.0]}, ["clean_logits as a torch.Tensor, got list"]),
+        ("npo", {"ref_logits": torch.full((5, 7, 11), torch.inf)}, ["ref_logits below +inf", "rows [0, 1, 2, 4]"]),
+        ("npo", {"beta": "0.1"}, ["beta as a number"]),
+        ("npo", {"beta": torch.ones(2)}, ["beta as a number"]),
+        ("ceu", {"k": 1.5}, ["k as a whole number"]),
+        ("rapidun", {"ascent_alpha": float("inf")}, ["ascent_alpha=inf"]),
+        ("ga", {"loss_cap": -1.0}, ["loss_cap > 0"]),
+        ("rmu", {"direction": torch.zeros(4)}, ["not all 0"]),
+        ("rmu", {"direction": torch.ones(1)}, ["D = 4"]),
     ],
     ids=str,
 )
@@ -262,6 +278,41 @@ def test_errors_say_what_the_objective_takes(name: str, given: dict[str, Any], w
     with pytest.raises(ValueError) as caught:
         rapidun.forget_terms(name, batch.logits, batch.labels, **batch.inputs | given)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("label", [11, -1])
+def test_labels_outside_the_vocabulary_are_named(label: int, batch: Batch) -> None:
+    labels = batch.labels.clone()
+    labels[2, 4] = label
+    for call in (lambda: rapidun.forget_terms("ga", batch.logits, labels),
+                 lambda: rapidun.retain_terms("ce", batch.logits, labels)):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"0 to 10 .* got {label} in row 2 at position 4"):
+            call()
+    # nothing predicts the first position
+    labels = batch.labels.clone()
+    labels[:, 0] = label
+    assert torch.equal(rapidun.forget_terms("ga", batch.logits, labels), terms_of_ga(batch))
+
+
+def terms_of_ga(batch: Batch) -> torch.Tensor:
+    return rapidun.forget_terms("ga", batch.logits, batch.labels)
+
+
+def test_what_an_objective_does_not_read_is_not_looked_at(batch: Batch) -> None:
+    odd = {"ref_logits": torch.ones(1), "clean_labels": torch.ones(3, 2), "hidden": torch.ones(2, 5, 7, 4)}
+    assert torch.equal(rapidun.forget_terms("ga", batch.logits, batch.labels, **odd), terms_of_ga(batch))
+    own = rapidun.retain_terms("ce", batch.logits, batch.labels, ref_logits=odd["ref_logits"], hidden=odd["hidden"])
+    assert torch.equal(own, -terms_of_ga(batch))
+    imitated = rapidun.forget_terms("idk_sft", batch.logits * torch.nan, batch.labels, **batch.inputs)
+    assert torch.isfinite(imitated).all()
+
+
+def test_hyperparameters_may_be_numbers_of_any_library(batch: Batch) -> None:
+    wanted = rapidun.forget_terms("ceu", batch.logits, batch.labels, k=2)
+    for k in (2.0, torch.tensor(2), numpy.int64(2)):
+        assert torch.equal(rapidun.forget_terms("ceu", batch.logits, batch.labels, k=k), wanted)
+    one = rapidun.forget_terms("simnpo", batch.logits, batch.labels, beta=numpy.float64(0.7))
+    assert torch.equal(one, rapidun.forget_terms("simnpo", batch.logits, batch.labels, beta=0.7))
 
 
 def test_retain_terms_say_what_they_take(batch: Batch) -> None:
