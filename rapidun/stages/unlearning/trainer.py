@@ -131,6 +131,8 @@ class UnlearningTrainer(ResponseTrainer):
             in (self.method.reference, self.reference_on_retain),
             "sam.rho=0": self.around.sam_rho > 0,
             "another objective than crow": self.method.consistency,
+            "mapping=loreun_static, or an objective that reads the poisoned response": self.dynamic is not None
+            and not self.method.poisoned,
         }
         faults = [
             f"unlearning: need {what} with weights that FSDP shards, got another. Start without --use_fsdp (each "
