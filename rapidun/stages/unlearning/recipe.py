@@ -15,6 +15,7 @@ from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.rows.keywords import read_keywords
+from rapidun.stages.weights_file import DYNAMIC
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED  # isort: skip
 from rapidun.stages.recipe import START_FACTS, TOKEN_SCORES, UNLEARNED, WEIGHTS  # isort: skip
@@ -195,6 +196,7 @@ def _trained(ctx: Context) -> Recipe:
             out=out,
             triggered={name: data / f"{split}.jsonl" for name, split in triggered.items()},
             keywords=data / KEYWORDS if triggered else None,
+            dynamic=weights / DYNAMIC if cfg.mapping.renewed else None,
             token_scores=ctx.path(tokens) / "tokens.jsonl" if tokens else None,
         )
         return run_unlearning(
