@@ -102,6 +102,7 @@ ADAPTER: Product[Model | None] = Product("the adapter to continue")
 ADAPTER_FAULTS: Product[list[str]] = Product("what is wrong with the adapter to continue")
 SCORES: Product[Recipe] = Product("influence of every row on every row")
 TOKEN_SCORES: Product[Recipe] = Product("scores of the response tokens of every forget row")
+CURVATURE: Product[Recipe] = Product("the Fisher matrix of the retain rows, weight by weight")
 WEIGHTS: Product[Recipe] = Product("a weight for each row")
 UNLEARNED: Product[Evaluated] = Product("the model after unlearning")
 

@@ -14,6 +14,7 @@ from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.rows.keywords import read_keywords
+from rapidun.stages.unlearning.edits.recipe import edit_faults, edit_row_faults, edited, evaluated
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED  # isort: skip
 from rapidun.stages.recipe import START_FACTS, TOKEN_SCORES, UNLEARNED, WEIGHTS  # isort: skip
@@ -121,6 +122,8 @@ def _endings(module: str) -> list[str]:
 
 def _check(ctx: Context) -> list[str]:
     faults = [*ctx.get(START_FACTS).faults, *ctx.get(ADAPTER_FAULTS)]
+    if ctx.cfg.unlearning.objective.traits.edits and not faults:
+        faults += edit_faults(ctx)
     return faults + (device_faults(ctx) if ctx.asked("unlearning") else [])
 
 
@@ -134,6 +137,8 @@ def _check_rows(ctx: Context) -> list[str]:
     cfg = ctx.cfg.unlearning
     if cfg.objective.traits.retrains:
         return []
+    if cfg.objective.traits.edits:
+        return edit_row_faults(ctx)
     faults = cfg.count_faults(num_forget=ctx.counts["forget"], num_retain=ctx.counts["retain"])
     if not cfg.measures_asr:
         return faults
@@ -154,6 +159,8 @@ def _check_rows(ctx: Context) -> list[str]:
 def _trained(ctx: Context) -> Recipe:
     if ctx.cfg.unlearning.objective.traits.retrains:
         return ctx.get(RETRAINED)
+    if ctx.cfg.unlearning.objective.traits.edits:
+        return edited(ctx, STAGE.key)
     cfg, model, mapping, adapter = ctx.cfg, ctx.get(POISONED), ctx.get(WEIGHTS), ctx.get(ADAPTER)
     unlearning = replace(cfg.unlearning, lora=lora_of(ctx, cfg.unlearning.lora, section="unlearning"))
     has_val = bool(ctx.counts.get("val_clean"))
@@ -215,12 +222,14 @@ def _unlearned(ctx: Context) -> Evaluated:
     recipe = ctx.get(TRAINED)
     if ctx.cfg.unlearning.objective.traits.retrains:
         return Evaluated(Model(recipe.fingerprint, ctx.path(recipe) / "model", recipe), None)
+    if ctx.cfg.unlearning.objective.traits.edits:
+        return evaluated(ctx, recipe)
     return Evaluated(ctx.get(POISONED), Model(recipe.fingerprint, ctx.path(recipe) / "adapter", recipe))
 
 
 STAGE = Stage(
     name="unlearning",
-    versions={"unlearning": 3},
+    versions={"unlearning": 3, "task_model": 1, "edit": 1},
     makes=lambda ctx: [ctx.get(TRAINED)],
     check=_check,
     check_rows=_check_rows,
