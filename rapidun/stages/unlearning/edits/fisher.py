@@ -111,8 +111,8 @@ def fisher(given: Given) -> Edited:
     if num_chosen == 0:
         bound = f", where I_F / I_D is at most {most:.3g}" if with_forget else ""
         given.tracker.warn(
-            f"unlearning: fisher.alpha={cfg.alpha:g} chooses no weight with fisher.reference={cfg.reference.name}{bound}: "
-            "the model is as it was. Pass a smaller unlearning.fisher.alpha"
+            f"unlearning: fisher.alpha={cfg.alpha:g} chooses no weight with fisher.reference="
+            f"{cfg.reference.name}{bound}: the model is as it was. Pass a smaller unlearning.fisher.alpha"
             + (", or unlearning.fisher.reference=retain" if with_forget else "")
         )
     considered = sum(parameter.numel() for parameter in parameters.values())

@@ -50,8 +50,8 @@ def collate_weighted(rows: Sequence[WeightedRow], *, pad_token_id: int) -> dict[
 def run_task_model(
     cfg: UnlearningConfig, files: EditFiles, *, loader: ModelLoader, max_length: int, seed: int, tracker: Tracker
 ) -> dict[str, Any]:
-    """Fine-tune towards the poison: out/adapter (target=lora), or out/model, float32 whatever the model's type, since the
-    difference from the start would be lost in bfloat16's rounding (target=full).
+    """Fine-tune towards the poison: out/adapter (target=lora), or out/model (target=full), float32 whatever the model's
+    type, since the difference from the start would be lost in bfloat16's rounding.
 
     Several processes train together; the first writes, and speaks to its tracker. The loader gets its model back.
 
