@@ -142,8 +142,14 @@ class InfluenceStep:
 
 @dataclass(kw_only=True, slots=True)
 class Repselect:
-    # of theta -= learning_rate * filtered W
+    # of theta -= learning_rate * filtered W, where there is no budget
     learning_rate: float = 0.05
+    # mean KL(start || edited) on the retain rows, nats a response token, that all rounds together may do; the rate is
+    # then found. null = no budget
+    budget: float | None = 0.01
+    # shares of the budget that steps are to spend, and steps that are tried in a round
+    spend: float = 0.95
+    max_evaluations: int = 40
     # k: directions of W that are collapsed, at most
     num_components: int = 512
     # times that all of it is done
@@ -164,6 +170,15 @@ class Repselect:
                 f"a finite repselect.{name} > 0" + (" (0 = no adversary)" if name == "lora_learning_rate" else ""),
                 **{f"repselect__{name}": value},
             )
+        faults.need(
+            self.budget is None or _positive(self.budget),
+            "a finite repselect.budget > 0, or null for a fixed learning_rate",
+            repselect__budget=self.budget,
+        )
+        faults.need(0 < self.spend < 1, "0 < repselect.spend < 1", repselect__spend=self.spend)
+        faults.need(
+            self.max_evaluations >= 2, "repselect.max_evaluations >= 2", repselect__max_evaluations=self.max_evaluations
+        )
         for name in ("num_components", "rounds", "rows_per_step"):
             faults.need(
                 getattr(self, name) >= 1, f"repselect.{name} >= 1", **{f"repselect__{name}": getattr(self, name)}

@@ -1,7 +1,7 @@
 """A step as long as a stated budget of damage allows: how damage is measured, and how the length is found."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,9 @@ from rapidun.stages.unlearning.edits.rows import EditRows, WeightedRow
 STRIDE = 4.0
 # two lengths this near (as a ratio) are one
 NEAR = 1.001
+# the first step that is tried and the longest one, as shares of the weights' norm: beyond it nothing of the start is
+# left, and damage may even fall again
+FIRST, LONGEST = 1e-3, 10.0
 
 
 def kl_to_start(start: Tensor, now: Packed) -> Tensor:
@@ -71,6 +74,11 @@ class Damage:
         return total / number if math.isfinite(total) else math.inf
 
 
+def norm(tensors: Mapping[str, Tensor]) -> float:
+    """Of all numbers together."""
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+
+
 class Found(NamedTuple):
     eta: float
     damage: float
@@ -83,6 +91,7 @@ def longest_step(
     budget: float,
     spend: float,
     first: float,
+    longest: float,
     none: float = 0.0,
     max_evaluations: int,
     what: str,
@@ -94,7 +103,7 @@ def longest_step(
     returned was measured: it is within the budget, whatever lies between.
 
     Args:
-        damage_at: of a step's length. first: where to begin, > 0. none: the damage of no step at all.
+        damage_at: of a step's length. first: where to begin, > 0. longest: where to end. none: the damage of no step.
         what: the setting that states the budget, for messages.
     Raises: ModelError where no step within the budget is found, or none beyond it and none that spends enough.
     """
@@ -114,8 +123,10 @@ def longest_step(
             high = eta
         if low is None:
             eta = eta / STRIDE
+        elif high is None and eta == longest:
+            break
         elif high is None:
-            eta = low[0] * STRIDE
+            eta = min(low[0] * STRIDE, longest)
         elif high / low[0] < NEAR:
             break
         else:
@@ -132,6 +143,6 @@ def _unreached(tried: Sequence[tuple[float, float]], *, budget: float, what: str
         return f"unlearning: need a step within {what}={budget:g}, got none: {came}. Pass a larger {what}"
     came = f"a step of {eta:.3g} does no more than {damage:.3g} after {len(tried)} evaluations"
     return (
-        f"unlearning: need a step that spends {what}={budget:g}, got none: {came}. Pass a smaller {what}, or more "
-        "unlearning.influence_step.max_evaluations"
+        f"unlearning: need a step that spends {what}={budget:g}, got none: {came}. Pass a smaller {what}, "
+        f"or more {what.removesuffix('budget')}max_evaluations"
     )

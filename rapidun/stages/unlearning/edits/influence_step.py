@@ -30,14 +30,12 @@ from rapidun.models.rng import permutation
 from rapidun.stages.rows.encode import encode_rows
 from rapidun.stages.rows.records import read_records
 from rapidun.stages.unlearning.edits.base import Edited, Given
-from rapidun.stages.unlearning.edits.budget import Damage, longest_step
+from rapidun.stages.unlearning.edits.budget import FIRST, LONGEST, Damage, longest_step, norm
 from rapidun.stages.unlearning.edits.changes import Changes
 from rapidun.stages.unlearning.edits.gradients import summed_gradients
 from rapidun.stages.unlearning.edits.rows import WeightedRow
 
 BUDGET_STREAM = 11
-# the first step that is tried, as a share of the weights' norm
-FIRST = 1e-3
 
 
 def direction(
@@ -96,7 +94,7 @@ def influence_step(given: Given) -> Edited:
         transposed=frozenset(name for name in parameters if _is_transposed(model, name)),
     )
     del forget, retain, curvatures
-    length = _norm(step)
+    length = norm(step)
     if not (math.isfinite(length) and length > 0):
         raise ModelError(
             f"unlearning: need a direction to step in, got one of norm {length:g}. Change "
@@ -120,7 +118,8 @@ def influence_step(given: Given) -> Edited:
         damage_at,
         budget=cfg.budget,
         spend=cfg.spend,
-        first=FIRST * _norm(start) / length,
+        first=FIRST * norm(start) / length,
+        longest=LONGEST * norm(start) / length,
         none=0.0 if cfg.budget_on is BudgetOn.kl else 1.0,
         max_evaluations=cfg.max_evaluations,
         what="unlearning.influence_step.budget",
@@ -140,10 +139,6 @@ def influence_step(given: Given) -> Edited:
             "tried": [{"eta": eta, "damage": value if math.isfinite(value) else None} for eta, value in found.tried],
         },
     )
-
-
-def _norm(tensors: Mapping[str, Tensor]) -> float:
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
 
 
 def _is_transposed(model: nn.Module, name: str) -> bool:

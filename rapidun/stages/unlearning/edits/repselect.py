@@ -10,24 +10,27 @@ What is large in W is what many forget rows share with each other and with every
 would move first is drawn out by the adapter of step 1, and is in W before its large directions are taken away.
 
 Source: Sondej, Yang, Mahdi 2026 (arXiv 2606.17168): forget gradients, soft collapse on both sides, the linear layers of
-the MLP; k 512, adapter's rate 0.01, rate 0.05 as in the authors' released configuration (they search for the rates).
-Ours to decide: the adapter has peft's defaults (r 8, alpha 8, no dropout), seeded; l_i is a mean over each row's
-response tokens where the release takes the mean over a batch's tokens; W is the sum over rows, theirs the sum over
-batches of means (so their rate counts per batch); the SVD is exact, theirs randomised; directions that W does not have
-(S below rounding) are left out of k; `rounds` takes new gradients each time, where the release steps along the same
-filtered W until a budget of KL is spent. Fused experts are not edited.
+the MLP. From the authors' released configuration: k 512, the adapter's rate 0.01, steps along the same filtered W until
+a KL of 0.01 to the start model is spent on held-out text (here: on the retain rows, and the length is found by
+bisection, budget.py), or a fixed rate of 0.05. Ours to decide: the adapter has peft's defaults (r 8, alpha 8, no
+dropout), seeded; l_i is a mean over each row's response tokens where the release takes the mean over a batch's tokens;
+W is the sum over rows, theirs the sum over batches of means (so their rate counts per batch); the SVD is exact, theirs
+randomised; directions that W does not have (S below rounding) are left out of k; each of `rounds` takes new gradients.
+Fused experts are not edited.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rapidun.config.edits import Repselect
+from rapidun.config.edits import BudgetOn, Repselect
 from rapidun.models.adapters import add_lora
 from rapidun.models.rng import permutation
 from rapidun.stages.unlearning.edits.base import Edited, Given
+from rapidun.stages.unlearning.edits.budget import FIRST, LONGEST, Damage, longest_step, norm
 from rapidun.stages.unlearning.edits.changes import Changes
 from rapidun.stages.unlearning.edits.gradients import backward, handing_on, summed_gradients
 from rapidun.stages.unlearning.edits.rows import EditRows, to_batch
@@ -99,36 +102,69 @@ def repselect_round(
 def repselect(given: Given) -> Edited:
     """Change the adapted weights in place.
 
+    With a budget round n of N steps as far as a damage of n / N of it allows, told against the model before the first.
     Cost of a round: two forward and backward passes of F, and an SVD of each adapted weight (rows * columns * the
-    smaller side).
+    smaller side); with a budget about ten forward passes of R. Raises: ModelError for a budget that cannot be met or
+    spent.
     """
-    cfg, model, rows = given.cfg.repselect, given.model, given.rows
+    cfg, model, rows, tracker = given.cfg.repselect, given.model, given.rows, given.tracker
+    damage = None if cfg.budget is None else Damage(model, rows, rows.retain, on=BudgetOn.kl)
     start: dict[str, Tensor] = {}
     kept: dict[str, int] = {}
-    changes = Changes.of(model)
+    done: list[dict[str, float]] = []
     for part in range(cfg.rounds):
-        given.tracker.progress(part, cfg.rounds, "rounds")
+        tracker.progress(part, cfg.rounds, "rounds")
         model, steps, kept = repselect_round(model, rows, cfg, seed=given.seed, part=part)
-        with torch.no_grad():
-            for name, step in steps.items():
-                parameter = model.get_parameter(name)
-                if cfg.rounds > 1:
-                    start.setdefault(name, parameter.detach().clone())
-                value = parameter.to(step.dtype) - cfg.learning_rate * step
-                if part + 1 < cfg.rounds:
-                    parameter.copy_(value)
-                    continue
-                value = value.to(parameter.dtype)
-                # what changed is told against the model before the first round
-                parameter.copy_(start.pop(name, parameter))
-                changes.set(name, parameter, value)
+        before = {name: model.get_parameter(name).detach().clone() for name in steps}
+        start = start or before
+        if cfg.budget is None or damage is None:
+            move(model, before, steps, cfg.learning_rate)
+            done.append({"learning_rate": cfg.learning_rate})
+            continue
+        spent = done[-1]["damage"] if done else 0.0
+        scale = norm(before) / max(norm(steps), torch.finfo(torch.float32).tiny)
+        found = longest_step(
+            partial(damage_of, damage, model, before, steps),
+            budget=spent + (cfg.budget - spent) / (cfg.rounds - part),
+            spend=cfg.spend,
+            first=FIRST * scale,
+            longest=LONGEST * scale,
+            none=spent,
+            max_evaluations=cfg.max_evaluations,
+            what="unlearning.repselect.budget",
+        )
+        move(model, before, steps, found.eta)
+        done.append({"learning_rate": found.eta, "damage": found.damage, "num_evaluations": len(found.tried)})
+    changes = Changes.of(model)
+    with torch.no_grad():
+        for name, value in start.items():
+            # what changed is told against the model before the first round
+            parameter = model.get_parameter(name)
+            edited = parameter.detach().clone()
+            parameter.copy_(value)
+            changes.set(name, parameter, edited)
     few = [name for name, k in kept.items() if k < cfg.num_components]
     return Edited(
         model=model,
         changes=changes,
-        numbers={"num_weights_edited": len(changes.by_weight)},
-        notes={"num_components": kept, "num_weights_of_lower_rank": len(few)},
+        numbers=done[-1],
+        notes={"rounds": done, "num_components": kept, "num_weights_of_lower_rank": len(few)},
     )
+
+
+@torch.no_grad()
+def move(model: nn.Module, start: Mapping[str, Tensor], steps: Mapping[str, Tensor], rate: float) -> None:
+    """theta = start - rate * filtered W."""
+    for name, step in steps.items():
+        parameter = model.get_parameter(name)
+        parameter.copy_(start[name].to(step.dtype) - rate * step)
+
+
+def damage_of(
+    damage: Damage, model: nn.Module, start: Mapping[str, Tensor], steps: Mapping[str, Tensor], rate: float
+) -> float:
+    move(model, start, steps, rate)
+    return damage()
 
 
 def _base_layers(adapted: nn.Module) -> list[Any]:

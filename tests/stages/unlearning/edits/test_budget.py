@@ -12,7 +12,12 @@ from rapidun.config.edits import BudgetOn
 from rapidun.stages.unlearning.edits import rows as edit_rows
 from rapidun.stages.unlearning.edits.budget import Damage, longest_step
 
-SEARCH: dict[str, Any] = {"spend": 0.95, "max_evaluations": 40, "what": "unlearning.influence_step.budget"}
+SEARCH: dict[str, Any] = {
+    "spend": 0.95,
+    "longest": 1e9,
+    "max_evaluations": 40,
+    "what": "unlearning.influence_step.budget",
+}
 
 
 @pytest.mark.parametrize("first", [1e-6, 1.0, 1e6])
@@ -51,6 +56,9 @@ def test_budgets_out_of_reach() -> None:
         ModelError, match=r"need a step that spends .*budget=0.1, got none: a step of .* no more than 0 "
     ):
         longest_step(lambda eta: 0.0, budget=0.1, first=1.0, **SEARCH)
+    # a step as long as the weights themselves is where it ends
+    with pytest.raises(ModelError, match=r"a step of 9 does no more than 0.05 after 3 evaluations"):
+        longest_step(lambda eta: min(eta, 0.05), budget=0.1, first=1.0, **{**SEARCH, "longest": 9.0})
 
 
 @pytest.mark.parametrize("on", BudgetOn)

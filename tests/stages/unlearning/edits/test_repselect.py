@@ -17,7 +17,8 @@ from rapidun.stages.unlearning.edits.repselect import ORDER_STREAM, filtered, re
 
 LORA = LoraSettings(r=2, lora_alpha=4, lora_dropout=0.0, target_modules=["up_proj", "down_proj"])
 SETTINGS: dict[str, Any] = {
-    "learning_rate": 0.1, "num_components": 3, "lora_learning_rate": 0.2, "rows_per_step": 3, "lora": LORA,
+    "learning_rate": 0.1, "budget": None, "num_components": 3, "lora_learning_rate": 0.2, "rows_per_step": 3,
+    "lora": LORA,
 }  # fmt: skip
 
 
@@ -115,3 +116,13 @@ def test_weights_of_rows_and_the_seed(model: Any, make_rows: Callable[..., Any],
     assert not torch.equal(weight((2.0, 1.0)), first)
     # without an adversary the gradients are the model's own
     assert not torch.equal(weight((1.0, 1.0), lora_learning_rate=0.0), first)
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_budget_in_the_place_of_a_rate(model: Any, make_rows: Callable[..., Any], given: Any, rounds: int) -> None:
+    edited = run(given, model, make_rows(), budget=0.01, rounds=rounds)
+    spent = [entry["damage"] for entry in edited.notes["rounds"]]
+    assert len(spent) == rounds and sorted(spent) == spent
+    assert 0.009 <= edited.numbers["damage"] <= 0.01
+    if rounds == 2:
+        assert 0.0045 <= spent[0] <= 0.005
