@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rapidun.base.errors import DataError, ModelError
+from rapidun.base.errors import ConfigError, DataError, ModelError
 from rapidun.base.files import write_tensors
 from rapidun.base.tracker import Tracker
 from rapidun.config.influence import ParameterSet, Precondition
@@ -53,7 +53,10 @@ def run_curvature(
         ModelError for gradients that are no numbers.
     """
     model, tokenizer = loader.load(files.model)
-    parameters = select_parameters(model, params, regex=regex)
+    try:
+        parameters = select_parameters(model, params, regex=regex)
+    except ConfigError as error:
+        raise _reworded(error) from error
     records = read_records(files.retain)
     encoded = encode_rows(tokenizer, [record.texts for record in records], max_length=max_length)
     kept = [(record.id, row) for record, row in zip(records, encoded, strict=True) if row is not None]
@@ -83,6 +86,8 @@ def run_curvature(
             seed=seed,
             on_batch=partial(_report, tracker, f"{num_numbers(parameters):,} numbers"),
         )
+    except ConfigError as error:
+        raise _reworded(error) from error
     except (ArithmeticError, torch.linalg.LinAlgError) as error:
         raise ModelError(f"{error}. Pass model.dtype=float32, or mend the rows or the model") from error
     write_tensors(files.out / TENSORS, curvature_tensors(curvatures))
@@ -92,6 +97,13 @@ def run_curvature(
         "num_modules": len(parameters),
         "num_parameters": num_numbers(parameters),
     }
+
+
+def _reworded(error: ConfigError) -> ConfigError:
+    """The words of the influence stage, without its places."""
+    words = str(error).partition(". Change ")[0].replace(" for influence.precondition", "")
+    words = words.removeprefix("influence: ")
+    return ConfigError(f"unlearning: {words}. Change unlearning.influence_step.params or influence_step.regex")
 
 
 def _report(tracker: Tracker, sizes: str, done: int, total: int, note: str) -> None:

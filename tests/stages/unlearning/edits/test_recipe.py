@@ -69,8 +69,8 @@ def test_what_changes_a_result_is_in_its_fingerprint() -> None:
         (Objective.fisher, "fisher", [Fisher(alpha=2.0), Fisher(params=FisherParams.all_linear)]),
         (Objective.task_vector, "task_vector", [TaskVector(scale=0.1)]),
         (Objective.influence_step, "influence_step", [
-            InfluenceStep(budget=0.3), InfluenceStep(damping_factor=1.0), InfluenceStep(precondition=Precondition.ekfac),
-            InfluenceStep(budget_rows=BudgetRows.val),
+            InfluenceStep(budget=0.3), InfluenceStep(damping_factor=1.0),
+            InfluenceStep(precondition=Precondition.ekfac), InfluenceStep(budget_rows=BudgetRows.val),
         ]),
         (Objective.repselect, "repselect", [Repselect(rounds=3)]),
     ):  # fmt: skip
