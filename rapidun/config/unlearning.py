@@ -210,7 +210,8 @@ class UnlearningConfig(OptimiserSettings):
     def as_read(self) -> "UnlearningConfig":
         """A copy in which what the objective does not read stands at its default: what a fingerprint is made from."""
         unread = self.objective.traits.unread
-        return replace(self, **{one.name: one.default for one in fields(self) if one.name in unread})
+        defaults: dict[str, Any] = {one.name: one.default for one in fields(self) if one.name in unread}
+        return replace(self, **defaults)
 
     @property
     def idle(self) -> set[str]:

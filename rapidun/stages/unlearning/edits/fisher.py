@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rapidun.config.edits import FisherParams, FisherReference
-from rapidun.models.architecture import is_linear_layer
+from rapidun.models.layers import is_linear_layer
 from rapidun.stages.unlearning.edits.base import Edited, Given
 from rapidun.stages.unlearning.edits.changes import Changes
 from rapidun.stages.unlearning.edits.gradients import backward, check_finite, handing_on, wide

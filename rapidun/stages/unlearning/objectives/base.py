@@ -125,8 +125,8 @@ class Method:
     # the retain terms are multiplied by lambda, which dual.ascend renews once an optimiser step (retain_coeff has no
     # part); lambda is kept in checkpoints
     dual: bool = False
-    # the retain rows' loss is the cross-entropy + alpha * consistency.consistency of the hidden states of all layers, at
-    # input embeddings moved by consistency.perturbation
+    # the retain rows' loss is the cross-entropy + alpha * consistency.consistency of the hidden states of all layers,
+    # at input embeddings moved by consistency.perturbation
     consistency: bool = False
     # the forget term looks after loss_cap itself (Coefficients.loss_cap)
     caps: bool = False
