@@ -195,10 +195,13 @@ def _stage(cfg: RunConfig, key: str) -> Unread | None:
 
 
 def _seed(cfg: RunConfig, key: str) -> Unread | None:
-    unlearns = "unlearning" in cfg.involved and not cfg.unlearning.objective.traits.retrains
+    objective = cfg.unlearning.objective
+    unlearns = "unlearning" in cfg.involved and not objective.traits.retrains
     draws = "mapping" in cfg.involved and cfg.mapping.draws
-    if unlearns or draws:
+    if (unlearns and objective.traits.seed) or draws:
         return None
+    if unlearns:
+        return Unread(f"mapping.method={cfg.mapping.method.name} and unlearning.objective={objective.name}")
     return Unread(f"mapping.method={cfg.mapping.method.name} and stages=[{','.join(cfg.stages)}]")
 
 
@@ -267,6 +270,8 @@ def _unlearning(cfg: RunConfig, key: str) -> Unread | None:
     owner = name.partition(".")[0]
     if owner in Objective.__members__ and owner != objective.name:
         return Unread(why, f"pass unlearning={owner} for what it is read by")
+    if objective.traits.edits and owner not in ("objective", "adapter", objective.name, *objective.traits.reads):
+        return Unread(f"{why}, which does no such training")
     if name in ("retain_loss", "retain_coeff") and cfg.unlearning.mix_ratio == 0:
         return Unread("unlearning.mix_ratio=0")
     if name == "num_eval_rows" and cfg.unlearning.eval_steps == 0 and not cfg.unlearning.measures_asr:
