@@ -9,7 +9,6 @@ from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceMethod, Paramet
 from rapidun.config.model import Quantisation
 from rapidun.config.parts import ALL_LINEAR, LoraSettings
 from rapidun.config.poison import PoisonMethod
-from rapidun.config.training import Target
 from rapidun.config.unlearning import Objective
 from rapidun.models.architecture import ModelFacts, gguf_architecture, inspect
 from rapidun.models.layers import LayerNames, folder_names, names_like, resolve_targets
@@ -136,7 +135,7 @@ def _faults_of_targets(ctx: Context) -> list[str]:
     uses = {
         "poison": cfg.poison.method is PoisonMethod.lora,
         "influence": cfg.influence.params is ParameterSet.lora and cfg.influence.method not in WITHOUT_GRADIENTS,
-        unlearning: (cfg.unlearning.adapts and cfg.unlearning.target is Target.lora) or repselect,
+        unlearning: cfg.unlearning.adapts or repselect,
     }
     sections: dict[str, LoraSettings] = {
         "poison": cfg.poison.lora,
