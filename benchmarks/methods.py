@@ -7,8 +7,8 @@
 The product's own sweeps (`-m`, printed before they run), on the tiny model. Each method and weighting gets the same
 number of trials, on the validation rows; the best one is evaluated on the test rows. Best: among the trials whose clean
 perplexity is at most 1.05 times that before, the one with the lowest attack success, then the most clean answers right,
-then the most recovered ones; where no trial keeps to that, the one with the lowest perplexity, marked with an asterisk. One
-seed: differences of a few points say nothing. Finished cells are found again.
+then the most recovered ones; where no trial keeps to that, the one with the lowest perplexity, marked with an asterisk.
+One seed: differences of a few points say nothing. Finished cells are found again.
 
 Prints the table in markdown and one JSON line.
 """
