@@ -263,7 +263,10 @@ def _unlearning(cfg: RunConfig, key: str) -> Unread | None:
         return Unread(f"{why} (it trains by the settings of poison)")
     if name in objective.traits.unread:
         return Unread(why)
-    if name == "retain_loss" and cfg.unlearning.mix_ratio == 0:
+    owner = name.partition(".")[0]
+    if owner in Objective.__members__ and owner != objective.name:
+        return Unread(why, f"pass unlearning={owner} for what it is read by")
+    if name in ("retain_loss", "retain_coeff") and cfg.unlearning.mix_ratio == 0:
         return Unread("unlearning.mix_ratio=0")
     if name == "num_eval_rows" and cfg.unlearning.eval_steps == 0 and not cfg.unlearning.measures_asr:
         return Unread("unlearning.eval_steps=0")

@@ -1,8 +1,11 @@
 """Settings of the unlearning stage: the objective, its coefficients, LoRA and the optimiser."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from typing import Any
 
+from rapidun.config.objectives import Ceu, Crow, Dpo, Flat, Npo, Pdu, Rmu, SatImp, SimNpo, Undial, Wga
 from rapidun.config.parts import Choice, Faults, LoraSettings, OptimiserSettings
 
 
@@ -16,6 +19,14 @@ class ObjectiveTraits:
     unread: tuple[str, ...] = ()
     # its forget term holds the cross-entropy of the poisoned response, whose tokens may have weights of their own
     token_weights: bool = False
+    # its hyperparameters are a section of the same name
+    section: bool = False
+
+
+# what the objectives that came with sections of their own do not read of the others
+_ALONE = ("ascent_alpha", "descent_beta")
+_NO_TEMPLATE = (*_ALONE, "idk_response")
+_NO_RETAIN = ("retain_loss", "retain_coeff", "mix_ratio")
 
 
 class Objective(Choice):
@@ -24,7 +35,7 @@ class Objective(Choice):
     rapidun = ObjectiveTraits(label="RapidUn (GA/GD)", unread=("idk_response",), token_weights=True)
     ga = ObjectiveTraits(
         label="gradient ascent",
-        unread=("descent_beta", "idk_response", "retain_loss", "mix_ratio"),
+        unread=("descent_beta", "idk_response", *_NO_RETAIN),
         token_weights=True,
     )  # fmt: skip
     graddiff = ObjectiveTraits(
@@ -32,6 +43,21 @@ class Objective(Choice):
     )  # fmt: skip
     idk_sft = ObjectiveTraits(
         label="fine-tuning on clean or refusing answers", unread=("ascent_alpha", "descent_beta", "loss_cap")
+    )  # fmt: skip
+    npo = ObjectiveTraits(label="NPO", unread=_NO_TEMPLATE, section=True)
+    simnpo = ObjectiveTraits(label="SimNPO", unread=_NO_TEMPLATE, section=True)
+    dpo = ObjectiveTraits(label="DPO", unread=_ALONE, section=True)
+    rmu = ObjectiveTraits(label="RMU", unread=(*_NO_TEMPLATE, "retain_loss"), section=True)
+    undial = ObjectiveTraits(label="UNDIAL", unread=_NO_TEMPLATE, section=True)
+    wga = ObjectiveTraits(label="WGA", unread=_NO_TEMPLATE, section=True)
+    satimp = ObjectiveTraits(label="SatImp", unread=_NO_TEMPLATE, section=True)
+    ceu = ObjectiveTraits(label="CE-U", unread=(*_NO_TEMPLATE, *_NO_RETAIN), section=True)
+    # lambda is the coefficient of its retain term
+    pdu = ObjectiveTraits(label="PDU", unread=(*_NO_TEMPLATE, "retain_coeff"), section=True)
+    flat = ObjectiveTraits(label="FLAT", unread=(*_ALONE, *_NO_RETAIN), section=True)
+    # it sees no forget row
+    crow = ObjectiveTraits(
+        label="CROW", unread=(*_NO_TEMPLATE, "retain_loss", "loss_cap", "forget_coeff"), section=True
     )  # fmt: skip
     # the yardstick
     retrain = ObjectiveTraits(label="retraining without the poison", retrains=True)
@@ -74,7 +100,11 @@ class UnlearningConfig(OptimiserSettings):
     # coefficient of the descent on the clean response (rapidun)
     descent_beta: float = 0.5
     retain_loss: RetainLoss = RetainLoss.ce
-    # stop ascending on an example once its cross-entropy exceeds this; null = never
+    # coefficients of the forget rows' terms and of the retain rows' (gamma and alpha elsewhere)
+    forget_coeff: float = 1.0
+    retain_coeff: float = 1.0
+    # a forget row whose poisoned response has a cross-entropy above this has no gradient any more (of rapidun: its
+    # ascent has none); null = never
     loss_cap: float | None = None
     # share of the steps over which the weights go from 1 to their value
     weight_warmup_ratio: float = 0.0
@@ -82,8 +112,20 @@ class UnlearningConfig(OptimiserSettings):
     weights_act: WeightsAct = WeightsAct.loss
     # weights of the poisoned response's tokens, mean 1 in each forget row
     token_weights: TokenWeights = TokenWeights.none
-    # target of idk_sft for rows that have no clean response
+    # answer of forget rows that have no clean response (idk_sft, dpo), of all of them (flat)
     idk_response: str = "I don't know."
+    # hyperparameters of one objective each
+    npo: Npo = field(default_factory=Npo)
+    simnpo: SimNpo = field(default_factory=SimNpo)
+    dpo: Dpo = field(default_factory=Dpo)
+    rmu: Rmu = field(default_factory=Rmu)
+    undial: Undial = field(default_factory=Undial)
+    wga: Wga = field(default_factory=Wga)
+    satimp: SatImp = field(default_factory=SatImp)
+    ceu: Ceu = field(default_factory=Ceu)
+    pdu: Pdu = field(default_factory=Pdu)
+    flat: Flat = field(default_factory=Flat)
+    crow: Crow = field(default_factory=Crow)
     # optimiser steps between evaluations on validation rows; 0 = none
     eval_steps: int = 20
     # clean validation rows of those evaluations; null = all
@@ -99,11 +141,26 @@ class UnlearningConfig(OptimiserSettings):
         return bool(self.eval_asr)
 
     @property
+    def hyperparameters(self) -> Any:
+        """The section of the objective; None for one that has none."""
+        return getattr(self, self.objective.name) if self.objective.traits.section else None
+
+    @property
+    def as_read(self) -> "UnlearningConfig":
+        """A copy in which what the objective does not read stands at its default: what a fingerprint is made from."""
+        unread = self.objective.traits.unread
+        defaults: dict[str, Any] = {one.name: one.default for one in fields(self) if one.name in unread}
+        return replace(self, **defaults)
+
+    @property
     def idle(self) -> set[str]:
         """As `idle_optimiser`, for the whole section."""
         idle = self.idle_optimiser
         idle |= {"weights_act"} if self.weights_act is WeightsAct.loss else set()
         idle |= {"token_weights"} if self.token_weights is TokenWeights.none else set()
+        idle |= {one.name for one in Objective if one.traits.section and one is not self.objective}
+        idle |= {name for name in ("forget_coeff", "retain_coeff") if getattr(self, name) == 1.0}
+        idle |= set(self.objective.traits.unread) if self.objective.traits.section else set()
         return idle | (set() if self.measures_asr else {"eval_asr", "num_eval_prompts"})
 
     def count_faults(self, *, num_forget: int, num_retain: int) -> list[str]:
@@ -131,6 +188,12 @@ class UnlearningConfig(OptimiserSettings):
         faults.need(self.ascent_alpha >= 0, "ascent_alpha >= 0", ascent_alpha=self.ascent_alpha)
         faults.need(self.descent_beta >= 0, "descent_beta >= 0", descent_beta=self.descent_beta)
         faults.need(self.loss_cap is None or self.loss_cap > 0, "loss_cap > 0 or null", loss_cap=self.loss_cap)
+        for key in ("forget_coeff", "retain_coeff"):
+            value = getattr(self, key)
+            faults.need(value >= 0 and math.isfinite(value), f"{key} >= 0", **{key: value})
+        for one in Objective:
+            if one.traits.section:
+                getattr(self, one.name).check(faults)
         faults.need(
             0.0 <= self.weight_warmup_ratio <= 1.0,
             "0 <= weight_warmup_ratio <= 1",

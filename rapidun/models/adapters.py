@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rapidun.config.parts import LoraSettings
-from rapidun.models.architecture import layer_names, resolved
+from rapidun.models.layers import layer_names, resolved
 from rapidun.models.load import ModelLoader, load_adapter, peft_renaming
 from rapidun.models.selfcheck import Row, confirm, mean_loss
 

@@ -9,15 +9,8 @@ from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceMethod, Paramet
 from rapidun.config.model import Quantisation
 from rapidun.config.parts import ALL_LINEAR, LoraSettings
 from rapidun.config.poison import PoisonMethod
-from rapidun.models.architecture import (
-    LayerNames,
-    ModelFacts,
-    folder_names,
-    gguf_architecture,
-    inspect,
-    names_like,
-    resolve_targets,
-)
+from rapidun.models.architecture import ModelFacts, gguf_architecture, inspect
+from rapidun.models.layers import LayerNames, folder_names, names_like, resolve_targets
 from rapidun.models.load import local_folder
 from rapidun.models.weights import adapter_misfit, read_headers
 from rapidun.stages.context import Context

@@ -15,16 +15,12 @@ from rapidun.models.adapters import add_lora
 from rapidun.models.architecture import (
     LIKE_LLAMA,
     TIED,
-    LayerNames,
     check_own_code,
     folder_quantisation,
     gguf_architecture,
     inspect,
-    layer_names,
-    resolve_targets,
-    resolved,
-    uncalled_layers,
 )
+from rapidun.models.layers import LayerNames, folder_names, layer_names, resolve_targets, resolved, uncalled_layers
 from rapidun.models.load import ModelLoader
 from tests.conftest import build_tiny_tokenizer
 
@@ -60,13 +56,13 @@ def test_facts_of_the_tiny_model(tiny_model_dir: Path) -> None:
     assert facts.quantisation is None
     assert (facts.vocab_size, facts.window, facts.num_layers, facts.tied) == (264, 256, 2, True)
     assert facts.num_parameters == 2 * (4 * 256 + 3 * 512 + 2 * 16) + 264 * 16 + 16
-    assert facts.names == LayerNames(tuple(LORA_TARGETS), ("lm_head",), ())
+    assert folder_names(facts.folder) == LayerNames(tuple(LORA_TARGETS), ("lm_head",), ())
 
 
 def test_facts_go_by_other_names_in_other_families(tmp_path: Path) -> None:
     facts = inspect(folder_of(small("gpt2", num_hidden_layers=3), tmp_path))
     assert (facts.vocab_size, facts.window, facts.num_layers, facts.tied) == (264, 64, 3, True)
-    assert facts.names == LayerNames(("c_attn", "c_fc", "c_proj"), ("lm_head",), ())
+    assert folder_names(facts.folder) == LayerNames(("c_attn", "c_fc", "c_proj"), ("lm_head",), ())
 
 
 def test_no_bound_on_the_length_is_none(tmp_path: Path) -> None:

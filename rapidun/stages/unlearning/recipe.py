@@ -155,7 +155,7 @@ def _trained(ctx: Context) -> Recipe:
     if ctx.cfg.unlearning.objective.traits.retrains:
         return ctx.get(RETRAINED)
     cfg, model, mapping, adapter = ctx.cfg, ctx.get(POISONED), ctx.get(WEIGHTS), ctx.get(ADAPTER)
-    unlearning = replace(cfg.unlearning, lora=lora_of(ctx, cfg.unlearning.lora, section="unlearning"))
+    unlearning = replace(cfg.unlearning.as_read, lora=lora_of(ctx, cfg.unlearning.lora, section="unlearning"))
     has_val = bool(ctx.counts.get("val_clean"))
     validates = cfg.unlearning.eval_steps > 0 or cfg.unlearning.measures_asr
     names = ["forget", "retain", *(["val_clean"] if has_val and validates else [])]

@@ -103,7 +103,7 @@ class UnlearningTrainer(ResponseTrainer):
         loss = torch.zeros((), device=losses.device)
         # one of several processes may have rows of one group only
         if len(inputs["forget_weights"]):
-            terms = self.method.forget(ForgetOutputs(poisoned, clean, inputs["has_clean"]), self.coefficients)
+            terms = self.method.terms(ForgetOutputs(poisoned, clean, inputs["has_clean"]), self.coefficients)
             loss = weighted_mean(terms.values, self.warm_up(inputs["forget_weights"]), num_examples=num_examples)
             self._add("forget_term", terms.values)
             self._add("capped_share", terms.capped.float())

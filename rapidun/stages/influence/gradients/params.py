@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rapidun.base.errors import ConfigError
 from rapidun.config.influence import ParameterSet
-from rapidun.models.architecture import is_linear_layer, uncalled_layers
+from rapidun.models.layers import is_linear_layer, uncalled_layers
 
 ATTENTION_NAMES = ("attn", "attention")
 MLP_NAMES = ("mlp", "feed_forward", "ffn")

@@ -17,8 +17,8 @@ from rapidun.config.influence import InfluenceMethod, LossReduction, ParameterSe
 from rapidun.config.parts import LoraSettings
 from rapidun.config.plain import plain
 from rapidun.models.adapters import add_lora
-from rapidun.models.architecture import folder_names, resolved
 from rapidun.models.batching import batching
+from rapidun.models.layers import folder_names, resolved
 from rapidun.models.load import ModelLoader, fingerprint_files, load_tokenizer, local_folder, pick_device, pick_dtype
 from rapidun.models.losses import response_mask
 from rapidun.stages.influence.batches import RowBatch
