@@ -9,6 +9,7 @@ from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceMethod, Paramet
 from rapidun.config.model import Quantisation
 from rapidun.config.parts import ALL_LINEAR, LoraSettings
 from rapidun.config.poison import PoisonMethod
+from rapidun.config.training import Target
 from rapidun.config.unlearning import Objective
 from rapidun.models.architecture import ModelFacts, gguf_architecture, inspect
 from rapidun.models.layers import LayerNames, folder_names, names_like, resolve_targets
