@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
+from rapidun.config.edits import Fisher, InfluenceStep, Repselect, TaskVector
 from rapidun.config.objectives import Ceu, Crow, Dpo, Flat, Npo, Pdu, Rmu, SatImp, SimNpo, Undial, Wga
 from rapidun.config.parts import Choice, Faults, LoraSettings, OptimiserSettings
 from rapidun.config.training import Criterion, Keep, SamSettings, Stop, Target, check_stop
@@ -22,8 +23,19 @@ class ObjectiveTraits:
     token_weights: bool = False
     # its hyperparameters are a section of the same name
     section: bool = False
+    # changes weights without a training loop (stages/unlearning/edits): reads its own section and these settings
+    edits: bool = False
+    reads: tuple[str, ...] = ()
+    # draws random numbers from `seed`
+    seed: bool = True
 
 
+# what fine-tuning towards the poison reads
+_TRAINING = (
+    "target", "lora", "forget_per_step", "learning_rate", "num_train_epochs", "max_steps",
+    "gradient_accumulation_steps", "lr_scheduler_type", "warmup_ratio", "optimizer", "momentum", "weight_decay",
+    "max_grad_norm", "save_steps", "gradient_checkpointing",
+)  # fmt: skip
 # what the objectives that came with sections of their own do not read of the others
 _ALONE = ("ascent_alpha", "descent_beta")
 _NO_TEMPLATE = (*_ALONE, "idk_response")
@@ -62,6 +74,11 @@ class Objective(Choice):
     )  # fmt: skip
     # the yardstick
     retrain = ObjectiveTraits(label="retraining without the poison", retrains=True)
+    # edits
+    fisher = ObjectiveTraits(label="selective synaptic dampening", section=True, edits=True, seed=False)
+    task_vector = ObjectiveTraits(label="task vector", section=True, edits=True, reads=_TRAINING)
+    influence_step = ObjectiveTraits(label="influence step", section=True, edits=True)
+    repselect = ObjectiveTraits(label="RepSelect", section=True, edits=True)
 
 
 class RetainLoss(Enum):
@@ -131,6 +148,11 @@ class UnlearningConfig(OptimiserSettings):
     pdu: Pdu = field(default_factory=Pdu)
     flat: Flat = field(default_factory=Flat)
     crow: Crow = field(default_factory=Crow)
+    # of one edit each
+    fisher: Fisher = field(default_factory=Fisher)
+    task_vector: TaskVector = field(default_factory=TaskVector)
+    influence_step: InfluenceStep = field(default_factory=InfluenceStep)
+    repselect: Repselect = field(default_factory=Repselect)
     # optimiser steps between evaluations on validation rows; 0 = none
     eval_steps: int = 20
     # clean validation rows of those evaluations; null = all
@@ -162,6 +184,12 @@ class UnlearningConfig(OptimiserSettings):
             return None
         default = Criterion.val_asr_seen if self.measures_asr else Criterion.forget_preference
         return self.criterion or default
+
+    @property
+    def adapts(self) -> bool:
+        """Whether an adapter is put on the model by `lora`."""
+        traits = self.objective.traits
+        return not traits.retrains and (not traits.edits or "lora" in traits.reads) and self.target is Target.lora
 
     @property
     def stop(self) -> Stop | None:

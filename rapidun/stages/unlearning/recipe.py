@@ -15,6 +15,8 @@ from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.rows.keywords import read_keywords
+from rapidun.stages.unlearning.edits.recipe import edit_faults, edit_row_faults, edited, evaluated
+from rapidun.stages.weights_file import DYNAMIC
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED  # isort: skip
 from rapidun.stages.recipe import START_FACTS, TOKEN_SCORES, UNLEARNED, WEIGHTS  # isort: skip
@@ -130,6 +132,8 @@ def _check(ctx: Context) -> list[str]:
                 f"unlearning: need rmu.layer < {facts.num_layers}, the blocks of this model, got {cfg.rmu.layer}. Pass "
                 "unlearning.rmu.layer=..."
             )
+    if cfg.objective.traits.edits and not faults:
+        faults += edit_faults(ctx)
     return faults + (device_faults(ctx) if ctx.asked("unlearning") else [])
 
 
@@ -143,6 +147,8 @@ def _check_rows(ctx: Context) -> list[str]:
     cfg = ctx.cfg.unlearning
     if cfg.objective.traits.retrains:
         return []
+    if cfg.objective.traits.edits:
+        return edit_row_faults(ctx)
     faults = cfg.count_faults(num_forget=ctx.counts["forget"], num_retain=ctx.counts["retain"])
     for criterion, why in cfg.needed_criteria.items():
         split = criterion.traits.needs
@@ -181,6 +187,8 @@ def _epochs_overlap(ctx: Context) -> bool:
 def _trained(ctx: Context) -> Recipe:
     if ctx.cfg.unlearning.objective.traits.retrains:
         return ctx.get(RETRAINED)
+    if ctx.cfg.unlearning.objective.traits.edits:
+        return edited(ctx, STAGE.key)
     cfg, model, mapping, adapter = ctx.cfg, ctx.get(POISONED), ctx.get(WEIGHTS), ctx.get(ADAPTER)
     unlearning = cfg.unlearning.as_read
     if unlearning.target is Target.lora:
@@ -206,6 +214,7 @@ def _trained(ctx: Context) -> Recipe:
             out=out,
             triggered={name: data / f"{split}.jsonl" for name, split in triggered.items()},
             keywords=data / KEYWORDS if triggered else None,
+            dynamic=weights / DYNAMIC if cfg.mapping.renewed else None,
             token_scores=ctx.path(tokens) / "tokens.jsonl" if tokens else None,
         )
         return run_unlearning(
@@ -249,6 +258,8 @@ def _unlearned(ctx: Context) -> Evaluated:
     recipe = ctx.get(TRAINED)
     if ctx.cfg.unlearning.objective.traits.retrains:
         return Evaluated(Model(recipe.fingerprint, ctx.path(recipe) / "model", recipe), None)
+    if ctx.cfg.unlearning.objective.traits.edits:
+        return evaluated(ctx, recipe)
     if ctx.cfg.unlearning.target is Target.full:
         return Evaluated(Model(recipe.fingerprint, ctx.path(recipe) / "model", recipe), None)
     return Evaluated(ctx.get(POISONED), Model(recipe.fingerprint, ctx.path(recipe) / "adapter", recipe))
@@ -256,7 +267,7 @@ def _unlearned(ctx: Context) -> Evaluated:
 
 STAGE = Stage(
     name="unlearning",
-    versions={"unlearning": 3},
+    versions={"unlearning": 3, "task_model": 1, "edit": 1},
     makes=lambda ctx: [ctx.get(TRAINED)],
     check=_check,
     check_rows=_check_rows,

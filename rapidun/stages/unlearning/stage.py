@@ -47,6 +47,7 @@ from rapidun.stages.rows.records import Record, read_records
 from rapidun.stages.unlearning.attack import attack_success, read_attack
 from rapidun.stages.unlearning.best import BestKeeper
 from rapidun.stages.unlearning.callbacks import STOPPED_AT, ValidationCallback
+from rapidun.stages.unlearning.dynamic import DynamicWeights, read_rule
 from rapidun.stages.unlearning.objectives.base import Method, Reference
 from rapidun.stages.unlearning.objectives.catalogue import OBJECTIVES, hyperparameters
 from rapidun.stages.unlearning.reference import read_or_compute
@@ -87,6 +88,8 @@ class UnlearningFiles:
     keywords: Path | None = None
     # tokens.jsonl, with token_weights
     token_scores: Path | None = None
+    # how the forget weights are renewed, where they are
+    dynamic: Path | None = None
 
 
 def run_unlearning(
@@ -100,7 +103,8 @@ def run_unlearning(
     evaluation: EvaluationConfig | None = None,
 ) -> dict[str, Any]:
     """Unlearn, and write out/history.json and out/adapter (PEFT; with `merge` out/merged too), or with target=full
-    out/model, a Hugging Face folder with its tokenizer.
+    out/model, a Hugging Face folder with its tokenizer. With weights that are renewed also out/weights_path.jsonl and
+    out/forget_weights.jsonl (dynamic.py).
 
     Several processes train together; the first writes, and speaks to its tracker. The loader gets its model back.
 
@@ -108,7 +112,7 @@ def run_unlearning(
     Returns: objective, steps, num_forget, num_retain, num_trainable_parameters, clipped_share, capped_share,
         final_loss, and the last validation numbers; with keep=best kept_step, the step of the weights that were
         written, and the validation numbers of that step; stopped_at, the step at which stop_when held;
-        effective_weight; final_lambda of pdu; rmu_layer.
+        effective_weight; final_lambda of pdu; rmu_layer; final_forget_weight_min, _max, _ess of renewed weights.
     Raises: ConfigError, DataError, ModelError; Preempted and Pruned (see train_to_end), with nothing written.
     """
     try:
@@ -205,6 +209,15 @@ def _unlearn(
     identity = _identity(cfg, files, max_length=max_length, seed=seed, evaluation=evaluation)
     journal = Journal(tracker)
     journal.remedy = remedy(cfg.objective)
+    dynamic = None
+    if files.dynamic is not None and num_forget:
+        dynamic = DynamicWeights(
+            read_rule(files.dynamic),
+            ids,
+            [row.poisoned for row in lost],
+            journal=journal,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     trainer = UnlearningTrainer(
         method=method,
         hyper=hyperparameters(cfg),
@@ -218,6 +231,7 @@ def _unlearn(
             sam_rho=cfg.sam.rho,
             max_retain_growth=cfg.max_retain_growth,
         ),
+        dynamic=dynamic,
         names=[*(ids if num_forget else []), *kept],
         model=model,
         args=training_arguments(
@@ -294,13 +308,16 @@ def _unlearn(
         put(model, kept_weights)
 
     model.eval()
+    renewed: dict[str, Any] = {}
     if is_main():
         few = a_few([*(row.poisoned for row in lost), *retained])
         _write(cfg, model, tokenizer, files, dtype=dtype, loader=loader, rows=few, tracker=tracker)
         write_json(files.out / "history.json", journal.history)
         if shown is not None:
             write_json(files.out / "token_weights.json", shown)
-    return _summary(
+        if dynamic is not None:
+            renewed = dynamic.write(files.out)
+    return renewed | _summary(
         cfg,
         journal,
         num_forget=num_forget,
@@ -546,7 +563,7 @@ def _identity(
     inputs += [] if files.val_clean is None else [files.val_clean]
     if cfg.adapter is not None:
         inputs += [Path(cfg.adapter) / "adapter_config.json", Path(cfg.adapter) / "adapter_model.safetensors"]
-    inputs += [] if files.token_scores is None else [files.token_scores]
+    inputs += [file for file in (files.token_scores, files.dynamic) if file is not None]
     more: dict[str, Any] = {}
     if cfg.measures_asr:
         inputs += [*files.triggered.values(), *([] if files.keywords is None else [files.keywords])]

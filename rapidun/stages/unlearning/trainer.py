@@ -17,6 +17,7 @@ from rapidun.models.packed import Packed, cross_entropy, pack
 from rapidun.models.training.distributed import total
 from rapidun.models.training.forward import forward_packed
 from rapidun.models.training.trainer import ResponseTrainer
+from rapidun.stages.unlearning.dynamic import DynamicWeights
 from rapidun.stages.unlearning.objectives.base import (
     Coefficients,
     ForgetOutputs,
@@ -78,6 +79,7 @@ class UnlearningTrainer(ResponseTrainer):
 
     Args:
         hyper: the objective's own section of the settings; Coefficients where it has none.
+        dynamic: renews the forget rows' weights; their own count where it is None.
         names: of the rows, for messages.
     """
 
@@ -91,6 +93,7 @@ class UnlearningTrainer(ResponseTrainer):
         coefficients: Coefficients | None = None,
         around: Around | None = None,
         known: Known | None = None,
+        dynamic: DynamicWeights | None = None,
         names: Sequence[str] = (),
         rows: Sequence[ForgetRow | RetainRow],
         **kwargs: Any,
@@ -102,6 +105,7 @@ class UnlearningTrainer(ResponseTrainer):
         self.retain_term = retain_term_of(method, retain_loss)
         self.weight_warmup_ratio = weight_warmup_ratio
         self.known = known
+        self.dynamic = dynamic
         self.names = names
         if self.is_fsdp_enabled:
             self._check_sharded()
@@ -127,6 +131,8 @@ class UnlearningTrainer(ResponseTrainer):
             in (self.method.reference, self.reference_on_retain),
             "sam.rho=0": self.around.sam_rho > 0,
             "another objective than crow": self.method.consistency,
+            "mapping=loreun_static, or an objective that reads the poisoned response": self.dynamic is not None
+            and not self.method.poisoned,
         }
         faults = [
             f"unlearning: need {what} with weights that FSDP shards, got another. Start without --use_fsdp (each "
@@ -209,7 +215,12 @@ class UnlearningTrainer(ResponseTrainer):
         if len(inputs["forget_weights"]):
             outputs = ForgetOutputs(poisoned, clean, inputs["has_clean"])
             terms = self.method.terms(outputs, self.hyper, loss_cap=self.around.loss_cap)
-            weights = self.warm_up(inputs["forget_weights"])
+            weights = inputs["forget_weights"]
+            if self.dynamic is not None:
+                ours = self.accelerator.unwrap_model(model)
+                now = plain[: counts[POISONED]] if counts[POISONED] else self.dynamic.measured(ours, numbers[0])
+                weights = self.dynamic.weights(numbers[0], now)
+            weights = self.warm_up(weights)
             loss = self.around.forget_coeff * weighted_mean(terms.values, weights, num_examples=num_examples)
             self._add("forget_term", terms.values)
             self._add("capped_share", terms.capped.float())
@@ -338,6 +349,8 @@ class UnlearningTrainer(ResponseTrainer):
             logs["effective_weight"] = weight * self._clip_factor(logs)
             self.journal.count("effective_weights", logs["effective_weight"])
             self.journal.count("effective_steps", 1)
+        if self.dynamic is not None:
+            logs.update(self.dynamic.end_step(self.args.device))
         if self.method.dual:
             logs[MULTIPLIER] = self.multiplier
             self._renew_multiplier(means.get("retain_term"))

@@ -34,6 +34,7 @@ UNLEARN: dict[str, dict[str, Any]] = {
     "idle": ALONE,
     "checkpointed": {**SPLIT, "gradient_checkpointing": True, "max_steps": 3},
     "dropout": {**SPLIT, "max_steps": 6, "lora": LoraSettings(r=4, lora_dropout=0.3)},
+    "dynamic": {**WHOLE, "num_train_epochs": 2.0},
     "sampled": {**WHOLE, "weights_act": WeightsAct.sampling, "num_train_epochs": 2.0},
     "diverged": {**SPLIT, "learning_rate": 1e30},
     # lambda, sums of the reference; the first process evaluates, the others go by its numbers
@@ -78,6 +79,7 @@ def unlearn(root: Path, name: str, settings: dict[str, Any], prune_at: int | Non
         retain_weights=root / "retain_weights.jsonl",
         work=root / name / "work",
         out=root / name / "out",
+        dynamic=root / "dynamic.json" if "dynamic" in name else None,
     )
     cfg = UnlearningConfig(**{**base, **settings})
     run_unlearning(cfg, files, loader=ModelLoader(device="cpu"), max_length=96, seed=7, tracker=Pruner(prune_at))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rapidun.base.files import read_jsonl, write_json
 from rapidun.models.training.distributed import largest, total
 from rapidun.models.training.samplers import IDLE, ShuffledSampler, StepShards, num_batches
 from rapidun.stages.rows.records import write_records
@@ -23,7 +24,7 @@ from rapidun.stages.weights_file import write_weights
 ROOT = Path(__file__).resolve().parents[3]
 DRIVER = Path(__file__).with_name("distributed_driver.py")
 QUICK = ["unlearn-split", "unlearn-sampled", "unlearn-dropout", "unlearn-signalled", "unlearn-pruned", "unlearn-pdu"]
-QUICK += ["unlearn-npo"]
+QUICK += ["unlearn-npo", "unlearn-dynamic"]
 OTHERS = ["unlearn-sharp", "unlearn-sharp-whole", "unlearn-rmu", "unlearn-crow", "unlearn-undial"]
 MORE = ["unlearn-diverged", "unlearn-whole", "unlearn-idle", "unlearn-checkpointed", "poison-full", "poison-lora"]
 MORE += [*OTHERS, "unlearn-all", "unlearn-stopped"]
@@ -45,6 +46,8 @@ def prepare(root: Path, model: Path, records: tuple[list[Any], list[Any]]) -> Pa
         write_records(root / f"{name}.jsonl", rows)
         weights = [0.5 + index % 3 for index in range(len(rows))]
         write_weights(root / f"{name}_weights.jsonl", weights, ids=[row.id for row in rows])
+    losses = {row.id: 5.0 + place / 10 for place, row in enumerate(records[0])}
+    write_json(root / "dynamic.json", {"tau": 0.3, "w_min": 0.2, "w_max": 3.0, "losses": losses})
     return root
 
 
@@ -136,6 +139,16 @@ def test_two_processes_take_the_steps_of_one(quick: Both) -> None:
 def test_two_processes_draw_by_weight_as_one_does(quick: Both) -> None:
     """One stream of draws dealt out: no process draws for itself."""
     assert len(check_unlearning(quick, "unlearn-sampled")) == 4
+
+
+def test_two_processes_renew_the_weights_as_one_does(quick: Both) -> None:
+    """What each found of its rows goes into the same table, after the step."""
+    history = check_unlearning(quick, "unlearn-dynamic")
+    path = [line["forget_weight_ess"] for line in history]
+    assert len(set(path)) == len(path) > 3
+    one, two = (out / "forget_weights.jsonl" for out in quick.outs("unlearn-dynamic"))
+    ends = [[row["weight"] for row in read_jsonl(file)] for file in (one, two)]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
 
 
 def test_lambda_goes_by_the_retain_rows_of_all_processes(quick: Both) -> None:

@@ -147,6 +147,7 @@ def unlearn(root: Path, name: str, tracker: Tracker) -> str:
         retain_weights=root / "retain_weights.jsonl",
         work=root / name / "work",
         out=root / name / "out",
+        dynamic=root / "dynamic.json" if "dynamic" in name else None,
         **attacked,
     )
     summary = run_unlearning(cfg, files, loader=ModelLoader(device="cpu"), max_length=96, seed=7, tracker=tracker)
@@ -218,7 +219,7 @@ KILLS: dict[str, list[dict[str, Any]]] = {
     "random": RANDOM,
 }
 STAGES = {"full": poison, "lora": poison, "unlearn": unlearn, "early": unlearn, "sampled": unlearn}
-STAGES |= {"pdu": unlearn, "npo": unlearn}
+STAGES |= {"pdu": unlearn, "npo": unlearn, "dynamic": unlearn}
 
 
 def main(root: Path, names: list[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rapidun.base.files import write_json
 from rapidun.stages.rows.records import write_records
 from rapidun.stages.weights_file import write_weights
 
@@ -20,6 +21,7 @@ QUICK = {
     "unlearn-in-save": 2,
     "unlearn-trained": 1,
     "sampled-steps": 3,
+    "dynamic-steps": 3,
     "pdu-steps": 3,
 }
 MORE = {
@@ -45,6 +47,8 @@ def run_driver(root: Path, model: Path, records: tuple[list[Any], list[Any]], sc
         write_records(root / f"{name}.jsonl", rows)
         weights = [0.5 + index % 3 for index in range(len(rows))]
         write_weights(root / f"{name}_weights.jsonl", weights, ids=[row.id for row in rows])
+    losses = {row.id: 5.0 + place / 10 for place, row in enumerate(records[0])}
+    write_json(root / "dynamic.json", {"tau": 0.3, "w_min": 0.2, "w_max": 3.0, "losses": losses})
     stages = dict.fromkeys(name.partition("-")[0] for name in scenarios)
     done = subprocess.run(
         [
