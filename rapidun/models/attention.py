@@ -1,4 +1,5 @@
-"""Attention of short sequences on the CPU, faster than the stock kernels: what a capture switches a model to.
+"""Attention of short sequences on the CPU, faster than the stock kernels: what a capture switches a model to, and what
+training uses for each row (packing.py).
 
 softmax(Q K^T / sqrt(d) + causal) V, written out. Query heads that share a key head are stacked, so that no key is
 repeated. The products of a bfloat16 model are bfloat16 matrix products, which this hardware does several times faster
@@ -75,7 +76,7 @@ def is_causal(model: nn.Module) -> bool:
 @contextmanager
 def faster_attention(model: nn.Module) -> Iterator[None]:
     """Switch a bfloat16 model on the CPU from `sdpa` to `short_attention`; as before afterwards."""
-    configs = _configs(model) if _gains(model) else []
+    configs = sdpa_configs(model) if _gains(model) else []
     if configs:
         _register()
     try:
@@ -93,10 +94,10 @@ def _gains(model: nn.Module) -> bool:
     return first is not None and first.device.type == "cpu" and first.dtype == torch.bfloat16 and is_causal(model)
 
 
-def _configs(model: nn.Module) -> list[Any]:
-    """The configurations that the model's attention layers look their kernel up in, where that is `sdpa`."""
+def sdpa_configs(model: nn.Module, *also: str) -> list[Any]:
+    """The configurations that the model's attention layers look their kernel up in: those with `sdpa`, or `also`."""
     found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    return [c for c in found.values() if getattr(c, "_attn_implementation", None) == "sdpa"]
+    return [c for c in found.values() if getattr(c, "_attn_implementation", None) in ("sdpa", *also)]
 
 
 def _register() -> None:
