@@ -3,13 +3,14 @@
     python benchmarks/training.py --tiny
     python benchmarks/training.py --model DIR --pack DIR
 
-The Trainer has its own collator (rows padded to the longest of a micro-batch) and its own loss (the model's, all logits),
-the same rows in the same order, and the same optimiser settings. `poison`: every weight, float32 under bfloat16
-products where the model is bfloat16; the others: LoRA r 16 on all linear layers, where the Trainer fine-tunes on the very
-sequences that the objective reads (poisoned and clean responses, retain rows): seconds for the same tokens. Each run
-is a process of its own, the two take turns, `ratio` is the median of the pairs' ratios of seconds for steps 2 to the
-last. `peak_memory_gb` is that of these steps. `loss_difference`: our pass with the Trainer's mean over tokens instead of
-rows, the largest relative difference of a step's loss to the Trainer's, all steps (dropout off).
+The Trainer has its own collator (rows padded to the longest of a micro-batch) and its own loss (the model's, over all
+logits), the same rows in the same order, and the same optimiser settings. `poison`: every weight, float32 under
+bfloat16 products where the model is bfloat16. The others: LoRA r 16 on all linear layers; the Trainer fine-tunes on the
+very sequences that the objective reads (poisoned and clean responses, retain rows), so that seconds are for the same
+tokens. Each run is a process of its own, the two take turns, `ratio` is the median of the pairs' ratios of seconds for
+steps 2 to the last, `ratio_cpu` that of seconds of all cores together, which other work on the machine changes less;
+`peak_memory_gb` is that of these steps. `loss_difference`: our pass with the Trainer's mean over
+tokens instead of rows, the largest relative difference of a step's loss from the Trainer's (dropout off).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -65,13 +67,14 @@ RATE = 1e-4
 
 
 class Watch(Tracker):
-    """Seconds and peak memory of steps 2 to the last, and each step's loss."""
+    """Seconds (of the clock, and of all cores together) and peak memory of steps 2 to the last; each step's loss."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.steps = steps
         self.losses: list[float] = []
         self.measured = Measured()
+        self.cpu_seconds = 0.0
 
     def log(self, metrics: dict[str, float], *, step: int | None = None) -> None:
         if "loss" not in metrics:
@@ -79,7 +82,9 @@ class Watch(Tracker):
         self.losses.append(metrics["loss"])
         if len(self.losses) == self.steps:
             self.measured.__exit__(None, None, None)
+            self.cpu_seconds += time.process_time()
         if len(self.losses) == 1:
+            self.cpu_seconds -= time.process_time()
             self.measured.__enter__()
 
 
@@ -267,7 +272,8 @@ def child(options: argparse.Namespace) -> None:
         else:
             other(*given, **shape, checks=side == "check")
     measured = watch.measured
-    found = {"seconds": measured.seconds, "peak_memory_gb": measured.peak_memory_gb, "losses": watch.losses}
+    seconds = {"seconds": measured.seconds, "cpu_seconds": watch.cpu_seconds}
+    found = seconds | {"peak_memory_gb": measured.peak_memory_gb, "losses": watch.losses}
     print(json.dumps(found))
 
 
@@ -293,6 +299,7 @@ def line(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], checked: dict[s
         "seconds": round(statistics.median(mine["seconds"] for _, mine in pairs), 2),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+        "ratio_cpu": round(statistics.median(mine["cpu_seconds"] / theirs["cpu_seconds"] for theirs, mine in pairs), 3),
         "peak_memory_gb_trainer": peaks[0],
         "peak_memory_gb": peaks[1],
         "peak_memory_ratio": round(peaks[1] / peaks[0], 3),
@@ -308,7 +315,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--threads", type=int, default=0, help="0 = all cores")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)

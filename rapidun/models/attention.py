@@ -39,32 +39,39 @@ def short_attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    batch, heads, length, width = query.shape
+    length = query.shape[2]
+    if attention_mask is None and key.shape[2] == length and is_plain(module, length, dropout, kwargs):
+        return written_out(query, key, value, scaling=scaling), None
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    return out, None
+
+
+def is_plain(module: nn.Module, length: int, dropout: float, kwargs: dict[str, Any]) -> bool:
+    """Whether an attention layer asks for causal attention and nothing else, of sequences that are short enough."""
     is_causal = kwargs.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    special = [name for name, given in kwargs.items() if given is not None and name not in HARMLESS]
-    if (
-        attention_mask is not None
-        or dropout
-        or special
-        or kwargs.get("position_bias") is not None
-        or not is_causal
-        or key.shape[2] != length
-        or length > LONGEST
-    ):
-        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-        return out, None
-    groups = key.shape[1]
-    shared = heads // groups
+    special = any(given is not None and name not in HARMLESS for name, given in kwargs.items())
+    biased = kwargs.get("position_bias") is not None
+    return is_causal and not (dropout or special or biased) and length <= LONGEST
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None = None) -> Tensor:
+    """softmax(Q K^T scaling + causal) V for the last T of T' positions; scaling is 1/sqrt(D) where None.
+
+    query [B, H, T, D], key and value [B, H_kv, T', D] -> [B, T, H, D].
+    """
+    batch, heads, length, width = query.shape
     scale = width**-0.5 if scaling is None else scaling
+    groups, seen = key.shape[1], key.shape[2]
+    shared = heads // groups
     # [B * H_kv, H / H_kv * T, D]
     stacked = (query * scale).reshape(batch * groups, shared * length, width)
-    keys, values = (x.reshape(batch * groups, length, width) for x in (key, value))
-    later = torch.full((length, length), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)
-    later = later.expand(shared, length, length).reshape(1, shared * length, length)
+    keys, values = (x.reshape(batch * groups, seen, x.shape[-1]) for x in (key, value))
+    later = torch.full((length, seen), float("-inf"), dtype=query.dtype, device=query.device).triu_(1 + seen - length)
+    later = later.expand(shared, length, seen).reshape(1, shared * length, seen)
     weights = torch.softmax(torch.baddbmm(later, stacked, keys.transpose(1, 2)), dim=-1)
     out = torch.bmm(weights, values).view(batch, heads, length, -1)
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous()
 
 
 def is_causal(model: nn.Module) -> bool:

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from rapidun.models import attention
-from rapidun.models.attention import faster_attention, is_causal, short_attention
+from rapidun.models.attention import faster_attention, is_causal, short_attention, written_out
 
 SIZES = {
     "vocab_size": 30,
@@ -44,6 +44,13 @@ def test_output_and_gradients_are_those_of_the_formula():
     wanted = torch.autograd.grad((truth * weight).sum(), (query, key, value))
     for ours, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_the_last_positions_alone():
+    """3 queries that stand behind 6 keys more: the last 3 rows of the whole."""
+    query, key, value = tensors()
+    whole = written_out(query, key, value)
+    torch.testing.assert_close(written_out(query[:, :, 6:], key, value), whole[:, 6:])
 
 
 @pytest.mark.parametrize("case", ["mask", "long", "not causal", "cache", "unknown"])

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from rapidun.models.batching import nearness, two_prompts
 from rapidun.models.losses import IGNORE, response_mask
 from rapidun.models.packed import Packed
-from rapidun.models.packing import can_switch, laid_out, switched
+from rapidun.models.packing import can_switch, lay_out, running, switched
 
 
 class Layout(NamedTuple):
@@ -34,7 +34,7 @@ class Layout(NamedTuple):
 PLAIN = Layout(longest=0, picks=False)
 UNBOUNDED = 1 << 62
 
-_copies: ContextVar[torch.dtype | None] = ContextVar("rapidun_copies", default=None)
+_copies: ContextVar[bool] = ContextVar("rapidun_copies", default=False)
 _known: dict[tuple[object, ...], Layout] = {}
 _trying = threading.Lock()
 
@@ -53,12 +53,15 @@ def forward_packed(
         hidden_layer: also the output of this decoder block, counted from 0 (that of the last one comes after the
             final norm), at the same positions as the logits.
     """
-    if _copies.get() is not None:
-        parameters = _in_halves(model, parameters or {})
     layout = layout_of(model)
     if layout.longest and int(inputs["attention_mask"].sum(dim=1).max()) > layout.longest:
         layout = layout._replace(longest=0)
-    return _forward(model, inputs, layout, parameters=parameters, hidden_layer=hidden_layer)
+    if not _copies.get():
+        return _forward(model, inputs, layout, parameters=parameters, hidden_layer=hidden_layer)
+    own = {**dict(model.named_parameters()), **(parameters or {})}
+    halves = {name: p.bfloat16() if p.dtype == torch.float32 else p for name, p in own.items()}
+    with _no_autocast(inputs["input_ids"]):
+        return _forward(model, inputs, layout, parameters=halves, hidden_layer=hidden_layer)
 
 
 @contextmanager
@@ -67,16 +70,15 @@ def bfloat16_copies() -> Iterator[None]:
 
     Autocast casts as often, but holds what lies between the products in float32, and casts that at each of them.
     """
-    token = _copies.set(torch.bfloat16)
+    token = _copies.set(True)
     try:
         yield
     finally:
         _copies.reset(token)
 
 
-def _in_halves(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    own = {**dict(model.named_parameters()), **parameters}
-    return {name: p.to(_copies.get()) if p.dtype == torch.float32 else p for name, p in own.items()}
+def _no_autocast(tensor: Tensor) -> torch.autocast:
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def layout_of(model: nn.Module) -> Layout:
@@ -107,13 +109,11 @@ def _forward(
         fed["output_hidden_states"] = True
     with ExitStack() as stack:
         if layout.longest:
-            real = attends.bool()
-            lengths = real.sum(dim=1)
-            starts = lengths.cumsum(0) - lengths
-            places = torch.zeros_like(rows), starts[rows] + columns - 1
-            fed |= {"input_ids": ids[real].unsqueeze(0), "position_ids": (real.cumsum(1) - 1)[real].unsqueeze(0)}
+            laid = lay_out(ids, attends, rows, columns)
+            places = torch.zeros_like(rows), laid.places
+            fed |= {"input_ids": laid.input_ids, "position_ids": laid.position_ids}
             stack.enter_context(switched(extract_model_from_parallel(model)))
-            stack.enter_context(laid_out(lengths, set() if windows is None else windows))
+            stack.enter_context(running(laid.segments, set() if windows is None else windows))
         else:
             places = rows, columns - 1
             fed |= {"input_ids": ids, "attention_mask": attends}
@@ -147,19 +147,22 @@ def _picked(model: nn.Module, places: tuple[Tensor, Tensor], size: tuple[int, ..
 def _try(model: Any) -> Layout:
     """The first layout that gives the logits of the plain one; whatever a model's code raises, it is none for it."""
     long, short = two_prompts(model, -1)
-    # one row before and one behind each: what leaks from row to row is seen
-    prompts = [short, long, short[::-1], long[::-1]]
+    head = short[:-1]
+    # what leaks from row to row is seen: each has neighbours; the last two share their prompt with the first
+    prompts = [short, long, short[::-1], head + long[::-1][: len(long) - len(head)], [*head, long[0]]]
     ids = torch.zeros(len(prompts), len(long), dtype=torch.long, device=next(model.parameters()).device)
     attends, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE)
     for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-        attends[row, : len(prompt)] = 1
-        labels[row, 1 : len(prompt) : 2] = ids[row, 1 : len(prompt) : 2]
+        given = torch.tensor(prompt)
+        ids[row, : len(prompt)], attends[row, : len(prompt)] = given, 1
+        labels[row, len(head) : len(prompt)] = given[len(head) :]
     batch = {"input_ids": ids, "attention_mask": attends, "labels": labels}
     candidates = [Layout(UNBOUNDED, True), Layout(UNBOUNDED, False)] if can_switch(model) else []
     training, near = model.training, nearness(model)
     model.eval()
-    try:
+    with ExitStack() as stack:
+        stack.callback(model.train, training)
+        stack.enter_context(_no_autocast(ids))
         truth = _forward(model, batch, PLAIN)
         for layout in [*candidates, Layout(0, True)]:
             windows: set[int] = set()
@@ -169,6 +172,4 @@ def _try(model: Any) -> Layout:
                 continue
             if found.logits.shape == truth.logits.shape and near(found.logits, truth.logits):
                 return layout._replace(longest=min(windows, default=layout.longest) if layout.longest else 0)
-    finally:
-        model.train(training)
     return PLAIN

@@ -128,6 +128,10 @@ class ResponseTrainer(Trainer):
             args.gradient_accumulation_steps = num_batches(
                 self._step_size, world_size=args.world_size, batch_size=args.per_device_train_batch_size
             )
+        if args.device.type == "cpu":
+            # accelerate would put autocast around the model, and make all logits float32: see
+            # compute_loss_context_manager
+            args.mixed_precision = "no"
         config = getattr(model, "config", None)
         use_cache = getattr(config, "use_cache", None)
         callback = JournalCallback(journal, identity=identity, sampler=sampler, stage=stage)
@@ -184,10 +188,11 @@ class ResponseTrainer(Trainer):
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         stack = super().compute_loss_context_manager()
-        # layers that are run again in the backward pass would find the weights themselves, and FSDP's are in pieces
-        whole = not self.args.activation_checkpointing and not self.is_fsdp_enabled
-        if self.args.bf16 and self.args.device.type == "cpu" and whole:
-            stack.enter_context(bfloat16_copies())
+        if self.args.bf16 and self.args.device.type == "cpu":
+            stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+            # layers that are run again in the backward pass would find the weights themselves; FSDP's are in pieces
+            if not self.args.activation_checkpointing and not self.is_fsdp_enabled:
+                stack.enter_context(bfloat16_copies())
         return stack
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
