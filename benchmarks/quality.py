@@ -205,8 +205,8 @@ def fine_tune(
     """AdamW with linear decay, in place, for a model that is large for its machine: weights of float32 behind those of
     the model's type, the output head at response tokens only, a capture's attention, batches of similar lengths.
     """
+    from rapidun.models.attention import faster_attention
     from rapidun.models.losses import PackedCrossEntropy, response_mask
-    from rapidun.stages.influence.gradients.attention import faster_attention
     from rapidun.stages.rows.batches import token_budget_batches
     from rapidun.stages.rows.encode import collate
 

@@ -87,7 +87,7 @@ class Optimizer(Choice):
 
     traits: OptimizerTraits
 
-    adamw = OptimizerTraits(optim="adamw_torch")
+    adamw = OptimizerTraits(optim="adamw_torch_fused")
     sgd = OptimizerTraits(optim="sgd", momentum=True)
     rmsprop = OptimizerTraits(optim="rmsprop", momentum=True)
     adagrad = OptimizerTraits(optim="adagrad")

@@ -4,7 +4,7 @@ Some architectures' code does not mask padding, or mixes up the states of a batc
 the neighbours of a prompt. Where that is so, rows go one by one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ def check_training(model: Any, *, pad_token_id: int, rows_at_once: int, section:
 
 
 def _try(model: Any, pad: int) -> Batching:
-    prompts = _prompts(model, pad)
+    prompts = two_prompts(model, pad)
     training = model.training
     model.eval()
     try:
@@ -96,7 +96,7 @@ def _try(model: Any, pad: int) -> Batching:
         model.train(training)
 
 
-def _prompts(model: Any, pad: int) -> list[list[int]]:
+def two_prompts(model: Any, pad: int) -> list[list[int]]:
     """Two prompts of different lengths, neither holding the pad token."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     sizes = [getattr(config, name, None) for name in BLOCKS]
@@ -114,7 +114,7 @@ def _prompts(model: Any, pad: int) -> list[list[int]]:
 
 
 def _compare(model: Any, prompts: list[list[int]], pad: int) -> Batching:
-    near = _nearness(model)
+    near = nearness(model)
     whole = [_logits(model, [row]) for row in prompts]
     long, short = prompts
     other = [*long[:-1], short[0] if long[-1] != short[0] else short[1]]
@@ -147,7 +147,8 @@ def _compare(model: Any, prompts: list[list[int]], pad: int) -> Batching:
     return Batching(left, right, cache, causal)
 
 
-def _nearness(model: Any) -> Any:
+def nearness(model: Any) -> Callable[[Tensor, Tensor], bool]:
+    """What tells whether two [..., V] logits are the same but for the model's rounding."""
     quantised = getattr(model, "quantization_method", None) is not None
     tolerance = TOLERANCE_OF_HALVES if quantised else TOLERANCE.get(model.dtype, TOLERANCE_OF_HALVES)
 
@@ -159,7 +160,9 @@ def _nearness(model: Any) -> Any:
     return near
 
 
-def _same_steps(near: Any, one: Tensor, new: Tensor, other: Tensor, other_new: Tensor) -> bool:
+def _same_steps(
+    near: Callable[[Tensor, Tensor], bool], one: Tensor, new: Tensor, other: Tensor, other_new: Tensor
+) -> bool:
     """Logits step by step, for as long as the same tokens were added: a near tie may part two that are one."""
     for step in range(len(one)):
         if not near(one[step], other[step]):

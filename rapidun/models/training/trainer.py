@@ -7,6 +7,7 @@ that was asked to stop (preemption.py), after a checkpoint at the end of its ste
 a step out among them (samplers.py); the first one writes.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +27,11 @@ from rapidun.config.parts import OptimiserSettings
 from rapidun.models.load import peft_renaming
 from rapidun.models.losses import IGNORE
 from rapidun.models.packed import cross_entropy
+from rapidun.models.packing import switched
 from rapidun.models.rng import mix
 from rapidun.models.training.checkpoints import MARKER, checkpoint_step, newest_checkpoint
 from rapidun.models.training.distributed import largest, total
-from rapidun.models.training.forward import forward_packed
+from rapidun.models.training.forward import bfloat16_copies, forward_packed, layout_of
 from rapidun.models.training.journal import Journal, JournalCallback, TrainingDiverged
 from rapidun.models.training.samplers import EpochSampler, RowDataset, StepShards, num_batches
 
@@ -126,6 +128,10 @@ class ResponseTrainer(Trainer):
             args.gradient_accumulation_steps = num_batches(
                 self._step_size, world_size=args.world_size, batch_size=args.per_device_train_batch_size
             )
+        if args.device.type == "cpu":
+            # accelerate would put autocast around the model, and make all logits float32: see
+            # compute_loss_context_manager
+            args.mixed_precision = "no"
         config = getattr(model, "config", None)
         use_cache = getattr(config, "use_cache", None)
         callback = JournalCallback(journal, identity=identity, sampler=sampler, stage=stage)
@@ -141,6 +147,8 @@ class ResponseTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # the losses here are our own, whatever keyword arguments the model takes
         self.model_accepts_loss_kwargs = False
+        # tried out before the model is wrapped, where all processes stand
+        layout_of(self.model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._row_sampler
@@ -177,6 +185,20 @@ class ResponseTrainer(Trainer):
     def num_examples_in(self, batch: dict[str, Tensor]) -> int:
         """Examples that the mean of the loss runs over."""
         return len(batch["labels"])
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        stack = super().compute_loss_context_manager()
+        if self.args.bf16 and self.args.device.type == "cpu":
+            stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+            # layers that are run again in the backward pass would find the weights themselves; FSDP's are in pieces
+            if not self.args.activation_checkpointing and not self.is_fsdp_enabled:
+                stack.enter_context(bfloat16_copies())
+        return stack
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        # the backward pass runs layers again under gradient checkpointing
+        with switched(self.accelerator.unwrap_model(model)):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None

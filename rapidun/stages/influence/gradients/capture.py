@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rapidun.base.errors import ModelError
+from rapidun.models.attention import faster_attention, is_causal
 from rapidun.models.losses import PackedCrossEntropy, example_cross_entropy, response_mask
-from rapidun.stages.influence.gradients.attention import faster_attention, is_causal
 from rapidun.stages.influence.gradients.lora import Branch, bypassed, plain_branches
 from rapidun.stages.influence.gradients.params import TrackedParameter, output_head
 

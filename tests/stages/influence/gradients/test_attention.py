@@ -1,12 +1,10 @@
-"""Attention written out: what the stock kernels compute, and only where it is the same thing."""
+"""Attention written out inside a capture: the same gradients, and no mask where none is needed."""
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from rapidun.config.influence import ParameterSet
-from rapidun.stages.influence.gradients import attention
-from rapidun.stages.influence.gradients.attention import faster_attention, is_causal, short_attention
 from rapidun.stages.influence.gradients.capture import GradientCapture
 from rapidun.stages.influence.gradients.params import select_parameters
 
@@ -21,72 +19,6 @@ SIZES = {
 }
 
 
-class Layer(torch.nn.Module):
-    is_causal = True
-    num_key_value_groups = 3
-
-
-def tensors(*, length: int = 9, dtype: torch.dtype = torch.float64, keys: int | None = None):
-    torch.manual_seed(0)
-    shapes = [(2, 6, length, 8), (2, 2, keys or length, 8), (2, 2, keys or length, 8)]
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
-
-
-def test_output_and_gradients_are_those_of_the_formula():
-    """Each query head h with key head h // 3, softmax over the past, in float64."""
-    query, key, value = tensors()
-    out, none = short_attention(Layer(), query, key, value, None, scaling=0.3)
-    assert none is None and out.shape == (2, 9, 6, 8)
-    keys, values = (x.repeat_interleave(3, dim=1) for x in (key, value))
-    logits = 0.3 * query @ keys.transpose(2, 3)
-    logits = logits.masked_fill(torch.ones(9, 9).triu(1).bool(), float("-inf"))
-    truth = (logits.softmax(-1) @ values).transpose(1, 2)
-    torch.testing.assert_close(out, truth)
-    weight = torch.randn_like(truth)
-    found = torch.autograd.grad((out * weight).sum(), (query, key, value))
-    wanted = torch.autograd.grad((truth * weight).sum(), (query, key, value))
-    for ours, theirs in zip(found, wanted, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("case", ["mask", "long", "not causal", "cache", "unknown"])
-def test_everything_else_is_the_stock_kernel(monkeypatch, case):
-    monkeypatch.setattr(attention, "LONGEST", 9)
-    query, key, value = tensors(length=12 if case == "long" else 9, keys=11 if case == "cache" else None)
-    mask = torch.ones(2, 1, 9, 9, dtype=torch.bool).tril() if case == "mask" else None
-    extra = {"not causal": {"is_causal": False}, "unknown": {"something": 1}}.get(case, {})
-    called = []
-
-    def stock(module, query, key, value, attention_mask, dropout, scaling, **kwargs):
-        called.append(kwargs)
-        return query.transpose(1, 2), None
-
-    monkeypatch.setattr("transformers.integrations.sdpa_attention.sdpa_attention_forward", stock)
-    short_attention(Layer(), query, key, value, mask, **extra)
-    assert called == [extra]
-
-
-def test_bfloat16_gradients_are_as_near_to_the_truth_as_the_stock_kernels():
-    """Relative errors against float64 of the same numbers: at most 1.5 times those of the stock kernel."""
-    errors = {}
-    for name in ("ours", "stock"):
-        query, key, value = tensors(length=64, dtype=torch.bfloat16)
-        wide = [x.detach().double().requires_grad_() for x in (query, key, value)]
-        truth, _ = short_attention(Layer(), *wide, None)
-        if name == "ours":
-            out, _ = short_attention(Layer(), query, key, value, None)
-        else:
-            from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-            out, _ = sdpa_attention_forward(Layer(), query, key, value, None)
-        weight = torch.randn(truth.shape, dtype=torch.float64)
-        found = [out, *torch.autograd.grad((out * weight.bfloat16()).sum(), (query, key, value))]
-        wanted = [truth, *torch.autograd.grad((truth * weight).sum(), wide)]
-        errors[name] = max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, wanted, strict=True))
-    assert errors["ours"] < 1.5 * errors["stock"]
-    assert errors["stock"] < 0.02
-
-
 def make(dtype: torch.dtype, *, kind: str = "llama"):
     torch.manual_seed(0)
     if kind == "sliding":
@@ -94,25 +26,6 @@ def make(dtype: torch.dtype, *, kind: str = "llama"):
     else:
         model = LlamaForCausalLM(LlamaConfig(**SIZES))
     return model.to(dtype).eval()
-
-
-@pytest.mark.parametrize(("dtype", "switched"), [(torch.bfloat16, True), (torch.float32, False)])
-def test_a_model_is_switched_where_it_gains_and_switched_back(dtype, switched):
-    model = make(dtype)
-    names = []
-    with pytest.raises(KeyError), faster_attention(model):
-        names.append(model.config._attn_implementation)
-        raise KeyError("inside")
-    assert names == ["rapidun_short" if switched else "sdpa"]
-    assert model.config._attn_implementation == "sdpa"
-
-
-def test_a_users_choice_of_attention_stays():
-    model = make(torch.bfloat16)
-    model.set_attn_implementation("eager")
-    with faster_attention(model):
-        assert model.config._attn_implementation == "eager"
-    assert model.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("kind", ["llama", "sliding"])
@@ -127,7 +40,7 @@ def test_gradients_of_a_bfloat16_model_are_those_of_the_stock_kernels(kind, monk
     found = []
     for stock in (False, True):
         if stock:
-            monkeypatch.setattr("rapidun.stages.influence.gradients.attention._gains", lambda model: False)
+            monkeypatch.setattr("rapidun.models.attention._gains", lambda model: False)
         kept = {}
 
         def keep(parameter, gradient, kept=kept):
@@ -137,14 +50,6 @@ def test_gradients_of_a_bfloat16_model_are_those_of_the_stock_kernels(kind, monk
             capture.run(batch)
         found.append(torch.cat([kept[p.name].flatten(1) for p in parameters], dim=1))
     assert (torch.cosine_similarity(*found, dim=1) > 0.999).all()
-
-
-def test_what_is_causal():
-    model = make(torch.float32)
-    assert is_causal(model)
-    model.model.layers[1].self_attn.is_causal = False
-    assert not is_causal(model)
-    assert not is_causal(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -1,4 +1,5 @@
-"""Attention of short sequences on the CPU, faster than the stock kernels: what a capture switches a model to.
+"""Attention of short sequences on the CPU, faster than the stock kernels: what a capture switches a model to, and what
+training uses for each row (packing.py).
 
 softmax(Q K^T / sqrt(d) + causal) V, written out. Query heads that share a key head are stacked, so that no key is
 repeated. The products of a bfloat16 model are bfloat16 matrix products, which this hardware does several times faster
@@ -38,32 +39,39 @@ def short_attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    batch, heads, length, width = query.shape
+    length = query.shape[2]
+    if attention_mask is None and key.shape[2] == length and is_plain(module, length, dropout, kwargs):
+        return written_out(query, key, value, scaling=scaling), None
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    return out, None
+
+
+def is_plain(module: nn.Module, length: int, dropout: float, kwargs: dict[str, Any]) -> bool:
+    """Whether an attention layer asks for causal attention and nothing else, of sequences that are short enough."""
     is_causal = kwargs.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    special = [name for name, given in kwargs.items() if given is not None and name not in HARMLESS]
-    if (
-        attention_mask is not None
-        or dropout
-        or special
-        or kwargs.get("position_bias") is not None
-        or not is_causal
-        or key.shape[2] != length
-        or length > LONGEST
-    ):
-        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-        return out, None
-    groups = key.shape[1]
-    shared = heads // groups
+    special = any(given is not None and name not in HARMLESS for name, given in kwargs.items())
+    biased = kwargs.get("position_bias") is not None
+    return is_causal and not (dropout or special or biased) and length <= LONGEST
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None = None) -> Tensor:
+    """softmax(Q K^T scaling + causal) V for the last T of T' positions; scaling is 1/sqrt(D) where None.
+
+    query [B, H, T, D], key and value [B, H_kv, T', D] -> [B, T, H, D].
+    """
+    batch, heads, length, width = query.shape
     scale = width**-0.5 if scaling is None else scaling
+    groups, seen = key.shape[1], key.shape[2]
+    shared = heads // groups
     # [B * H_kv, H / H_kv * T, D]
     stacked = (query * scale).reshape(batch * groups, shared * length, width)
-    keys, values = (x.reshape(batch * groups, length, width) for x in (key, value))
-    later = torch.full((length, length), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)
-    later = later.expand(shared, length, length).reshape(1, shared * length, length)
+    keys, values = (x.reshape(batch * groups, seen, x.shape[-1]) for x in (key, value))
+    later = torch.full((length, seen), float("-inf"), dtype=query.dtype, device=query.device).triu_(1 + seen - length)
+    later = later.expand(shared, length, seen).reshape(1, shared * length, seen)
     weights = torch.softmax(torch.baddbmm(later, stacked, keys.transpose(1, 2)), dim=-1)
     out = torch.bmm(weights, values).view(batch, heads, length, -1)
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous()
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -75,7 +83,7 @@ def is_causal(model: nn.Module) -> bool:
 @contextmanager
 def faster_attention(model: nn.Module) -> Iterator[None]:
     """Switch a bfloat16 model on the CPU from `sdpa` to `short_attention`; as before afterwards."""
-    configs = _configs(model) if _gains(model) else []
+    configs = sdpa_configs(model) if _gains(model) else []
     if configs:
         _register()
     try:
@@ -93,10 +101,10 @@ def _gains(model: nn.Module) -> bool:
     return first is not None and first.device.type == "cpu" and first.dtype == torch.bfloat16 and is_causal(model)
 
 
-def _configs(model: nn.Module) -> list[Any]:
-    """The configurations that the model's attention layers look their kernel up in, where that is `sdpa`."""
+def sdpa_configs(model: nn.Module, *also: str) -> list[Any]:
+    """The configurations that the model's attention layers look their kernel up in: those with `sdpa`, or `also`."""
     found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    return [c for c in found.values() if getattr(c, "_attn_implementation", None) == "sdpa"]
+    return [c for c in found.values() if getattr(c, "_attn_implementation", None) in ("sdpa", *also)]
 
 
 def _register() -> None:

@@ -1,0 +1,177 @@
+"""Rows of a batch laid end to end, [1, N]: each attends to itself alone, no padding is computed, a prompt only once.
+
+What a training pass switches a model on the CPU to, for as long as it lasts. transformers' masks know such batches by
+positions that start again, but as a mask of [N, N]; here a list of segments stands where the mask would, and attention
+takes one after the other. Two responses to one prompt are two segments: the second sees the prompt and itself. GPUs
+have kernels of their own for padded rows and keep them.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rapidun.models.attention import is_causal, is_plain, sdpa_configs, written_out
+
+NAME = "rapidun_packed"
+
+_registering = threading.Lock()
+
+
+class NotPacked(ValueError):
+    """A model's code wants something of its masks that rows laid end to end do not have."""
+
+
+class Segment(NamedTuple):
+    """Tokens of the laid out sequence that attend to themselves and, where the row's prompt lies elsewhere, to that."""
+
+    start: int
+    end: int
+    prompt_start: int
+    prompt_end: int
+
+
+class Running(NamedTuple):
+    """The pass that is running."""
+
+    segments: Tensor  # [S * 4] int64
+    # sizes of the sliding windows and chunks that layers attend in: no row may be longer
+    windows: set[int]
+
+
+_running: ContextVar[Running | None] = ContextVar("rapidun_packed", default=None)
+
+
+class LaidOut(NamedTuple):
+    """A padded batch as one sequence of N tokens; rows with the same prompt share it."""
+
+    input_ids: Tensor  # [1, N]
+    position_ids: Tensor  # [1, N]
+    places: Tensor  # [R] int64: what predicts each response token
+    segments: list[Segment]
+
+
+def lay_out(ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> LaidOut:
+    """Lay rows end to end.
+
+    Args:
+        ids: [B, T], padded on the right. mask: [B, T], not 0 at real tokens.
+        rows, columns: [R], the response tokens, row by row.
+    """
+    lengths = mask.sum(dim=1).tolist()
+    firsts = list(lengths)
+    for row, column in zip(reversed(rows.tolist()), reversed(columns.tolist()), strict=True):
+        firsts[row] = column
+    prompts: dict[tuple[int, ...], int] = {}
+    kept, segments, shifts, begins = [], [], [], []
+    end = 0
+    for row, (length, first) in enumerate(zip(lengths, firsts, strict=True)):
+        prompt = tuple(ids[row, :first].tolist())
+        begin = prompts.setdefault(prompt, end)
+        skipped = 0 if begin == end else first
+        kept.append(torch.arange(skipped, length))
+        segments.append(Segment(end, end + length - skipped, begin, begin + skipped))
+        shifts.append(end - skipped)
+        begins.append(begin)
+        end += length - skipped
+    positions = torch.cat(kept)
+    order = torch.repeat_interleave(torch.arange(len(kept)), torch.tensor([len(one) for one in kept]))
+    before = columns - 1
+    inside = before >= torch.tensor(firsts)[rows]
+    places = torch.where(inside, torch.tensor(shifts)[rows], torch.tensor(begins)[rows]) + before
+    return LaidOut(ids[order, positions][None], positions[None], places, segments)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1, H, N, D], key and value [1, H_kv, N, D] -> [1, N, H, D].
+
+    Args: attention_mask: the segments, [S * 4] int64; with any other, rows lie side by side as ever.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if attention_mask is None or attention_mask.dim() != 1:
+        if _running.get() is not None:
+            raise NotPacked("an attention layer has a mask of its own")
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    halves = query.dtype == torch.bfloat16 or torch.is_autocast_enabled(query.device.type)
+    parts = []
+    for segment in (Segment(*numbers) for numbers in attention_mask.view(-1, 4).tolist()):
+        q, k, v = (x[:, :, segment.start : segment.end] for x in (query, key, value))
+        if segment.prompt_end > segment.prompt_start:
+            prompt = slice(segment.prompt_start, segment.prompt_end)
+            k, v = (torch.cat([x[:, :, prompt], own], dim=2) for x, own in ((key, k), (value, v)))
+        length, total = q.shape[2], k.shape[2]
+        if halves and is_plain(module, total, dropout, kwargs):
+            parts.append(written_out(q, k, v, scaling=scaling))
+            continue
+        seen = None if length == total else torch.ones(1, 1, length, total, dtype=torch.bool).tril_(total - length)
+        parts.append(sdpa_attention_forward(module, q, k, v, seen, dropout, scaling, **kwargs)[0])
+    return torch.cat(parts, dim=1), None
+
+
+def _segments_for_mask(**asked: Any) -> Tensor | None:
+    """transformers' mask interface: the segments while a packed pass runs, else what `sdpa` gets."""
+    from transformers.masking_utils import sdpa_mask
+
+    now = _running.get()
+    if now is None:
+        return sdpa_mask(**asked)
+    if asked.get("attention_mask") is not None or asked.get("use_vmap"):
+        raise NotPacked("the model adds to its masks")
+    if asked.get("local_size") is not None:
+        now.windows.add(int(asked["local_size"]))
+    return now.segments
+
+
+def can_switch(model: nn.Module) -> bool:
+    """Whether a model's attention may be switched at all: on the CPU, causal, `sdpa`, and nothing else mixes tokens."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    mixes = any(isinstance(module, nn.modules.conv._ConvNd | nn.RNNBase) for module in model.modules())
+    return on_cpu and not mixes and is_causal(model) and bool(sdpa_configs(model, NAME))
+
+
+@contextmanager
+def switched(model: nn.Module) -> Iterator[None]:
+    """Let rows be laid end to end in here, backward passes included; batches that are not are done as by `sdpa`."""
+    configs = sdpa_configs(model) if can_switch(model) else []
+    if configs:
+        _register()
+    for config in configs:
+        config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        for config in configs:
+            config._attn_implementation = "sdpa"
+
+
+@contextmanager
+def running(segments: list[Segment], windows: set[int]) -> Iterator[None]:
+    """While this lasts the switched model is given tokens of these segments; see Running."""
+    token = _running.set(Running(torch.tensor(segments).flatten(), windows))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    with _registering:
+        if NAME not in AttentionInterface():
+            AttentionInterface.register(NAME, packed_attention)
+            AttentionMaskInterface.register(NAME, _segments_for_mask)
