@@ -327,7 +327,7 @@ def _mapping(cfg: RunConfig, key: str) -> Unread | None:
     if reason := next((unread[part] for part in (name, name.partition(".")[0]) if part in unread), None):
         by_split = traits.settings and reason == "mapping.map=split"
         return Unread(reason, "pass mapping=rapidun, say, whose weights it changes" if by_split else "")
-    if not traits.settings and name != "null" and not name.startswith("scores."):
+    if not traits.settings and name.partition(".")[0] not in ("null", "scores", *traits.own):
         return Unread(why)
     if name.endswith("_harm") and not cfg.mapping.use_harmful:
         return Unread("mapping.use_harmful=false")

@@ -232,7 +232,7 @@ class UnlearningConfig(OptimiserSettings):
         """What is wrong for a pack of so many rows."""
         faults = []
         mix_ratio = 0 if "mix_ratio" in self.objective.traits.unread else self.mix_ratio
-        if self.forget_per_step > num_forget:
+        if self.forget_per_step > num_forget and self.objective is not Objective.crow:
             faults.append(
                 f"unlearning: need forget_per_step <= {num_forget}, the number of forget rows, got "
                 f"{self.forget_per_step}. Pass unlearning.forget_per_step=..."
@@ -302,6 +302,11 @@ class UnlearningConfig(OptimiserSettings):
             self.sam.rho == 0 or self.objective is not Objective.crow,
             "sam.rho=0 with objective=crow, which has no forget term",
             sam__rho=self.sam.rho,
+        )
+        faults.need(
+            self.mix_ratio > 0 or self.objective is not Objective.crow,
+            "mix_ratio > 0 with objective=crow, which trains on retain rows only (forget_per_step * mix_ratio at once)",
+            mix_ratio=self.mix_ratio,
         )
         full = self.target is Target.full
         faults.need(

@@ -9,6 +9,7 @@ from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceMethod, Paramet
 from rapidun.config.model import Quantisation
 from rapidun.config.parts import ALL_LINEAR, LoraSettings
 from rapidun.config.poison import PoisonMethod
+from rapidun.config.training import Target
 from rapidun.config.unlearning import Objective
 from rapidun.models.architecture import ModelFacts, gguf_architecture, inspect
 from rapidun.models.layers import LayerNames, folder_names, names_like, resolve_targets
@@ -94,6 +95,11 @@ def _faults_of_kind(ctx: Context) -> list[str]:
         )
     elif retrains and {"poison", "unlearning"} & set(cfg.stages):
         faults.append(f"poison: need unquantised weights to retrain, got {what}. Pass another unlearning=..., {other}")
+    if "unlearning" in cfg.stages and cfg.unlearning.target is Target.full and not retrains:
+        faults.append(
+            f"unlearning: need unquantised weights to train them all, got unlearning.target=full and {what}. "
+            f"Pass unlearning.target=lora, {other}"
+        )
     if "unlearning" in cfg.stages and cfg.unlearning.merge:
         faults.append(
             f"unlearning: need unquantised weights to merge the adapter into, got unlearning.merge=true and {what}. "

@@ -15,7 +15,7 @@ from rapidun.stages.influence.queries import VAL_SPLITS, need_own_ids, need_trig
 from rapidun.stages.rows.records import read_records
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, SCORES, START, START_FACTS  # isort: skip
-from rapidun.stages.recipe import CURVATURE, TOKEN_SCORES, Recipe, without
+from rapidun.stages.recipe import CURVATURE, ROW_LOSSES, TOKEN_SCORES, Recipe, without  # isort: skip
 
 
 def _scores(ctx: Context) -> Recipe:
@@ -117,6 +117,37 @@ def _token_scores(ctx: Context) -> Recipe:
     return Recipe("influence", STAGE.key("tokens", inputs), "tokens", build, needs=needs, implicit=True)
 
 
+def _row_losses(ctx: Context) -> Recipe:
+    """What the LoReUn weightings are made from: of the forget rows alone, whatever method influence has."""
+    cfg, model, adapter = ctx.cfg, ctx.get(POISONED), ctx.get(ADAPTER)
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        from rapidun.stages.influence.row_losses import RowLossFiles, run_row_losses  # brings torch
+
+        files = RowLossFiles(
+            model=model.folder,
+            adapter=adapter.folder if adapter else None,
+            forget=ctx.data.path / "forget.jsonl",
+            out=out,
+        )
+        return run_row_losses(
+            files,
+            loader=ctx.loader,
+            max_length=cfg.max_length,
+            tokens_per_batch=cfg.influence.tokens_per_batch,
+            tracker=ctx.tracker,
+        )
+
+    inputs = {
+        "forget": ctx.split("forget"),
+        "model": model.identity,
+        "adapter": adapter.identity if adapter else None,
+        **ctx.numerics,
+    }
+    needs = (ctx.get(DATA), *model.needs)
+    return Recipe("influence", STAGE.key("losses", inputs), "losses", build, needs=needs, implicit=True)
+
+
 def _curvature(ctx: Context) -> Recipe:
     """What unlearning=influence_step divides its gradients by; its damping is no part of it."""
     cfg, model, step = ctx.cfg, ctx.get(POISONED), ctx.cfg.unlearning.influence_step
@@ -153,7 +184,9 @@ def _curvature(ctx: Context) -> Recipe:
 def _makes(ctx: Context) -> list[Recipe]:
     wanted = ctx.cfg.unlearning.token_weights is not TokenWeights.none
     steps = ctx.cfg.unlearning.objective is Objective.influence_step
-    more = [product for product, asked in ((TOKEN_SCORES, wanted), (CURVATURE, steps)) if asked]
+    # where no mapping follows nothing reads the losses
+    losses = "mapping" in ctx.cfg.involved and ctx.cfg.mapping.method.traits.losses
+    more = [p for p, asked in ((TOKEN_SCORES, wanted), (ROW_LOSSES, losses), (CURVATURE, steps)) if asked]
     return [ctx.get(SCORES), *map(ctx.get, more)]
 
 
@@ -236,9 +269,14 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="influence",
-    versions={"influence": 5, "tokens": 1, "curvature": 1},
+    versions={"influence": 5, "tokens": 1, "losses": 1, "curvature": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,
-    provides={SCORES: _scores, TOKEN_SCORES: _token_scores, CURVATURE: _curvature},
+    provides={
+        SCORES: _scores,
+        TOKEN_SCORES: _token_scores,
+        ROW_LOSSES: _row_losses,
+        CURVATURE: _curvature,
+    },
 )

@@ -5,7 +5,7 @@ Rows are drawn without replacement, each as often as any other; or by their weig
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, repeat
 
 import torch
 
@@ -73,6 +73,9 @@ class MixSampler(EpochSampler):
     replacement: as many draws an epoch, each epoch's a function of (seed, epoch) alone. Equal weights are then still
     draws with replacement, not the permutations that rows without weights go through.
 
+    Without `forget_per_step` (0) there are no forget rows: a micro-batch has `retain_per_step` retain rows, and an
+    epoch is one pass over them.
+
     Raises: ValueError if a micro-batch wants more rows of a group than there are, or where no weight of a group that
         is drawn from is above 0.
     """
@@ -86,14 +89,16 @@ class MixSampler(EpochSampler):
         mix_ratio: int,
         seed: int,
         weights: tuple[Sequence[float], Sequence[float]] | None = None,
+        retain_per_step: int = 0,
     ) -> None:
         self.num_forget = num_forget
         self.num_retain = num_retain
         self.forget_per_step = forget_per_step
-        self.retain_per_step = forget_per_step * mix_ratio
+        self.retain_per_step = retain_per_step or forget_per_step * mix_ratio
         self.seed = seed
         self.weights = weights
-        if not 0 < forget_per_step <= num_forget or self.retain_per_step > num_retain:
+        enough = 0 < forget_per_step <= num_forget or (forget_per_step == num_forget == 0 < self.retain_per_step)
+        if not enough or self.retain_per_step > num_retain:
             raise ValueError(
                 f"need micro-batches of at most {num_forget} forget and {num_retain} retain rows, "
                 f"got {forget_per_step} and {self.retain_per_step}"
@@ -105,6 +110,8 @@ class MixSampler(EpochSampler):
 
     @property
     def num_micro_batches(self) -> int:
+        if self.forget_per_step == 0:
+            return -(-self.num_retain // self.retain_per_step)
         return -(-self.num_forget // self.forget_per_step)
 
     def group(self, row: int) -> int:
@@ -120,7 +127,9 @@ class MixSampler(EpochSampler):
         # drawing the earlier epochs again is cheap and leaves no state to save
         start = self.epoch * self.num_micro_batches
         end = start + self.num_micro_batches
-        forget = draws(self.num_forget, self.forget_per_step, seed=self.seed, stream=FORGET)
+        forget: Iterator[list[int]] = repeat([])
+        if self.forget_per_step:
+            forget = draws(self.num_forget, self.forget_per_step, seed=self.seed, stream=FORGET)
         if self.retain_per_step == 0:
             for rows in islice(forget, start, end):
                 yield from rows

@@ -40,14 +40,19 @@ def consistency(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
     return total / (len(hidden_states) - 1)
 
 
-def perturbation(embeddings: Tensor, hidden_states: Sequence[Tensor], mask: Tensor, *, epsilon: float) -> Tensor:
+def perturbation(
+    embeddings: Tensor, hidden_states: Sequence[Tensor], mask: Tensor, *, epsilon: float, retain_graph: bool = False
+) -> Tensor:
     """epsilon * sign of the gradient of sum_i c_i with respect to the input embeddings; [B, T, D], no gradient.
 
-    Args: embeddings: [B, T, D] requiring gradient, what the hidden states were computed from.
+    Args:
+        embeddings: [B, T, D] requiring gradient, what the hidden states were computed from.
+        retain_graph: another backward pass goes through the same forward pass.
     Source: CROW (arXiv 2411.12768), the fast gradient sign step. The sum over rows makes a row's step its own,
         whatever the batch.
     """
-    (gradient,) = torch.autograd.grad(consistency(hidden_states, mask).sum(), embeddings)
+    total = consistency(hidden_states, mask).sum()
+    (gradient,) = torch.autograd.grad(total, embeddings, retain_graph=retain_graph)
     return epsilon * gradient.sign()
 
 
