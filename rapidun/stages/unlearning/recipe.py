@@ -9,7 +9,7 @@ from rapidun.base.errors import ConfigError, ModelError, RapidunError
 from rapidun.base.text import short_message
 from rapidun.config.plain import plain
 from rapidun.config.training import Target
-from rapidun.config.unlearning import Objective, TokenWeights
+from rapidun.config.unlearning import Objective, TokenWeights, WeightsAct
 from rapidun.models.weights import read_header
 from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults
@@ -173,6 +173,17 @@ def _check_rows(ctx: Context) -> list[str]:
     return faults
 
 
+def _epochs_overlap(ctx: Context) -> bool:
+    """Whether an epoch takes part of a permutation of the retain rows, and a later one the rest."""
+    cfg = ctx.cfg.unlearning
+    unread = "mix_ratio" in cfg.objective.traits.unread or cfg.objective is Objective.crow
+    if unread or cfg.mix_ratio == 0 or cfg.weights_act is WeightsAct.sampling:
+        return False
+    num_retain, size = ctx.counts["retain"], cfg.forget_per_step * cfg.mix_ratio
+    per_epoch = -(-ctx.counts["forget"] // max(1, cfg.forget_per_step)) * size
+    return per_epoch <= num_retain and num_retain % per_epoch != 0
+
+
 def _trained(ctx: Context) -> Recipe:
     if ctx.cfg.unlearning.objective.traits.retrains:
         return ctx.get(RETRAINED)
@@ -227,6 +238,9 @@ def _trained(ctx: Context) -> Recipe:
         "seed": cfg.seed,
         **ctx.numerics,
     }
+    if _epochs_overlap(ctx):
+        # the rows of an epoch were once drawn step by step, so that one could come twice
+        inputs["draws"] = "distinct in an epoch"
     if triggered:
         inputs["attack"] = {
             "splits": {split: ctx.split(split) for split in triggered.values()},
