@@ -46,10 +46,14 @@ TRIALS: dict[str, dict[str, list[str]]] = {
     "flat": {"unlearning.learning_rate": ["3e-4", "1e-3", "3e-3"], "unlearning.loss_cap": ["null"] * NUM_TRIALS},
     "crow": FREE,
     "idk_sft": RATES,
-    "fisher": {"unlearning.fisher.alpha": ["1", "3", "10"]},
-    "task_vector": {"unlearning.task_vector.scale": ["0.5", "1", "2"]},
-    "influence_step": {"unlearning.influence_step.budget": ["0.01", "0.03", "0.1"]},
-    "repselect": {"unlearning.repselect.learning_rate": ["0.01", "0.03", "0.1"]},
+    # as published; and with the retain rows alone in the denominator
+    "fisher": {
+        "unlearning.fisher.alpha": ["10", "1e4", "1e5"],
+        "unlearning.fisher.reference": ["all", "retain", "retain"],
+    },
+    "task_vector": {"unlearning.task_vector.scale": ["1", "3", "6"]},
+    "influence_step": {"unlearning.influence_step.budget": ["0.01", "0.05", "0.3"]},
+    "repselect": {"unlearning.repselect.budget": ["0.01", "0.05", "0.1"]},
 }
 BEGIN, END = "<!-- table: benchmarks/methods.py -->", "<!-- end of table -->"
 
