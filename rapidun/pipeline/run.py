@@ -181,7 +181,7 @@ def _report(run_dir: Path, console: StageConsole, *, show: bool) -> None:
 def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageConsole) -> None:
     """Obtain one artifact that the cells of a sweep share."""
     [stage] = artifacts.cfg.stages
-    recipe = _found(id, artifacts.recipes.of_stage(stage))
+    recipe = find_recipe(id, artifacts.recipes.of_stage(stage))
     folder.start_stage(stage)
     console.start(stage)
     artifact = artifacts.get(recipe)
@@ -191,7 +191,7 @@ def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageCo
     console.finish(note=f"{'done' if any(made) else 'reused'}   {cost['seconds']:.1f} s")
 
 
-def _found(id: str, recipes: Sequence[Recipe]) -> Recipe:
+def find_recipe(id: str, recipes: Sequence[Recipe]) -> Recipe:
     """The recipe of an artifact among these and what they are made from (a start model that several are made from)."""
     todo = list(recipes)
     while todo:

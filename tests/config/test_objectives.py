@@ -37,8 +37,11 @@ def test_a_preset_sets_what_its_objective_reads_and_says_source_and_cost(file: P
     if one.traits.section:
         assert "arXiv" in head and "Cost" in head
     if file.stem == one.name and one.traits.section:
-        # the preset of that name has the defaults: what the authors published
-        assert held[one.name] == plain(UnlearningConfig())[one.name]
+        # the preset of that name has the defaults: what the authors published (that of an edit leaves to a model file
+        # what that may set)
+        defaults = plain(UnlearningConfig())[one.name]
+        assert held.get(one.name, {}).items() <= defaults.items()
+        assert one.traits.edits or held[one.name].keys() == defaults.keys()
 
 
 def test_every_objective_is_a_preset() -> None:

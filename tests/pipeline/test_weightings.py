@@ -1,6 +1,7 @@
 """Every weighting by its name alone, through the whole pipeline; losses and influence are shared between them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import pytest
 import rapidun
 from rapidun.base.errors import ArtifactError, ConfigError
 from rapidun.base.store import Store
+from rapidun.base.tracker import Tracker
 from rapidun.config.cells import compose_cells
 from rapidun.config.compose import compose_config
-from rapidun.pipeline.run import Result
+from rapidun.pipeline.run import Result, find_recipe
+from rapidun.stages.recipes import Recipes
 from rapidun.sweep.plan import Plan, Planner, plan_cells
 
 FAST = ["debug=fast", "resources.num_threads=1"]
@@ -131,3 +134,25 @@ def test_losses_are_measured_once_and_need_no_influence(store: Path) -> None:
     assert len(list(made.glob("*"))) == max(before, 1)
     with pytest.raises(ArtifactError, match="poison"):
         run(store, "bare", "stages=[mapping]", "mapping=loreun_static", "poison.seed=77")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["mapping=uniform,loreun_static", "unlearning=rapidun,ga"],
+        ["mapping=uniform,contrastive", "unlearning.token_weights=none,influence"],
+        ["unlearning=influence_step", "unlearning.influence_step.budget=0.01,0.02"],
+        ["unlearning=task_vector", "unlearning.task_vector.scale=0.5,1", "mapping=rapidun,loreun_dynamic"],
+        ["unlearning=retrain,fisher", "seed=1,2"],
+    ],
+    ids=" ".join,
+)
+def test_a_job_finds_the_artifact_that_it_is_to_make_by_its_stage_alone(tmp_path: Path, overrides: list[str]) -> None:
+    plan = planned(tmp_path, *overrides)
+    nodes = [node for job in plan.jobs for node in job.nodes]
+    assert nodes
+    planner = Planner(Store(tmp_path / "store"))
+    for node in nodes:
+        cfg = replace(node.cell.cfg, stages=[node.recipe.stage])
+        recipes = Recipes(cfg, planner.store, find_data=planner._find_data, tracker=Tracker(), memo=planner.memo)
+        assert find_recipe(node.recipe.id, recipes.of_stage(node.recipe.stage)).id == node.recipe.id

@@ -184,8 +184,8 @@ def _curvature(ctx: Context) -> Recipe:
 def _makes(ctx: Context) -> list[Recipe]:
     wanted = ctx.cfg.unlearning.token_weights is not TokenWeights.none
     steps = ctx.cfg.unlearning.objective is Objective.influence_step
-    # where no mapping follows nothing reads the losses
-    losses = "mapping" in ctx.cfg.involved and ctx.cfg.mapping.method.traits.losses
+    # whatever stages follow in this process: a sweep's job makes one artifact of a stage and runs no other
+    losses = ctx.cfg.mapping.method.traits.losses
     more = [p for p, asked in ((TOKEN_SCORES, wanted), (ROW_LOSSES, losses), (CURVATURE, steps)) if asked]
     return [ctx.get(SCORES), *map(ctx.get, more)]
 
