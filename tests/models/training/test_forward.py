@@ -165,7 +165,7 @@ def test_segments_by_hand() -> None:
     laid = lay_out(batch["input_ids"], batch["attention_mask"], rows, columns)
     assert laid.input_ids.tolist() == [[5, 9, 7, 4, 6, 8, 3, 2]]
     assert laid.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 2, 3]]
-    assert [tuple(segment) for segment in laid.segments] == [(0, 3, 0, 0), (3, 6, 3, 3), (6, 8, 0, 2)]
+    assert [tuple(segment) for segment in laid.segments] == [(3, 0, 0), (3, 1, 0), (2, 0, 2)]
     assert laid.places.tolist() == [1, 3, 4, 1, 6]
 
 
