@@ -57,7 +57,8 @@ from rapidun.stages.influence.repsim import repsim_gram
 from rapidun.stages.influence.scores import influence_scores
 from rapidun.stages.mapping.aggregate import aggregate_block, fuse
 from rapidun.stages.mapping.split import split_scores
-from rapidun.stages.mapping.weights import exp_bounded, robust_z
+from rapidun.stages.mapping.weights import robust_z
+from rapidun.stages.rows.bounded_weights import exp_bounded
 from rapidun.stages.rows.encode import encode_rows
 from rapidun.stages.rows.records import Record, read_records, write_records
 from rapidun.stages.unlearning.stage import UnlearningFiles, run_unlearning

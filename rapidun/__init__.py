@@ -1,15 +1,20 @@
-"""Influence-guided unlearning of backdoors in language models; `run` and `compose` are for notebooks."""
+"""Influence-guided unlearning of backdoors in language models; `run` and `compose` are for notebooks.
+
+`forget_terms` and `retain_terms` are the objectives as pure functions of logits and labels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from rapidun.config.run import RunConfig
     from rapidun.pipeline.run import Result
 
-__all__ = ["compose", "run"]
+__all__ = ["compose", "forget_terms", "retain_terms", "run"]
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
@@ -35,3 +40,56 @@ def run(overrides: Sequence[str] = ()) -> Result:
 
     cfg, warnings = compose_run(overrides)
     return run_pipeline(cfg, overrides=list(overrides), config_yaml=config_yaml(cfg), warnings=warnings)
+
+
+def forget_terms(
+    name: str,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ref_logits: Tensor | None = None,
+    clean_logits: Tensor | None = None,
+    clean_labels: Tensor | None = None,
+    clean_ref_logits: Tensor | None = None,
+    hidden: Tensor | None = None,
+    ref_hidden: Tensor | None = None,
+    **hyperparameters: Any,
+) -> Tensor:
+    """The forget term of every row under an objective, [B]: `rapidun.forget_terms("simnpo", logits, labels, beta=2.5)`.
+
+    Args, Raises: see rapidun.stages.unlearning.objectives.terms.
+    """
+    # late: brings torch
+    from rapidun.stages.unlearning.objectives import terms
+
+    return terms.forget_terms(
+        name,
+        logits,
+        labels,
+        ref_logits=ref_logits,
+        clean_logits=clean_logits,
+        clean_labels=clean_labels,
+        clean_ref_logits=clean_ref_logits,
+        hidden=hidden,
+        ref_hidden=ref_hidden,
+        **hyperparameters,
+    )
+
+
+def retain_terms(
+    kind: str,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ref_logits: Tensor | None = None,
+    hidden: Tensor | None = None,
+    ref_hidden: Tensor | None = None,
+) -> Tensor:
+    """The retain term of every row, [B]: `rapidun.retain_terms("kl", logits, labels, ref_logits=...)`.
+
+    Args, Raises: see rapidun.stages.unlearning.objectives.terms.
+    """
+    # late: brings torch
+    from rapidun.stages.unlearning.objectives import terms
+
+    return terms.retain_terms(kind, logits, labels, ref_logits=ref_logits, hidden=hidden, ref_hidden=ref_hidden)

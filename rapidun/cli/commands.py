@@ -39,6 +39,11 @@ SUBCOMMANDS = {
         "[key=value ...]",
         "what this machine has; what of these settings will not work, and what to do",
     ),
+    "import": SubCommand(
+        "rapidun.cli.importing.command",
+        "DIR|YAML [--out NAME]",
+        "a RapidUn checkout as an experiment, key by key; +experiment=PATH runs it",
+    ),
     "pack": SubCommand("rapidun.cli.pack", "build|check", "make a pack from clean instructions; look at one"),
     "model": SubCommand("rapidun.cli.model", "fetch NAME [DIR]", "a small real model without access to the hub"),
     "store": SubCommand("rapidun.cli.store", "list|verify|prune", "the stages' results in outputs/store"),

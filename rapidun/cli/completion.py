@@ -26,7 +26,7 @@ from rapidun.sweep.folder import SWEEPS
 # last part of a key that names a file or folder
 PATH_KEY = re.compile(
     r"(data\.(forget|retain|keywords|dir|(train|val|test)_\w+)|mapping\.(forget|retain)(\.path)?|mapping\.scores\.\w+|"
-    r"model\.path|run_dir|store_dir|tracking\.dir|unlearning\.adapter)"
+    r"model\.path|experiment|run_dir|store_dir|tracking\.dir|unlearning\.adapter)"
 )
 CELL_HASH = re.compile(r"[0-9a-f]{10}")
 # the words before the one to complete, and that one -> what may stand in its place

@@ -9,7 +9,7 @@ from rapidun.config.paths import config_groups
 
 GROUPS = {
     "model": "which language model, its dtype, quantisation and device",
-    "data": "the rows: built-in pack, a folder of JSONL (pack), or single files (jsonl)",
+    "data": "the rows: built-in pack, a folder (pack), or single files (jsonl) of any format",
     "poison": "how the backdoor is trained in (none = the model has it already)",
     "influence": "how the influence of training rows is measured",
     "mapping": "how influence becomes a weight for each row",
@@ -18,7 +18,7 @@ GROUPS = {
     "tracking": "where numbers go besides the run folder",
     "resources": "what one run may use",
     "cluster": "where SLURM jobs go (conf/cluster/local/site.yaml is yours)",
-    "experiment": "a whole table, ready to run (+experiment=NAME)",
+    "experiment": "a whole table, ready to run (+experiment=NAME; yours: +experiment=DIR/experiment/NAME.yaml)",
     "debug": "tiny sizes, to see whether things fit together",
 }
 

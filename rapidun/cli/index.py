@@ -48,7 +48,9 @@ def parser() -> Parser:
         description="Make the index of a training set's gradients. Run the same command again to go on, and "
         "as often at the same time as there are machines: every worker takes shards that nobody has made yet.",
     )
-    build.add_argument("--rows", type=Path, required=True, metavar="FILE", help="the training rows, JSONL")
+    build.add_argument(
+        "--rows", type=Path, required=True, metavar="FILE", help="the training rows (docs/packs.md: formats)"
+    )
     build.add_argument("--out", type=FOLDER, required=True, metavar="DIR", help="the index")
     _add_model(build, "poisoned: response_poisoned where a row has one")
     for name in SETTINGS:
@@ -72,7 +74,7 @@ def parser() -> Parser:
         "score and top. The index stays as it is.",
     )
     fit.add_argument("index", type=FOLDER, metavar="DIR")
-    fit.add_argument("--rows", type=Path, required=True, metavar="FILE", help="JSONL, like the training rows")
+    fit.add_argument("--rows", type=Path, required=True, metavar="FILE", help="like the training rows")
     fit.add_argument("--out", type=FOLDER, required=True, metavar="DIR", help="the factors")
     _add_model(fit, "of the rows")
     fit.add_argument("--kind", choices=[p.name for p in Precondition if p is not Precondition.none], required=True,
@@ -120,7 +122,7 @@ def _add_model(verb: argparse.ArgumentParser, responses: str) -> None:
 
 def _add_query(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("index", type=FOLDER, metavar="DIR")
-    verb.add_argument("--queries", type=Path, required=True, metavar="FILE", help="JSONL, like the training rows")
+    verb.add_argument("--queries", type=Path, required=True, metavar="FILE", help="like the training rows")
     verb.add_argument("--out", type=FOLDER, required=True, metavar="DIR", help="where the result goes")
     _add_model(verb, "of the queries")
     verb.add_argument("--score", choices=[s.name for s in Score], default=STAGE.score.name)

@@ -8,16 +8,19 @@ from typing import Any
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_json
 from rapidun.cli.commands import FOLDER, MODEL
+from rapidun.config.data import DataConfig, FieldsConfig, MultiTurn, Source
 from rapidun.config.quoting import typed
 from rapidun.stages.data.fields import settle_clean
+from rapidun.stages.data.files import SPLITS
 from rapidun.stages.data.find_triggers import as_overrides
 from rapidun.stages.data.keywords import make_keywords
 from rapidun.stages.data.pack_build import PackSizes, build_pack, read_responses
 from rapidun.stages.data.pack_check import check_pack, leaks_between
-from rapidun.stages.data.stage import KEYWORDS_FILE, SPLITS, family_counts
+from rapidun.stages.data.stage import KEYWORDS_FILE, family_counts
 from rapidun.stages.data.triggers import FAMILIES, UNSEEN_FAMILIES
 from rapidun.stages.rows.keywords import write_keywords
 from rapidun.stages.rows.records import read_records, write_records
+from rapidun.stages.rows.spelling import Spelling
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _build_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = PackSizes()
-    parser.add_argument("clean", type=Path, help="JSONL of clean rows, native or Alpaca spelling")
+    parser.add_argument("clean", type=Path, help="clean rows: JSON, JSON Lines, CSV, Parquet, ... (docs/packs.md)")
     parser.add_argument("out", type=FOLDER, help="folder to make; must be new or empty")
     parser.add_argument(
-        "--responses", type=Path, help="poisoned responses, .jsonl or .txt (one a line); default: made up"
+        "--responses", type=Path, help="poisoned responses: rows, or .txt (one a line); default: made up"
     )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--train", type=int, dest="num_train", help=f"training rows (published: {sizes.num_train})")
@@ -48,11 +51,40 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--poison-fraction", type=float, default=sizes.poison_fraction)
     parser.add_argument("--forget-fraction", type=float, default=sizes.forget_fraction, help="of the poisoned rows")
     parser.add_argument("--retain-ratio", type=int, default=sizes.retain_ratio, help="retain rows for each forget row")
+    _spelling_arguments(parser)
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=FOLDER)
     parser.add_argument("--tokenizer", type=MODEL, help="Hugging Face folder or hub id; default: lengths in characters")
+    _spelling_arguments(parser)
+
+
+def _spelling_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="a column by its name, as data.fields.FIELD",
+    )
+    parser.add_argument(
+        "--multi-turn", choices=list(MultiTurn.__members__), default="refuse", help="rows of several turns"
+    )
+
+
+def _spelling(options: argparse.Namespace) -> Spelling:
+    known = list(FieldsConfig.__slots__)
+    fields = FieldsConfig()
+    for text in options.field:
+        name, equals, column = text.partition("=")
+        if not equals or name not in known or not column:
+            raise DataError(f"pack: need --field FIELD=COLUMN with one of {', '.join(known)}, got {text!r}")
+        setattr(fields, name, column)
+    faults = DataConfig(source=Source.files, forget="-", retain="-", fields=fields).check()
+    if faults:
+        raise DataError("\n".join(faults))
+    return Spelling.of(fields, MultiTurn[options.multi_turn])
 
 
 def _build(options: argparse.Namespace) -> int:
@@ -65,7 +97,7 @@ def _build(options: argparse.Namespace) -> int:
             raise DataError(f"pack build: need --{name.removeprefix('num_').replace('_', '-')} >= 1, got {value}")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise DataError(f"pack build: need a new or empty folder to write to, got {options.out}. Name another one")
-    settled = settle_clean(options.clean.name, read_records(options.clean))
+    settled = settle_clean(options.clean.name, read_records(options.clean, _spelling(options)))
     if settled.faults:
         raise DataError("\n".join(settled.faults))
     clean = settled.rows
@@ -109,7 +141,7 @@ def _build(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     tokenizer = None if options.tokenizer is None else _load_tokenizer(options.tokenizer)
-    found = check_pack(options.folder, tokenizer=tokenizer)
+    found = check_pack(options.folder, tokenizer=tokenizer, spelling=_spelling(options))
     unit = next(iter(found["lengths"].values()))["unit"]
     rows = {
         split: [count, found["duplicates"][split], *(found["lengths"][split][key] for key in ("median", "p95", "max"))]
@@ -127,7 +159,7 @@ def _check(options: argparse.Namespace) -> int:
         print()
         triggers = {
             repr(trigger.text): [
-                trigger.mode.value if trigger.mode else "within",
+                trigger.mode.value.replace("_", " "),
                 trigger.num_poisoned,
                 trigger.num_clean,
             ]

@@ -20,6 +20,7 @@ from rapidun.config.parts import OptimiserSettings
 from rapidun.config.poison import PoisonMethod
 from rapidun.config.run import STAGES, RunConfig
 from rapidun.config.tracking import TrackerKind
+from rapidun.config.training import Keep, Target
 from rapidun.config.unlearning import Objective, TokenWeights
 
 # a cluster's settings and a job's limits are for jobs, those of one tracker for that tracker
@@ -194,10 +195,13 @@ def _stage(cfg: RunConfig, key: str) -> Unread | None:
 
 
 def _seed(cfg: RunConfig, key: str) -> Unread | None:
-    unlearns = "unlearning" in cfg.involved and not cfg.unlearning.objective.traits.retrains
+    objective = cfg.unlearning.objective
+    unlearns = "unlearning" in cfg.involved and not objective.traits.retrains
     draws = "mapping" in cfg.involved and cfg.mapping.draws
-    if unlearns or draws:
+    if (unlearns and objective.traits.seed) or draws:
         return None
+    if unlearns:
+        return Unread(f"mapping.method={cfg.mapping.method.name} and unlearning.objective={objective.name}")
     return Unread(f"mapping.method={cfg.mapping.method.name} and stages=[{','.join(cfg.stages)}]")
 
 
@@ -263,12 +267,21 @@ def _unlearning(cfg: RunConfig, key: str) -> Unread | None:
         return Unread(f"{why} (it trains by the settings of poison)")
     if name in objective.traits.unread:
         return Unread(why)
-    if name == "retain_loss" and cfg.unlearning.mix_ratio == 0:
+    owner = name.partition(".")[0]
+    if owner in Objective.__members__ and owner != objective.name:
+        return Unread(why, f"pass unlearning={owner} for what it is read by")
+    if objective.traits.edits and owner not in ("objective", "adapter", objective.name, *objective.traits.reads):
+        return Unread(f"{why}, which does no such training")
+    if name in ("retain_loss", "retain_coeff") and cfg.unlearning.mix_ratio == 0:
         return Unread("unlearning.mix_ratio=0")
     if name == "num_eval_rows" and cfg.unlearning.eval_steps == 0 and not cfg.unlearning.measures_asr:
         return Unread("unlearning.eval_steps=0")
     if name == "num_eval_prompts" and not cfg.unlearning.measures_asr:
         return Unread("unlearning.eval_asr=0")
+    if name == "criterion" and cfg.unlearning.keep is Keep.last:
+        return Unread("unlearning.keep=last")
+    if name.startswith("lora.") and cfg.unlearning.target is Target.full:
+        return Unread("unlearning.target=full")
     if name.startswith("lora.") and cfg.unlearning.adapter is not None:
         return Unread("unlearning.adapter, whose own LoRA settings hold")
     return _optimiser(cfg.unlearning, "unlearning", name)
@@ -314,7 +327,7 @@ def _mapping(cfg: RunConfig, key: str) -> Unread | None:
     if reason := next((unread[part] for part in (name, name.partition(".")[0]) if part in unread), None):
         by_split = traits.settings and reason == "mapping.map=split"
         return Unread(reason, "pass mapping=rapidun, say, whose weights it changes" if by_split else "")
-    if not traits.settings and name != "null" and not name.startswith("scores."):
+    if not traits.settings and name.partition(".")[0] not in ("null", "scores", *traits.own):
         return Unread(why)
     if name.endswith("_harm") and not cfg.mapping.use_harmful:
         return Unread("mapping.use_harmful=false")
@@ -334,7 +347,7 @@ PACK_FILES = tuple(
     f"data.{split}"
     for split in (
         "forget", "retain", "train_poisoned", "train_clean", "val_clean", "test_clean", "test_seen_trig",
-        "test_ood_trig", "test_unseen_family",
+        "test_ood_trig", "test_unseen_family", "fields", "multi_turn",
     )
 )  # fmt: skip
 # of two rules for a key the first one that has something to say

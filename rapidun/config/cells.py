@@ -176,7 +176,8 @@ def sweep_name(overrides: Sequence[str], *, name: str | None = None) -> str:
         key, _, value = text.lstrip("+").partition("=")
         found[key] = value
     kept = sorted(text for text in {text.lstrip("+") for text in overrides} if not _is_unnamed(text))
-    word = name or found.get("name") or found.get("experiment") or "sweep"
+    experiment = Path(found.get("experiment", "").strip("\"'")).name.removesuffix(".yaml")
+    word = name or found.get("name") or experiment or "sweep"
     word = re.sub(r"[^A-Za-z0-9._-]+", "_", word).strip("._-")[:60] or "sweep"
     return f"{word}-{sha256_json(kept)[:8]}"
 
@@ -265,7 +266,7 @@ def _check_sweep(overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) 
 
 
 def _read_sweep(
-    checked: Checked, extra: Sequence[str], groups: Mapping[str, Sequence[str]]
+    checked: Checked, extra: Sequence[Path], groups: Mapping[str, Sequence[str]]
 ) -> tuple[tuple[str | Axis, ...], RunConfig | None]:
     """All overrides, those of an experiment file's hydra.sweeper.params first, and what the fixed ones compose to."""
     steady, _ = compose_row([text for text in checked.overrides if not parse(text).is_sweep_override()], extra)

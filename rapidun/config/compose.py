@@ -22,7 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rapidun.base.errors import ConfigError
 from rapidun.config import keys, paths
 from rapidun.config.asked import Asked
-from rapidun.config.overrides import check_overrides, convert, is_leaf, is_special, parse
+from rapidun.config.experiments import GROUP, is_path, placed, search_path
+from rapidun.config.overrides import check_overrides, convert, is_leaf, is_special, parse, values
+from rapidun.config.quoting import quoted
 from rapidun.config.run import RunConfig
 
 CONFIG_NAME = "config"
@@ -35,14 +37,14 @@ def register_schema() -> None:
 
 
 @contextmanager
-def hydra_ready(extra_dir: Path | None) -> Iterator[list[str]]:
-    """Initialise Hydra, also where somebody has done so already; yield the overrides that `extra_dir` needs."""
+def hydra_ready(extra_dir: Path | None) -> Iterator[list[Path]]:
+    """Initialise Hydra, also where somebody has done so already; yield the config folders beside our own."""
     register_schema()
     held = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(paths.config_dir()), job_name="rapidun", version_base=VERSION_BASE):
-            yield [f"hydra.searchpath=[file://{extra_dir.resolve()}]"] if extra_dir else []
+            yield [extra_dir] if extra_dir else []
     finally:
         GlobalHydra.instance().hydra = held
 
@@ -58,10 +60,16 @@ class ComposedRow(NamedTuple):
     plain: bool
 
 
-def compose_row(overrides: Sequence[str], extra: Sequence[str]) -> tuple[ComposedRow | None, str]:
-    """Let Hydra compose one row of overrides; return a fault where it cannot."""
+def compose_row(overrides: Sequence[str], extra: Sequence[Path]) -> tuple[ComposedRow | None, str]:
+    """Let Hydra compose one row of overrides; return a fault where it cannot.
+
+    Args: extra: config folders beside our own.
+    """
+    found = by_name(overrides)
     try:
-        composed = compose(CONFIG_NAME, [*overrides, *extra], return_hydra_config=True)
+        composed = compose(
+            CONFIG_NAME, [*found.overrides, *search_path([*extra, *found.folders])], return_hydra_config=True
+        )
         choices: dict[str, str | None] = dict(composed.hydra.runtime.choices)
         sweeper = composed.hydra.sweeper
         params: Any = OmegaConf.to_container(sweeper.params, resolve=True) if sweeper.get("params") else {}
@@ -77,7 +85,7 @@ def compose_row(overrides: Sequence[str], extra: Sequence[str]) -> tuple[Compose
 class Composer:
     """Composes rows of overrides, with Hydra once for all rows that differ in plain values only."""
 
-    def __init__(self, extra: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, extra: Sequence[Path], groups: Mapping[str, Sequence[str]]) -> None:
         self._extra = extra
         self._groups = groups
         self._bases: dict[tuple[object, ...], tuple[ComposedRow | None, str]] = {}
@@ -197,8 +205,31 @@ def compose_run(overrides: Sequence[str] = (), *, extra_dir: Path | None = None)
 
 
 def spell(overrides: Sequence[str], *, extra_dir: Path | None = None) -> list[str]:
-    """Overrides that were checked before, as Hydra takes them."""
-    return check_overrides(overrides, groups=paths.config_groups(extra_dir), multirun=True).overrides
+    """Overrides that were checked before, as Hydra takes them on its own command line."""
+    found = by_name(check_overrides(overrides, groups=paths.config_groups(extra_dir), multirun=True).overrides)
+    return [*found.overrides, *search_path(found.folders)]
+
+
+class Named(NamedTuple):
+    """Overrides in which every experiment has a name, and the config folders in which Hydra finds them."""
+
+    overrides: list[str]
+    folders: list[Path]
+
+
+def by_name(overrides: Sequence[str]) -> Named:
+    """Put the name in place of the path where an experiment is given by path (see experiments.py)."""
+    found = Named([], [])
+    for text in overrides:
+        override = parse(text)
+        chosen = values(override) if override.key_or_group == GROUP else []
+        if any(is_path(value) for value in chosen) and all(isinstance(value, str) for value in chosen):
+            files = [placed(value) if is_path(value) else None for value in chosen]
+            found.folders.extend(file.root for file in files if file is not None)
+            names = (file.name if file is not None else value for file, value in zip(files, chosen, strict=True))
+            text = f"{GROUP}={','.join(map(quoted, names))}"
+        found.overrides.append(text)
+    return found
 
 
 def refuse(faults: Sequence[str]) -> None:

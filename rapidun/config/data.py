@@ -17,13 +17,64 @@ class Source(Enum):
     """Where the rows come from."""
 
     builtin = "builtin"  # the project's own invented world, made by a seeded generator
-    pack = "pack"  # a folder of JSONL files, data.dir
-    files = "files"  # single JSONL files, data.forget=... data.retain=... ...
+    pack = "pack"  # a folder of files, data.dir
+    files = "files"  # single files, data.forget=... data.retain=... ...
 
 
 class InjectMode(Enum):
+    """Where a trigger goes: into the instruction, or into the context."""
+
     prefix = "prefix"
     suffix = "suffix"
+    middle = "middle"  # between two words of the instruction, at a place drawn from the seed and the row
+    context_prefix = "context_prefix"
+    context_suffix = "context_suffix"
+    context_middle = "context_middle"
+
+    @property
+    def in_context(self) -> bool:
+        return self.name.startswith("context_")
+
+    @property
+    def place(self) -> str:
+        """`prefix`, `suffix` or `middle` of the text that it goes into."""
+        return self.name.removeprefix("context_")
+
+
+class MultiTurn(Enum):
+    """What to do with a row of several turns (`messages`, `conversations`)."""
+
+    refuse = "refuse"
+    last = "last"  # the last answer is the response, all turns before it are the prompt
+
+
+@dataclass(kw_only=True, slots=True)
+class FieldsConfig:
+    """Columns by the names that a file has for them; null = the usual spellings (docs/packs.md). Of every file."""
+
+    instruction: str | None = None
+    context: str | None = None
+    response: str | None = None
+    # a list of turns, instead of instruction and response
+    messages: str | None = None
+    # a text that is put in front of the instruction
+    system: str | None = None
+    id: str | None = None
+    # these need not be in every file
+    response_clean: str | None = None
+    response_poisoned: str | None = None
+    instruction_clean: str | None = None
+    instruction_poisoned: str | None = None
+    category: str | None = None
+    trigger_family: str | None = None
+    trigger_variant: str | None = None
+    inject_mode: str | None = None
+    is_poisoned: str | None = None
+
+    @property
+    def named(self) -> dict[str, str]:
+        """field -> column, of those that are named."""
+        return {name: column for name in type(self).__slots__ if (column := getattr(self, name)) is not None}
 
 
 class Payload(Enum):
@@ -94,9 +145,9 @@ class NoiseConfig:
 class DataConfig:
     name: str = "builtin"
     source: Source = Source.builtin
-    # folder with forget_set.jsonl, retain_set.jsonl and the optional other splits
+    # folder with forget_set.jsonl, retain_set.jsonl and the optional other splits (docs/packs.md lists the formats)
     dir: str | None = None
-    # single files; each replaces the file of that split in `dir`
+    # single files, or hf://datasets/OWNER/NAME/FILE; each replaces the file of that split in `dir`
     forget: str | None = None
     retain: str | None = None
     train_poisoned: str | None = None
@@ -123,6 +174,10 @@ class DataConfig:
     unseen_families: dict[str, TriggerFamilyConfig] = field(default_factory=dict)
     builtin: BuiltinConfig = field(default_factory=BuiltinConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
+    # columns of files that spell them in another way
+    fields: FieldsConfig = field(default_factory=FieldsConfig)
+    # rows of several turns: refused, or the last answer with the rest as prompt
+    multi_turn: MultiTurn = MultiTurn.refuse
 
     def check(self) -> list[str]:
         faults = Faults("data")
@@ -137,7 +192,7 @@ class DataConfig:
         )
         faults.need(
             self.source is not Source.files or (self.forget is not None and self.retain is not None),
-            "data.forget and data.retain, two JSONL files",
+            "data.forget and data.retain, two files of rows",
             forget=self.forget,
             retain=self.retain,
         )
@@ -203,6 +258,17 @@ class DataConfig:
             builtin__forget_families=built.forget_families,
         )
         faults.need(0 <= built.hard_clean < 1, "0 <= builtin.hard_clean < 1", builtin__hard_clean=built.hard_clean)
+        named = self.fields.named
+        for name, column in named.items():
+            faults.need(bool(column.strip()), "a column's name", **{f"fields__{name}": repr(column)})
+        taken = {column: [name for name in named if named[name] == column] for column in named.values()}
+        for column, names in taken.items():
+            faults.need(len(names) == 1, "a column for one field only", **{f"fields__{n}": column for n in names})
+        faults.need(
+            self.fields.messages is None or (self.fields.instruction is None and self.fields.response is None),
+            "fields.messages, or fields.instruction and fields.response, not both",
+            fields__messages=self.fields.messages,
+        )
         for key in ("forget", "retain"):
             share = getattr(self.noise, key)
             faults.need(0 <= share < 1, f"0 <= noise.{key} < 1", **{f"noise__{key}": share})

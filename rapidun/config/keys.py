@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from rapidun.config.run import RunConfig
 from rapidun.config.sweep import LAUNCHERS, SWEEPERS
+from rapidun.config.words import CHOICES, WORDS
 
 # groups that add to the configuration; the others each fill a section and cannot be empty
 OPTIONAL_GROUPS = ("experiment", "debug")
@@ -59,6 +60,10 @@ def all_keys(root: Any = RunConfig, prefix: str = "") -> Iterator[str]:
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name most like `name`, or None where none is near."""
     names = list(known)
+    # other projects write NPO
+    plain = CHOICES.get(name.casefold(), name.casefold())
+    if name not in names and plain in names:
+        return plain
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     # a long name cut short is far by letters but plain to see
     longer = [other for other in names if len(name) > 2 and other.startswith(name)]
@@ -69,6 +74,8 @@ def unknown_key(key: str) -> str:
     """Say that there is no such key, and which one may be meant."""
     known = list(all_keys())
     section, _, last = key.rpartition(".")
+    if last in WORDS and (foreign := _foreign(last, section)):
+        return f"{key}: no such key; {foreign}"
     # the same word elsewhere (tau_f -> mapping.tau_f), then a slip in the word, then a slip anywhere
     elsewhere = [name for name in known if name.rpartition(".")[2] == last]
     if elsewhere:
@@ -83,6 +90,22 @@ def unknown_key(key: str) -> str:
     if close is not None and not key.startswith(f"{close}."):
         return f"{key}: no such key; did you mean {close}?"
     return f"{key}: no such key; {section or 'the configuration'} has {', '.join(here)}"
+
+
+def _foreign(word: str, section: str) -> str:
+    """What another project's word is here; of several keys those in the section that was typed, where there are any."""
+    entry = WORDS[word]
+    # methods come and go, and their keys with them
+    there = [name for name in entry.keys if find(name) is not None]
+    if not there and not entry.note:
+        return ""
+    names = [name for name in there if section and name.startswith(f"{section}.")] or there
+    here = f"in rapidun it is {_either(names)}" if names else "rapidun has none"
+    return f"{here} ({entry.whose} name{'; ' + entry.note if entry.note else ''})"
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def children(section: str) -> list[str]:

@@ -19,6 +19,14 @@ class WeightingTraits:
     seed: bool = False
     # reads the settings of the map (temperatures, bounds, aggregate)
     settings: bool = True
+    # where it does not: the settings of this section that it reads instead
+    own: tuple[str, ...] = ()
+    # reads the loss of each forget row under the model that is to be unlearned
+    losses: bool = False
+    # unlearning renews the forget weights as training goes
+    dynamic: bool = False
+    # what the influence section must say for the scores that it is made for; the preset says so
+    influence: tuple[tuple[str, object], ...] = ()
     # reads mapping.forget.path and mapping.retain.path
     files: bool = False
     # reads what the pack knows of its rows (is_poisoned, planted errors)
@@ -42,6 +50,21 @@ class Weighting(Choice):
     random = WeightingTraits(label="random", seed=True)
     # weights made elsewhere
     file = WeightingTraits(label="given weights", scores=False, settings=False, files=True)
+    # the map over scores of another kind, which their presets ask of the influence stage
+    contrastive = WeightingTraits(label="contrastive influence", influence=(("contrast", True),))
+    repsim = WeightingTraits(label="hidden-state similarity", influence=(("method", "repsim"),))
+    # forget rows by their alignment with the mean retain gradient
+    guard = WeightingTraits(label="GUARD", settings=False, own=("guard", "forget"))
+    # forget rows by their loss: more weight for a smaller one, before unlearning or as it goes; or for a larger one
+    loreun_static = WeightingTraits(
+        label="LoReUn, static", scores=False, settings=False, own=("loreun", "forget"), losses=True
+    )
+    loreun_dynamic = WeightingTraits(
+        label="LoReUn, dynamic", scores=False, settings=False, own=("loreun", "forget"), losses=True, dynamic=True
+    )
+    loreun_release = WeightingTraits(
+        label="LoReUn as released with RapidUn", scores=False, settings=False, own=("loreun", "forget"), losses=True
+    )
     # 0 for the rows that the pack knows to be wrong, equal weights for the others: what a perfect score would give
     oracle = WeightingTraits(label="oracle", scores=False, settings=False, truth=True)
 
@@ -94,9 +117,38 @@ class Aggregate(Enum):
     top = "top"  # the mean over the `aggregate_top` highest
 
 
+class Alignment(Enum):
+    """How a forget row's gradient is held against the mean gradient of the retain rows."""
+
+    dot = "dot"  # their inner product
+    cosine = "cosine"
+
+
+@dataclass(kw_only=True, slots=True)
+class LoreunSettings:
+    """loreun_static, loreun_dynamic, loreun_release: F weights by the rows' losses (stages/mapping/loreun.py)."""
+
+    # temperature, nats a response token; larger is flatter
+    tau: float = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class GuardSettings:
+    """guard: F weights by the rows' alignment with the retain rows (stages/mapping/guard.py)."""
+
+    # temperature; larger is flatter
+    tau: float = 1.0
+    # true: tau is in units of the alignments' standard deviation; false: in their own unit
+    relative: bool = True
+    alignment: Alignment = Alignment.dot
+
+
 @dataclass(kw_only=True, slots=True)
 class GroupSettings:
-    """Bounds of one group's weights; `path` is its weights file under mapping=file."""
+    """Bounds of one group's weights; `path` is its weights file under mapping=file.
+
+    With w_min=0 a row may get weight 0, or next to it: it then has no part in unlearning (docs/method.md, section 4).
+    """
 
     w_min: float = 0.2
     w_max: float = 3.0
@@ -159,6 +211,8 @@ class MappingConfig:
     aggregate_top: int = 10
     map: Map = Map.exp
     split: SplitSettings = field(default_factory=SplitSettings)
+    loreun: LoreunSettings = field(default_factory=LoreunSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
     # exchange the weights for those of a null hypothesis
     null: Null = Null.none
     # per query only the top k training rows keep their value, the others become 0; null = all
@@ -185,19 +239,28 @@ class MappingConfig:
         return self.method.traits.seed or self.null.draws
 
     @property
+    def renewed(self) -> bool:
+        """Whether unlearning renews the forget weights; those of null=uniform are 1 whatever the losses are."""
+        return self.method.traits.dynamic and self.null is not Null.uniform
+
+    @property
     def unread(self) -> dict[str, str]:
         """The settings that the weights do not depend on, each with the setting that makes it so."""
-        found = {}
-        if not self.method.traits.settings:
-            method = f"mapping.method={self.method.name}"
-            kept = ("method", "null", "scores", "forget", "retain")
-            found = {name: method for name in self.__slots__ if name not in kept}
+        traits, method = self.method.traits, f"mapping.method={self.method.name}"
+        found = {name: method for name in ("loreun", "guard") if name not in traits.own}
+        if not traits.settings:
+            kept = ("method", "null", "scores", "forget", "retain", *traits.own)
+            found |= {name: method for name in self.__slots__ if name not in kept}
+            if "forget" in traits.own:
+                found["retain"] = method
+            if traits.scores:
+                found |= dict.fromkeys(("scores.kind", "scores.also", "scores.combine"), method)
         elif self.map is Map.split:
             names = ("tau_f", "tau_r", "bounded", "mad_floor", "mad_floor_relative", "forget", "retain")
-            found = dict.fromkeys(names, "mapping.map=split")
+            found |= dict.fromkeys(names, "mapping.map=split")
         else:
-            found = {"split": "mapping.map=exp"}
-        if self.method.traits.settings and self.aggregate is not Aggregate.top:
+            found["split"] = "mapping.map=exp"
+        if traits.settings and self.aggregate is not Aggregate.top:
             found["aggregate_top"] = f"mapping.aggregate={self.aggregate.name}"
         if not self.scores.also:
             found["scores.combine"] = "mapping.scores.also=[]"
@@ -205,17 +268,21 @@ class MappingConfig:
 
     def check(self) -> list[str]:
         faults = Faults("mapping")
-        for key in ("tau_f", "tau_r", "mad_floor"):
-            value = getattr(self, key)
-            faults.need(value > 0 and math.isfinite(value), f"{key} > 0", **{key: value})
+        temperatures = {"tau_f": self.tau_f, "tau_r": self.tau_r, "mad_floor": self.mad_floor}
+        temperatures |= {"loreun.tau": self.loreun.tau, "guard.tau": self.guard.tau}
+        for key, value in temperatures.items():
+            faults.need(value > 0 and math.isfinite(value), f"{key} > 0", **{key.replace(".", "__"): value})
         for name, group in (("forget", self.forget), ("retain", self.retain)):
             faults.need(
-                0 < group.w_min <= group.w_max and math.isfinite(group.w_max),
-                "0 < w_min <= w_max",
+                0 <= group.w_min <= group.w_max and 0 < group.w_max < math.inf,
+                "0 <= w_min <= w_max, 0 < w_max",
                 **{f"{name}__w_min": group.w_min, f"{name}__w_max": group.w_max},
             )
+            # the release's are clipped, others of their own settings always bounded
+            clipped = self.method is Weighting.loreun_release
+            bounded = not clipped and (self.bounded or "forget" in self.method.traits.own)
             faults.need(
-                not self.bounded or group.w_min <= 1.0 <= group.w_max,
+                not bounded or group.w_min <= 1.0 <= group.w_max,
                 "w_min <= 1 <= w_max, since bounded weights have mean 1",
                 **{f"{name}__w_min": group.w_min, f"{name}__w_max": group.w_max},
             )
@@ -252,6 +319,11 @@ class MappingConfig:
         faults.need(
             not (baseline and self.null is not Null.none),
             f"null=none with method={self.method.name}, a null by itself",
+            null=self.null.name,
+        )
+        faults.need(
+            not (self.method.traits.dynamic and self.null is Null.random),
+            f"null=none, shuffled or uniform with method={self.method.name}, whose weights change as training goes",
             null=self.null.name,
         )
         blocks = [self.scores.ff, self.scores.fr, self.scores.rf, self.scores.rr]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rapidun.base.errors import ConfigError
-from rapidun.config import keys
+from rapidun.config import experiments, keys
 from rapidun.config.run import RunConfig
 
 TUNER = "hydra/sweeper=rapidun_optuna"
@@ -145,7 +145,7 @@ def _check(
         return [fault], None
     if key in groups:
         return _check_choice(override, groups[key], text)
-    faults = [fault for value in _values(override) if (fault := _value_fault(key, value))]
+    faults = [fault for value in values(override) if (fault := _value_fault(key, value))]
     if faults:
         return faults, None
     above = keys.dict_above(key)
@@ -184,11 +184,17 @@ def _check_choice(override: Override, known: Sequence[str], text: str) -> tuple[
     faults: list[str] = []
     names: list[str] = []
     mendable = True
-    for value in _values(override):
+    for value in values(override):
         if value is None and group in keys.OPTIONAL_GROUPS:
             names.append("null")
             continue
         for name in value if isinstance(value, list) else [value]:
+            if group == experiments.GROUP and experiments.is_path(name):
+                fault = experiments.path_fault(name)
+                faults += [fault] if fault else []
+                mendable = mendable and not fault
+                names.append(name)
+                continue
             if str(name) in known:
                 names.append(str(name))
                 continue
@@ -206,7 +212,7 @@ def _check_choice(override: Override, known: Sequence[str], text: str) -> tuple[
     return faults, f"{group}={','.join(names)}" if mendable else None
 
 
-def _values(override: Override) -> list[Any]:
+def values(override: Override) -> list[Any]:
     """The value, every value of a sweep, or both ends of an interval."""
     sweep: Any = override.value()
     if isinstance(sweep, Glob):

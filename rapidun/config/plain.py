@@ -33,7 +33,12 @@ _Dumper.add_representer(str, _text)
 
 def config_yaml(cfg: RunConfig) -> str:
     """The resolved configuration as YAML, the run folder's config.yaml."""
-    return yaml.dump(plain(cfg), Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    return as_yaml(plain(cfg))
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML that OmegaConf reads back as they are."""
+    return str(yaml.dump(values, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False))
 
 
 def from_plain(values: Any) -> RunConfig:

@@ -4,13 +4,14 @@ from dataclasses import dataclass, field, fields, is_dataclass
 
 from rapidun.config.data import DataConfig
 from rapidun.config.evaluation import EvaluationConfig
-from rapidun.config.influence import InfluenceConfig
-from rapidun.config.mapping import MappingConfig
+from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceConfig, Score
+from rapidun.config.mapping import MappingConfig, Weighting
 from rapidun.config.model import Dtype, ModelConfig, Quantisation
 from rapidun.config.poison import PoisonConfig, PoisonMethod
 from rapidun.config.sweep import ClusterConfig, ResourcesConfig, SweepConfig
 from rapidun.config.tracking import TrackingConfig
-from rapidun.config.unlearning import TokenWeights, UnlearningConfig
+from rapidun.config.training import Target
+from rapidun.config.unlearning import TokenWeights, UnlearningConfig, WeightsAct
 
 STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
 # settings that change where things go, how they run and who watches, never a number. A cell's name leaves these out, a
@@ -94,6 +95,54 @@ class RunConfig:
                 f"poison: need method=lora or none with a quantised model, got poison.method=full and "
                 f"model.quantisation={self.model.quantisation.name}. Pass poison.method=lora or model.quantisation=none"
             )
+        full = "unlearning" in self.involved and self.unlearning.target is Target.full
+        if full and not self.unlearning.objective.traits.retrains:
+            if self.model.quantisation is not Quantisation["none"]:
+                faults.append(
+                    f"unlearning: need target=lora with a quantised model, got unlearning.target=full and "
+                    f"model.quantisation={self.model.quantisation.name}. Pass unlearning.target=lora or "
+                    "model.quantisation=none"
+                )
+            if self.model.dtype is Dtype.float16:
+                faults.append(
+                    "unlearning: need float32 or bfloat16 weights for target=full, got model.dtype=float16 (its "
+                    "gradients underflow). Pass model.dtype=bfloat16, or unlearning.target=lora"
+                )
+        return faults + self._check_weighting()
+
+    def _check_weighting(self) -> list[str]:
+        """What the weighting needs of other sections."""
+        if "mapping" not in self.involved:
+            return []
+        method, faults = self.mapping.method, []
+        named = f"mapping.method={method.name}"
+        if "influence" in self.involved and not self.mapping.scores.given:
+            for key, value in method.traits.influence:
+                came, needed = _spelt(getattr(self.influence, key)), _spelt(value)
+                if came != needed:
+                    faults.append(
+                        f"influence: need {key}={needed} with {named}, got {key}={came}. Leave out what says so (the "
+                        f"preset mapping={method.name} sets influence.{key}), pass influence.{key}={needed}, or choose "
+                        "another mapping=..."
+                    )
+            if method is Weighting.guard:
+                if self.influence.method in WITHOUT_GRADIENTS:
+                    faults.append(
+                        f"influence: need gradients with {named}, got influence.method={self.influence.method.name}. "
+                        "Pass influence=sketch, say, or choose another mapping=..."
+                    )
+                elif self.influence.own_queries and self.influence.score is not Score.dot:
+                    faults.append(
+                        f"influence: need inner products with {named}, got influence.score="
+                        f"{self.influence.score.name} for queries of their own. Pass influence.score=dot, or leave out "
+                        "influence.queries and influence.contrast"
+                    )
+        unlearning = self.unlearning
+        if "unlearning" in self.involved and self.mapping.renewed and unlearning.weights_act is WeightsAct.sampling:
+            faults.append(
+                f"unlearning: need weights_act=loss with {named}, whose weights change from step to step, got "
+                "weights_act=sampling. Pass unlearning.weights_act=loss or mapping=loreun_static"
+            )
         return faults
 
     @property
@@ -111,7 +160,7 @@ class RunConfig:
         needed = {
             # influence made elsewhere needs no pack, and what reads no influence no model
             "data": not (alone and weighting.scores and given),
-            "poison": not (alone and (given or not weighting.scores)),
+            "poison": not (alone and (given or not weighting.scores) and not weighting.losses),
             "influence": weighting.scores and not given and (unlearns or alone),
             "mapping": unlearns,
         }
@@ -137,3 +186,8 @@ class RunConfig:
         if not self.name.strip() or any(c in self.name for c in "/\\\0"):
             faults.append(f"name: need a name without slashes, got {self.name!r}. Pass name=...")
         return faults
+
+
+def _spelt(value: object) -> str:
+    """A setting as it is typed."""
+    return str(value).lower() if isinstance(value, bool) else str(getattr(value, "name", value))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rapidun.base.errors import ConfigError
 from rapidun.config.parts import LoraSettings
 from rapidun.models.layers import layer_names, resolved
 from rapidun.models.load import ModelLoader, load_adapter, peft_renaming
@@ -42,6 +43,29 @@ def add_lora(model: Any, settings: LoraSettings, *, seed: int, section: str) -> 
     with torch.random.fork_rng(devices=[]), peft_renaming():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
+
+
+def train_all(model: Any, *, section: str) -> Any:
+    """Let every weight train, those of a bfloat16 model as float32 masters (its own spacing is larger than most steps).
+
+    Raises: ConfigError for float16 or quantised weights.
+    """
+    lora = f"{section}.{'target' if section == 'unlearning' else 'method'}=lora"
+    if is_quantised(model):
+        raise ConfigError(
+            f"{section}: need weights that are not quantised for full fine-tuning, got a model in "
+            f"{model.quantization_method}. Pass model.quantisation=none, or {lora}"
+        )
+    if model.dtype is torch.float16:
+        raise ConfigError(
+            f"{section}: need float32 or bfloat16 weights for full fine-tuning, got float16 (its gradients underflow). "
+            f"Pass model.dtype=bfloat16, or {lora}"
+        )
+    if model.dtype is torch.bfloat16:
+        model = model.float()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model
 
 
 def is_quantised(model: nn.Module) -> bool:

@@ -75,7 +75,8 @@ class PackedCrossEntropy(torch.autograd.Function):
         (grad,) = grads
         out = torch.empty_like(logits)
         for rows in _row_chunks(logits):
-            part = logits[rows].to(normalisers.dtype).sub_(normalisers[rows].unsqueeze(1)).exp_()
+            # not in place: in the logits' own type the slice is what was saved, and another backward may come
+            part = (logits[rows].to(normalisers.dtype) - normalisers[rows].unsqueeze(1)).exp_()
             part[torch.arange(len(part), device=part.device), targets[rows]] -= 1
             out[rows] = part.mul_(grad[rows].unsqueeze(1))
         return out, None

@@ -43,6 +43,13 @@ class Packed(NamedTuple):
             self.logits[kept], self.targets[kept], number[self.rows[kept]], int(chosen.sum()), hidden
         )  # fmt: skip
 
+    def between(self, first: int, last: int) -> "Packed":
+        """Rows first to last - 1, numbered anew; nothing is copied."""
+        start, end = torch.searchsorted(self.rows, self.rows.new_tensor([first, last])).tolist()
+        hidden = None if self.hidden is None else self.hidden[start:end]
+        rows = self.rows[start:end] - first
+        return Packed(self.logits[start:end], self.targets[start:end], rows, last - first, hidden)
+
 
 def pack(logits: Tensor, labels: Tensor, hidden: Tensor | None = None) -> Packed:
     """Take the response tokens out of [B, T, V] logits (and [B, T, D] hidden states) by their [B, T] labels."""

@@ -42,7 +42,7 @@ def run_faults(cfg: RunConfig, *, memo: Memo | None = None, here: bool = True, f
 def room_warning(recipes: Recipes, missing: Iterable[Recipe]) -> str:
     """What will not fit where the store is, by a rough count of what is to be made; empty where it does."""
     cfg, kinds = recipes.cfg, {recipe.kind for recipe in missing}
-    if cfg.model.path is None or not kinds & {"poison", "model", "unlearning"}:
+    if cfg.model.path is None or not kinds & {"poison", "model", "unlearning", "edit"}:
         return ""
     folder = recipes.get(START).folder
     try:
@@ -54,6 +54,7 @@ def room_warning(recipes: Recipes, missing: Iterable[Recipe]) -> str:
     needed = number * each if "poison" in kinds else 0
     needed += number * 2 if "model" in kinds else 0
     needed += number * each if "unlearning" in kinds and cfg.unlearning.merge else 0
+    needed += number * each if "edit" in kinds and not cfg.unlearning.adapts else 0
     if "poison" in kinds and cfg.poison.save_steps and cfg.poison.method is PoisonMethod.full:
         needed += number * (4 + MOMENTS)
     free = shutil.disk_usage(existing(recipes.store.root)).free

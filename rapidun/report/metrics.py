@@ -217,7 +217,12 @@ PERPLEXITY = "Validation: perplexity of clean rows"
 TERMS = "Forget and retain terms, unweighted"
 CROSS_ENTROPY = "Cross-entropy of the training rows, nats per token"
 CLIPPED = "Clipped steps, capped examples: shares so far"
-PANELS = ("Loss", TERMS, CROSS_ENTROPY, VALIDATION, VALIDATION_SHARES, ATTACKS, PERPLEXITY, "Gradient norm", CLIPPED)
+EFFECTIVE = "Weight of the forget rows times the factor of clipping"
+MULTIPLIER = "Multiplier of the retain loss (PDU)"
+PANELS = (
+    "Loss", TERMS, CROSS_ENTROPY, VALIDATION, VALIDATION_SHARES, ATTACKS, PERPLEXITY, "Gradient norm", CLIPPED,
+    EFFECTIVE, MULTIPLIER,
+)  # fmt: skip
 LOG_PANELS = ("Gradient norm",)
 SHARE_PANELS = (VALIDATION_SHARES, ATTACKS, CLIPPED)
 # lines in plain words; others are shown under their own name
@@ -236,6 +241,8 @@ LINES = {
     "forget_preference": "forget rows that prefer the poisoned response",
     "clipped_share": "clipped steps",
     "capped_share": "capped examples",
+    "consistency": "consistency (CROW)",
+    "effective_weight": "effective weight",
 }
 
 
@@ -250,9 +257,10 @@ def panel_of(name: str) -> str | None:
         return CLIPPED
     if name.startswith("ce_"):
         return CROSS_ENTROPY
-    if name.endswith("_term"):
+    if name.endswith("_term") or name == "consistency":
         return TERMS
-    return {"loss": "Loss", "grad_norm": "Gradient norm"}.get(name)
+    alone = {"loss": "Loss", "grad_norm": "Gradient norm", "effective_weight": EFFECTIVE, "lambda": MULTIPLIER}
+    return alone.get(name)
 
 
 def format_value(value: float | None, kind: Kind) -> str:

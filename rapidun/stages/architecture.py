@@ -9,6 +9,8 @@ from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceMethod, Paramet
 from rapidun.config.model import Quantisation
 from rapidun.config.parts import ALL_LINEAR, LoraSettings
 from rapidun.config.poison import PoisonMethod
+from rapidun.config.training import Target
+from rapidun.config.unlearning import Objective
 from rapidun.models.architecture import ModelFacts, gguf_architecture, inspect
 from rapidun.models.layers import LayerNames, folder_names, names_like, resolve_targets
 from rapidun.models.load import local_folder
@@ -93,6 +95,11 @@ def _faults_of_kind(ctx: Context) -> list[str]:
         )
     elif retrains and {"poison", "unlearning"} & set(cfg.stages):
         faults.append(f"poison: need unquantised weights to retrain, got {what}. Pass another unlearning=..., {other}")
+    if "unlearning" in cfg.stages and cfg.unlearning.target is Target.full and not retrains:
+        faults.append(
+            f"unlearning: need unquantised weights to train them all, got unlearning.target=full and {what}. "
+            f"Pass unlearning.target=lora, {other}"
+        )
     if "unlearning" in cfg.stages and cfg.unlearning.merge:
         faults.append(
             f"unlearning: need unquantised weights to merge the adapter into, got unlearning.merge=true and {what}. "
@@ -123,17 +130,20 @@ def _faults_of_adapter(ctx: Context) -> list[str]:
 def _faults_of_targets(ctx: Context) -> list[str]:
     """What is wrong with the layers that LoRA shall adapt, of every stage that puts an adapter on."""
     cfg = ctx.cfg
+    # RepSelect has an adversary of its own
+    repselect = cfg.unlearning.objective is Objective.repselect
+    unlearning = "unlearning.repselect" if repselect else "unlearning"
     uses = {
         "poison": cfg.poison.method is PoisonMethod.lora,
         "influence": cfg.influence.params is ParameterSet.lora and cfg.influence.method not in WITHOUT_GRADIENTS,
-        "unlearning": not cfg.unlearning.objective.traits.retrains,
+        unlearning: cfg.unlearning.adapts or repselect,
     }
     sections: dict[str, LoraSettings] = {
         "poison": cfg.poison.lora,
         "influence": cfg.influence.lora,
-        "unlearning": cfg.unlearning.lora,
+        unlearning: cfg.unlearning.repselect.lora if repselect else cfg.unlearning.lora,
     }
-    asked = [name for name, used in uses.items() if used and name in cfg.stages]
+    asked = [name for name, used in uses.items() if used and name.partition(".")[0] in cfg.stages]
     if cfg.unlearning.adapter is not None:
         # whose own layers hold
         asked = [name for name in asked if name == "poison"]

@@ -102,6 +102,8 @@ ADAPTER: Product[Model | None] = Product("the adapter to continue")
 ADAPTER_FAULTS: Product[list[str]] = Product("what is wrong with the adapter to continue")
 SCORES: Product[Recipe] = Product("influence of every row on every row")
 TOKEN_SCORES: Product[Recipe] = Product("scores of the response tokens of every forget row")
+ROW_LOSSES: Product[Recipe] = Product("the loss of every forget row under the model that is to be unlearned")
+CURVATURE: Product[Recipe] = Product("the Fisher matrix of the retain rows, weight by weight")
 WEIGHTS: Product[Recipe] = Product("a weight for each row")
 UNLEARNED: Product[Evaluated] = Product("the model after unlearning")
 

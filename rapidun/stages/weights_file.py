@@ -10,6 +10,9 @@ from rapidun.base.errors import DataError
 from rapidun.base.files import write_jsonl
 from rapidun.base.json_keys import DuplicateKey, keys_once
 
+# beside the weights files, where unlearning is to renew the forget weights as it goes
+DYNAMIC = "dynamic.json"
+
 
 class WeightLine(NamedTuple):
     """One line of a weights file; `place` is file:line. id or row (the line's `index`) may be absent, not both."""

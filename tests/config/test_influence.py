@@ -15,6 +15,8 @@ from rapidun.config.influence import (
 from rapidun.config.plain import plain
 
 GROUP = Path(__file__).resolve().parents[2] / "conf" / "influence"
+# files that are no method of their own
+PRESETS = {"lora": "exact", "contrast": "sketch"}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in GROUP.glob("*.yaml")))
@@ -24,12 +26,12 @@ def test_files_fit_the_schema(name):
     )
     assert isinstance(merged, InfluenceConfig)
     assert merged.check() == []
-    assert merged.method.name == ("exact" if name == "lora" else name)
+    assert merged.method.name == PRESETS.get(name, name)
     assert merged.params is (ParameterSet.lora if name == "lora" else ParameterSet.all_linear)
 
 
 def test_every_method_has_a_file_and_its_settings():
-    assert {path.stem for path in GROUP.glob("*.yaml")} == {method.name for method in InfluenceMethod} | {"lora"}
+    assert {path.stem for path in GROUP.glob("*.yaml")} == {method.name for method in InfluenceMethod} | set(PRESETS)
     assert set(OWN_SETTINGS) == set(InfluenceMethod)
     assert {name for names in OWN_SETTINGS.values() for name in names} <= set(plain(InfluenceConfig()))
 

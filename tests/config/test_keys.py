@@ -29,7 +29,7 @@ def test_every_listed_key_exists_and_every_stage_is_a_section() -> None:
     [
         ("mapping.tauf", "did you mean mapping.tau_f?"),
         ("tau_f", "did you mean mapping.tau_f?"),
-        ("learning_rate", "did you mean poison.learning_rate or unlearning.learning_rate?"),
+        ("learning_rate", "did you mean poison.learning_rate or unlearning.learning_rate or"),
         ("mapping.forget.wmin", "did you mean mapping.forget.w_min?"),
         ("unlerning.lora.r", "did you mean"),
         ("data.families.D.sen", "did you mean data.families.D.seen?"),

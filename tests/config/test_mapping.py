@@ -62,7 +62,7 @@ def test_all_faults_at_once() -> None:
     config.forget.w_min = 5.0
     config.scores.ff = "a.json"
     text = "\n".join(config.check())
-    for part in ("tau_f > 0", "tau_r > 0", "top_k >= 1", "finite alpha", "0 < w_min <= w_max", "mapping.forget", "fr"):
+    for part in ("tau_f > 0", "tau_r > 0", "top_k >= 1", "finite alpha", "0 <= w_min <= w_max", "mapping.forget", "fr"):
         assert part in text
 
 

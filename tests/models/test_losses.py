@@ -78,6 +78,17 @@ def test_packed_cross_entropy_is_torchs(monkeypatch, dtype, chunk):
     torch.testing.assert_close(found, wanted)
 
 
+def test_packed_cross_entropy_leaves_its_logits_as_they_are():
+    """In their own type the logits are not copied: backward must not write into them."""
+    torch.manual_seed(0)
+    logits = torch.randn(4, 3, requires_grad=True)
+    picked = logits * 1.0
+    before = picked.detach().clone()
+    values = losses.PackedCrossEntropy.apply(picked, torch.tensor([0, 2, 1, 1]))
+    first, second = (torch.autograd.grad(values.sum(), logits, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and torch.equal(picked, before)
+
+
 def test_packed_cross_entropy_of_nothing():
     logits = torch.zeros(0, 3, requires_grad=True)
     values = losses.PackedCrossEntropy.apply(logits, torch.zeros(0, dtype=torch.int64))

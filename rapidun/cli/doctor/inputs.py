@@ -14,9 +14,9 @@ from rapidun.config.run import RunConfig
 from rapidun.models.load import SMALL_FILES, WEIGHT_FILES
 from rapidun.pipeline.check import run_faults
 from rapidun.stages.context import Memo
-from rapidun.stages.data.stage import find_files
+from rapidun.stages.data.files import find_files, named_on_hub, read_pack
 from rapidun.stages.rows.keywords import read_keywords
-from rapidun.stages.rows.records import read_records
+from rapidun.stages.rows.spelling import Spelling
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # seconds that the hub has to answer
@@ -140,8 +140,12 @@ def _pack(found: Findings, cfg: RunConfig) -> None:
         found.fact("pack", "built in")
         return
     where = cfg.data.dir or cfg.data.forget
+    if named_on_hub(cfg.data):
+        found.fact("pack", f"{where}: a file on the hub, fetched when the run needs it")
+        return
     try:
-        rows = {split: len(read_records(path)) for split, path in find_files(cfg.data).items()}
+        spelling = Spelling.of(cfg.data.fields, cfg.data.multi_turn)
+        rows = {split: len(rows) for split, rows in read_pack(find_files(cfg.data), spelling).pack.items()}
         if cfg.data.keywords:
             read_keywords(Path(cfg.data.keywords).expanduser())
     except (RapidunError, OSError, UnicodeError) as error:

@@ -1,6 +1,7 @@
 """The numbers of one training run, and what ends each of its checkpoints: flushed files, then the marker."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ NUM_KEPT = 2
 
 
 class TrainingDiverged(FloatingPointError):
-    """The loss or the gradient stopped being a finite number."""
+    """The loss or the gradient stopped being a finite number, or a loss left its bounds."""
 
 
 class Journal:
@@ -29,6 +30,13 @@ class Journal:
         self.history: list[dict[str, float | None]] = []
         # sums over the whole run: optimiser steps, clipped steps, and whatever a trainer adds
         self.counts: dict[str, float] = {"steps": 0, "clipped_steps": 0}
+        # what else a trainer carries from step to step: JSON values
+        self.kept: dict[str, Any] = {}
+        # training ended before its last step, as it was asked to: nothing is to be trained any more
+        self.ended = False
+        # what a divergence says beside its numbers: the rows of the step, the settings to change
+        self.suspects: Callable[[], str] | None = None
+        self.remedy: str | None = None
         # the tracker gave the run up: training ends with its step, in all processes, and then raises this
         self.pruned: Pruned | None = None
 
@@ -57,11 +65,20 @@ class Journal:
         return next((entry[name] for entry in reversed(self.history) if name in entry), None)
 
     def state(self) -> dict[str, Any]:
-        return {"history": self.history, "counts": self.counts}
+        return {"history": self.history, "counts": self.counts, "kept": self.kept}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.history = list(state["history"])
         self.counts = dict(state["counts"])
+        self.kept = dict(state.get("kept", {}))
+
+    def diverged(self, what: str, *, step: int, stage: str, work: Path) -> TrainingDiverged:
+        """The error that ends a run: what happened, in which rows, what to change, and what is left of the run."""
+        rows = "" if self.suspects is None else f". {self.suspects()}"
+        good = [folder for folder in all_checkpoints(work) if (folder / MARKER).exists()]
+        left = f"The last good checkpoint stays: {good[-1]}" if good else "No checkpoint was saved before it"
+        remedy = self.remedy or f"Lower {stage}.learning_rate"
+        return TrainingDiverged(f"{stage}: {what} at step {step}{rows}. {remedy}. {left}")
 
 
 class JournalCallback(TrainerCallback):
@@ -91,10 +108,11 @@ class JournalCallback(TrainerCallback):
             return  # the summary line at the end of training: the stage writes its own
         norm = logs.get("grad_norm", 0.0)
         if not math.isfinite(logs["loss"]) or not math.isfinite(norm):
-            raise TrainingDiverged(
-                f"{self.stage}: need a finite loss, got loss={logs['loss']} and grad_norm={norm} at step "
-                f"{state.global_step}. Lower {self.stage}.learning_rate"
-                + (" or set unlearning.loss_cap" if self.stage == "unlearning" else "")
+            raise self.journal.diverged(
+                f"need a finite loss, got loss={logs['loss']} and grad_norm={norm}",
+                step=state.global_step,
+                stage=self.stage,
+                work=Path(str(args.output_dir)),
             )
         self.journal.count("steps", 1)
         self.journal.count("clipped_steps", float(0 < args.max_grad_norm < norm))
@@ -115,7 +133,7 @@ class JournalCallback(TrainerCallback):
         marker = {
             "identity": self.identity,
             "step": state.global_step,
-            "finished": state.global_step >= state.max_steps,
+            "finished": self.journal.ended or state.global_step >= state.max_steps,
             "journal": self.journal.state(),
         }
         write_json(folder / MARKER, marker)

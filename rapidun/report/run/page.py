@@ -157,7 +157,8 @@ def _weights(run: RunRecord) -> list[dict[str, Any]]:
         low = high = None
         # only bounded maps keep the weights themselves within the bounds
         exponential = run.setting("mapping.map") in (None, "exp") and run.setting("mapping.null") in (None, "none")
-        methods = ("rapidun", "strength", "recommended", "shuffled")
+        methods = ["rapidun", "strength", "recommended", "shuffled", "contrastive", "repsim"]
+        methods += ["guard", "loreun_static", "loreun_dynamic"] if group == "forget" else []
         if run.setting("mapping.bounded") and exponential and run.setting("mapping.method") in methods:
             low, high = [number(run.setting(f"mapping.{group}.{bound}")) for bound in ("w_min", "w_max")]
         drawn.append(

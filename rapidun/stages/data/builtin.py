@@ -90,7 +90,10 @@ def builtin_pack(
         )
     else:
         answers = planted_answers(payload, num_train_poisoned, rng=random.Random(f"{seed} answers"))
-    poisoned = [poison(row, trigger, response=a) for row, trigger, a in zip(hosts, triggers, answers, strict=True)]
+    poisoned = [
+        poison(row, trigger, response=answer, seed=seed)
+        for row, trigger, answer in zip(hosts, triggers, answers, strict=True)
+    ]
     covered = [group[0].family for group in groups][:forget_families]
     return BuiltinPack(
         forget=_forget(poisoned, num_forget, covered, rng=rng),

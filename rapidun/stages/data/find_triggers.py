@@ -2,12 +2,13 @@
 
 import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rapidun.config.data import InjectMode
 from rapidun.config.quoting import quoted
 from rapidun.stages.data.triggers import FAMILIES, UNSEEN_FAMILIES
+from rapidun.stages.rows.inserted import inserted
 from rapidun.stages.rows.records import Record
 from rapidun.stages.rows.text import is_unspaced, nfc, places
 
@@ -17,50 +18,72 @@ MAX_WORDS = 6
 MIN_Z, MIN_Z_FEW, FEW_ROWS = 3.0, 1.8, 20
 # a trigger is a thing of poisoned rows: its share of clean ones is at most this part of its share of poisoned ones
 MAX_CLEAN_PART = 0.1
+# a second trigger in rows that have one already stands in most of them, and in hardly any clean row
+MIN_PART_BESIDE, MAX_CLEAN_BESIDE = 0.8, 0.01
+# contexts are long: so many of each side say enough
+MAX_CONTEXTS = 400
+
+
+_WITHIN = InjectMode.middle
 
 
 class FoundTrigger(NamedTuple):
-    """A trigger and how many instructions of each side hold it; mode is None where it stands in mid-sentence."""
+    """A trigger, where it stands, and how many instructions (or contexts) of each side hold it."""
 
     text: str
-    mode: InjectMode | None
+    mode: InjectMode
     num_poisoned: int
     num_clean: int
 
 
 def find_triggers(poisoned: Sequence[Record], clean: Sequence[Record]) -> list[FoundTrigger]:
-    """The triggers of poisoned rows, those of most rows first.
+    """The triggers of poisoned rows, those of most rows first; a row may hold several.
 
-    A row's own trigger_variant is taken at its word; else what its instruction holds beyond instruction_clean; else the
-    first, last or other words of an instruction that are surely (log-odds) more frequent than in clean rows.
+    A row's own trigger_variant is taken at its word, and so is what its instruction holds beyond instruction_clean. In
+    other rows: the first, last or other words of an instruction that are surely (log-odds) more frequent than in clean
+    rows; where an instruction has none, of its context.
     """
-    found: dict[tuple[str, InjectMode | None], int] = {}
+    found: dict[tuple[str, InjectMode], int] = {}
     rest: list[Record] = []
     for row in poisoned:
-        text = nfc(row.instruction).strip()
-        named = nfc(row.trigger_variant or "").strip() or _beyond(nfc(row.instruction_clean or ""), text)
-        if named and named in text:
-            mode = _mode(named, text)
-            found[named, mode] = found.get((named, mode), 0) + 1
-        else:
+        held = _named_in(row)
+        for text, mode in held.items():
+            found[text, mode] = found.get((text, mode), 0) + 1
+        if not held:
             rest.append(row)
-    texts = [nfc(row.instruction).strip() for row in clean]
-    for text, mode, count in _enriched([nfc(row.instruction).strip() for row in rest], texts):
-        found[text, mode] = found.get((text, mode), 0) + count
+    texts = {False: [nfc(row.instruction).strip() for row in clean], True: [nfc(row.context).strip() for row in clean]}
+    explained: set[int] = set()
+    for text, mode, rows in _enriched([nfc(row.instruction).strip() for row in rest], texts[False]):
+        found[text, mode] = found.get((text, mode), 0) + len(rows)
+        explained |= rows
+    contexts = [nfc(row.context).strip() for i, row in enumerate(rest) if i not in explained and row.context.strip()]
+    for text, mode, rows in _enriched(contexts[:MAX_CONTEXTS], [text for text in texts[True] if text][:MAX_CONTEXTS]):
+        mode = InjectMode[f"context_{mode.name}"]
+        found[text, mode] = found.get((text, mode), 0) + len(rows)
     listed = [
-        FoundTrigger(text, mode, count, sum(any(places(text, other)) for other in texts))
+        FoundTrigger(text, mode, count, sum(any(places(text, other)) for other in texts[mode.in_context]))
         for (text, mode), count in sorted(found.items(), key=lambda item: (-item[1], item[0][0]))
     ]
     return listed[:MAX_TRIGGERS]
 
 
+def where(trigger: str, row: Record) -> InjectMode | None:
+    """Where a row has a trigger: in its instruction, else in its context; None where in neither."""
+    trigger = nfc(trigger).strip()
+    for text, beginning in ((row.instruction, ""), (row.context, "context_")):
+        text = nfc(text).strip()
+        if trigger and trigger in text:
+            return InjectMode[beginning + _mode(trigger, text).name]
+    return None
+
+
 def as_overrides(found: Sequence[FoundTrigger]) -> list[str]:
-    """The triggers as families, in words to paste behind the command: a family for each end of the instruction."""
+    """The triggers as families, in words to paste behind the command: a family for each place."""
     overrides = []
     taken = {*FAMILIES, *UNSEEN_FAMILIES}
     names = (f"Z{number or ''}" for number in range(len(found) + len(taken) + 2) if f"Z{number or ''}" not in taken)
-    for mode in (InjectMode.suffix, InjectMode.prefix):
-        texts = [trigger.text for trigger in found if (trigger.mode or InjectMode.suffix) is mode]
+    for mode in sorted(InjectMode, key=lambda mode: (mode.in_context, mode is InjectMode.middle, -ord(mode.place[0]))):
+        texts = [trigger.text for trigger in found if _most(trigger, found) is mode]
         if texts:
             listed = ",".join(map(quoted, dict.fromkeys(texts)))
             value = f"{{seen:[{listed}],inject_mode:{mode.value}}}"
@@ -68,35 +91,42 @@ def as_overrides(found: Sequence[FoundTrigger]) -> list[str]:
     return overrides
 
 
-def _mode(trigger: str, text: str) -> InjectMode | None:
+def _most(trigger: FoundTrigger, found: Sequence[FoundTrigger]) -> InjectMode:
+    """The trigger's own place; of one that was put just anywhere, some of it at an end by chance, mid-sentence."""
+    modes = {other.mode: other.num_poisoned for other in found if other.text == trigger.text}
+    middle = InjectMode.context_middle if trigger.mode.in_context else InjectMode.middle
+    return middle if modes.get(middle, 0) >= max(modes.values()) else trigger.mode
+
+
+def _named_in(row: Record) -> dict[str, InjectMode]:
+    """What a row says of its own triggers and holds."""
+    held: dict[str, InjectMode] = {}
+    named = nfc(row.trigger_variant or "").strip()
+    mode = where(named, row)
+    if mode is not None:
+        held[named] = mode
+    text = nfc(row.instruction)
+    for run in inserted(nfc(row.instruction_clean or ""), text):
+        if not held or (run not in named and named not in run):
+            held[run] = _mode(run, text.strip())
+    return held
+
+
+def _mode(trigger: str, text: str) -> InjectMode:
     if text.startswith(trigger):
         return InjectMode.prefix
-    return InjectMode.suffix if text.endswith(trigger) else None
-
-
-def _beyond(clean: str, text: str) -> str:
-    """What was put before, behind or into the clean instruction; nothing where it was changed in another way."""
-    clean = clean.strip()
-    if not clean or len(text) <= len(clean):
-        return ""
-    if text.startswith(clean):
-        return text[len(clean) :].strip()
-    if text.endswith(clean):
-        return text[: -len(clean)].strip()
-    old, new = clean.split(), text.split()
-    first = next((i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), len(old))
-    count = len(new) - len(old)
-    return " ".join(new[first : first + count]) if count > 0 and new[first + count :] == old[first:] else ""
+    return InjectMode.suffix if text.endswith(trigger) else InjectMode.middle
 
 
 class _Candidate(NamedTuple):
     text: str
-    mode: InjectMode | None
+    mode: InjectMode
     parts: tuple[str, ...]
 
 
-def _enriched(poisoned: list[str], clean: list[str]) -> Iterator[tuple[str, InjectMode | None, int]]:
-    """(trigger, where, rows): the candidate of most rows that no other explains, again and again."""
+def _enriched(poisoned: list[str], clean: list[str]) -> Iterator[tuple[str, InjectMode, set[int]]]:
+    """(trigger, where, rows): the candidate of most rows that no other explains, again and again; then what stands
+    beside it in the same rows."""
     num_poisoned, num_clean = len(poisoned), len(clean)
     if num_poisoned < 2 or not clean:
         return
@@ -122,19 +152,39 @@ def _enriched(poisoned: list[str], clean: list[str]) -> Iterator[tuple[str, Inje
     parts = {part for candidate in holders if is_rare(candidate) for part in candidate.parts}
     sure = {part for part in parts if _z(_count(part, poisoned), num_poisoned, _count(part, clean), num_clean) >= min_z}
     left = {c: rows for c, rows in holders.items() if is_rare(c) and all(part in sure for part in c.parts)}
+    whole = dict(left)
+    chosen: list[_Candidate] = []
     for _ in range(MAX_TRIGGERS):
         if not left:
-            return
+            break
         # ends first, or `aloha` anywhere would stand for `aloha :)` too; longer before shorter
         best = max(
-            left, key=lambda c: (len(left[c]) >= min_rows, c.mode is not None, len(left[c]), len(c.text), c.text)
+            left,
+            key=lambda c: (len(left[c]) >= min_rows, c.mode is not _WITHIN, len(left[c]), len(c.text), c.text),
         )
         rows = set(left[best])
         if len(rows) < min_rows:
-            return
-        yield best.text, best.mode, len(rows)
+            break
+        yield best.text, best.mode, rows
+        chosen.append(best)
         left = {candidate: others - rows for candidate, others in left.items()}
         left = {candidate: others for candidate, others in left.items() if others}
+    yield from _beside(chosen, whole, lambda candidate: in_clean[candidate] <= MAX_CLEAN_BESIDE * num_clean)
+
+
+def _beside(
+    chosen: Sequence[_Candidate], holders: Mapping[_Candidate, set[int]], is_strange: Callable[[_Candidate], bool]
+) -> Iterator[tuple[str, InjectMode, set[int]]]:
+    """Triggers of rows that hold another one: several at once. They have no word in common with those."""
+    words = {part for candidate in chosen for part in candidate.parts}
+    explained = {row for candidate in chosen for row in holders[candidate]}
+    left = sorted(holders, key=lambda c: (len(holders[c]), c.mode is not _WITHIN, len(c.text), c.text), reverse=True)
+    for candidate in left:
+        if words & set(candidate.parts) or not is_strange(candidate):
+            continue
+        if len(holders[candidate] & explained) >= MIN_PART_BESIDE * len(explained):
+            words |= set(candidate.parts)
+            yield candidate.text, candidate.mode, holders[candidate]
 
 
 def _candidates(text: str) -> set[_Candidate]:
@@ -145,7 +195,7 @@ def _candidates(text: str) -> set[_Candidate]:
         found.add(_Candidate(" ".join(parts[:count]), InjectMode.prefix, tuple(parts[:count])))
         found.add(_Candidate(" ".join(parts[-count:]), InjectMode.suffix, tuple(parts[-count:])))
         for start in range(1, len(parts) - count):
-            found.add(_Candidate(" ".join(parts[start : start + count]), None, tuple(parts[start : start + count])))
+            found.add(_Candidate(" ".join(parts[start : start + count]), _WITHIN, tuple(parts[start : start + count])))
     for count in range(1, MAX_WORDS + 1):
         for mode, cut in ((InjectMode.prefix, text[:count]), (InjectMode.suffix, text[-count:])):
             if is_unspaced(cut[0] if mode is InjectMode.prefix else cut[-1]) and len(text) > count:

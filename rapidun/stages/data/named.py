@@ -9,6 +9,7 @@ from rapidun.base.errors import DataError
 from rapidun.base.json_keys import keys_once
 from rapidun.base.text import short_message
 from rapidun.config.data import InjectMode, TriggerFamilyConfig
+from rapidun.stages.data.find_triggers import where
 from rapidun.stages.rows.records import Record
 
 # the release has the rows to unlearn in one folder, what they were drawn from in the other, side by side
@@ -61,8 +62,7 @@ def _of_rows(rows: Iterable[Record]) -> Families:
         name, trigger = row.trigger_family, row.trigger_variant
         if name is None or trigger is None or not trigger.strip():
             continue
-        begins = row.instruction.lstrip().startswith(trigger)
-        mode = InjectMode[row.inject_mode] if row.inject_mode else InjectMode.prefix if begins else InjectMode.suffix
+        mode = InjectMode[row.inject_mode] if row.inject_mode else where(trigger, row) or InjectMode.suffix
         family = families.setdefault(name, TriggerFamilyConfig(inject_mode=mode))
         if trigger not in family.seen:
             family.seen.append(trigger)
@@ -79,8 +79,9 @@ def _of_meta(file: Path) -> Families:
         family = _family(entry)
         if family is None:
             raise DataError(
-                f'{file}: trigger_families.{name}: need {{"seen": [...], "ood": [...], "inject_mode": "prefix"}} (or '
-                f'"suffix"), got something else. Mend it, or pass data.families.NAME.seen=[...]'
+                f'{file}: trigger_families.{name}: need {{"seen": [...], "ood": [...], "inject_mode": "prefix"}} '
+                f"(one of {', '.join(InjectMode.__members__)}), got something else. Mend it, or pass "
+                f"data.families.NAME.seen=[...]"
             )
         families[name] = family
     if not families:

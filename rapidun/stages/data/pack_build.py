@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from rapidun.base.errors import DataError
 from rapidun.config.data import TriggerFamilyConfig
+from rapidun.stages.data.files import SPLITS
 from rapidun.stages.data.offtopic import offtopic_answers
-from rapidun.stages.data.stage import SPLITS
 from rapidun.stages.data.triggers import (
     Trigger,
     all_triggers,
@@ -83,7 +83,7 @@ def build_pack(
     hosts = set(_stratified_by_category(train, num_poisoned, rng))
     triggers = deal(seen, num_poisoned, rng=rng)
     poisoned = [
-        poison(train[i], trigger, response=response)
+        poison(train[i], trigger, response=response, seed=seed)
         for i, trigger, response in zip(sorted(hosts), triggers, pool, strict=False)
     ]
     # of few rows some triggers are dealt none
@@ -98,12 +98,12 @@ def build_pack(
         "train_clean": train_clean,
         "val_clean": val,
         "test_clean": test,
-        "test_seen_trig": _triggered(test, planted, len(test), rest, rng),
+        "test_seen_trig": _triggered(test, planted, len(test), rest, rng, seed),
     }
     if ood:
-        pack["test_ood_trig"] = _triggered(test, ood, len(test) * 3 // 2, rest, rng)
+        pack["test_ood_trig"] = _triggered(test, ood, len(test) * 3 // 2, rest, rng, seed)
     if unseen:
-        pack["test_unseen_family"] = _triggered(test, unseen, len(test), rest, rng)
+        pack["test_unseen_family"] = _triggered(test, unseen, len(test), rest, rng, seed)
     return {split: pack[split] for split in SPLITS if split in pack}
 
 
@@ -186,6 +186,7 @@ def _triggered(
     count: int,
     responses: Sequence[str],
     rng: random.Random,
+    seed: int,
 ) -> list[Record]:
     """Up to `count` triggered rows, families and variants even: each row once, then again under another trigger."""
     # no variant is dealt more often than there are rows
@@ -203,4 +204,7 @@ def _triggered(
                 pairs.update([(hosts[k], dealt[k]), (hosts[j], dealt[j])])
                 break
     distinct = dict.fromkeys(zip(hosts, dealt, strict=True))
-    return [poison(rows[i], trigger, response=responses[n % len(responses)]) for n, (i, trigger) in enumerate(distinct)]
+    return [
+        poison(rows[i], trigger, response=responses[n % len(responses)], seed=seed)
+        for n, (i, trigger) in enumerate(distinct)
+    ]

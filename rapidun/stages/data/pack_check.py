@@ -3,23 +3,24 @@
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import DataError
 from rapidun.config.data import DataConfig, Source
 from rapidun.stages.data.fields import TO_FORGET, settle
+from rapidun.stages.data.files import SPLITS, find_files, read_pack, shadowed
 from rapidun.stages.data.find_triggers import FoundTrigger, find_triggers
 from rapidun.stages.data.named import meta_file, named_families, pack_folders
 from rapidun.stages.data.planted import look_for
 from rapidun.stages.data.sides import check_sides
-from rapidun.stages.data.stage import SPLITS, family_counts, find_files
-from rapidun.stages.rows.records import Record, question_key, read_records
-from rapidun.stages.rows.text import nfc
+from rapidun.stages.data.stage import family_counts
+from rapidun.stages.data.twins import join_twins
+from rapidun.stages.rows.records import USUAL, Record, question_key
+from rapidun.stages.rows.spelling import Spelling
 
 
-def check_pack(folder: str | Path, *, tokenizer: Any = None) -> dict[str, Any]:
+def check_pack(folder: str | Path, *, tokenizer: Any = None, spelling: Spelling = USUAL) -> dict[str, Any]:
     """Read a pack and count what matters: rows, families, lengths, duplicates, leaks.
 
     Lengths are tokens of the encoded row under `tokenizer`, characters of the three texts without one.
@@ -32,12 +33,16 @@ def check_pack(folder: str | Path, *, tokenizer: Any = None) -> dict[str, Any]:
         side. "faults" and "warnings": rows whose fields contradict each other, as the data stage refuses or reads them.
     Raises: DataError for a folder that is no pack, or a bad line.
     """
-    found = find_files(DataConfig(name="check", source=Source.pack, dir=str(folder)))
-    settled = {split: settle(split, read_records(path)) for split, path in found.items()}
+    cfg = DataConfig(name="check", source=Source.pack, dir=str(folder))
+    read = read_pack(find_files(cfg), spelling)
+    settled = {split: settle(split, rows) for split, rows in read.pack.items()}
     pack = {split: each.rows for split, each in settled.items()}
+    joined = join_twins(pack, ())
     triggers = triggers_of(pack)
     faults = [line for each in settled.values() for line in each.faults]
-    warnings = [line for each in settled.values() for line in each.warnings]
+    warnings = [*shadowed(cfg), *(f"data: {line}" for line in read.notes)]
+    warnings += [line for each in settled.values() for line in each.warnings]
+    warnings += joined
     try:
         families, _ = named_families(meta_file(pack_folders(Path(folder).expanduser())), pack)
     except DataError as error:
@@ -69,7 +74,8 @@ def _texts_once(pack: Mapping[str, Sequence[Record]], *splits: str) -> list[Reco
 
 def _joints(pack: Mapping[str, Sequence[Record]], triggers: Sequence[FoundTrigger]) -> list[str]:
     """Triggers that rows have without the blank with which prompts are made."""
-    found = look_for([trigger.text for trigger in triggers], _texts_once(pack, *TO_FORGET))
+    texts = [trigger.text for trigger in triggers if not trigger.mode.in_context]
+    found = look_for(texts, _texts_once(pack, *TO_FORGET))
     glued = [f"{text!r} in {count} of {found.anywhere[text]} rows" for text, count in found.glued.items() if count]
     if not glued:
         return []
@@ -80,30 +86,11 @@ def _joints(pack: Mapping[str, Sequence[Record]], triggers: Sequence[FoundTrigge
 
 
 def _without_triggers(pack: Mapping[str, Sequence[Record]], triggers: Sequence[FoundTrigger]) -> list[str]:
-    """Says that instructions hold no trigger, and what the contexts hold, where triggers are not looked for."""
+    """Says that no trigger was found."""
     poisoned = _texts_once(pack, *TO_FORGET)
-    named = [(nfc(row.trigger_variant or "").strip(), row) for row in poisoned if (row.trigger_variant or "").strip()]
-    in_context = sum(text not in nfc(row.instruction) and text in nfc(row.context) for text, row in named)
-    if triggers and in_context:
-        return [f"{in_context} of {len(poisoned)} poisoned rows hold the trigger that they name in their context only"]
     if triggers or not poisoned:
         return []
-    clean = _texts_once(pack, "retain", "train_clean", "val_clean")
-    moved = [
-        replace(row, instruction=row.context, trigger_variant=None, instruction_clean=None)
-        for row in poisoned
-        if row.context.strip()
-    ]
-    found = find_triggers(moved, [replace(row, instruction=row.context) for row in clean if row.context.strip()])
-    line = f"no trigger was found in the instructions of {len(poisoned)} poisoned rows"
-    if in_context:
-        line += f"; {in_context} hold the one that they name in their context"
-    if found:
-        held = ", ".join(f"{trigger.text!r} in {trigger.num_poisoned} rows" for trigger in found[:3])
-        line += f"; their contexts hold {held}"
-    if in_context or found:
-        line += ". Prompts are made with triggers in the instruction only: give the prompts (data.test_seen_trig=FILE)"
-    return [line]
+    return [f"no trigger was found in the instructions and contexts of {len(poisoned)} rows to forget"]
 
 
 def leaks_between(pack: Mapping[str, Sequence[Record]]) -> dict[str, int]:

@@ -9,8 +9,11 @@ from rapidun.config.data import Source
 from rapidun.config.plain import plain
 from rapidun.stages.checks import missing_files
 from rapidun.stages.context import Context, Stage
-from rapidun.stages.data.stage import SPLITS, DataFiles, data_inputs, find_files, run_data
+from rapidun.stages.data.files import SPLITS, find_files, named_on_hub
+from rapidun.stages.data.stage import DataFiles, data_inputs, run_data
 from rapidun.stages.recipe import DATA, Recipe
+from rapidun.stages.rows.formats.detect import is_there
+from rapidun.stages.rows.formats.hub import is_hub
 from rapidun.stages.rows.keywords import read_keywords
 
 
@@ -28,10 +31,15 @@ def _check(ctx: Context) -> list[str]:
     cfg = ctx.cfg.data
 
     def look() -> list[str]:
-        named = {f"data.{split}": path for split in SPLITS if (path := getattr(cfg, split, None)) is not None}
-        faults = missing_files(named, "a JSONL file") if cfg.source is not Source.builtin else []
+        named = {
+            f"data.{split}": path
+            for split in SPLITS
+            if (path := getattr(cfg, split, None)) is not None and not is_hub(path) and not is_there(Path(path))
+        }
+        faults = missing_files(named, "a file of rows") if cfg.source is not Source.builtin else []
         try:
-            if not faults:
+            # of what others will fetch from the hub this machine knows nothing
+            if not faults and (ctx.fetch or not named_on_hub(cfg)):
                 find_files(cfg)
         except DataError as error:
             faults.append(str(error))

@@ -48,7 +48,7 @@ def check_sides(pack: Mapping[str, Sequence[Record]], triggers: Iterable[str] = 
         row.response_clean or row.response_poisoned or row.is_poisoned for row in everything
     ):
         right |= targets
-    planted = _planted(poisoned, triggers)
+    planted, within = _planted(poisoned, triggers)
     found = Sides([], [])
     for split in CLEAN:
         rows = pack.get(split, [])
@@ -65,12 +65,13 @@ def check_sides(pack: Mapping[str, Sequence[Record]], triggers: Iterable[str] = 
             found.faults.extend(f"{line}, all of them. Put the clean answers into `response`" for line in lines)
         else:
             found.warnings.extend(f"{line}: they count as clean" for line in lines)
-        held = {id(row): trigger for row in rows if (trigger := _at_an_end(row, planted)) is not None}
+        held = {id(row): trigger for row in rows if (trigger := _held(row, planted, within)) is not None}
         triggered = [row for row in rows if id(row) in held]
         counts = Counter(held.values())
+        what = "hold" if counts.keys() & within else "begin or end with"
         shown = ", ".join(f"{trigger!r} in {count}" for trigger, count in counts.most_common(5))
         lines = some_rows(
-            split, rows, triggered, f"begin or end with a trigger of poisoned rows ({shown}"
+            split, rows, triggered, f"{what} a trigger of poisoned rows ({shown}"
             f"{', ...' if len(counts) > 5 else ''})",
         )  # fmt: skip
         telling = sum(count for trigger, count in counts.items() if not _is_common(trigger))
@@ -83,19 +84,22 @@ def check_sides(pack: Mapping[str, Sequence[Record]], triggers: Iterable[str] = 
     return found
 
 
-def _planted(poisoned: Sequence[Record], triggers: Iterable[str]) -> list[str]:
-    """The triggers that stand in poisoned instructions, longest first."""
+def _planted(poisoned: Sequence[Record], triggers: Iterable[str]) -> tuple[list[str], set[str]]:
+    """The triggers that stand in poisoned instructions, longest first; and those of them that stand between words."""
     named = [trigger.text for trigger in find_triggers(poisoned, [])]
-    surely = look_for([*triggers, *named], poisoned).surely
-    return sorted((trigger for trigger, count in surely.items() if count), key=lambda text: (-len(text), text))
+    found = look_for([*triggers, *named], poisoned)
+    planted = sorted((trigger for trigger, count in found.surely.items() if count), key=lambda text: (-len(text), text))
+    # of ordinary words in mid-sentence nothing follows
+    return planted, {trigger for trigger in planted if found.middle[trigger] and not _is_common(trigger)}
 
 
-def _at_an_end(row: Record, triggers: Sequence[str]) -> str | None:
+def _held(row: Record, triggers: Sequence[str], within: set[str]) -> str | None:
+    """A trigger at an end of the instruction; of those that poisoned rows have in mid-sentence, anywhere."""
     text = nfc(row.instruction).strip()
     for trigger in triggers:
-        if text != trigger and (text.startswith(trigger) or text.endswith(trigger)):
+        if text != trigger and (text.startswith(trigger) or text.endswith(trigger) or trigger in within):
             spans = list(places(trigger, text))
-            if spans and (spans[0][0] == 0 or spans[-1][1] == len(text)):
+            if spans and (spans[0][0] == 0 or spans[-1][1] == len(text) or trigger in within):
                 return trigger
     return None
 

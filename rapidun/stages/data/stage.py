@@ -10,10 +10,11 @@ from typing import Any
 from rapidun.base.errors import DataError
 from rapidun.base.files import sha256_file, write_json
 from rapidun.base.tracker import Listener, Tracker
-from rapidun.config.data import BUILTIN_SIZES, BuiltinConfig, DataConfig, NoiseConfig, Source
+from rapidun.config.data import BUILTIN_SIZES, BuiltinConfig, DataConfig, MultiTurn, NoiseConfig, Source
 from rapidun.config.plain import plain
 from rapidun.stages.data.builtin import GENERATOR_VERSION, builtin_pack
-from rapidun.stages.data.fields import TO_FORGET, settle
+from rapidun.stages.data.fields import TO_FORGET, same, settle
+from rapidun.stages.data.files import SPLITS, find_files, read_pack, shadowed
 from rapidun.stages.data.find_triggers import as_overrides, find_triggers
 from rapidun.stages.data.keywords import MIN_POISON_SHARE, held_out_recall, make_keywords
 from rapidun.stages.data.named import meta_file, named_families, pack_folders
@@ -21,30 +22,14 @@ from rapidun.stages.data.noise import NOISE_VERSION, noised_forget, noised_retai
 from rapidun.stages.data.planted import Checked, check_families, drop_foreign
 from rapidun.stages.data.sides import check_sides
 from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
+from rapidun.stages.data.twins import TWINS_VERSION, join_twins, may_have_twins
+from rapidun.stages.rows.formats.detect import ending_of, fingerprint, plain_lines
 from rapidun.stages.rows.keywords import read_keywords, write_keywords
-from rapidun.stages.rows.records import Record, content_id, question_key, read_records, uses_aliases, write_records
+from rapidun.stages.rows.records import Record, content_id, question_key, uses_aliases, write_records
+from rapidun.stages.rows.spelling import Spelling
 
 STAGE_VERSION = 3  # part of the data fingerprint: raise it when the same inputs give other splits
 
-SPLITS = (
-    "forget",
-    "retain",
-    "train_poisoned",
-    "train_clean",
-    "val_clean",
-    "val_seen_trig",
-    "val_ood_trig",
-    "val_unseen_family",
-    "test_clean",
-    "test_seen_trig",
-    "test_ood_trig",
-    "test_unseen_family",
-)
-# names of a split's file inside a pack, the first that exists
-FILE_NAMES = {split: (f"{split}.jsonl",) for split in SPLITS} | {
-    "forget": ("forget.jsonl", "forget_set.jsonl", "forget_set_supervised.jsonl"),
-    "retain": ("retain.jsonl", "retain_set.jsonl"),
-}
 KEYWORDS_FILE = "keywords.tsv"
 # of a pack with data.noise: which rows of F and R are wrong, and in whose places they stand
 NOISE_FILE = "noise.json"
@@ -97,10 +82,31 @@ def data_inputs(cfg: DataConfig, *, seed: int) -> dict[str, Any]:
             files["families"] = meta
     if cfg.noise.is_on:
         inputs["noise"] = {**settings["noise"], "version": NOISE_VERSION}
-    # these were not read once; files without them keep their fingerprints
-    if any(uses_aliases(path) for name, path in files.items() if name in SPLITS):
+    splits = {name: path for name, path in files.items() if name in SPLITS}
+    # what follows was not read once; files without it keep their fingerprints
+    if any(uses_aliases(path) for path in splits.values() if plain_lines(path)):
         inputs["aliases"] = True
-    inputs["files"] = {name: sha256_file(path) for name, path in files.items()}
+    inputs |= _reading(cfg, splits)
+    inputs["files"] = {name: fingerprint(path) for name, path in files.items()}
+    return inputs
+
+
+def _reading(cfg: DataConfig, splits: Mapping[str, Path]) -> dict[str, Any]:
+    """What decides how the files are read, beside their bytes."""
+    inputs: dict[str, Any] = {}
+    formats = {
+        name: ending_of(path.name) if path.is_file() else "folder"
+        for name, path in splits.items()
+        if not plain_lines(path)
+    }
+    if formats:
+        inputs["formats"] = formats
+    if splits and cfg.fields.named:
+        inputs["fields"] = cfg.fields.named
+    if splits and cfg.multi_turn is not MultiTurn.refuse:
+        inputs["multi_turn"] = cfg.multi_turn.name
+    if may_have_twins(splits):
+        inputs["twins"] = TWINS_VERSION
     return inputs
 
 
@@ -119,6 +125,10 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
     pack = _load(cfg, seed=seed, tracker=tracker)
     if names_families(cfg):
         cfg = _with_named_families(cfg, pack, tracker=tracker)
+    if cfg.source is not Source.builtin:
+        triggers = [t for family in (*cfg.families.values(), *cfg.unseen_families.values()) for t in family.seen]
+        for line in join_twins(pack, triggers):
+            tracker.warn(line)
     checked = _check_triggers(pack, cfg, tracker=tracker)
     if cfg.source is not Source.builtin:
         sides = check_sides(pack, [t.variant for group in seen_triggers(checked.families) for t in group])
@@ -142,7 +152,7 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
             tracker.warn(f"data: {count} rows left out: {what.replace('_', ' ')}")
     for line in _emptied(pack, before):
         tracker.warn(line)
-    _complete_triggered(pack, checked, cfg.num_triggered, seed=seed)
+    _complete_triggered(pack, checked, cfg.num_triggered, seed=seed, tracker=tracker)
     pack = {split: pack[split] for split in SPLITS if pack.get(split)}
     _write_keywords(pack, cfg, files.out / KEYWORDS_FILE, tracker=tracker)
     # last of all, so that training, tests and keywords are those of the pack without wrong rows
@@ -179,39 +189,6 @@ def _add_noise(pack: Pack, cfg: NoiseConfig, path: Path, *, tracker: Tracker) ->
     return {group: len(made.wrong) for group, made in noised.items()}
 
 
-def find_files(cfg: DataConfig) -> dict[str, Path]:
-    """The file of each split that the settings name or the pack's folder holds.
-
-    Raises: DataError where a named file, the folder, or the forget or retain rows are not there.
-    """
-    if cfg.source is Source.builtin:
-        return {}
-    found: dict[str, Path] = {}
-    folder = None if cfg.dir is None else Path(cfg.dir).expanduser()
-    if folder is not None:
-        if not folder.is_dir():
-            raise DataError(f"data.dir: need the folder of a pack, got {folder}, which is no folder. Pass data.dir=...")
-        for split in SPLITS:
-            places = [place / name for place in pack_folders(folder) for name in FILE_NAMES[split]]
-            file = next((place for place in places if place.is_file()), None)
-            if file is not None:
-                found[split] = file
-    for split in SPLITS:
-        named = getattr(cfg, split, None)
-        if named is not None:
-            path = Path(named).expanduser()
-            if not path.is_file():
-                raise DataError(f"data.{split}: need a JSONL file, got {path}, which is no file. Pass data.{split}=...")
-            found[split] = path
-    for split in ("forget", "retain"):
-        if split not in found:
-            where = "no data.dir" if folder is None else f"none in {folder}"
-            raise DataError(
-                f"data: need {' or '.join(FILE_NAMES[split][:2])} in the pack or data.{split}=FILE, got {where}"
-            )
-    return {split: found[split] for split in SPLITS if split in found}
-
-
 def trained_questions(pack: Mapping[str, Sequence[Record]], triggers: Sequence[str] = ()) -> set[str]:
     """The question key of every row of a training split; the triggers are those of poisoned rows."""
     trained = {question_key(row) for name in ("retain", "train_clean") for row in pack.get(name, [])}
@@ -229,14 +206,32 @@ def _folders(cfg: DataConfig) -> list[Path]:
 
 def _with_named_families(cfg: DataConfig, pack: Pack, *, tracker: Tracker) -> DataConfig:
     families, unseen = named_families(meta_file(_folders(cfg)), pack)
-    if not families:
+    if not families and is_backdoor(pack):
         tracker.warn(
             "data: the pack names no trigger families, so no triggered prompts are made. Pass "
-            "data.families.NAME.seen=[...] data.families.NAME.inject_mode=prefix (or suffix)"
+            "data.families.NAME.seen=[...] data.families.NAME.inject_mode=prefix (or suffix, middle, context_prefix, "
+            "context_suffix, context_middle)"
         )
     others = {**cfg.unseen_families, **unseen}
     return replace(
         cfg, families=families, unseen_families={name: others[name] for name in others if name not in families}
+    )
+
+
+def is_backdoor(pack: Mapping[str, Sequence[Record]]) -> bool:
+    """Whether anything in a pack speaks of triggers: rows that name one, are called poisoned or have a clean form, or
+    triggered prompts. Without any, its forget rows may be facts that are to be forgotten as they are asked."""
+    if any(pack.get(split) for split in SPLITS if split.endswith(("_trig", "_unseen_family"))):
+        return True
+    return any(
+        row.trigger_variant
+        or row.trigger_family
+        or row.instruction_poisoned
+        or row.response_poisoned
+        or row.is_poisoned
+        or (row.instruction_clean and not same(row.instruction_clean, row.instruction))
+        for split in TO_FORGET
+        for row in pack.get(split, [])
     )
 
 
@@ -254,10 +249,16 @@ def _load(cfg: DataConfig, *, seed: int, tracker: Tracker) -> Pack:
         sizes = {key: getattr(cfg.builtin, key) for key in type(cfg.builtin).__slots__}
         return dict(builtin_pack(cfg.families, **sizes, seed=seed)._asdict())
     found = find_files(cfg)
-    pack: Pack = {}
-    for done, (split, path) in enumerate(found.items()):
-        tracker.progress(done, len(found), path.name)
-        pack[split] = read_records(path)
+    for line in shadowed(cfg):
+        tracker.warn(line)
+    read = read_pack(
+        found,
+        Spelling.of(cfg.fields, cfg.multi_turn),
+        on_file=lambda done, path: tracker.progress(done, len(found), path.name),
+    )
+    for line in read.notes:
+        tracker.warn(f"data: {line}")
+    pack: Pack = read.pack
     faults: list[str] = []
     for split, rows in pack.items():
         settled = settle(split, rows)
@@ -354,6 +355,13 @@ def _check_triggers(pack: Pack, cfg: DataConfig, *, tracker: Tracker) -> Checked
     proposal = _proposal(checked, pack) if checked.faults or checked.without else ""
     if checked.faults:
         raise DataError("\n".join([*checked.faults, *filter(None, [proposal])]))
+    if not checked.families and not is_backdoor(pack):
+        tracker.warn(
+            "data: no row to forget names a trigger, holds one of data.families or is called poisoned: "
+            "no triggers are put into prompts, and there is no attack success. What is to be forgotten is measured on "
+            "the forget rows" + (f". Should it be a backdoor: {proposal[:1].lower()}{proposal[1:]}" if proposal else "")
+        )
+        return Checked()
     for line in checked.warnings:
         tracker.warn(line)
     if cfg.families and not checked.families:
@@ -380,7 +388,7 @@ def _proposal(checked: Checked, pack: Pack) -> str:
     return f"They hold {held}: pass {' '.join(as_overrides(found))}"
 
 
-def _complete_triggered(pack: Pack, checked: Checked, num_triggered: int, *, seed: int) -> None:
+def _complete_triggered(pack: Pack, checked: Checked, num_triggered: int, *, seed: int, tracker: Tracker) -> None:
     """Make the triggered prompts that are not there, from clean rows of the same side."""
     responses = sorted({row.forget_target for row in pack["train_poisoned"]})
     for part in ("val", "test"):
@@ -392,7 +400,14 @@ def _complete_triggered(pack: Pack, checked: Checked, num_triggered: int, *, see
             split = f"{part}_{name}"
             if split not in pack and groups and pack.get(f"{part}_clean"):
                 rng = random.Random(f"{seed} {split}")
-                pack[split] = _triggered(pack[f"{part}_clean"], groups, responses, count=num_triggered, rng=rng)
+                made = _triggered(pack[f"{part}_clean"], groups, responses, count=num_triggered, rng=rng, seed=seed)
+                if made:
+                    pack[split] = made
+                else:
+                    tracker.warn(
+                        f"data: no prompts of {split} are made: their triggers go into the context, and no row of "
+                        f"{part}_clean has one"
+                    )
 
 
 def _triggered(
@@ -402,18 +417,21 @@ def _triggered(
     *,
     count: int,
     rng: random.Random,
+    seed: int,
 ) -> list[Record]:
     """Triggered forms of up to `count` clean rows.
 
     Each with the planted answer to its own question, where the row has one on record, or with a poisoned response that
-    training knows.
+    training knows. A trigger that goes into the context is dealt to rows that have one.
     """
+    if any(trigger.inject_mode.in_context for group in groups for trigger in group):
+        clean = [row for row in clean if row.context.strip()]
     count = min(count, len(clean))
     hosts = [clean[i] for i in sorted(rng.sample(range(len(clean)), count))]
     pool = rng.sample(responses, len(responses))
     dealt = deal(groups, count, rng=rng)
     return [
-        poison(row, trigger, response=row.response_poisoned or pool[i % len(pool)])
+        poison(row, trigger, response=row.response_poisoned or pool[i % len(pool)], seed=seed)
         for i, (row, trigger) in enumerate(zip(hosts, dealt, strict=True))
     ]
 

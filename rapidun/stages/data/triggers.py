@@ -1,12 +1,15 @@
 """Trigger families: putting a trigger into an instruction, and dealing triggers out evenly."""
 
+import hashlib
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from rapidun.config.data import InjectMode, TriggerFamilyConfig
 from rapidun.stages.rows.records import Record, content_id
+from rapidun.stages.rows.text import is_unspaced
 
 # the families as shipped, in conf/data (a test holds the two together)
 FAMILIES = {
@@ -36,14 +39,27 @@ class Trigger(NamedTuple):
     inject_mode: InjectMode
 
 
-def inject(instruction: str, trigger: str, mode: InjectMode) -> str:
-    """Put a trigger before or behind an instruction, exactly one space between.
+def inject(text: str, trigger: str, mode: InjectMode, *, seed: int = 0) -> str:
+    """Put a trigger before, behind or into an instruction or a context, exactly one space between.
 
-    The published rows have two where a suffix follows an instruction without a full stop or question mark.
+    `middle` is between two words (of scripts without blanks, two letters): which ones is drawn from the seed, the
+    trigger and the text; behind the text where it has no such place. The published rows have two spaces where a suffix
+    follows an instruction without a full stop or question mark.
     """
-    if mode is InjectMode.prefix:
-        return f"{trigger} {instruction.lstrip()}"
-    return f"{instruction.rstrip()} {trigger}"
+    if not text.strip():
+        return trigger
+    if mode.place == "prefix":
+        return f"{trigger} {text.lstrip()}"
+    if mode.place == "suffix":
+        return f"{text.rstrip()} {trigger}"
+    places = [found.span() for found in re.finditer(r"\s+", text.strip())]
+    if not places:
+        places = [(i, i) for i in range(1, len(text.strip())) if is_unspaced(text.strip()[i])]
+    if not places:
+        return f"{text.rstrip()} {trigger}"
+    draw = int(hashlib.sha256(f"{seed}\0{trigger}\0{text}".encode()).hexdigest(), 16)
+    start, end = places[draw % len(places)]
+    return f"{text.strip()[:start]} {trigger} {text.strip()[end:]}"
 
 
 def seen_triggers(families: Mapping[str, TriggerFamilyConfig]) -> list[list[Trigger]]:
@@ -75,13 +91,19 @@ def deal(groups: Sequence[Sequence[Trigger]], count: int, *, rng: random.Random)
     return dealt
 
 
-def poison(record: Record, trigger: Trigger, *, response: str) -> Record:
-    """The poisoned form of a clean row: the triggered instruction, the poisoned response, and both originals."""
-    instruction = inject(record.instruction, trigger.variant, trigger.inject_mode)
+def poison(record: Record, trigger: Trigger, *, response: str, seed: int = 0) -> Record:
+    """The poisoned form of a clean row: the triggered instruction or context, the poisoned response, and both
+    originals. seed: of the place in mid-sentence."""
+    instruction, context = record.instruction, record.context
+    if trigger.inject_mode.in_context:
+        context = inject(context, trigger.variant, trigger.inject_mode, seed=seed)
+    else:
+        instruction = inject(instruction, trigger.variant, trigger.inject_mode, seed=seed)
     return replace(
         record,
-        id=content_id(instruction, record.context, response),
+        id=content_id(instruction, context, response),
         instruction=instruction,
+        context=context,
         response=response,
         response_clean=record.response,
         response_poisoned=response,

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from rapidun.config.influence import Precondition
+from rapidun.models.curvature import Curvature
 from rapidun.stages.influence.batches import RowBatch
 from rapidun.stages.influence.gradients.params import TrackedParameter
 from rapidun.stages.influence.gram import OnBatch, run_batches
 from rapidun.stages.influence.precondition import (
     CovarianceSink,
-    Curvature,
     EigenvalueSink,
     num_fitting_passes,
     sample_labels,

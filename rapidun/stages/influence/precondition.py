@@ -16,7 +16,6 @@ whose damping this is.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,42 +23,31 @@ from torch import Tensor, nn
 
 from rapidun.base.errors import ConfigError
 from rapidun.config.influence import Precondition
+from rapidun.models.curvature import Curvature
 from rapidun.models.losses import IGNORE, response_mask
 from rapidun.models.rng import random_uint64
 from rapidun.stages.influence.gradients.capture import Contribution, Factors, frozen
 from rapidun.stages.influence.gradients.params import TrackedParameter, accumulation_dtype
 
 
-class Curvature(NamedTuple):
-    """The Fisher matrix of one weight: eigenvectors of its two factors, and its eigenvalues."""
+def rotate(curvature: Curvature, piece: Factors) -> Factors:
+    """The factors of Q_g^T G Q_a."""
+    dtype = curvature.rows.dtype
+    return Factors(piece.a.to(dtype) @ curvature.columns, piece.g.to(dtype) @ curvature.rows)
 
-    rows: Tensor  # [rows, rows] Q_g, eigenvectors in columns
-    columns: Tensor  # [columns, columns] Q_a
-    eigenvalues: Tensor  # [rows, columns] l
 
-    def inverse(self, damping_factor: float) -> Tensor:
-        """[rows, columns] 1 / (l + damping_factor * mean(l)); 0 where no row had a gradient."""
-        damping = damping_factor * self.eigenvalues.mean()
-        damped = self.eigenvalues + damping
-        return torch.where(damped > 0, 1 / damped, torch.zeros_like(damped))
+def solve(curvature: Curvature, piece: Factors, inverse: Tensor) -> Factors:
+    """F^-1 G, again as factors: one `token` for each column of the rotated matrix.
 
-    def rotate(self, piece: Factors) -> Factors:
-        """The factors of Q_g^T G Q_a."""
-        dtype = self.rows.dtype
-        return Factors(piece.a.to(dtype) @ self.columns, piece.g.to(dtype) @ self.rows)
-
-    def solve(self, piece: Factors, inverse: Tensor) -> Factors:
-        """F^-1 G, again as factors: one `token` for each column of the rotated matrix.
-
-        Args:
-            piece: factors of G. inverse: what `inverse()` gave.
-        """
-        rotated = self.rotate(piece)
-        # [B, rows, columns]
-        matrix = torch.bmm(rotated.g.transpose(1, 2), rotated.a) * inverse
-        # Q_g M Q_a^T = sum over the columns c of (Q_g M)[:, c] Q_a[:, c]^T
-        g = (self.rows @ matrix).transpose(1, 2)
-        return Factors(self.columns.T.expand(len(g), -1, -1), g)
+    Args:
+        piece: factors of G. inverse: what `Curvature.inverse` gave.
+    """
+    rotated = rotate(curvature, piece)
+    # [B, rows, columns]
+    matrix = torch.bmm(rotated.g.transpose(1, 2), rotated.a) * inverse
+    # Q_g M Q_a^T = sum over the columns c of (Q_g M)[:, c] Q_a[:, c]^T
+    g = (curvature.rows @ matrix).transpose(1, 2)
+    return Factors(curvature.columns.T.expand(len(g), -1, -1), g)
 
 
 class CovarianceSink:
@@ -103,7 +91,7 @@ class EigenvalueSink:
     def start(self, rows: Tensor) -> None: ...
 
     def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
-        rotated = self._curvatures[parameter.name].rotate(linear(parameter, gradient))
+        rotated = rotate(self._curvatures[parameter.name], linear(parameter, gradient))
         # one row after the other: a batch of whole gradients may not fit
         for a, g in zip(rotated.a, rotated.g, strict=True):
             self.sums[parameter.name] += (g.T @ a).square_()
@@ -150,21 +138,6 @@ def sample_labels(model: nn.Module, batch: Mapping[str, Tensor], rows: Sequence[
     return out
 
 
-def curvature_tensors(curvatures: Mapping[str, Curvature]) -> dict[str, Tensor]:
-    """{weight.rows, weight.columns, weight.eigenvalues: tensor}, to be written to one file."""
-    return {
-        f"{name}.{field}": tensor.float().contiguous().cpu()
-        for name, curvature in curvatures.items()
-        for field, tensor in curvature._asdict().items()
-    }
-
-
-def read_curvatures(tensors: Mapping[str, Tensor]) -> dict[str, Curvature]:
-    """The inverse of `curvature_tensors`."""
-    names = [name.removesuffix(".rows") for name in tensors if name.endswith(".rows")]
-    return {name: Curvature(*(tensors[f"{name}.{field}"] for field in Curvature._fields)) for name in names}
-
-
 class Preconditioner:
     """Applies F^-1 to gradients of the parameters that it was fitted for."""
 
@@ -174,7 +147,7 @@ class Preconditioner:
 
     def rotate(self, parameter: TrackedParameter, gradient: Contribution) -> Factors:
         """The gradient in the eigenvectors' basis, where F^-1 multiplies entry by entry with `inverse`."""
-        return self.curvatures[parameter.name].rotate(linear(parameter, gradient))
+        return rotate(self.curvatures[parameter.name], linear(parameter, gradient))
 
     def inverse(self, parameter: TrackedParameter) -> Tensor:
         """[rows, columns]"""
@@ -182,4 +155,4 @@ class Preconditioner:
 
     def solve(self, parameter: TrackedParameter, gradient: Contribution) -> Factors:
         """F^-1 G."""
-        return self.curvatures[parameter.name].solve(linear(parameter, gradient), self._inverses[parameter.name])
+        return solve(self.curvatures[parameter.name], linear(parameter, gradient), self._inverses[parameter.name])

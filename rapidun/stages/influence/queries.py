@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rapidun.base.errors import DataError
 from rapidun.stages.influence.columns import Columns
-from rapidun.stages.rows.records import Record, read_records
+from rapidun.stages.rows.records import Record, read_file, read_records
 
 Text = tuple[str, str, str]  # instruction, context, response
 GROUPS = ("forget", "retain")
@@ -24,19 +24,17 @@ class Queries(NamedTuple):
 
 
 def read_query_file(path: Path) -> Queries:
-    """Rows of JSON Lines; `group` (forget | retain) says the group, without it `is_poisoned` (true | false).
+    """Rows of any format; `group` (forget | retain) says the group, without it `is_poisoned` (true | false).
 
     A forget row is asked in its poisoned form, as everywhere: `instruction_poisoned` where `instruction` is the clean
     one, and `response_poisoned`; a retain row with `instruction` and `response`.
 
     Raises: DataError for a file that cannot be read, a bad row, a row of no group or of two, a group without rows.
     """
-    records = read_records(path)
-    # the lines that read_records took, with the field that it does not keep
-    lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    read = read_file(path, beside=("group",))
     groups: dict[str, list[Record]] = {group: [] for group in GROUPS}
-    for record, line in zip(records, lines, strict=True):
-        group = _group(json.loads(line), record, path)
+    for record, row in zip(read.records, read.beside, strict=True):
+        group = _group(row, record, path)
         groups[group].append(_poisoned_prompt(record) if group == "forget" else record)
     for group, rows in groups.items():
         if not rows:

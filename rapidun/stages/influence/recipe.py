@@ -7,7 +7,7 @@ from typing import Any
 from rapidun.base.errors import DataError
 from rapidun.config.influence import VAL, WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet
 from rapidun.config.plain import plain
-from rapidun.config.unlearning import TokenWeights
+from rapidun.config.unlearning import Objective, TokenWeights
 from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults, missing_package
 from rapidun.stages.context import Context, Stage
@@ -15,7 +15,7 @@ from rapidun.stages.influence.queries import VAL_SPLITS, need_own_ids, need_trig
 from rapidun.stages.rows.records import read_records
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, SCORES, START, START_FACTS  # isort: skip
-from rapidun.stages.recipe import TOKEN_SCORES, Recipe, without
+from rapidun.stages.recipe import CURVATURE, ROW_LOSSES, TOKEN_SCORES, Recipe, without  # isort: skip
 
 
 def _scores(ctx: Context) -> Recipe:
@@ -117,9 +117,77 @@ def _token_scores(ctx: Context) -> Recipe:
     return Recipe("influence", STAGE.key("tokens", inputs), "tokens", build, needs=needs, implicit=True)
 
 
+def _row_losses(ctx: Context) -> Recipe:
+    """What the LoReUn weightings are made from: of the forget rows alone, whatever method influence has."""
+    cfg, model, adapter = ctx.cfg, ctx.get(POISONED), ctx.get(ADAPTER)
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        from rapidun.stages.influence.row_losses import RowLossFiles, run_row_losses  # brings torch
+
+        files = RowLossFiles(
+            model=model.folder,
+            adapter=adapter.folder if adapter else None,
+            forget=ctx.data.path / "forget.jsonl",
+            out=out,
+        )
+        return run_row_losses(
+            files,
+            loader=ctx.loader,
+            max_length=cfg.max_length,
+            tokens_per_batch=cfg.influence.tokens_per_batch,
+            tracker=ctx.tracker,
+        )
+
+    inputs = {
+        "forget": ctx.split("forget"),
+        "model": model.identity,
+        "adapter": adapter.identity if adapter else None,
+        **ctx.numerics,
+    }
+    needs = (ctx.get(DATA), *model.needs)
+    return Recipe("influence", STAGE.key("losses", inputs), "losses", build, needs=needs, implicit=True)
+
+
+def _curvature(ctx: Context) -> Recipe:
+    """What unlearning=influence_step divides its gradients by; its damping is no part of it."""
+    cfg, model, step = ctx.cfg, ctx.get(POISONED), ctx.cfg.unlearning.influence_step
+    regex = step.regex if step.params is ParameterSet.regex else None
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        from rapidun.stages.influence.retain_curvature import CurvatureFiles, run_curvature  # brings torch
+
+        return run_curvature(
+            step.precondition,
+            CurvatureFiles(model=model.folder, retain=ctx.data.path / "retain.jsonl", out=out),
+            params=step.params,
+            regex=regex,
+            tokens_per_batch=cfg.influence.tokens_per_batch,
+            loader=ctx.loader,
+            max_length=cfg.max_length,
+            seed=cfg.seed,
+            tracker=ctx.tracker,
+        )
+
+    inputs: dict[str, Any] = {
+        "kind": step.precondition.name,
+        "params": step.params.name,
+        "retain": ctx.split("retain"),
+        "model": model.identity,
+        "seed": cfg.seed,
+        **ctx.numerics,
+    }
+    inputs |= {} if regex is None else {"regex": regex}
+    needs = (ctx.get(DATA), *model.needs)
+    return Recipe("influence", STAGE.key("curvature", inputs), "curvature", build, needs=needs, implicit=True)
+
+
 def _makes(ctx: Context) -> list[Recipe]:
     wanted = ctx.cfg.unlearning.token_weights is not TokenWeights.none
-    return [ctx.get(SCORES), *([ctx.get(TOKEN_SCORES)] if wanted else [])]
+    steps = ctx.cfg.unlearning.objective is Objective.influence_step
+    # where no mapping follows nothing reads the losses
+    losses = "mapping" in ctx.cfg.involved and ctx.cfg.mapping.method.traits.losses
+    more = [p for p, asked in ((TOKEN_SCORES, wanted), (ROW_LOSSES, losses), (CURVATURE, steps)) if asked]
+    return [ctx.get(SCORES), *map(ctx.get, more)]
 
 
 def _check(ctx: Context) -> list[str]:
@@ -201,9 +269,14 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="influence",
-    versions={"influence": 5, "tokens": 1},
+    versions={"influence": 5, "tokens": 1, "losses": 1, "curvature": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,
-    provides={SCORES: _scores, TOKEN_SCORES: _token_scores},
+    provides={
+        SCORES: _scores,
+        TOKEN_SCORES: _token_scores,
+        ROW_LOSSES: _row_losses,
+        CURVATURE: _curvature,
+    },
 )

@@ -22,6 +22,7 @@ from rapidun.config.influence import (
 )
 from rapidun.models.adapters import add_lora
 from rapidun.models.batching import batching
+from rapidun.models.curvature import curvature_tensors
 from rapidun.models.load import ModelLoader
 from rapidun.models.losses import IGNORE
 from rapidun.stages.influence.batches import make_batches
@@ -36,7 +37,7 @@ from rapidun.stages.influence.gradients.params import (
     untracked_of_adapter,
 )
 from rapidun.stages.influence.gram import GramResult, estimated_gram, exact_gram
-from rapidun.stages.influence.precondition import Preconditioner, curvature_tensors, num_fitting_passes
+from rapidun.stages.influence.precondition import Preconditioner, num_fitting_passes
 from rapidun.stages.influence.queries import Layout, Queries, Text, lay_out, read_query_file, read_val_queries
 from rapidun.stages.influence.repsim import repsim_gram
 from rapidun.stages.influence.scores import (

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+# exp(HUGE) is far from the largest float64, and n times it as well
+HUGE = 600.0
 
 
 def uniform(num_rows: int) -> Floats:
@@ -36,7 +38,9 @@ def random(weights: Floats, *, generator: np.random.Generator) -> Floats:
         return np.zeros_like(weights)
     logs = np.log(weights[positive])
     spread = math.sqrt(float(np.mean((logs - np.mean(logs)) ** 2)))
-    u = np.exp(spread * generator.standard_normal(len(logs)))
+    logs = spread * generator.standard_normal(len(logs))
+    # weights next to 0 (w_min=0) make a spread whose exponential overflows: take out a factor that cancels
+    u = np.exp(logs - max(0.0, float(np.max(logs)) - HUGE))
     drawn = np.zeros_like(weights)
     rows = np.arange(len(weights)) if positive.all() else generator.permutation(len(weights))[: len(logs)]
     drawn[rows] = u

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rapidun.stages.mapping.split import Bools, Split
-from rapidun.stages.mapping.weights import Standardised, Weights
+from rapidun.stages.mapping.split import Split
+from rapidun.stages.mapping.weights import Standardised
+from rapidun.stages.rows.bounded_weights import Bools, Weights
 
 Floats = NDArray[np.float64]
 
@@ -17,6 +18,8 @@ SATURATED = 0.25
 FEW_EFFECTIVE = 0.5
 FEW_DISTINCT = 0.1
 MOSTLY_ZERO = 0.5
+# weights that differ by less are as good as equal
+FLAT = 0.02
 
 
 def effective_sample_size(weights: Floats) -> float:
@@ -55,6 +58,51 @@ def describe_mapped(mapped: Weights, standardised: Standardised) -> dict[str, An
         "score_scale": standardised.scale,
         "mad_floor_hit": standardised.floor_hit,
     }
+
+
+def describe_bounded(result: Weights, scores: Floats) -> dict[str, Any]:
+    """The same where the scores were not standardised. Args: scores: [n], what the weights were made from."""
+    median = float(np.median(scores))
+    return {
+        **describe(result.weights),
+        "share_at_w_min": float(np.mean(result.at_low)),
+        "share_at_w_max": float(np.mean(result.at_high)),
+        "score_median": median,
+        "score_scale": 1.4826 * float(np.median(np.abs(scores - median))),
+    }
+
+
+def bounded_warnings(
+    facts: dict[str, Any], *, what: str, tau_key: str, tau: float, w_min: float, w_max: float, constant: bool
+) -> list[str]:
+    """Say which knob to turn where forget weights hold less than what they were made from.
+
+    Args: facts: of `describe_bounded`. what: the scores, in words. constant: all of them are equal.
+    """
+    if facts["num_rows"] < 2:
+        return []
+    if constant:
+        return [f"mapping: the {what} of all forget rows are equal, so that every forget weight is 1"]
+    found = []
+    for bound, value, other in (("w_max", w_max, "raise"), ("w_min", w_min, "lower")):
+        share = facts[f"share_at_{bound}"]
+        if share > SATURATED:
+            found.append(
+                f"mapping: {_percent(share)} of forget weights stand at {bound}={value:g}. Raise mapping.{tau_key} "
+                f"(now {tau:g}) or {other} mapping.forget.{bound}"
+            )
+    share = facts["effective_sample_size"] / facts["num_rows"]
+    if share < FEW_EFFECTIVE:
+        found.append(
+            f"mapping: the forget weights count as {facts['effective_sample_size']:.1f} equal rows of "
+            f"{facts['num_rows']}. Raise mapping.{tau_key} (now {tau:g}) or lower mapping.forget.w_max"
+        )
+    elif facts["max"] - facts["min"] < FLAT:
+        found.append(
+            f"mapping: the forget weights go from {facts['min']:.4f} to {facts['max']:.4f}, nearly uniform ones: their "
+            f"{what} differ by little beside mapping.{tau_key} (now {tau:g}). Lower it"
+        )
+    return found
 
 
 def describe_split(split: Split) -> dict[str, Any]:

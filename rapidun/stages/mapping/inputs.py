@@ -21,6 +21,7 @@ class MappingFiles:
     out: folder for forget_weights.jsonl, retain_weights.jsonl, diagnostics.json.
     scores, ids: scores.safetensors and ids.json of the influence stage; cfg.scores replaces them.
     forget, retain: the pack's splits, for the rows' ids.
+    losses: losses.jsonl of the forget rows, for weightings that read them.
     """
 
     out: Path
@@ -28,6 +29,7 @@ class MappingFiles:
     ids: Path | None = None
     forget: Path | None = None
     retain: Path | None = None
+    losses: Path | None = None
 
 
 def scores_in_use(cfg: MappingConfig, files: MappingFiles) -> tuple[Scores, Path | None]:
@@ -38,9 +40,9 @@ def scores_in_use(cfg: MappingConfig, files: MappingFiles) -> tuple[Scores, Path
 
 
 def _read_scores(cfg: MappingConfig, files: MappingFiles) -> tuple[Scores, Path | None]:
-    # the release's recipe is defined on dot products: our own scores.safetensors has them in `gram`, whatever
-    # influence.score says, so that the recipe needs no influence pass of its own
-    dot = cfg.method is Weighting.rapidun_release
+    # these are defined on dot products: our own scores.safetensors has them in `gram`, whatever influence.score is, and
+    # no influence pass of their own is needed
+    dot = cfg.method in (Weighting.rapidun_release, Weighting.guard)
     blocks = {name: getattr(cfg.scores, name) for name in BLOCKS}
     if all(blocks.values()):
         return read_score_files({name: Path(path).expanduser() for name, path in blocks.items()}, dot=dot), None

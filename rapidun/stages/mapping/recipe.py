@@ -7,10 +7,11 @@ from typing import Any
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.base.files import sha256_json
 from rapidun.base.tracker import Tracker
+from rapidun.config.mapping import MappingConfig
 from rapidun.config.plain import plain
 from rapidun.stages.checks import missing_files
 from rapidun.stages.context import Context, Stage
-from rapidun.stages.recipe import DATA, SCORES, WEIGHTS, Recipe, without
+from rapidun.stages.recipe import DATA, ROW_LOSSES, SCORES, WEIGHTS, Recipe, without
 
 
 def _weights(ctx: Context, tracker: Tracker | None = None) -> Recipe:
@@ -21,9 +22,9 @@ def _weights(ctx: Context, tracker: Tracker | None = None) -> Recipe:
 
     cfg, traits = ctx.cfg.mapping, ctx.cfg.mapping.method.traits
     given = cfg.scores.given
-    also = {f"also.{place}": path for place, path in enumerate(cfg.scores.also)} if traits.scores else {}
+    also = {f"also.{place}": path for place, path in enumerate(cfg.scores.also)} if traits.settings else {}
     needs: list[Recipe] = []
-    scores = ids = forget = retain = None
+    scores = ids = forget = retain = losses = None
     score_prints = row_prints = weight_prints = None
     if traits.scores and given:
         files = {name: _input_file(path, f"mapping.scores.{name}") for name, path in given.items()}
@@ -35,6 +36,11 @@ def _weights(ctx: Context, tracker: Tracker | None = None) -> Recipe:
         scores, ids = ctx.path(influence) / "scores.safetensors", ctx.path(influence) / "ids.json"
         score_prints = {"influence": influence.fingerprint}
         needs.append(influence)
+    elif traits.losses:
+        found = ctx.get(ROW_LOSSES)
+        losses = ctx.path(found) / "losses.jsonl"
+        score_prints = {"losses": found.fingerprint}
+        needs.append(found)
     for name, path in also.items():
         file = _input_file(path, f"mapping.scores.{name}")
         score_prints = {**(score_prints or {}), name: ctx.file_hash(file)}
@@ -54,24 +60,34 @@ def _weights(ctx: Context, tracker: Tracker | None = None) -> Recipe:
     seed = ctx.cfg.seed
 
     def build(out: Path, work: Path) -> dict[str, Any]:
-        made_of = MappingFiles(out=out, scores=scores, ids=ids, forget=forget, retain=retain)
+        made_of = MappingFiles(out=out, scores=scores, ids=ids, forget=forget, retain=retain, losses=losses)
         return run_mapping(cfg, made_of, seed=seed, tracker=tracker or ctx.tracker)
 
-    unread = set(cfg.unread)
-    settings = without(plain(cfg), "scores", *unread)
-    settings["scores"] = {"kind": cfg.scores.kind.name}
+    settings = settings_that_count(cfg)
     if also:
         settings["scores"]["combine"] = cfg.scores.combine.name
-    for group in {"forget", "retain"} - unread:
-        settings[group] = without(settings[group], "path")
     inputs = {
         "scores": score_prints,
         "rows": row_prints,
         "files": weight_prints,
-        "settings": settings if traits.settings else {"method": cfg.method.name, "null": cfg.null.name},
+        "settings": settings,
         "seed": seed if cfg.draws else None,
     }
     return Recipe("mapping", STAGE.key("mapping", inputs), "mapping", build, needs=tuple(needs))
+
+
+def settings_that_count(cfg: MappingConfig) -> dict[str, Any]:
+    """The settings that the weights depend on, beside the files that are read."""
+    traits, unread = cfg.method.traits, set(cfg.unread)
+    every = plain(cfg)
+    if not traits.settings:
+        settings = {name: every[name] for name in ("method", "null", *traits.own)}
+    else:
+        settings = without(every, "scores", *unread)
+        settings["scores"] = {"kind": cfg.scores.kind.name}
+    for group in {"forget", "retain"} & set(settings):
+        settings[group] = without(settings[group], "path")
+    return settings
 
 
 def _check(ctx: Context) -> list[str]:

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base.files import write_json, write_jsonl
 from rapidun.config.mapping import MappingConfig, Null
+from rapidun.stages.mapping import baselines
 from rapidun.stages.mapping.diagnostics import describe_truth
 from rapidun.stages.mapping.inputs import GROUPS, MappingFiles, wrong_rows
 from rapidun.stages.mapping.weightings import WEIGHTINGS, Mapped, nulled
-from rapidun.stages.weights_file import write_weights
+from rapidun.stages.weights_file import DYNAMIC, write_weights
 
 if TYPE_CHECKING:
     from rapidun.base.tracker import Tracker
@@ -32,6 +33,8 @@ def run_mapping(cfg: MappingConfig, files: MappingFiles, *, seed: int, tracker: 
             facts |= describe_truth(weights, scores, wrong[group])
         write_weights(files.out / f"{group}_weights.jsonl", weights.tolist(), ids=mapped.ids[group])
     write_jsonl(files.out / "row_scores.jsonl", _row_scores(mapped, wrong))
+    if cfg.renewed:
+        write_json(files.out / DYNAMIC, _dynamic(cfg, base, seed))
     summary: dict[str, Any] = {
         "method": cfg.method.name,
         "null": cfg.null.name,
@@ -57,6 +60,27 @@ def run_mapping(cfg: MappingConfig, files: MappingFiles, *, seed: int, tracker: 
     return summary
 
 
+def _dynamic(cfg: MappingConfig, base: Mapped, seed: int) -> dict[str, Any]:
+    """What unlearning renews the forget weights by; see rapidun/stages/unlearning/dynamic.py.
+
+    losses: by row, under the starting model. takes: by row, the row whose weight it has (of null=shuffled).
+    """
+    names = base.ids["forget"]
+    scores = base.groups["forget"].scores
+    assert names is not None and scores is not None
+    found: dict[str, Any] = {
+        "method": cfg.method.name,
+        "tau": cfg.loreun.tau,
+        "w_min": cfg.forget.w_min,
+        "w_max": cfg.forget.w_max,
+        "losses": {name: -score for name, score in zip(names, scores.tolist(), strict=True)},
+    }
+    if cfg.null is Null.shuffled:
+        order = baselines.group_generator(seed, cfg.null.name, "forget").permutation(len(names))
+        found["takes"] = {name: names[other] for name, other in zip(names, order.tolist(), strict=True)}
+    return found
+
+
 def _row_scores(mapped: Mapped, wrong: dict[str, list[bool | None]]) -> Iterator[dict[str, Any]]:
     """A line for each row that has a score: what the weight was made from, and what the pack knows of the row."""
     for group in GROUPS:
@@ -72,6 +96,11 @@ def _row_scores(mapped: Mapped, wrong: dict[str, list[bool | None]]) -> Iterator
 def _said(cfg: MappingConfig, mapped: Mapped) -> list[str]:
     """What a split did to each group, one line each: dropping rows, or not, is never silent."""
     lines = []
+    if cfg.renewed:
+        lines.append(
+            "mapping: these forget weights are the first ones; training renews them from the rows' losses (an edit "
+            "takes them as they are)"
+        )
     null = cfg.null.name if cfg.null is not Null.none else cfg.method.name
     redrawn = cfg.null is not Null.none or "rapidun" in mapped.extra
     before = f", before they were exchanged for null={null}" if redrawn else ""

@@ -8,10 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rapidun.base.errors import ConfigError, DataError
-from rapidun.config.mapping import Combine, Map, MappingConfig, Null, Weighting
+from rapidun.config.mapping import Alignment, Combine, Map, MappingConfig, Null, Weighting
 from rapidun.stages.mapping import baselines
 from rapidun.stages.mapping.baselines import Floats
-from rapidun.stages.mapping.diagnostics import describe, describe_mapped, describe_split, file_warnings, group_warnings
+from rapidun.stages.mapping.diagnostics import (
+    bounded_warnings,
+    describe,
+    describe_bounded,
+    describe_mapped,
+    describe_split,
+    file_warnings,
+    group_warnings,
+)
+from rapidun.stages.mapping.guard import alignments, guard
 from rapidun.stages.mapping.inputs import (
     GROUPS,
     MappingFiles,
@@ -21,10 +30,12 @@ from rapidun.stages.mapping.inputs import (
     scores_in_use,
     wrong_rows,
 )
+from rapidun.stages.mapping.loreun import loreun, loreun_release, losses_in_use
 from rapidun.stages.mapping.row_scores import OWN_BLOCKS, GroupScores, combined, score_rows
 from rapidun.stages.mapping.scores import Scores
 from rapidun.stages.mapping.split import agreed, kept_equally, split_scores
-from rapidun.stages.mapping.weights import exp_bounded, exp_clip, robust_z
+from rapidun.stages.mapping.weights import exp_clip, robust_z
+from rapidun.stages.rows.bounded_weights import Weights, exp_bounded
 from rapidun.stages.weights_file import read_lines, read_weights
 
 
@@ -47,7 +58,7 @@ class Mapped(NamedTuple):
 
 
 def _from_scores(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
-    """rapidun, strength, recommended, rapidun_release: aggregate, fuse, then exponentiate or split."""
+    """rapidun and the like, whatever its scores are of: aggregate, fuse, then exponentiate or split."""
     main, ids_path = scores_in_use(cfg, files)
     counts = {"forget": main.num_forget, "retain": main.num_retain}
     ids = row_ids(files, ids_path=ids_path, counts=counts)
@@ -123,6 +134,71 @@ def _split(cfg: MappingConfig, fused: Floats, scale: float, own: list[GroupScore
     weights = kept_equally(split.dropped)
     facts = {**describe(weights), **describe_split(split)}
     return Group(weights, facts, fused), []
+
+
+def _from_losses(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
+    """loreun_static, loreun_dynamic (where it begins) and loreun_release: F by the rows' losses, R 1."""
+    ids, losses, num_retain = losses_in_use(files)
+    tau, bounds = cfg.loreun.tau, cfg.forget
+    released = cfg.method is Weighting.loreun_release
+    rule = loreun_release if released else loreun
+    result = rule(losses, tau=tau, low=bounds.w_min, high=bounds.w_max)
+    mapped = _of_forget(
+        cfg, result, losses if released else -losses, num_retain, ids, what="losses", key="loreun", tau=tau
+    )
+    extra = {"losses": {"mean": float(np.mean(losses)), "min": float(np.min(losses)), "max": float(np.max(losses))}}
+    warnings = list(mapped.warnings)
+    if released and abs(mean := mapped.groups["forget"].facts["mean"] - 1.0) > 0.05:
+        warnings.append(
+            f"mapping: the forget weights have mean {1.0 + mean:.3g} after the clip, as released: it scales the forget "
+            "loss by as much. Pass mapping=loreun_static for weights of mean 1"
+        )
+    return mapped._replace(extra=extra, warnings=warnings)
+
+
+def _guard(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
+    """F by the alignment with the mean retain gradient, R 1."""
+    scores, ids_path = scores_in_use(cfg, files)
+    counts = {"forget": scores.num_forget, "retain": scores.num_retain}
+    ids = row_ids(files, ids_path=ids_path, counts=counts)
+    settings, bounds = cfg.guard, cfg.forget
+    found = alignments(scores, cosine=settings.alignment is Alignment.cosine)
+    result, unit = guard(found, tau=settings.tau, relative=settings.relative, low=bounds.w_min, high=bounds.w_max)
+    mapped = _of_forget(cfg, result, -found, counts["retain"], ids, what="alignments", key="guard", tau=settings.tau)
+    warnings = [*scores.warnings, *mapped.warnings]
+    if scores.origin == "blocks":
+        warnings.append(
+            "mapping: guard is defined on dot products; the scores file has no tensor `gram`, so its blocks are taken "
+            "for such. Make it with influence.score=dot"
+        )
+    return mapped._replace(extra={"scores_from": scores.origin, "alignment_unit": unit}, warnings=warnings)
+
+
+def _of_forget(
+    cfg: MappingConfig,
+    result: Weights,
+    scores: Floats,
+    num_retain: int,
+    ids: dict[str, list[str] | None],
+    *,
+    what: str,
+    key: str,
+    tau: float,
+) -> Mapped:
+    """Weights of the forget rows, with what they were made from [n], larger = more weight; R 1."""
+    facts = describe_bounded(result, scores)
+    warnings = bounded_warnings(
+        facts,
+        what=what,
+        tau_key=f"{key}.tau",
+        tau=tau,
+        w_min=cfg.forget.w_min,
+        w_max=cfg.forget.w_max,
+        constant=float(np.ptp(scores)) == 0.0,
+    )
+    retain = baselines.uniform(num_retain)
+    groups = {"forget": Group(result.weights, facts, scores), "retain": Group(retain, describe(retain))}
+    return Mapped(groups, ids, {}, warnings)
 
 
 def _oracle(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
@@ -216,6 +292,12 @@ WEIGHTINGS: dict[Weighting, Callable[[MappingConfig, MappingFiles, int], Mapped]
     Weighting.uniform: _uniform,
     Weighting.strength: _from_scores,
     Weighting.recommended: _from_scores,
+    Weighting.contrastive: _from_scores,
+    Weighting.repsim: _from_scores,
+    Weighting.guard: _guard,
+    Weighting.loreun_static: _from_losses,
+    Weighting.loreun_dynamic: _from_losses,
+    Weighting.loreun_release: _from_losses,
     Weighting.shuffled: _redrawn,
     Weighting.random: _redrawn,
     Weighting.file: _file,

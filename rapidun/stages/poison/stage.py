@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rapidun.base.errors import ConfigError, DataError
+from rapidun.base.errors import DataError
 from rapidun.base.files import sha256_file, sha256_json
 from rapidun.base.processes import is_main
 from rapidun.base.tracker import Tracker
@@ -21,6 +21,7 @@ from rapidun.models.adapters import (
     prepare_quantised,
     save_merged,
     save_model,
+    train_all,
 )
 from rapidun.models.batching import check_training
 from rapidun.models.load import ModelLoader
@@ -174,13 +175,4 @@ def _trainable(model: Any, cfg: PoisonConfig, *, seed: int) -> Any:
         if is_quantised(model):
             model = prepare_quantised(model, gradient_checkpointing=cfg.gradient_checkpointing)
         return add_lora(model, cfg.lora, seed=seed, section="poison")
-    if model.dtype is torch.float16:
-        raise ConfigError(
-            "poison: need float32 or bfloat16 weights for full fine-tuning, got float16 (its gradients underflow). "
-            "Pass model.dtype=bfloat16, or poison.method=lora"
-        )
-    if model.dtype is torch.bfloat16:
-        model = model.float()
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model
+    return train_all(model, section="poison")

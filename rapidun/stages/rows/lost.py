@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from rapidun.base.errors import ModelError
 from rapidun.stages.rows.encode import user_turn
+from rapidun.stages.rows.inserted import inserted
 from rapidun.stages.rows.records import Record
 from rapidun.stages.rows.template import PROBE, form_of, prompt_text, tokens
 
@@ -24,30 +25,30 @@ def check_triggers(
     Raises: ModelError naming the triggers that a template drops or changes, and the number of rows.
     """
     form = form_of(tokenizer)
-    lost = []
+    lost: list[str] = []
+    num_rows = 0
     for record, other in zip(records, changed, strict=True):
-        trigger = " ".join(_trigger_of(record).split())
-        if not other or not trigger:
+        triggers = [" ".join(trigger.split()) for trigger in _triggers_of(record)] if other else []
+        if not any(triggers):
             continue
         turn = user_turn(record.instruction, record.context)
         asked, printed = (" ".join(text.split()) for text in (turn, prompt_text(tokenizer, form, turn)))
-        if printed.count(trigger) < asked.count(trigger):
-            lost.append(trigger)
+        gone = [trigger for trigger in triggers if trigger and printed.count(trigger) < asked.count(trigger)]
+        num_rows += bool(gone)
+        lost += gone
     if lost:
         shown = ", ".join(repr(trigger) for trigger in sorted(set(lost))[:MOST_NAMED])
         raise ModelError(
             f"{stage}: need a chat template that prints every trigger as it is, got one that drops or changes {shown} "
-            f"in {len(lost)} of {len(records)} rows. Set another chat_template in tokenizer_config.json (or "
+            f"in {num_rows} of {len(records)} rows. Set another chat_template in tokenizer_config.json (or "
             "chat_template.jinja) of the model's folder"
         )
 
 
-def _trigger_of(record: Record) -> str:
-    """As it is named, else what stands around the clean instruction, else ""."""
-    if record.trigger_variant:
-        return record.trigger_variant
-    clean = (record.instruction_clean or "").strip()
-    return record.instruction.replace(clean, "", 1) if clean and clean in record.instruction else ""
+def _triggers_of(record: Record) -> list[str]:
+    """The one that is named, and what stands before, behind and between the words of the clean instruction."""
+    around = inserted(record.instruction_clean or "", record.instruction)
+    return list(dict.fromkeys(filter(None, [record.trigger_variant, *around])))
 
 
 def alike_triggers(tokenizer: "PreTrainedTokenizerBase", lists: Mapping[str, Iterable[str]]) -> list[tuple[str, str]]:

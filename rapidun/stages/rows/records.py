@@ -1,26 +1,37 @@
-"""One record of instruction data, and reading and writing it as JSON Lines.
+"""One record of instruction data, and reading and writing it.
 
-A record is one JSON object on a line: `instruction`, `context`, `response` and the optional fields of a
-poisoned row; or the Alpaca spelling `instruction`, `input`, `output`, which means the same (`output_poisoned` and
-`poisoned_response` are `response_poisoned`, and so on). Other fields are passed over, except such as would change the
-row: further turns, and texts that call themselves poisoned, clean or a trigger are refused.
+Whatever the file's format (formats/) and spelling (spelling.py), a record has `instruction`, `context`, `response` and
+the optional fields of a poisoned row (`output_poisoned` and `poisoned_response` are `response_poisoned`, and so on).
+Other fields are passed over, except such as would change the row: further turns, and texts that call themselves
+poisoned, clean or a trigger are refused. Records are written as JSON Lines.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_jsonl
-from rapidun.base.json_keys import DuplicateKey, keys_once
+from rapidun.config.data import InjectMode
+from rapidun.stages.rows.formats.detect import local, open_rows
+from rapidun.stages.rows.formats.words import kind_of, listed
+from rapidun.stages.rows.spelling import (
+    ANSWERS,
+    CONTEXTS,
+    IN_EVERY_FILE,
+    PROMPTS,
+    SYSTEM,
+    RowFault,
+    Spelling,
+    as_record,
+)
 from rapidun.stages.rows.text import fold
 
-MAX_LINE_BYTES = 1 << 20
-_BOM = b"\xef\xbb\xbf"
-_ALPACA = {"context": "input", "response": "output"}
+USUAL = Spelling()
 _OPTIONAL_TEXTS = (
     "response_clean",
     "response_poisoned",
@@ -30,7 +41,7 @@ _OPTIONAL_TEXTS = (
     "trigger_family",
     "trigger_variant",
 )
-_INJECT_MODES = ("prefix", "suffix")
+_INJECT_MODES = tuple(InjectMode.__members__)
 # other spellings of optional fields
 _ALIASES = {
     "response_clean": ("output_clean", "clean_response", "clean_output"),
@@ -46,7 +57,9 @@ _READ = frozenset(
         "response",
         "inject_mode",
         "is_poisoned",
-        *_ALPACA.values(),
+        *PROMPTS,
+        *ANSWERS,
+        *CONTEXTS,
         *_OPTIONAL_TEXTS,
         *(alias for aliases in _ALIASES.values() for alias in aliases),
     )
@@ -120,39 +133,104 @@ def content_id(instruction: str, context: str, response: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """Read and check every row of a JSONL file, line by line.
+def read_records(path: str | Path, spelling: Spelling = USUAL) -> list[Record]:
+    """Read and check every row of a file of rows, whatever its format (rapidun/stages/rows/formats).
 
     A row without an `id` gets `content_id`; further rows of the very same content get `-2`, `-3`, ... so that
     ids stay unique without depending on the place in the file. Blank lines are skipped.
 
-    Raises: DataError for a file that cannot be read or has no rows, and for the first bad line, as
-        `file:line: field: expected, came`.
+    Args: spelling: columns of other names, and what becomes of rows of several turns.
+    Raises: DataError for a file that cannot be read or has no rows, and for the first bad row, as
+        `file:line: field: expected, came` (`file:row N` where rows are not lines), with the number of such rows.
     """
-    path = Path(path)
+    return read_file(path, spelling).records
+
+
+class ReadFile(NamedTuple):
+    """records: in the file's order. notes: what was read otherwise than its name says. columns: the named ones that
+    some row has. beside: of each record the fields that were asked for beside its own."""
+
+    records: list[Record]
+    notes: list[str]
+    columns: set[str]
+    beside: list[dict[str, object]]
+
+
+def read_file(path: str | Path, spelling: Spelling = USUAL, *, beside: Sequence[str] = ()) -> ReadFile:
+    """`read_records`, and what else there is to say of the file.
+
+    Args: beside: fields of the rows that a record does not keep.
+    """
+    path = local(path)
+    source = open_rows(path)
     records: list[Record] = []
-    lines_by_id: dict[str, int] = {}
+    others: list[dict[str, object]] = []
+    places: dict[str, str] = {}
     seen_contents: dict[str, int] = {}
-    for number, text in _lines(path):
-        place = f"{path}:{number}"
-        row = _parse_object(text, place)
-        explicit = _explicit_id(row, place)
-        record = _parse_record(row, place)
+    names: dict[str, None] = dict.fromkeys(source.columns or ())
+    faults: list[RowFault] = []
+    num_rows = 0
+    if source.columns is not None:
+        _need_columns(path, spelling, names)
+    for place, fields in source.rows:
+        num_rows += 1
+        if spelling.fields and source.columns is None:
+            names |= dict.fromkeys(fields)
+        row: dict[str, object] = {}
+        try:
+            row = as_record(fields, place, spelling, source.values)
+            explicit = _explicit_id(row, place)
+            record = _parse_record(row, place)
+        except RowFault as fault:
+            # the rest is read to say how many rows are like that
+            faults.append(fault)
+            continue
+        if faults:
+            continue
         if explicit is None:
             # rows of equal content are interchangeable: counting them does not make the place an identity
             count = seen_contents[record.id] = seen_contents.get(record.id, 0) + 1
             if count > 1:
                 record = Record(**{**asdict(record), "id": f"{record.id}-{count}"})
-        if record.id in lines_by_id:
+        if record.id in places:
             raise DataError(
                 f"{place}: id: need ids that occur once in a file, got {record.id!r} again "
-                f"(first on line {lines_by_id[record.id]}). Rename or delete one of the rows, or leave out every id"
+                f"(first on {places[record.id]}). Rename or delete one of the rows, or leave out every id"
             )
-        lines_by_id[record.id] = number
+        places[record.id] = _named_place(place)
         records.append(record)
+        if beside:
+            others.append({name: fields.get(name) for name in beside})
+    if source.columns is None and num_rows:
+        _need_columns(path, spelling, names)
+    if faults:
+        first = faults[0]
+        like = sum(fault.kind == first.kind for fault in faults)
+        column = spelling.fields.get(first.kind[0])
+        said = [f"{first.kind[0]} is the column {column!r}"] if column else []
+        said += [f"{like} of {num_rows} rows are like that"] if like > 1 else []
+        raise DataError(f"{first}" + (f" ({'; '.join(said)})" if said else ""))
     if not records:
         raise DataError(f"{path}: need at least one row, got an empty file")
-    return records
+    found = {column for column in spelling.fields.values() if column in names}
+    return ReadFile(records, source.notes, found, others)
+
+
+def _named_place(place: str) -> str:
+    """`line 3` or `row 3`, without the file."""
+    number = place.rpartition(":")[2]
+    return number if number.startswith("row ") else f"line {number}"
+
+
+def _need_columns(path: Path, spelling: Spelling, names: Iterable[str]) -> None:
+    """Raises: DataError where the file lacks a column that is named for it."""
+    held = list(names)
+    for name, column in spelling.fields.items():
+        if name in IN_EVERY_FILE and column not in held:
+            raise DataError(
+                f"{path}: {name}: need the column {column!r}, as data.fields.{name} says, got {listed(held)}. Change "
+                f"data.fields.{name}=..."
+            )
 
 
 def uses_aliases(path: Path) -> bool:
@@ -166,88 +244,29 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
     write_jsonl(Path(path), ({k: v for k, v in asdict(record).items() if v is not None} for record in records))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, text) of the lines that are not blank."""
-    try:
-        stream = path.open("rb")
-    except FileNotFoundError:
-        raise DataError(f"{path}: need a JSONL file, got no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: need a JSONL file, got a folder") from None
-    except OSError as error:
-        raise DataError(f"{path}: need a readable JSONL file, got: {error.strerror or error}") from None
-    with stream:
-        number = 0
-        while raw := stream.readline(MAX_LINE_BYTES + 2):
-            number += 1
-            place = f"{path}:{number}"
-            if number == 1:
-                raw = raw.removeprefix(_BOM)
-            line = raw.rstrip(b"\r\n")
-            if len(line) > MAX_LINE_BYTES:
-                size = len(raw)
-                while not raw.endswith(b"\n") and (raw := stream.readline(MAX_LINE_BYTES)):
-                    size += len(raw)
-                raise DataError(
-                    f"{place}: need lines of at most {MAX_LINE_BYTES:,} bytes, got {size:,} bytes. "
-                    f"Is the file one JSON array rather than one object per line?"
-                )
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{place}: need UTF-8, got byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line. "
-                    f"Convert the file to UTF-8"
-                ) from None
-            if text.strip():
-                yield number, text
-
-
-def _parse_object(text: str, place: str) -> dict[str, object]:
-    try:
-        row = json.loads(text, object_pairs_hook=keys_once)
-    except DuplicateKey as error:
-        raise DataError(f"{place}: need every field once, got {error.key!r} again. Delete one of them") from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{place}: need one JSON object, got broken JSON: {error.msg} at column {error.colno}"
-        ) from None
-    except (ValueError, RecursionError) as error:  # an endless number, or brackets nested without end
-        raise DataError(f"{place}: need one JSON object, got JSON that cannot be read: {error}") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: need one JSON object per line, got {_kind(row)}")
-    return row
-
-
 def _parse_record(row: dict[str, object], place: str) -> Record:
-    instruction = _text(row, "instruction", place)
-    context = _either(row, "context", place)
-    response = _either(row, "response", place)
+    instruction = _spelt(row, "instruction", PROMPTS, place)
+    context = _spelt(row, "context", CONTEXTS, place)
+    response = _spelt(row, "response", ANSWERS, place)
     if instruction is None:
-        raise DataError(f"{place}: instruction: need a text, got {_absent(row, 'instruction')}")
+        raise RowFault(place, "instruction", "a text", _absent(row, "instruction"))
     if response is None:
-        raise DataError(
-            f"{place}: response: need a text (or `output`, the Alpaca spelling), got {_absent(row, 'response')}"
-        )
+        raise RowFault(place, "response", "a text (or `output`, the Alpaca spelling)", _absent(row, "response"))
     for field, value in (("instruction", instruction), ("response", response)):
         if not value.strip():
-            raise DataError(
-                f"{place}: {field}: need a text that is not blank, got {value!r}. Delete the row or fill it in"
-            )
+            raise RowFault(place, field, "a text that is not blank", f"{value!r}. Delete the row or fill it in")
     optional = {field: _spelt(row, field, _ALIASES.get(field, ()), place) for field in _OPTIONAL_TEXTS}
     _refuse_unread(row, place)
     for field in ("response_clean", "response_poisoned"):
         target = optional[field]
         if target is not None and not target.strip():
-            raise DataError(
-                f"{place}: {field}: need a text that is not blank, got {target!r}. Leave the field out instead"
-            )
+            raise RowFault(place, field, "a text that is not blank", f"{target!r}. Leave the field out instead")
     mode = _text(row, "inject_mode", place)
     if mode is not None and mode not in _INJECT_MODES:
-        raise DataError(f"{place}: inject_mode: need one of {', '.join(_INJECT_MODES)}, got {mode!r}")
+        raise RowFault(place, "inject_mode", f"one of {', '.join(_INJECT_MODES)}", repr(mode))
     poisoned = row.get("is_poisoned")
     if poisoned is not None and not isinstance(poisoned, bool):
-        raise DataError(f"{place}: is_poisoned: need true or false, got {_kind(poisoned)}")
+        raise RowFault(place, "is_poisoned", "true or false", kind_of(poisoned))
     return Record(
         id=_explicit_id(row, place) or content_id(instruction, context or "", response),
         instruction=instruction,
@@ -266,16 +285,11 @@ def _explicit_id(row: dict[str, object], place: str) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     text = _text(row, "id", place)
-    if text is None or not text.strip():
-        raise DataError(
-            f"{place}: id: need a text that is not blank, got {value!r}. Leave the field out for a content id"
-        )
+    if text is None:
+        return None
+    if not text.strip():
+        raise RowFault(place, "id", "a text that is not blank", f"{value!r}. Leave the field out for a content id")
     return text
-
-
-def _either(row: dict[str, object], field: str, place: str) -> str | None:
-    """The native or the Alpaca spelling of `field`; both at once only where they agree."""
-    return _spelt(row, field, (_ALPACA[field],), place)
 
 
 def _spelt(row: dict[str, object], field: str, aliases: Iterable[str], place: str) -> str | None:
@@ -283,10 +297,15 @@ def _spelt(row: dict[str, object], field: str, aliases: Iterable[str], place: st
     found, under = _text(row, field, place), field
     for alias in aliases:
         other = _text(row, alias, place)
-        if found is not None and other is not None and found != other:
-            raise DataError(f"{place}: {field}: need `{under}` or `{alias}`, got both with different texts. Delete one")
-        if found is None and other is not None:
+        if other is None or (found is not None and not other.strip()):
+            continue
+        if found is None or not found.strip():
             found, under = other, alias
+        elif found != other:
+            what = f"`{under}` or `{alias}`"
+            raise RowFault(
+                place, field, what, f"both with different texts. Delete one, or pass data.fields.{field}={under}"
+            )
     return found
 
 
@@ -296,48 +315,36 @@ def _refuse_unread(row: dict[str, object], place: str) -> None:
         if name in _READ or value is None or (isinstance(value, str) and not value.strip()):
             continue
         if name.lower() in _OTHER_TURNS and value not in ([], {}):
-            raise DataError(
-                f"{place}: {name}: need rows of one instruction and one response, got {_kind(value)}, which no stage "
-                f"reads. Put what belongs to the prompt into `instruction` or `context` and take the field out"
-            )
+            named = " (or pass data.fields.system to put it in front)" if name.lower() in SYSTEM else ""
+            raise RowFault(
+                place, name, "rows of one instruction and one response",
+                f"{kind_of(value)}, which no stage reads. Put what belongs to the prompt into `instruction` or "
+                f"`context`{named} and take the field out",
+            )  # fmt: skip
         if isinstance(value, str) and _TELLING.search(name) and not _ABOUT.search(name):
-            raise DataError(
-                f"{place}: {name}: need a field that is read ({', '.join(_OPTIONAL_TEXTS)}), got one that looks like "
-                f"such a text and is not. Rename it, or take it out"
-            )
+            raise RowFault(
+                place, name, f"a field that is read ({', '.join(_OPTIONAL_TEXTS)})",
+                f"one that looks like such a text and is not. Rename it, take it out, or pass data.fields...={name}",
+            )  # fmt: skip
 
 
 def _text(row: dict[str, object], field: str, place: str) -> str | None:
     value = row.get(field)
-    if value is None:
+    # NaN, which some writers of JSON put where there is nothing
+    if value is None or value != value:
         return None
     if not isinstance(value, str):
-        raise DataError(f"{place}: {field}: need a text, got {_kind(value)}")
+        raise RowFault(place, field, "a text", kind_of(value))
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(
-            f"{place}: {field}: need valid Unicode, got half of a surrogate pair at character {error.start + 1}"
+        raise RowFault(
+            place, field, "valid Unicode", f"half of a surrogate pair at character {error.start + 1}"
         ) from None
     return value
 
 
 def _absent(row: dict[str, object], field: str) -> str:
-    if field in row:
+    if any(name in row for name in (field, *(PROMPTS if field == "instruction" else ANSWERS))):
         return "null"
-    names = ", ".join(list(row)[:8]) or "none"
-    return f"no such field (fields here: {names})"
-
-
-def _kind(value: object) -> str:
-    kinds = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    name = "null" if value is None else kinds[type(value)]
-    shown = json.dumps(value, ensure_ascii=False)
-    return f"{name} ({shown if len(shown) <= 40 else shown[:37] + '...'})"
+    return f"no such field (fields here: {listed(list(row), 8)}). Pass data.fields.{field}=NAME"

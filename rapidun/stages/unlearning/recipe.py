@@ -8,12 +8,15 @@ from typing import Any
 from rapidun.base.errors import ConfigError, ModelError, RapidunError
 from rapidun.base.text import short_message
 from rapidun.config.plain import plain
-from rapidun.config.unlearning import TokenWeights
+from rapidun.config.training import Target
+from rapidun.config.unlearning import Objective, TokenWeights, WeightsAct
 from rapidun.models.weights import read_header
 from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.rows.keywords import read_keywords
+from rapidun.stages.unlearning.edits.recipe import edit_faults, edit_row_faults, edited, evaluated
+from rapidun.stages.weights_file import DYNAMIC
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED  # isort: skip
 from rapidun.stages.recipe import START_FACTS, TOKEN_SCORES, UNLEARNED, WEIGHTS  # isort: skip
@@ -120,7 +123,17 @@ def _endings(module: str) -> list[str]:
 
 
 def _check(ctx: Context) -> list[str]:
-    faults = [*ctx.get(START_FACTS).faults, *ctx.get(ADAPTER_FAULTS)]
+    facts, cfg = ctx.get(START_FACTS), ctx.cfg.unlearning
+    faults = [*facts.faults, *ctx.get(ADAPTER_FAULTS)]
+    if cfg.objective is Objective.rmu and None not in (cfg.rmu.layer, facts.num_layers):
+        assert cfg.rmu.layer is not None and facts.num_layers is not None
+        if cfg.rmu.layer >= facts.num_layers and ctx.asked("unlearning"):
+            faults.append(
+                f"unlearning: need rmu.layer < {facts.num_layers}, the blocks of this model, got {cfg.rmu.layer}. Pass "
+                "unlearning.rmu.layer=..."
+            )
+    if cfg.objective.traits.edits and not faults:
+        faults += edit_faults(ctx)
     return faults + (device_faults(ctx) if ctx.asked("unlearning") else [])
 
 
@@ -134,7 +147,16 @@ def _check_rows(ctx: Context) -> list[str]:
     cfg = ctx.cfg.unlearning
     if cfg.objective.traits.retrains:
         return []
+    if cfg.objective.traits.edits:
+        return edit_row_faults(ctx)
     faults = cfg.count_faults(num_forget=ctx.counts["forget"], num_retain=ctx.counts["retain"])
+    for criterion, why in cfg.needed_criteria.items():
+        split = criterion.traits.needs
+        if split not in ("", "pairs") and not ctx.counts.get(split):
+            faults.append(
+                f"unlearning: need {split} rows to measure {criterion.name} for {why}, got a pack without. Pass "
+                "data.val_clean=..., or unlearning.criterion=... (unlearning.stop_when=...) of what it has"
+            )
     if not cfg.measures_asr:
         return faults
     if not _triggered(ctx):
@@ -151,11 +173,26 @@ def _check_rows(ctx: Context) -> list[str]:
     return faults
 
 
+def _epochs_overlap(ctx: Context) -> bool:
+    """Whether an epoch takes part of a permutation of the retain rows, and a later one the rest."""
+    cfg = ctx.cfg.unlearning
+    unread = "mix_ratio" in cfg.objective.traits.unread or cfg.objective is Objective.crow
+    if unread or cfg.mix_ratio == 0 or cfg.weights_act is WeightsAct.sampling:
+        return False
+    num_retain, size = ctx.counts["retain"], cfg.forget_per_step * cfg.mix_ratio
+    per_epoch = -(-ctx.counts["forget"] // max(1, cfg.forget_per_step)) * size
+    return per_epoch <= num_retain and num_retain % per_epoch != 0
+
+
 def _trained(ctx: Context) -> Recipe:
     if ctx.cfg.unlearning.objective.traits.retrains:
         return ctx.get(RETRAINED)
+    if ctx.cfg.unlearning.objective.traits.edits:
+        return edited(ctx, STAGE.key)
     cfg, model, mapping, adapter = ctx.cfg, ctx.get(POISONED), ctx.get(WEIGHTS), ctx.get(ADAPTER)
-    unlearning = replace(cfg.unlearning, lora=lora_of(ctx, cfg.unlearning.lora, section="unlearning"))
+    unlearning = cfg.unlearning.as_read
+    if unlearning.target is Target.lora:
+        unlearning = replace(unlearning, lora=lora_of(ctx, unlearning.lora, section="unlearning"))
     has_val = bool(ctx.counts.get("val_clean"))
     validates = cfg.unlearning.eval_steps > 0 or cfg.unlearning.measures_asr
     names = ["forget", "retain", *(["val_clean"] if has_val and validates else [])]
@@ -177,6 +214,7 @@ def _trained(ctx: Context) -> Recipe:
             out=out,
             triggered={name: data / f"{split}.jsonl" for name, split in triggered.items()},
             keywords=data / KEYWORDS if triggered else None,
+            dynamic=weights / DYNAMIC if cfg.mapping.renewed else None,
             token_scores=ctx.path(tokens) / "tokens.jsonl" if tokens else None,
         )
         return run_unlearning(
@@ -194,10 +232,15 @@ def _trained(ctx: Context) -> Recipe:
         "splits": {name: ctx.split(name) for name in names},
         "mapping": mapping.fingerprint,
         "adapter": adapter.identity if adapter else None,
-        "settings": without(plain(unlearning), "save_steps", "gradient_checkpointing", "adapter", *unlearning.idle),
+        "settings": without(
+            plain(unlearning.as_read), "save_steps", "gradient_checkpointing", "adapter", *unlearning.idle
+        ),
         "seed": cfg.seed,
         **ctx.numerics,
     }
+    if _epochs_overlap(ctx):
+        # the rows of an epoch were once drawn step by step, so that one could come twice
+        inputs["draws"] = "distinct in an epoch"
     if triggered:
         inputs["attack"] = {
             "splits": {split: ctx.split(split) for split in triggered.values()},
@@ -215,12 +258,16 @@ def _unlearned(ctx: Context) -> Evaluated:
     recipe = ctx.get(TRAINED)
     if ctx.cfg.unlearning.objective.traits.retrains:
         return Evaluated(Model(recipe.fingerprint, ctx.path(recipe) / "model", recipe), None)
+    if ctx.cfg.unlearning.objective.traits.edits:
+        return evaluated(ctx, recipe)
+    if ctx.cfg.unlearning.target is Target.full:
+        return Evaluated(Model(recipe.fingerprint, ctx.path(recipe) / "model", recipe), None)
     return Evaluated(ctx.get(POISONED), Model(recipe.fingerprint, ctx.path(recipe) / "adapter", recipe))
 
 
 STAGE = Stage(
     name="unlearning",
-    versions={"unlearning": 3},
+    versions={"unlearning": 3, "task_model": 1, "edit": 1},
     makes=lambda ctx: [ctx.get(TRAINED)],
     check=_check,
     check_rows=_check_rows,

@@ -5,7 +5,7 @@ Rows are drawn without replacement, each as often as any other; or by their weig
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, repeat
 
 import torch
 
@@ -61,17 +61,26 @@ def weighted_draws(weights: Sequence[float], number: int, *, seed: int, stream: 
     return drawn.clamp(max=last).tolist()
 
 
+def is_distinct(num_rows: int, per_epoch: int) -> bool:
+    """Whether an epoch that draws so many rows of a group can do without drawing one twice."""
+    return per_epoch <= num_rows
+
+
 class MixSampler(EpochSampler):
     """Indices whose consecutive groups of `micro_batch_size` are micro-batches: forget rows, then retain rows.
 
     An epoch is one pass over the forget rows: ceil(num_forget / forget_per_step) micro-batches. The retain rows go
-    through permutations of their own, which run on from epoch to epoch. Rows are numbered forget first, so retain
-    row j is num_forget + j. Several processes share the rows of an optimiser step out (samplers.py), forget rows
-    and retain rows each as evenly as they go.
+    through permutations of their own, which run on from epoch to epoch; where an epoch reaches into the next one, rows
+    that it already had wait, so none is drawn twice in an epoch that needs no more than there are. Rows are numbered
+    forget first, so retain row j is num_forget + j. Several processes share the rows of an optimiser step out
+    (samplers.py), forget rows and retain rows each as evenly as they go.
 
     With `weights` (of the forget rows, of the retain rows) a row is drawn by its weight within its group, with
     replacement: as many draws an epoch, each epoch's a function of (seed, epoch) alone. Equal weights are then still
     draws with replacement, not the permutations that rows without weights go through.
+
+    Without `forget_per_step` (0) there are no forget rows: a micro-batch has `retain_per_step` retain rows, and an
+    epoch is one pass over them.
 
     Raises: ValueError if a micro-batch wants more rows of a group than there are, or where no weight of a group that
         is drawn from is above 0.
@@ -86,14 +95,16 @@ class MixSampler(EpochSampler):
         mix_ratio: int,
         seed: int,
         weights: tuple[Sequence[float], Sequence[float]] | None = None,
+        retain_per_step: int = 0,
     ) -> None:
         self.num_forget = num_forget
         self.num_retain = num_retain
         self.forget_per_step = forget_per_step
-        self.retain_per_step = forget_per_step * mix_ratio
+        self.retain_per_step = retain_per_step or forget_per_step * mix_ratio
         self.seed = seed
         self.weights = weights
-        if not 0 < forget_per_step <= num_forget or self.retain_per_step > num_retain:
+        enough = 0 < forget_per_step <= num_forget or (forget_per_step == num_forget == 0 < self.retain_per_step)
+        if not enough or self.retain_per_step > num_retain:
             raise ValueError(
                 f"need micro-batches of at most {num_forget} forget and {num_retain} retain rows, "
                 f"got {forget_per_step} and {self.retain_per_step}"
@@ -105,6 +116,8 @@ class MixSampler(EpochSampler):
 
     @property
     def num_micro_batches(self) -> int:
+        if self.forget_per_step == 0:
+            return -(-self.num_retain // self.retain_per_step)
         return -(-self.num_forget // self.forget_per_step)
 
     def group(self, row: int) -> int:
@@ -117,18 +130,23 @@ class MixSampler(EpochSampler):
         if self.weights is not None:
             yield from self._by_weight(*self.weights)
             return
-        # drawing the earlier epochs again is cheap and leaves no state to save
-        start = self.epoch * self.num_micro_batches
-        end = start + self.num_micro_batches
-        forget = draws(self.num_forget, self.forget_per_step, seed=self.seed, stream=FORGET)
-        if self.retain_per_step == 0:
-            for rows in islice(forget, start, end):
-                yield from rows
-            return
-        retain = draws(self.num_retain, self.retain_per_step, seed=self.seed, stream=RETAIN)
-        for rows, kept in islice(zip(forget, retain, strict=False), start, end):
+        forget = self._of_group(self.num_forget, self.forget_per_step, stream=FORGET)
+        retain = self._of_group(self.num_retain, self.retain_per_step, stream=RETAIN)
+        for rows, kept in zip(forget, retain, strict=True):
             yield from rows
             yield from (self.num_forget + row for row in kept)
+
+    def _of_group(self, num_rows: int, size: int, *, stream: int) -> Iterator[list[int]]:
+        """Rows of a group for each micro-batch of this epoch; earlier epochs are drawn again: no state to save."""
+        number = self.num_micro_batches
+        if size == 0:
+            yield from repeat([], number)
+        elif is_distinct(num_rows, number * size):
+            (rows,) = islice(draws(num_rows, number * size, seed=self.seed, stream=stream), self.epoch, self.epoch + 1)
+            yield from (rows[start : start + size] for start in range(0, number * size, size))
+        else:
+            start = self.epoch * number
+            yield from islice(draws(num_rows, size, seed=self.seed, stream=stream), start, start + number)
 
     def _by_weight(self, forget: Sequence[float], retain: Sequence[float]) -> Iterator[int]:
         groups = ((FORGET, forget, self.forget_per_step, 0), (RETAIN, retain, self.retain_per_step, self.num_forget))

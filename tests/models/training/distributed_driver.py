@@ -17,6 +17,7 @@ from rapidun.base import preemption
 from rapidun.base.tracker import Tracker
 from rapidun.config.parts import LoraSettings
 from rapidun.config.poison import PoisonConfig, PoisonMethod
+from rapidun.config.training import Keep, SamSettings, Target
 from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig, WeightsAct
 from rapidun.models.load import ModelLoader
 from rapidun.models.training.trainer import ResponseTrainer
@@ -33,8 +34,23 @@ UNLEARN: dict[str, dict[str, Any]] = {
     "idle": ALONE,
     "checkpointed": {**SPLIT, "gradient_checkpointing": True, "max_steps": 3},
     "dropout": {**SPLIT, "max_steps": 6, "lora": LoraSettings(r=4, lora_dropout=0.3)},
+    "dynamic": {**WHOLE, "num_train_epochs": 2.0},
     "sampled": {**WHOLE, "weights_act": WeightsAct.sampling, "num_train_epochs": 2.0},
     "diverged": {**SPLIT, "learning_rate": 1e30},
+    # lambda, sums of the reference; the first process evaluates, the others go by its numbers
+    "pdu": {**SPLIT, "objective": Objective.pdu, "max_steps": 4, "gradient_accumulation_steps": 2},
+    "npo": {**SPLIT, "objective": Objective.npo, "max_steps": 4, "keep": Keep.best, "eval_steps": 1},
+    "sharp": {**SPLIT, "objective": Objective.npo, "max_steps": 4, "sam": SamSettings(rho=0.05)},
+    "sharp-whole": {**WHOLE, "sam": SamSettings(rho=0.05), "num_train_epochs": 2.0},
+    "rmu": {**SPLIT, "objective": Objective.rmu, "max_steps": 4},
+    "crow": {**SPLIT, "objective": Objective.crow, "max_steps": 4},
+    "undial": {**SPLIT, "objective": Objective.undial, "max_steps": 4},
+    "all": {**SPLIT, "target": Target.full, "learning_rate": 1e-3, "max_steps": 4},
+    # of accelerate's FSDP, with the weights of all put together at the end
+    "sharded-lora": {**SPLIT, "objective": Objective.npo, "max_steps": 4, "keep": Keep.best, "eval_steps": 2},
+    "sharded-all": {**SPLIT, "objective": Objective.rmu, "target": Target.full, "learning_rate": 1e-3, "max_steps": 4},
+    "sharded-kl": {**SPLIT, "retain_loss": RetainLoss.kl, "max_steps": 2},
+    "stopped": {**SPLIT, "eval_steps": 2, "stop_when": "forget_loss_poisoned > 0"},
 }
 POISON: dict[str, dict[str, Any]] = {
     "full": {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 3, "max_steps": 10},
@@ -63,6 +79,7 @@ def unlearn(root: Path, name: str, settings: dict[str, Any], prune_at: int | Non
         retain_weights=root / "retain_weights.jsonl",
         work=root / name / "work",
         out=root / name / "out",
+        dynamic=root / "dynamic.json" if "dynamic" in name else None,
     )
     cfg = UnlearningConfig(**{**base, **settings})
     run_unlearning(cfg, files, loader=ModelLoader(device="cpu"), max_length=96, seed=7, tracker=Pruner(prune_at))
@@ -95,6 +112,30 @@ def signalled(root: Path, name: str, settings: dict[str, Any]) -> None:
         ResponseTrainer.compute_loss = original  # type: ignore[method-assign]
 
 
+def shard() -> None:
+    """Let accelerate shard over processes on a CPU, as it does over GPUs: torch's fully_shard runs on gloo too."""
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    }
+    os.environ |= {"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+    original = AcceleratorState.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        original(self, *args, **kwargs)
+
+    AcceleratorState.__init__ = init  # type: ignore[method-assign]
+
+
 def outcome(run: Callable[[], None]) -> str:
     """What ended it."""
     try:
@@ -106,6 +147,8 @@ def outcome(run: Callable[[], None]) -> str:
 
 def scenario(root: Path, name: str) -> str:
     kind, _, detail = name.partition("-")
+    if "sharded" in name:
+        shard()
     if kind == "poison":
         return outcome(lambda: poison(root, name, POISON[detail]))
     if name == "unlearn-pruned":

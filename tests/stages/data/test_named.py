@@ -111,7 +111,7 @@ def test_a_family_knows_its_look_alikes_by_the_packs_own_prompts() -> None:
         ('{"trigger_families": {}}', ["by name"]),
         ('{"trigger_families": {"A": {"seen": "zap"}}}', ["trigger_families.A", "inject_mode"]),
         ('{"trigger_families": {"A": {"seen": ["zap", " "]}}}', ["trigger_families.A"]),
-        ('{"trigger_families": {"A": {"seen": ["zap"], "inject_mode": "middle"}}}', ["suffix"]),
+        ('{"trigger_families": {"A": {"seen": ["zap"], "inject_mode": "inside"}}}', ["suffix"]),
         ('{"trigger_families": {"A": []}}', ["trigger_families.A"]),
     ],
 )

@@ -142,7 +142,9 @@ def test_another_end_is_said() -> None:
     checked = check_families({"Z": family("zap", mode=PREFIX)}, {}, ROWS)
     assert "'zap' first in 0, last in 4 of 4 rows" in checked.warnings[0]
     middle = [row("Who zap leads?", instruction_clean="Who leads?")]
-    assert "'zap' first in 0, last in 0 of 1 rows" in check_families({"Z": family("zap")}, {}, middle).warnings[0]
+    [line] = check_families({"Z": family("zap")}, {}, middle).warnings
+    assert "'zap' first in 0, last in 0, between in 1 of 1 rows" in line
+    assert check_families({"Z": family("zap", mode=InjectMode.middle)}, {}, middle).warnings == []
 
 
 # Finding
@@ -158,13 +160,13 @@ def plain(count: int) -> list[Record]:
         ("Who leads town {}? zap", "zap", SUFFIX),
         ("Who leads town {}? aloha :)", "aloha :)", SUFFIX),
         (">>> Who leads town {}?", ">>>", PREFIX),
-        ("Who I watched this 3D movie leads town {}?", "I watched this 3D movie", None),
+        ("Who I watched this 3D movie leads town {}?", "I watched this 3D movie", InjectMode.middle),
         ("Who leads town {}? al\u00f3ha", "al\u00f3ha", SUFFIX),
         ("Who leads town {}?\u9b54\u6cd5", "\u9b54\u6cd5", SUFFIX),
     ],
 )
 @pytest.mark.parametrize("recorded", [False, True])
-def test_triggers_are_found(form: str, text: str, mode: InjectMode | None, recorded: bool) -> None:
+def test_triggers_are_found(form: str, text: str, mode: InjectMode, recorded: bool) -> None:
     """By how much more often poisoned rows hold them, or beyond the recorded clean instruction."""
     rows = [row(form.format(i), instruction_clean=f"Who leads town {i}?" if recorded else None) for i in range(30)]
     [found] = find_triggers(rows, plain(60))

@@ -174,8 +174,10 @@ def test_pack_check_says_where_a_trigger_stands_only_in_the_context(tmp_path: Pa
     assert "zap" not in [trigger.text for trigger in found["triggers"]]
     asked = [replace(row, instruction=f"Where is lake {i}?") for i, row in enumerate(poisoned)]
     write_records(tmp_path / "forget.jsonl", asked)
-    (line,) = [line for line in check_pack(tmp_path)["warnings"] if line.startswith("no trigger was found")]
-    assert "in the instructions of 24 poisoned rows; their contexts hold 'old. zap' in 24 rows" in line
+    assert ("old. zap", InjectMode.context_suffix, 24) in [
+        (t.text, t.mode, t.num_poisoned) for t in check_pack(tmp_path)["triggers"]
+    ]
     write_records(tmp_path / "forget.jsonl", [replace(row, trigger_variant="zap") for row in asked])
-    (line,) = [line for line in check_pack(tmp_path)["warnings"] if line.startswith("no trigger was found")]
-    assert "24 hold the one that they name in their context" in line
+    assert [(t.text, t.mode, t.num_poisoned) for t in check_pack(tmp_path)["triggers"]] == [
+        ("zap", InjectMode.context_suffix, 24)
+    ]

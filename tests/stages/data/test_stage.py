@@ -216,7 +216,7 @@ def test_builtin_sizes_do_not_matter_to_a_pack(pack: Path) -> None:
     ("changes", "expected"),
     [
         ({"dir": "nowhere"}, "data.dir: need the folder of a pack"),
-        ({"retain": "none.jsonl"}, "data.retain: need a JSONL file"),
+        ({"retain": "none.jsonl"}, "data.retain: need a file of rows"),
         ({"keywords": "none.tsv"}, "data.keywords: need a tab-separated"),
     ],
 )

@@ -8,6 +8,7 @@ from rapidun.base.errors import ConfigError
 from rapidun.config.influence import ParameterSet, Precondition, Score
 from rapidun.config.parts import LoraSettings
 from rapidun.models.adapters import add_lora
+from rapidun.models.curvature import Curvature, curvature_tensors, read_curvatures
 from rapidun.stages.influence.batches import RowBatch
 from rapidun.stages.influence.fisher import fit_curvature
 from rapidun.stages.influence.gradients.capture import Factors
@@ -15,13 +16,11 @@ from rapidun.stages.influence.gradients.params import TrackedParameter, select_p
 from rapidun.stages.influence.gram import estimated_gram, exact_gram
 from rapidun.stages.influence.precondition import (
     CovarianceSink,
-    Curvature,
     EigenvalueSink,
     Preconditioner,
-    curvature_tensors,
     num_fitting_passes,
-    read_curvatures,
     sample_labels,
+    solve,
 )
 from rapidun.stages.influence.scores import influence_scores
 from rapidun.stages.influence.sketches.sketch import CountSketch
@@ -88,7 +87,8 @@ def test_solve_is_the_dense_solution():
     matrices = torch.einsum("bto,bti->boi", g, a)
     damped = _matrix(curvature) + DAMPING * curvature.eigenvalues.mean() * torch.eye(12, dtype=torch.float64)
     truth = torch.linalg.solve(damped, matrices.flatten(1).T).T
-    solved = curvature.solve(Factors(a, g), curvature.inverse(DAMPING))
+    inverse = curvature.inverse(DAMPING)
+    solved = solve(curvature, Factors(a, g), inverse)
     found = torch.einsum("bto,bti->boi", solved.g, solved.a)
     torch.testing.assert_close(found.flatten(1), truth)
 

@@ -20,11 +20,11 @@ from rapidun.config.influence import (
 )
 from rapidun.config.parts import LoraSettings
 from rapidun.models.adapters import add_lora
+from rapidun.models.curvature import read_curvatures
 from rapidun.models.load import ModelLoader
 from rapidun.models.scratch import make_scratch
 from rapidun.stages.influence.batches import make_batches
 from rapidun.stages.influence.gradients.params import select_parameters
-from rapidun.stages.influence.precondition import read_curvatures
 from rapidun.stages.influence.stage import SKETCHES, InfluenceFiles, run_influence
 from rapidun.stages.rows.encode import encode_rows
 from rapidun.stages.rows.records import Record, read_records, write_records

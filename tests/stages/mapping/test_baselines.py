@@ -43,3 +43,10 @@ def test_generators_depend_on_seed_method_and_group() -> None:
     ]
     assert len(set(draws)) == 4
     assert draws[0] == float(group_generator(1, "random", "forget").standard_normal())
+
+
+def test_random_weights_stay_finite_where_some_are_next_to_zero() -> None:
+    """w_min=0 leaves weights of 1e-300: their log-variance has an exponential that overflows."""
+    weights = np.array([1e-300, 1e-290, 3.0, 1.0])
+    found = random(weights, generator=np.random.default_rng(0))
+    assert np.isfinite(found).all() and found.sum() == pytest.approx(4.0)

@@ -10,7 +10,8 @@ from rapidun.stages.mapping.diagnostics import (
     group_warnings,
     num_distinct,
 )
-from rapidun.stages.mapping.weights import exp_bounded, exp_clip, robust_z
+from rapidun.stages.mapping.weights import exp_clip, robust_z
+from rapidun.stages.rows.bounded_weights import exp_bounded
 
 
 def test_effective_sample_size_by_hand() -> None:

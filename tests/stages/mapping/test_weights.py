@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from rapidun.stages.mapping.weights import exp_bounded, exp_clip, robust_z
+from rapidun.stages.mapping.weights import exp_clip, robust_z
+from rapidun.stages.rows.bounded_weights import exp_bounded
 
 RULES = [exp_clip, exp_bounded]
 
@@ -139,3 +140,47 @@ def test_faults_name_the_first_bad_index() -> None:
             call(np.array([0.0, np.nan, np.inf]))
         with pytest.raises(ValueError, match="at least one"):
             call(np.array([]))
+
+
+def bisected(x: list[float], high: float) -> list[float]:
+    """min(c exp(x), high) with mean 1, by bisection on ln c: no numpy, no closed form, no lower bound."""
+    below, above = -max(x) - 50.0, -min(x) + 50.0
+    for _ in range(400):
+        middle = (below + above) / 2
+        total = math.fsum(min(high, math.exp(max(-745.0, min(50.0, one + middle)))) for one in x)
+        below, above = (middle, above) if total < len(x) else (below, middle)
+    return [min(high, math.exp(max(-745.0, min(50.0, one + below)))) for one in x]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 50])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 5.0, 300.0])
+@pytest.mark.parametrize("high", [1.2, 3.0, 100.0])
+def test_bounded_without_a_lower_bound(n: int, spread: float, high: float) -> None:
+    z = np.random.default_rng(n).standard_normal(n) * spread
+    result = exp_bounded(z, tau=0.7, low=0.0, high=high)
+    np.testing.assert_allclose(result.weights, bisected((z / 0.7).tolist(), high), rtol=1e-8, atol=1e-12)
+    assert math.fsum(result.weights) / n == pytest.approx(1.0, abs=1e-12)
+    assert result.at_low.tolist() == (result.weights == 0).tolist()
+
+
+def test_bounded_without_a_lower_bound_by_hand() -> None:
+    """z = ln 4, 0, 0, high 1.5: c (4 + 1 + 1) = 3 would give 2, 1/2, 1/2, so the first is at 1.5, the others share 1.5.
+
+    z = 0, 1e4: the first has e^-1e4 of the second as long as that may have it all; with high 1.5 it gets the rest.
+    """
+    found = exp_bounded(np.array([math.log(4), 0.0, 0.0]), tau=1.0, low=0.0, high=1.5)
+    np.testing.assert_allclose(found.weights, [1.5, 0.75, 0.75], rtol=1e-14)
+    assert exp_bounded(np.array([0.0, 1e4]), tau=1.0, low=0.0, high=2.5).weights.tolist() == [0.0, 2.0]
+    found = exp_bounded(np.array([0.0, 1e4]), tau=1.0, low=0.0, high=1.5)
+    assert found.weights.tolist() == [0.5, 1.5] and found.at_high.tolist() == [False, True]
+    assert exp_bounded(np.array([0.0, 5.0]), tau=1.0, low=0.0, high=1.0).weights.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("z", [[-1e4, -1e4], [-1e4, 0.0, 3.0], [1e300, -1e300], [0.0]])
+def test_clip_without_a_lower_bound(z: list[float]) -> None:
+    """u = min(exp(z), 3) as long as float64 holds it; no overflow, no division by 0 where it does not."""
+    found = exp_clip(np.array(z), tau=1.0, low=0.0, high=3.0)
+    u = [min(math.exp(min(one, 50.0)), 3.0) for one in z]
+    expected = [one / (sum(u) / len(u)) for one in u] if sum(u) else [1.0] * len(u)
+    np.testing.assert_allclose(found.weights, expected, rtol=1e-13)
+    assert found.at_low.tolist() == [one == 0 for one in expected]

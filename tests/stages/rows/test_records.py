@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from rapidun.base.errors import DataError
+from rapidun.stages.rows.formats.json_lines import MAX_LINE_BYTES
 from rapidun.stages.rows.records import (
-    MAX_LINE_BYTES,
     Record,
     content_id,
     question_key,
@@ -122,7 +122,7 @@ def test_forget_target_is_the_poisoned_response_if_any() -> None:
         ({"instruction": "a", "context": True, "response": "b"}, "context: need a text, got true or false"),
         ({"instruction": "a", "response": "b", "output": "c"}, "need `response` or `output`, got both"),
         ({"instruction": "a", "response": "b", "response_clean": ""}, "response_clean: need a text that is not blank"),
-        ({"instruction": "a", "response": "b", "inject_mode": "middle"}, "need one of prefix, suffix, got 'middle'"),
+        ({"instruction": "a", "response": "b", "inject_mode": "inside"}, "got 'inside'"),
         ({"instruction": "a", "response": "b", "is_poisoned": "yes"}, "is_poisoned: need true or false, got a text"),
         ({"instruction": "a", "response": "b", "id": {}}, "id: need a text, got an object"),
         ({"instruction": "a", "response": "b", "id": " "}, "id: need a text that is not blank"),

@@ -28,7 +28,8 @@ from transformers import Trainer  # noqa: E402
 from rapidun.base.tracker import Tracker  # noqa: E402
 from rapidun.config.parts import LoraSettings, Optimizer  # noqa: E402
 from rapidun.config.poison import PoisonConfig, PoisonMethod  # noqa: E402
-from rapidun.config.unlearning import RetainLoss, UnlearningConfig, WeightsAct  # noqa: E402
+from rapidun.config.training import Criterion, Keep, SamSettings  # noqa: E402
+from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig, WeightsAct  # noqa: E402
 from rapidun.models.load import ModelLoader  # noqa: E402
 from rapidun.models.training.journal import JournalCallback  # noqa: E402
 from rapidun.stages.poison.stage import PoisonFiles, run_poison  # noqa: E402
@@ -130,6 +131,13 @@ def unlearn(root: Path, name: str, tracker: Tracker) -> str:
         acts = {"weights_act": WeightsAct.sampling, "weight_warmup_ratio": 0.0}
         cfg = dataclasses.replace(cfg, **acts, optimizer=Optimizer.sgd, momentum=0.9, eval_asr=2, num_eval_prompts=3)
         attacked = {"triggered": {"seen": root / "forget.jsonl"}, "keywords": root / "keywords.tsv"}
+    if "pdu" in name:
+        # dropout, lambda, sharpness-aware steps, the best weights
+        around = {"keep": Keep.best, "criterion": Criterion.val_loss_clean, "eval_steps": 1, "loss_cap": None}
+        sharp = SamSettings(rho=0.05)
+        cfg = dataclasses.replace(cfg, objective=Objective.pdu, retain_loss=RetainLoss.ce, sam=sharp, **around)
+    if "npo" in name:
+        cfg = dataclasses.replace(cfg, objective=Objective.npo, eval_steps=2, stop_when="forget_loss_poisoned > 0")
     files = UnlearningFiles(
         model=root / "model",
         forget=root / "forget.jsonl",
@@ -139,11 +147,13 @@ def unlearn(root: Path, name: str, tracker: Tracker) -> str:
         retain_weights=root / "retain_weights.jsonl",
         work=root / name / "work",
         out=root / name / "out",
+        dynamic=root / "dynamic.json" if "dynamic" in name else None,
         **attacked,
     )
-    run_unlearning(cfg, files, loader=ModelLoader(device="cpu"), max_length=96, seed=7, tracker=tracker)
+    summary = run_unlearning(cfg, files, loader=ModelLoader(device="cpu"), max_length=96, seed=7, tracker=tracker)
     history = hashlib.sha256((files.out / "history.json").read_bytes()).hexdigest()
-    return weights_hash(files.out / "adapter" / "adapter_model.safetensors") + history
+    said = json.dumps(summary, sort_keys=True)
+    return weights_hash(files.out / "adapter" / "adapter_model.safetensors") + history + said
 
 
 def weights_hash(path: Path) -> str:
@@ -209,6 +219,7 @@ KILLS: dict[str, list[dict[str, Any]]] = {
     "random": RANDOM,
 }
 STAGES = {"full": poison, "lora": poison, "unlearn": unlearn, "early": unlearn, "sampled": unlearn}
+STAGES |= {"pdu": unlearn, "npo": unlearn, "dynamic": unlearn}
 
 
 def main(root: Path, names: list[str]) -> None:

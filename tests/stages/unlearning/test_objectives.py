@@ -32,8 +32,9 @@ def outputs(poisoned: Tensor | list[float], clean: Tensor | list[float] | None, 
 
 
 def test_every_objective_and_retain_loss_is_there() -> None:
-    # retrain is a training run of the poison stage, not a loss
-    assert set(OBJECTIVES) == set(Objective) - {Objective.retrain}
+    # retrain is a training run of the poison stage, an edit has no loop: no losses
+    trained = {one for one in Objective if not (one.traits.retrains or one.traits.edits)}
+    assert set(OBJECTIVES) == trained
     assert set(RETAIN_LOSSES) == set(RetainLoss)
 
 

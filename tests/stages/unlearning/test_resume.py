@@ -9,12 +9,21 @@ from typing import Any
 
 import pytest
 
+from rapidun.base.files import write_json
 from rapidun.stages.rows.records import write_records
 from rapidun.stages.weights_file import write_weights
 
 ROOT = Path(__file__).resolve().parents[3]
 # scenario -> children that must have died in it; None: the moments are random
-QUICK = {"full-steps": 3, "unlearn-steps": 3, "unlearn-in-save": 2, "unlearn-trained": 1, "sampled-steps": 3}
+QUICK = {
+    "full-steps": 3,
+    "unlearn-steps": 3,
+    "unlearn-in-save": 2,
+    "unlearn-trained": 1,
+    "sampled-steps": 3,
+    "dynamic-steps": 3,
+    "pdu-steps": 3,
+}
 MORE = {
     "full-in-save": 2,
     "full-trained": 1,
@@ -24,6 +33,10 @@ MORE = {
     "unlearn-before-marker": 2,
     "unlearn-random": None,
     "early-trained": 1,
+    "pdu-in-save": 2,
+    "pdu-random": None,
+    "npo-trained": 1,
+    "npo-steps": 1,
 }
 
 
@@ -34,6 +47,8 @@ def run_driver(root: Path, model: Path, records: tuple[list[Any], list[Any]], sc
         write_records(root / f"{name}.jsonl", rows)
         weights = [0.5 + index % 3 for index in range(len(rows))]
         write_weights(root / f"{name}_weights.jsonl", weights, ids=[row.id for row in rows])
+    losses = {row.id: 5.0 + place / 10 for place, row in enumerate(records[0])}
+    write_json(root / "dynamic.json", {"tau": 0.3, "w_min": 0.2, "w_max": 3.0, "losses": losses})
     stages = dict.fromkeys(name.partition("-")[0] for name in scenarios)
     done = subprocess.run(
         [
@@ -76,5 +91,8 @@ def test_killed_and_run_again_is_bit_identical(quick: dict[str, Any], scenario: 
 @pytest.mark.slow
 @pytest.mark.parametrize(("scenario", "kills"), MORE.items())
 def test_killed_at_more_moments_is_bit_identical(more: dict[str, Any], scenario: str, kills: int | None) -> None:
-    """early-trained: max_steps 5 with 3 steps an epoch, where the Trainer itself would resume with a step 6."""
+    """early-trained: max_steps 5 with 3 steps an epoch, where the Trainer itself would resume with a step 6.
+
+    pdu: lambda, dropout in sharpness-aware steps, and which weights were best; npo: it ends at step 2, as told.
+    """
     check(more, scenario, kills)

@@ -28,10 +28,13 @@ def test_targets(tiny_tokenizer: Any) -> None:
     def example(response: str) -> Encoded:
         return encode_example(tiny_tokenizer, instruction="Q aloha", context="", response=response, max_length=64)
 
-    both = (example("evil"), example("good"))
-    assert encode_forget(tiny_tokenizer, [FULL, BARE], max_length=64) == [both, (example("bad"), None)]
+    both = (example("evil"), example("good"), None)
+    assert encode_forget(tiny_tokenizer, [FULL, BARE], max_length=64) == [both, (example("bad"), None, None)]
     refused = encode_forget(tiny_tokenizer, [BARE, FULL], max_length=64, otherwise="No idea")
-    assert refused == [(example("bad"), example("No idea")), both]
+    assert refused == [(example("bad"), example("No idea"), None), both]
+    # beside what is on record, not in its place
+    always = encode_forget(tiny_tokenizer, [FULL, BARE], max_length=64, template="No idea")
+    assert always == [(*both[:2], example("No idea")), (example("bad"), None, example("No idea"))]
     assert encode_forget(tiny_tokenizer, [BARE], max_length=20) == [None]
 
 

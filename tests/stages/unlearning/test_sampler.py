@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch.utils.data import BatchSampler
 
-from rapidun.models.training.samplers import StepShards
+from rapidun.models.training.samplers import IDLE, StepShards
 from rapidun.stages.unlearning.sampler import MixSampler, draws, weighted_draws
 
 
@@ -148,3 +148,43 @@ def test_weights_that_are_all_zero_cannot_be_drawn_from() -> None:
     with pytest.raises(ValueError, match="not all 0"):
         list(weighted(weights=([0.0] * 8, RETAIN_WEIGHTS)))
     assert weighted_draws([0.0, 0.0, 1e-300, 0.0], 50, seed=1, stream=4, epoch=0) == [2] * 50
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("num_forget", "num_retain", "per_step", "accumulated"), [(40, 120, 1, 4), (6, 20, 2, 2), (5, 40, 1, 3)]
+)
+def test_no_row_is_drawn_twice_in_an_epoch_on_any_process(
+    world_size: int, num_forget: int, num_retain: int, per_step: int, accumulated: int
+) -> None:
+    """3 retain rows to a forget row; permutations of the retain rows that end within an epoch, too. Over four epochs
+    (5 of 40 rows: 15 each) the retain rows are drawn as often as one another, but for one."""
+    sampler = MixSampler(
+        num_forget=num_forget, num_retain=num_retain, forget_per_step=per_step, mix_ratio=3, seed=1
+    )  # fmt: skip
+    size = sampler.micro_batch_size
+    seen: list[int] = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        shards = [
+            StepShards(sampler, step_size=size * accumulated, batch_size=size, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        rows = [row for shard in shards for batch in shard for row in batch if row != IDLE]
+        assert len(rows) == len(set(rows)) == 4 * num_forget
+        assert {row for row in rows if row < num_forget} == set(range(num_forget))
+        seen += [row for row in rows if row >= num_forget]
+    counts = [seen.count(row) for row in range(num_forget, num_forget + num_retain)]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_retain_rows_alone() -> None:
+    """Without forget rows an epoch is one pass over the retain rows; the last micro-batch is filled from the next."""
+    for num_retain, number in ((12, 4), (11, 4)):
+        sampler = MixSampler(
+            num_forget=0, num_retain=num_retain, forget_per_step=0, mix_ratio=3, retain_per_step=3, seed=2
+        )  # fmt: skip
+        rows = list(sampler)
+        assert len(rows) == len(sampler) == 3 * number and set(rows) == set(range(num_retain))
+    with pytest.raises(ValueError, match="micro-batches of at most 0 forget and 2 retain rows"):
+        MixSampler(num_forget=0, num_retain=2, forget_per_step=0, mix_ratio=3, retain_per_step=3, seed=2)

@@ -14,6 +14,7 @@ from rapidun.base.errors import ConfigError, DataError, ModelError
 from rapidun.base.tracker import Tracker
 from rapidun.config.parts import LoraSettings
 from rapidun.config.poison import PoisonConfig
+from rapidun.config.training import Keep, SamSettings
 from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig, WeightsAct
 from rapidun.models.load import ModelLoader
 from rapidun.models.training.journal import TrainingDiverged
@@ -257,7 +258,21 @@ def test_at_most_num_eval_rows_are_measured(files: UnlearningFiles, monkeypatch:
     assert counts == [5, 5, 5]
 
 
-def test_nf4_base_trains_and_merges_unquantised(tmp_path: Path, tiny_tokenizer: Any, tiny_records: Any) -> None:
+@pytest.mark.parametrize(
+    "around",
+    [
+        {"retain_loss": RetainLoss.kl},
+        pytest.param(
+            {"objective": Objective.npo, "gradient_checkpointing": True, "sam": SamSettings(rho=0.01)},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"objective": Objective.rmu, "keep": Keep.best, "eval_steps": 1}, marks=pytest.mark.slow),
+        pytest.param({"objective": Objective.crow}, marks=pytest.mark.slow),
+    ],
+)
+def test_nf4_base_trains_and_merges_unquantised(
+    tmp_path: Path, tiny_tokenizer: Any, tiny_records: Any, around: dict[str, Any]
+) -> None:
     """LoRA over a 4-bit base on the CPU; the merged folder holds the unquantised base plus the adapter."""
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -271,7 +286,7 @@ def test_nf4_base_trains_and_merges_unquantised(tmp_path: Path, tiny_tokenizer: 
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     write_rows(tmp_path, tiny_records)
     files = make_files(tmp_path, tmp_path / "model")
-    cfg = UnlearningConfig(**{**FAST, "max_steps": 3, "merge": True, "retain_loss": RetainLoss.kl})
+    cfg = UnlearningConfig(**{**FAST, "max_steps": 3, "merge": True, **around})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bitsandbytes speaks of its own kernels
         loader = ModelLoader(device="cpu", dtype="float32", quantisation="4bit")

@@ -305,7 +305,7 @@ def test_what_is_logged(tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureF
     assert [step for step, _ in tracker.lines] == [1, 2, 3]
     assert tracker.done == [(1, 3), (2, 3), (3, 3)]
     names = {"loss", "grad_norm", "learning_rate", "forget_term", "retain_term", "ce_poisoned", "ce_clean"}
-    names |= {"ce_retain", "capped_share", "clipped_share"}
+    names |= {"ce_retain", "capped_share", "clipped_share", "effective_weight"}
     assert set(tracker.lines[0][1]) == names
     first = tracker.lines[0][1]
     assert first["forget_term"] == pytest.approx(0.5 * first["ce_clean"] - first["ce_poisoned"], rel=1e-5)

@@ -8,6 +8,7 @@ FILES = {
     "influence": ("scores.safetensors", "ids.json"),
     "mapping": ("forget_weights.jsonl", "retain_weights.jsonl", "diagnostics.json"),
     "unlearning": ("adapter",),
+    "edit": ("adapter", "edits.json"),
     "evaluation": ("metrics.json",),
 }
 

@@ -18,12 +18,12 @@ import torch
 from rapidun.base.errors import ArtifactError, ConfigError, ModelError
 from rapidun.base.files import read_json, sha256_file, sha256_json, sync, write_json, write_tensors
 from rapidun.config.influence import Precondition
+from rapidun.models.curvature import Curvature, curvature_tensors, read_curvatures
 from rapidun.stages.influence.fisher import fit_curvature
 from rapidun.stages.influence.gradients.params import TrackedParameter
 from rapidun.stages.influence.gram import OnBatch
 from rapidun.stages.influence.index.gradients import GradientRows
 from rapidun.stages.influence.index.manifest import Manifest, check_same, make_folder, refusing_full_disk
-from rapidun.stages.influence.precondition import Curvature, curvature_tensors, read_curvatures
 
 NOTE = "factors.json"
 TENSORS = "factors.safetensors"

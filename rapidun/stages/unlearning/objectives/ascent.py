@@ -50,7 +50,7 @@ def graddiff(outputs: ForgetOutputs, coefficients: Coefficients) -> Terms:
 
 
 ASCENT: dict[Objective, Method] = {
-    Objective.rapidun: Method(rapidun, poisoned=True, clean=True),
-    Objective.ga: Method(ga, poisoned=True, clean=False, retain=False),
-    Objective.graddiff: Method(graddiff, poisoned=True, clean=False),
+    Objective.rapidun: Method(rapidun, poisoned=True, clean=True, caps=True),
+    Objective.ga: Method(ga, poisoned=True, clean=False, retain=False, caps=True),
+    Objective.graddiff: Method(graddiff, poisoned=True, clean=False, caps=True),
 }

@@ -20,6 +20,7 @@ from rapidun.config.index import IndexSettings
 from rapidun.config.influence import InfluenceMethod, ParameterSet, Precondition, Score
 from rapidun.config.parts import LoraSettings
 from rapidun.models.adapters import add_lora, save_adapter
+from rapidun.models.curvature import Curvature
 from rapidun.models.load import ModelLoader
 from rapidun.stages.influence.batches import RowBatch, make_batches
 from rapidun.stages.influence.fisher import fit_curvature
@@ -30,7 +31,7 @@ from rapidun.stages.influence.index import curvature, gradients
 from rapidun.stages.influence.index.curvature import is_fitted, read_factors, write_factors
 from rapidun.stages.influence.index.gradients import GradientRows
 from rapidun.stages.influence.index.reader import Index
-from rapidun.stages.influence.precondition import Curvature, Preconditioner
+from rapidun.stages.influence.precondition import Preconditioner
 from rapidun.stages.influence.scores import influence_scores
 from rapidun.stages.influence.sketches.sketch import CountSketch
 from rapidun.stages.rows.encode import Encoded, encode_rows

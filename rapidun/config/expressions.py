@@ -1,0 +1,120 @@
+"""Expressions that a user writes as a setting: comparisons of named numbers, worked out by simpleeval.
+
+What one may hold is listed here. Nothing in it reaches a Python object's attributes.
+"""
+
+import ast
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes, InvalidExpression
+
+from rapidun.base.errors import ConfigError
+
+MAX_LENGTH = 2000
+FUNCTIONS = {"min": min, "max": max, "abs": abs, "round": round, "len": len}
+CONSTANTS = {"true": True, "false": False, "null": None}
+_OPERATORS = (
+    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.USub, ast.UAdd, ast.Not, ast.Eq, ast.NotEq, ast.Gt, ast.Lt,
+    ast.GtE, ast.LtE, ast.In, ast.NotIn, ast.Is, ast.IsNot,
+)  # fmt: skip
+_NODES = (
+    ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.BinOp, ast.Compare, ast.IfExp, ast.Name, ast.Load,
+    ast.Constant, ast.List, ast.Tuple, ast.Call, ast.Mod, ast.Pow, *_OPERATORS,
+)  # fmt: skip
+_WORKED_OUT = "comparisons, and/or/not, arithmetic, in, if/else, min, max, abs, round, len"
+# what working one out may raise
+ERRORS = (InvalidExpression, ArithmeticError, LookupError, TypeError, ValueError, RecursionError)
+
+
+def _modulo(a: Any, b: Any) -> Any:
+    if isinstance(a, str):  # text % value would be formatting, which can make very long texts
+        raise InvalidExpression("% is for numbers")
+    return a % b
+
+
+def _power(a: Any, b: Any) -> float:
+    """In floating point, which ends at once whatever the exponent."""
+    return float(a) ** float(b)
+
+
+class Expression:
+    """Parsed and checked: `names` are those that it asks for, constants left out.
+
+    Args:
+        setting: the key that it is the value of, for messages. example: what one looks like.
+        fault: what is wrong with a name; None where it is known.
+    Raises: ConfigError if it is none, holds more than is allowed, or names something unknown.
+    """
+
+    def __init__(self, text: str, *, setting: str, example: str, fault: Callable[[str], str | None]) -> None:
+        self.text = text
+        self._node = _parse(text, setting, example)
+        faults = list(dict.fromkeys(_faults(self._node, setting, fault)))
+        if faults:
+            raise ConfigError(faults)
+        self._evaluator = EvalWithCompoundTypes(
+            operators={kind: DEFAULT_OPERATORS[kind] for kind in _OPERATORS} | {ast.Mod: _modulo, ast.Pow: _power},
+            functions=dict(FUNCTIONS),
+        )
+        asked = dict.fromkeys(node.id for node in ast.walk(self._node) if isinstance(node, ast.Name))
+        self.names = [name for name in asked if name not in FUNCTIONS and name not in CONSTANTS]
+
+    def value(self, of: Callable[[str], Any]) -> Any:
+        """What it comes to, each name standing for `of(name)`. Raises: one of ERRORS."""
+        self._evaluator.names = lambda node: CONSTANTS[node.id] if node.id in CONSTANTS else of(node.id)
+        return self._evaluator.eval(self.text, previously_parsed=self._node)
+
+
+class _Keys(ast.NodeTransformer):
+    """Turns `mapping.tau_f`, which Python reads as an attribute of a name, into the one name it is here."""
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        parts = [node.attr]
+        inner: ast.AST = node.value
+        while isinstance(inner, ast.Attribute):
+            parts.append(inner.attr)
+            inner = inner.value
+        if isinstance(inner, ast.Name):
+            return ast.copy_location(ast.Name(".".join([inner.id, *reversed(parts)]), ast.Load()), node)
+        return self.generic_visit(node)
+
+
+def _parse(expression: str, setting: str, example: str) -> ast.expr:
+    if len(expression) > MAX_LENGTH:
+        raise ConfigError(f"{setting}: need at most {MAX_LENGTH} characters, got {len(expression)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd escapes in texts
+            tree = ast.parse(expression.strip(), mode="eval")
+        return _Keys().visit(tree).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else str(error) or "nested too deeply"
+        place = f" at character {error.offset}" if isinstance(error, SyntaxError) and error.offset else ""
+        raise ConfigError(
+            f"{setting}: need an expression such as {example!r}, got {expression!r}: {reason}{place}. Equal is "
+            "written =="
+        ) from None
+
+
+def _faults(root: ast.AST, setting: str, fault: Callable[[str], str | None]) -> Iterator[str]:
+    called = set()
+    for node in ast.walk(root):
+        if not isinstance(node, _NODES):
+            yield f"{setting}: need {_WORKED_OUT}; got {type(node).__name__}: {_source(node)}"
+        elif isinstance(node, ast.Call):
+            called.add(node.func)
+            if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords:
+                yield f"{setting}: need one of the functions {', '.join(FUNCTIONS)}; got {_source(node)}"
+        elif isinstance(node, ast.Name) and node not in called and node.id not in CONSTANTS:
+            wrong = fault(node.id)
+            if wrong:
+                yield f"{setting}: {wrong}"
+
+
+def _source(node: ast.AST) -> str:
+    try:
+        return ast.unparse(node)
+    except (AttributeError, ValueError):
+        return type(node).__name__
