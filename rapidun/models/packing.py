@@ -147,6 +147,10 @@ def can_switch(model: nn.Module) -> bool:
     return on_cpu and not mixes and is_causal(model) and bool(sdpa_configs(model, NAME))
 
 
+def is_switched(model: nn.Module) -> bool:
+    return not sdpa_configs(model)
+
+
 @contextmanager
 def switched(model: nn.Module) -> Iterator[None]:
     """Let rows be laid end to end in here, backward passes included; batches that are not are done as by `sdpa`."""
