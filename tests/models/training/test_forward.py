@@ -200,7 +200,7 @@ def test_under_ddp_each_gradient_is_exchanged(tmp_path: Path, copies: bool) -> N
     try:
         wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
 
-        def hook(_: Any, bucket: Any) -> torch.futures.Future[Tensor]:
+        def hook(_: Any, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
             done: torch.futures.Future[Tensor] = torch.futures.Future()
             done.set_result(bucket.buffer() / 2)
             return done
