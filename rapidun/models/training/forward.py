@@ -91,7 +91,7 @@ def _is_run_again_unswitched(model: nn.Module) -> bool:
 
 
 def layout_of(model: nn.Module) -> Layout:
-    """How this model takes its batches, found with three short rows and remembered in this process."""
+    """How this model takes its batches, found with five short rows and remembered in this process."""
     bare: Any = extract_model_from_parallel(model)
     base = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
     first = next(bare.parameters())
