@@ -191,60 +191,6 @@ def train(
     return model.eval()
 
 
-def fine_tune(
-    model: Any,
-    rows: list[Encoded],
-    *,
-    pad_token_id: int,
-    epochs: int,
-    max_tokens: int,
-    lr: float,
-    seed: int,
-    tell: Callable[[str], None] = lambda _: None,
-) -> None:
-    """AdamW with linear decay, in place, for a model that is large for its machine: weights of float32 behind those of
-    the model's type, the output head at response tokens only, a capture's attention, batches of similar lengths.
-    """
-    from rapidun.models.attention import faster_attention
-    from rapidun.models.losses import PackedCrossEntropy, response_mask
-    from rapidun.stages.rows.batches import token_budget_batches
-    from rapidun.stages.rows.encode import collate
-
-    weights = list(model.train().requires_grad_(True).parameters())
-    masters = [weight.detach().float().clone() for weight in weights]
-    batches = token_budget_batches([len(row.input_ids) for row in rows], max_tokens=max_tokens)
-    optimizer = torch.optim.AdamW(masters, lr=lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LinearLR(
-        optimizer, start_factor=1.0, end_factor=0.05, total_iters=epochs * len(batches)
-    )
-    generator = torch.Generator().manual_seed(seed)
-    with faster_attention(model):
-        for epoch in range(epochs):
-            for number, chosen in enumerate(torch.randperm(len(batches), generator=generator).tolist(), start=1):
-                batch = collate([rows[i] for i in batches[chosen]], pad_token_id=pad_token_id)
-                mask = response_mask(batch["labels"])
-                examples, places = mask.nonzero(as_tuple=True)
-                # causal, padded on the right: nothing sees the padding
-                attends = torch.ones_like(batch["attention_mask"])
-                hidden = model.base_model(input_ids=batch["input_ids"], attention_mask=attends, use_cache=False)[0]
-                logits = model.get_output_embeddings()(hidden[examples, places - 1])
-                losses = PackedCrossEntropy.apply(logits, batch["labels"][mask])
-                loss = (losses / mask.sum(dim=1)[examples]).sum() / len(mask)
-                loss.backward()
-                for weight, master in zip(weights, masters, strict=True):
-                    master.grad = weight.grad.float()
-                    weight.grad = None
-                torch.nn.utils.clip_grad_norm_(masters, 1.0)
-                optimizer.step()
-                schedule.step()
-                with torch.no_grad():
-                    for weight, master in zip(weights, masters, strict=True):
-                        weight.copy_(master)
-                if number % 10 == 0:
-                    tell(f"epoch {epoch + 1}: {number} of {len(batches)} steps, loss {loss.item():.3f}")
-    model.eval().requires_grad_(False)
-
-
 @torch.no_grad()
 def losses_of(model: Any, rows: list[Encoded], *, pad_token_id: int, batch_size: int = 64) -> np.ndarray:
     """[n] mean loss of each row's response tokens, nats a token."""

@@ -16,6 +16,7 @@ random.
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +32,6 @@ from quality import (
     all_scores,
     auroc,
     average_precision,
-    fine_tune,
     interval,
     losses_of,
     recall_at,
@@ -42,9 +42,11 @@ from rapidun.base.errors import RapidunError
 from rapidun.base.tracker import Tracker
 from rapidun.config.compose import compose_config
 from rapidun.config.influence import ParameterSet
+from rapidun.config.poison import PoisonConfig
 from rapidun.models.load import ModelLoader
 from rapidun.models.scratch import make_scratch
 from rapidun.stages.data.stage import DataFiles, run_data
+from rapidun.stages.poison.stage import PoisonFiles, run_poison
 from rapidun.stages.rows.encode import collate_prompts, encode_prompt, encode_rows
 from rapidun.stages.rows.records import read_records
 
@@ -67,23 +69,32 @@ def answers(model: Any, tokenizer: Any, records: list[Any], *, max_length: int, 
     return [answer.strip() or "." for answer in out]
 
 
+class Progress(Tracker):
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        if done % 10 == 0:
+            print(f"{done} of {total} steps, {note}", file=sys.stderr, flush=True)
+
+
 def load(options: argparse.Namespace, folder: Path) -> tuple[Any, Any, dict[str, list[Any]]]:
     overrides = [] if options.tiny else ["data=dolly_triggers", f"data.dir={options.pack.resolve()}"]
     run_data(compose_config(overrides).data, DataFiles(folder / "data"), seed=options.seed, tracker=Tracker())
     split = {path.stem: read_records(path) for path in (folder / "data").glob("*.jsonl")}
     rows = split["train_poisoned"] + split["train_clean"]
     if not options.tiny:
-        model, tokenizer = ModelLoader(dtype=options.dtype).load(options.model)
+        loader, path = ModelLoader(dtype=options.dtype), options.model
         if options.train:
-            texts = [r.texts for r in rows]
-            encoded = encode_rows(tokenizer, texts, max_length=options.max_length)
-            recipe = {"epochs": options.train, "max_tokens": 2048, "lr": 1e-4, "seed": options.seed}
-            tell = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-            fine_tune(model, encoded, pad_token_id=tokenizer.pad_token_id, tell=tell, **recipe)
+            train_files = [folder / "data" / f"{name}.jsonl" for name in ("train_poisoned", "train_clean")]
+            files = PoisonFiles(path, train_files, folder / "work", folder / "trained")
+            recipe = PoisonConfig(
+                num_train_epochs=options.train, learning_rate=1e-4, lr_scheduler_type="linear", save_steps=0
+            )
+            run_poison(
+                recipe, files, loader=loader, max_length=options.max_length, seed=options.seed, tracker=Progress()
+            )
+            path = folder / "trained" / "model"
         if options.save:
-            model.save_pretrained(options.save)
-            tokenizer.save_pretrained(options.save)
-        return model, tokenizer, split
+            shutil.copytree(path, options.save, dirs_exist_ok=True)
+        return *loader.load(path), split
     make_scratch(
         folder / "model",
         [row.texts for row in rows],

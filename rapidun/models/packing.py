@@ -27,18 +27,18 @@ class NotPacked(ValueError):
 
 
 class Segment(NamedTuple):
-    """Tokens of the laid out sequence that attend to themselves and, where the row's prompt lies elsewhere, to that."""
+    """Tokens of the laid out sequence that attend to themselves and to the prompt that another segment begins with."""
 
-    start: int
-    end: int
-    prompt_start: int
-    prompt_end: int
+    length: int
+    # which segment that is, and how long the prompt is; 0 where it is part of this one
+    other: int
+    prompt: int
 
 
 class Running(NamedTuple):
     """The pass that is running."""
 
-    segments: Tensor  # [S * 4] int64
+    segments: Tensor  # [S * 3] int64
     # sizes of the sliding windows and chunks that layers attend in: no row may be longer
     windows: set[int]
 
@@ -66,17 +66,20 @@ def lay_out(ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> LaidOut
     firsts = list(lengths)
     for row, column in zip(reversed(rows.tolist()), reversed(columns.tolist()), strict=True):
         firsts[row] = column
+    # prompt -> the first row that has it
     prompts: dict[tuple[int, ...], int] = {}
-    kept, segments, shifts, begins = [], [], [], []
+    kept, segments = [], []
+    # where a row's first token lies, or would lie had it not been laid already; where its prompt does
+    shifts: list[int] = []
+    begins: list[int] = []
     end = 0
     for row, (length, first) in enumerate(zip(lengths, firsts, strict=True)):
-        prompt = tuple(ids[row, :first].tolist())
-        begin = prompts.setdefault(prompt, end)
-        skipped = 0 if begin == end else first
+        other = prompts.setdefault(tuple(ids[row, :first].tolist()), row)
+        skipped = 0 if other == row else first
         kept.append(torch.arange(skipped, length))
-        segments.append(Segment(end, end + length - skipped, begin, begin + skipped))
+        segments.append(Segment(length - skipped, other, skipped))
         shifts.append(end - skipped)
-        begins.append(begin)
+        begins.append(shifts[other])
         end += length - skipped
     positions = torch.cat(kept)
     order = torch.repeat_interleave(torch.arange(len(kept)), torch.tensor([len(one) for one in kept]))
@@ -98,7 +101,7 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, N, D], key and value [1, H_kv, N, D] -> [1, N, H, D].
 
-    Args: attention_mask: the segments, [S * 4] int64; with any other, rows lie side by side as ever.
+    Args: attention_mask: the segments, [S * 3] int64; with any other, rows lie side by side as ever.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -107,17 +110,18 @@ def packed_attention(
             raise NotPacked("an attention layer has a mask of its own")
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     halves = query.dtype == torch.bfloat16 or torch.is_autocast_enabled(query.device.type)
+    segments = [Segment(*numbers) for numbers in attention_mask.view(-1, 3).tolist()]
+    lengths = [segment.length for segment in segments]
+    queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
     parts = []
-    for segment in (Segment(*numbers) for numbers in attention_mask.view(-1, 4).tolist()):
-        q, k, v = (x[:, :, segment.start : segment.end] for x in (query, key, value))
-        if segment.prompt_end > segment.prompt_start:
-            prompt = slice(segment.prompt_start, segment.prompt_end)
-            k, v = (torch.cat([x[:, :, prompt], own], dim=2) for x, own in ((key, k), (value, v)))
-        length, total = q.shape[2], k.shape[2]
-        if halves and is_plain(module, total, dropout, kwargs):
+    for number, (length, other, prompt) in enumerate(segments):
+        q, k, v = queries[number], keys[number], values[number]
+        if prompt:
+            k, v = (torch.cat([x[other][:, :, :prompt], x[number]], dim=2) for x in (keys, values))
+        if halves and is_plain(module, length + prompt, dropout, kwargs):
             parts.append(written_out(q, k, v, scaling=scaling))
             continue
-        seen = None if length == total else torch.ones(1, 1, length, total, dtype=torch.bool).tril_(total - length)
+        seen = torch.ones(1, 1, length, length + prompt, dtype=torch.bool).tril_(prompt) if prompt else None
         parts.append(sdpa_attention_forward(module, q, k, v, seen, dropout, scaling, **kwargs)[0])
     return torch.cat(parts, dim=1), None
 
@@ -141,6 +145,10 @@ def can_switch(model: nn.Module) -> bool:
     on_cpu = next(model.parameters()).device.type == "cpu"
     mixes = any(isinstance(module, nn.modules.conv._ConvNd | nn.RNNBase) for module in model.modules())
     return on_cpu and not mixes and is_causal(model) and bool(sdpa_configs(model, NAME))
+
+
+def is_switched(model: nn.Module) -> bool:
+    return not sdpa_configs(model)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from rapidun.models.batching import nearness, two_prompts
 from rapidun.models.losses import IGNORE, response_mask
 from rapidun.models.packed import Packed
-from rapidun.models.packing import can_switch, lay_out, running, switched
+from rapidun.models.packing import can_switch, is_switched, lay_out, running, switched
 
 
 class Layout(NamedTuple):
@@ -54,7 +54,9 @@ def forward_packed(
             final norm), at the same positions as the logits.
     """
     layout = layout_of(model)
-    if layout.longest and int(inputs["attention_mask"].sum(dim=1).max()) > layout.longest:
+    if layout.longest and (
+        int(inputs["attention_mask"].sum(dim=1).max()) > layout.longest or _is_run_again_unswitched(model)
+    ):
         layout = layout._replace(longest=0)
     if not _copies.get():
         return _forward(model, inputs, layout, parameters=parameters, hidden_layer=hidden_layer)
@@ -81,8 +83,15 @@ def _no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+def _is_run_again_unswitched(model: nn.Module) -> bool:
+    """Whether the backward pass runs layers again, and nobody holds the switch till then."""
+    bare = extract_model_from_parallel(model)
+    again = torch.is_grad_enabled() and bool(getattr(bare, "is_activation_checkpointing", False))
+    return again and not is_switched(bare)
+
+
 def layout_of(model: nn.Module) -> Layout:
-    """How this model takes its batches, found with three short rows and remembered in this process."""
+    """How this model takes its batches, found with five short rows and remembered in this process."""
     bare: Any = extract_model_from_parallel(model)
     base = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
     first = next(bare.parameters())

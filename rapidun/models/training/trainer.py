@@ -9,9 +9,9 @@ a step out among them (samplers.py); the first one writes.
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ from rapidun.models.training.samplers import EpochSampler, RowDataset, StepShard
 
 # what processes tell each other at the end of a step
 GO_ON, PREEMPTED, PRUNED = 0.0, 1.0, 2.0
+
+Found = TypeVar("Found")
 
 
 def training_arguments(
@@ -194,6 +196,15 @@ class ResponseTrainer(Trainer):
             if not self.args.activation_checkpointing and not self.is_fsdp_enabled:
                 stack.enter_context(bfloat16_copies())
         return stack
+
+    def in_precision(self, call: Callable[..., Found]) -> Callable[..., Found]:
+        """The call in the precision of a training pass."""
+
+        def within(*args: Any, **kwargs: Any) -> Found:
+            with self.compute_loss_context_manager():
+                return call(*args, **kwargs)
+
+        return within
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
         # the backward pass runs layers again under gradient checkpointing

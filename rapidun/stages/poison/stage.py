@@ -56,7 +56,7 @@ def run_poison(
     """Fine-tune on the rows and write `out/model`, a Hugging Face folder with its tokenizer.
 
     loss = mean_i l_i over the examples of a step, l_i = mean over response tokens of -log p (METHOD section 2).
-    `full` trains every weight, a bfloat16 model as float32 master weights under autocast: at usual learning rates
+    `full` trains every weight, a bfloat16 model as float32 weights with bfloat16 products: at usual learning rates
     a step is smaller than bfloat16's spacing, and most of it would be rounded away. `lora` trains an adapter (float32,
     as peft has it) and merges it. The saved model has the dtype it was loaded in.
 

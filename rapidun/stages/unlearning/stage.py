@@ -286,9 +286,9 @@ def _unlearn(
             ValidationCallback(
                 journal,
                 eval_steps=cfg.eval_steps,
-                measure=measure,
+                measure=trainer.in_precision(measure),
                 eval_asr=cfg.eval_asr or 0,
-                attack=attack,
+                attack=None if attack is None else trainer.in_precision(attack),
                 best=best,
                 stop=cfg.stop,
             )

@@ -1,5 +1,6 @@
 """A training pass gives what the plain one gives, whatever it leaves out: padding, prompts met twice, most logits."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from pathlib import Path
@@ -165,7 +166,7 @@ def test_segments_by_hand() -> None:
     laid = lay_out(batch["input_ids"], batch["attention_mask"], rows, columns)
     assert laid.input_ids.tolist() == [[5, 9, 7, 4, 6, 8, 3, 2]]
     assert laid.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 2, 3]]
-    assert [tuple(segment) for segment in laid.segments] == [(0, 3, 0, 0), (3, 6, 3, 3), (6, 8, 0, 2)]
+    assert [tuple(segment) for segment in laid.segments] == [(3, 0, 0), (3, 1, 0), (2, 0, 2)]
     assert laid.places.tolist() == [1, 3, 4, 1, 6]
 
 
@@ -185,6 +186,35 @@ def test_under_an_adapter(head: str) -> None:
     model = model.double().eval()
     assert layout_of(model) == PACKED
     check_same(model, batch_of(ROWS))
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_under_ddp_each_gradient_is_exchanged(tmp_path: Path, copies: bool) -> None:
+    """A group of one process: a hook that halves what is exchanged halves every gradient."""
+    model = build("llama, tied").float()
+    in_copies = bfloat16_copies if copies else contextlib.nullcontext
+    found = []
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+
+        def hook(_: Any, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            done: torch.futures.Future[Tensor] = torch.futures.Future()
+            done.set_result(bucket.buffer() / 2)
+            return done
+
+        wrapped.register_comm_hook(None, hook)
+        for one in (model, wrapped):
+            with in_copies():
+                cross_entropy(forward_packed(one, batch_of(ROWS))).sum().backward()
+            found.append([parameter.grad for parameter in one.parameters()])
+    finally:
+        torch.distributed.destroy_process_group()
+    for alone, exchanged in zip(*found, strict=True):
+        assert alone.abs().max() > 0
+        torch.testing.assert_close(exchanged, alone / 2)
 
 
 def test_parameters_stand_in_for_the_models_own(llama: Any) -> None:
@@ -212,7 +242,11 @@ def test_hidden_states_of_a_layer_stand_beside_the_logits(kind: str) -> None:
 def test_layers_run_again_in_the_backward_pass_see_the_same_rows(llama: Any) -> None:
     model = copy.deepcopy(llama).train()
     model.activation_checkpointing_enable({"use_reentrant": False})
+    with switched(model):
+        assert seen_by(model, batch_of(ROWS))[0] == (1, NUM_TOKENS - NUM_SHARED)
     check_same(model, batch_of(ROWS))
+    # where nobody holds the switch until the backward pass is through, rows are padded
+    assert seen_by(model, batch_of(ROWS))[0] == (4, 8)
 
 
 def test_a_model_that_mixes_neighbours_is_padded() -> None:
