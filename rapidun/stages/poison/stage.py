@@ -101,7 +101,8 @@ def _poison(
 
     identity = sha256_json(
         {
-            "settings": without(plain(cfg), *cfg.idle_optimiser),
+            # as in fingerprints: a checkpoint outlives another spacing of checkpoints, and less or more memory
+            "settings": without(plain(cfg), "save_steps", "gradient_checkpointing", *cfg.idle_optimiser),
             "seed": seed,
             "max_length": max_length,
             "train": [sha256_file(path) for path in files.train],

@@ -176,6 +176,10 @@ def _unlearn(
         {**({"forget": forget_weights} if method.forget else {}), **({"retain": retain_weights} if mix_ratio else {})},
         files,
     )
+    if method.forget is None and (files.dynamic is not None or len(set(forget_weights)) > 1):
+        tracker.warn(
+            f"unlearning: objective={cfg.objective.name} sees no forget row: the weights of forget rows change nothing"
+        )
     samples = cfg.weights_act is WeightsAct.sampling
     ids = [record.id for record, row in zip(forget, encoded, strict=True) if row is not None]
     tokens, shown = _token_weights(cfg, files, lost, ids, tracker)
@@ -254,7 +258,9 @@ def _unlearn(
             "unlearning: accelerate shards weights (FSDP) over GPUs only; here each process holds the whole model"
         )
     _say_what_is_copied(cfg, trainer.reference, tracker)
-    with trainer.compute_loss_context_manager():
+    # in the precision of training; on a GPU accelerate puts autocast around the model with the first step only
+    halves = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=trainer.args.bf16)
+    with trainer.compute_loss_context_manager(), halves:
         trainer.known = read_or_compute(
             model,
             trainer.train_dataset.rows,
@@ -571,7 +577,8 @@ def _identity(
     return sha256_json(
         more
         | {
-            "settings": without(plain(cfg), *cfg.idle),
+            # as in fingerprints: a checkpoint outlives another spacing of checkpoints, and less or more memory
+            "settings": without(plain(cfg), "save_steps", "gradient_checkpointing", *cfg.idle),
             "seed": seed,
             "max_length": max_length,
             "inputs": [sha256_file(path) for path in inputs],

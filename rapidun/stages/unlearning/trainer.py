@@ -14,6 +14,7 @@ from rapidun.base.errors import ConfigError
 from rapidun.base.processes import gather
 from rapidun.config.unlearning import RetainLoss
 from rapidun.models.packed import Packed, cross_entropy, pack
+from rapidun.models.packing import switched
 from rapidun.models.training.distributed import total
 from rapidun.models.training.forward import forward_packed
 from rapidun.models.training.trainer import ResponseTrainer
@@ -309,16 +310,18 @@ class UnlearningTrainer(ResponseTrainer):
         parameters = trained(bare)
         found = [torch.zeros_like(parameter) for parameter in parameters]
         kept, self._random = (dict(self._sums), list(self._seen)), []
-        for batch in self._batches:
-            self._random.append(random_state(self.args.device))
-            if "idle" in batch or not len(batch["forget_weights"]):
-                continue
-            inputs = forget_part(self._prepare_inputs(batch))
-            with self.compute_loss_context_manager():
-                loss, _ = self.mean_loss(bare, inputs, num_examples)
-            for sum_, gradient in zip(found, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
-                if gradient is not None:
-                    sum_ += gradient
+        # as in a training step: layers that run again are given the same layout, and so draw the same masks
+        with switched(bare):
+            for batch in self._batches:
+                self._random.append(random_state(self.args.device))
+                if "idle" in batch or not len(batch["forget_weights"]):
+                    continue
+                inputs = forget_part(self._prepare_inputs(batch))
+                with self.compute_loss_context_manager():
+                    loss, _ = self.mean_loss(bare, inputs, num_examples)
+                for sum_, gradient in zip(found, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+                    if gradient is not None:
+                        sum_ += gradient
         self._sums, self._seen = kept
         return ascent(found, rho=self.around.sam_rho)
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from rapidun.base.errors import ConfigError
 from rapidun.base.tracker import Tracker
 from rapidun.config.compose import compose_config
+from rapidun.config.evaluation import EvaluationConfig
 from rapidun.config.objectives import Rmu
 from rapidun.config.parts import LoraSettings
 from rapidun.config.training import Criterion, Keep, SamSettings, Target
@@ -21,7 +22,7 @@ from rapidun.models.training.journal import Journal, TrainingDiverged
 from rapidun.stages.rows.records import read_records, write_records
 from rapidun.stages.unlearning.best import BestKeeper
 from rapidun.stages.unlearning.rows import encode_forget
-from rapidun.stages.unlearning.stage import OBJECTIVES, UnlearningFiles, remedy, run_unlearning
+from rapidun.stages.unlearning.stage import OBJECTIVES, UnlearningFiles, _identity, remedy, run_unlearning
 from rapidun.stages.unlearning.validation import validate
 from rapidun.stages.weights_file import write_weights
 
@@ -160,6 +161,7 @@ def test_checkpointed_activations_change_nothing(files: UnlearningFiles) -> None
         ({"stop_when": "val_asr_sen <= 0.02"}, "need numbers among val_asr_seen"),
         ({"stop_when": "forget_preference"}, "true or false"),
         ({"stop_when": "forget_preference <"}, "need an expression such as 'val_asr_seen <= 0.02'"),
+        ({"stop_when": "val_asr_seen << 1"}, "got LShift: val_asr_seen << 1"),
         ({"stop_when": "1 < 2"}, "need a condition on what is measured"),
         ({"max_retain_growth": -1.0}, "max_retain_growth >= 0"),
     ],
@@ -174,6 +176,28 @@ def test_a_quantised_model_has_no_weights_to_train() -> None:
         compose_config(
             ["model=hf", "model.path=/m", "unlearning.target=full", "model.quantisation=4bit", "poison=lora"]
         )  # fmt: skip
+
+
+def test_a_checkpoint_is_of_what_changes_numbers(files: UnlearningFiles) -> None:
+    """Other checkpoints, or less memory, throw no training away; a reference's sums are as good as before."""
+    settings = {"max_length": 96, "seed": 3, "evaluation": EvaluationConfig()}
+    first = _identity(UnlearningConfig(), files, **settings)
+    for same in ({"save_steps": 7}, {"gradient_checkpointing": True}):
+        assert _identity(UnlearningConfig(**same), files, **settings) == first
+    for other in ({"learning_rate": 1.0}, {"loss_cap": 3.0}, {"target": Target.full}, {"sam": SamSettings(rho=0.1)}):
+        assert _identity(UnlearningConfig(**other), files, **settings) != first
+    assert _identity(UnlearningConfig(), files, **{**settings, "max_length": 95}) != first
+
+
+def test_weights_of_rows_that_are_not_seen_are_said(files: UnlearningFiles) -> None:
+    ids = [record.id for record in read_records(files.forget)]
+    said = []
+    for weights in ([1.0] * len(ids), [0.5, 1.5, *[1.0] * (len(ids) - 2)]):
+        tracker = Tracker()
+        write_weights(files.forget_weights, weights, ids=ids)
+        unlearn(again(files, f"crow-{len(said)}"), tracker, objective=Objective.crow, max_steps=1)
+        said.append([line for line in tracker.warnings if "the weights of forget rows change nothing" in line])
+    assert [len(lines) for lines in said] == [0, 1]
 
 
 # --- the best weights, an early end ---------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.parts import LoraSettings, Optimizer
 from rapidun.config.unlearning import Objective, RetainLoss, UnlearningConfig
 from rapidun.models.adapters import add_lora
+from rapidun.models.packing import is_switched
 from rapidun.models.training.journal import Journal
 from rapidun.models.training.trainer import training_arguments
 from rapidun.stages.rows.encode import Encoded
@@ -444,6 +445,23 @@ def test_a_radius_of_zero_is_the_plain_step_and_dropout_draws_the_same_masks(
         trainer.train()
         losses.append([line["loss"] for line in trainer.journal.history])
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-12)
+
+
+def test_the_ascent_is_found_in_the_layout_of_the_step(make_tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    """Layers that run again in the backward pass would be given padded rows, and draw other masks for them."""
+    sam = replace(UnlearningConfig().sam, rho=0.01)
+    trainer = make_trainer(
+        make_tiny_model(), tmp_path, Objective.ga, dropout=0.3, sam=sam, max_steps=1, gradient_checkpointing=True
+    )  # fmt: skip
+    plain, found = trainer.mean_loss, []
+
+    def watched(model: nn.Module, *args: Any) -> Any:
+        found.append(is_switched(trainer.accelerator.unwrap_model(model)))
+        return plain(model, *args)
+
+    trainer.mean_loss = watched  # type: ignore[method-assign]
+    trainer.train()
+    assert found == [True, True]
 
 
 # --- crow ---------------------------------------------------------------------------------------------------------

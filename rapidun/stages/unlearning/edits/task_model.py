@@ -27,6 +27,7 @@ from rapidun.models.training.forward import forward_packed
 from rapidun.models.training.journal import Journal
 from rapidun.models.training.samplers import ShuffledSampler
 from rapidun.models.training.trainer import ResponseTrainer, train_to_end, training_arguments
+from rapidun.stages.recipe import without
 from rapidun.stages.rows.encode import collate
 from rapidun.stages.unlearning.edits.rows import EditFiles, WeightedRow, read_edit_rows
 
@@ -79,9 +80,10 @@ def _fine_tune(
         mend="Pass unlearning.forget_per_step=1",
     )
     inputs = [files.forget, files.retain, files.forget_weights, files.retain_weights]
+    read = {name: value for name, value in plain(cfg).items() if name in cfg.objective.traits.reads}
     identity = sha256_json(
         {
-            "task_model": {name: value for name, value in plain(cfg).items() if name in cfg.objective.traits.reads},
+            "task_model": without(read, "save_steps", "gradient_checkpointing"),
             "seed": seed,
             "max_length": max_length,
             "inputs": [sha256_file(path) for path in inputs],
