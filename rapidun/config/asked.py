@@ -270,6 +270,9 @@ def _unlearning(cfg: RunConfig, key: str) -> Unread | None:
     owner = name.partition(".")[0]
     if owner in Objective.__members__ and owner != objective.name:
         return Unread(why, f"pass unlearning={owner} for what it is read by")
+    own: dict[str, str] = getattr(cfg.unlearning.hyperparameters, "unread", {})
+    if owner == objective.name and (by := own.get(name.partition(".")[2])):
+        return Unread(f"unlearning.{by}")
     if objective.traits.edits and owner not in ("objective", "adapter", objective.name, *objective.traits.reads):
         return Unread(f"{why}, which does no such training")
     if name in ("retain_loss", "retain_coeff") and cfg.unlearning.mix_ratio == 0:

@@ -93,6 +93,12 @@ class InfluenceStep:
     spend: float = 0.95
     max_evaluations: int = 40
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """As Repselect's."""
+        is_regex = self.params is ParameterSet.regex
+        return {} if is_regex else {"regex": f"influence_step.params={self.params.name}"}
+
     def check(self, faults: Faults) -> None:
         faults.need(
             self.precondition is not Precondition.none,
@@ -160,6 +166,14 @@ class Repselect:
     lora: LoraSettings = field(
         default_factory=lambda: LoraSettings(r=8, lora_alpha=8, lora_dropout=0.0, target_modules=list(MLP_TARGETS))
     )
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that the edit does not depend on, each with the setting that makes it so."""
+        given = self.budget is not None
+        found = {"learning_rate": f"repselect.budget={self.budget:g}"} if self.budget is not None else {}
+        found |= {} if given else dict.fromkeys(("spend", "max_evaluations"), "repselect.budget=null")
+        return found | ({} if self.lora_learning_rate else {"rows_per_step": "repselect.lora_learning_rate=0"})
 
     def check(self, faults: Faults) -> None:
         for name in ("learning_rate", "lora_learning_rate"):

@@ -102,7 +102,7 @@ def _faults(root: ast.AST, setting: str, fault: Callable[[str], str | None]) -> 
     called = set()
     for node in ast.walk(root):
         if not isinstance(node, _NODES):
-            yield f"{setting}: need {_WORKED_OUT}; got {type(node).__name__}: {_source(node)}"
+            yield f"{setting}: need {_WORKED_OUT}; got {type(node).__name__}: {_source(node) or _source(root)}"
         elif isinstance(node, ast.Call):
             called.add(node.func)
             if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS or node.keywords:

@@ -83,7 +83,7 @@ class Objective(Choice):
 
 class RetainLoss(Enum):
     ce = "ce"
-    kl = "kl"  # KL(reference, model) on response tokens; the reference is the model with the adapter off
+    kl = "kl"  # KL(reference, model) on response tokens; the reference is the model as it was handed over
 
 
 class WeightsAct(Enum):

@@ -219,9 +219,10 @@ CROSS_ENTROPY = "Cross-entropy of the training rows, nats per token"
 CLIPPED = "Clipped steps, capped examples: shares so far"
 EFFECTIVE = "Weight of the forget rows times the factor of clipping"
 MULTIPLIER = "Multiplier of the retain loss (PDU)"
+RENEWED = "Renewed forget weights (LoReUn, dynamic)"
 PANELS = (
     "Loss", TERMS, CROSS_ENTROPY, VALIDATION, VALIDATION_SHARES, ATTACKS, PERPLEXITY, "Gradient norm", CLIPPED,
-    EFFECTIVE, MULTIPLIER,
+    EFFECTIVE, MULTIPLIER, RENEWED,
 )  # fmt: skip
 LOG_PANELS = ("Gradient norm",)
 SHARE_PANELS = (VALIDATION_SHARES, ATTACKS, CLIPPED)
@@ -243,6 +244,8 @@ LINES = {
     "capped_share": "capped examples",
     "consistency": "consistency (CROW)",
     "effective_weight": "effective weight",
+    "forget_weight_min": "smallest weight",
+    "forget_weight_max": "largest weight",
 }
 
 
@@ -260,6 +263,7 @@ def panel_of(name: str) -> str | None:
     if name.endswith("_term") or name == "consistency":
         return TERMS
     alone = {"loss": "Loss", "grad_norm": "Gradient norm", "effective_weight": EFFECTIVE, "lambda": MULTIPLIER}
+    alone |= dict.fromkeys(("forget_weight_min", "forget_weight_max"), RENEWED)
     return alone.get(name)
 
 

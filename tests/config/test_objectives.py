@@ -91,6 +91,15 @@ def test_what_is_not_read_leaves_the_fingerprint_alone() -> None:
         (["unlearning=ceu", "unlearning.retain_coeff=2"], "unlearning.objective=ceu"),
         (["unlearning=rmu", "unlearning.retain_loss=kl"], "unlearning.objective=rmu"),
         (["unlearning.npo.beta=0.2"], "unlearning.objective=rapidun"),
+        (
+            ["unlearning=repselect", "unlearning.repselect.learning_rate=1"],
+            "nothing reads it with unlearning.repselect.budget=",
+        ),
+        (
+            ["unlearning=repselect", "unlearning.repselect.budget=null", "unlearning.repselect.spend=0.9"],
+            "unlearning.repselect.budget=null",
+        ),
+        (["unlearning=influence_step", "unlearning.influence_step.regex=x"], "influence_step.params=all_linear"),
     ],
     ids=str,
 )
@@ -99,7 +108,10 @@ def test_an_override_that_the_objective_does_not_read_is_said(overrides: list[st
     assert len(warnings) == 1 and word in warnings[0], warnings
 
 
-@pytest.mark.parametrize(("name", "override"), [("rmu", "rmu.layer=1"), ("flat", "idk_response=No.")])
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [("rmu", "rmu.layer=1"), ("flat", "idk_response=No."), ("repselect", "repselect.lora.r=4")],
+)
 def test_an_override_of_its_own_section_is_read(name: str, override: str) -> None:
     assert compose_run([f"unlearning={name}", f"unlearning.{override}"]).warnings == []
 

@@ -23,13 +23,15 @@ FIRST, LONGEST = 1e-3, 10.0
 
 
 def kl_to_start(start: Tensor, now: Packed) -> Tensor:
-    """[B] nats a token: mean over each row's response tokens of KL(start || now) = sum_v r log(r / p).
+    """[B] nats a token: mean over each row's response tokens of KL(start || now) = sum_v r log(r / p), 0 log 0 = 0.
 
     Args: start: [N, V] the start model's logits at the same tokens.
     """
     dtype = torch.promote_types(now.logits.dtype, torch.float32)
     known, found = start.to(dtype).log_softmax(dim=-1), now.logits.to(dtype).log_softmax(dim=-1)
-    return now.means((known.exp() * (known - found)).sum(dim=-1))
+    probability = known.exp()
+    # a token that the start model bans (logit -inf)
+    return now.means((probability * (known - found)).masked_fill(probability == 0.0, 0.0).sum(dim=-1))
 
 
 class Damage:

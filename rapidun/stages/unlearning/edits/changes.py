@@ -45,7 +45,7 @@ class Changes:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Changes":
-        return cls(sum(parameter.numel() for parameter in model.parameters()))
+        return cls(sum(_numbers(parameter) for parameter in model.parameters()))
 
     @torch.no_grad()
     def set(self, name: str, parameter: Tensor, value: Tensor) -> None:
@@ -90,6 +90,12 @@ class Changes:
             "changed_share": total.num_changed / self.num_weights if self.num_weights else 0.0,
             "change_norm": math.sqrt(total.square),
         }
+
+
+def _numbers(parameter: Tensor) -> int:
+    """How many weights a parameter stands for: 4-bit ones lie packed, several in each of its numbers."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return parameter.numel() if shape is None else math.prod(shape)
 
 
 def layer_of(name: str) -> str:

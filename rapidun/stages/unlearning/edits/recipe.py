@@ -32,7 +32,7 @@ def edited(ctx: Context, key: MakeKey) -> Recipe:
         lora = lora_of(ctx, section.lora, section="unlearning.repselect")
         section = replace(section, lora=lora)
         unlearning = replace(unlearning, repselect=section)
-    settings = plain(section)
+    settings = without(plain(section), *getattr(section, "unread", ()))
     task = curvature = None
     if cfg.unlearning.objective is Objective.task_vector:
         task = _task_model(ctx, key)

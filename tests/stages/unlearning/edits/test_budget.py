@@ -2,15 +2,19 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from rapidun.base.errors import ModelError
 from rapidun.config.edits import BudgetOn
+from rapidun.models.packed import Packed
 from rapidun.stages.unlearning.edits import rows as edit_rows
-from rapidun.stages.unlearning.edits.budget import Damage, longest_step
+from rapidun.stages.unlearning.edits.budget import Damage, kl_to_start, longest_step
+from rapidun.stages.unlearning.edits.changes import Changes
 
 SEARCH: dict[str, Any] = {
     "spend": 0.95,
@@ -96,3 +100,21 @@ def test_damage_by_hand(
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
     assert measures[-1][1]() == math.inf
+
+
+def test_banned_tokens_do_no_damage() -> None:
+    """0 log 0 = 0: logits of -inf before and after, as some heads have."""
+    start = torch.tensor([[0.0, 0.0, -torch.inf]], dtype=torch.float64)
+    now = torch.tensor([[math.log(3.0), 0.0, -torch.inf]], dtype=torch.float64)
+    none = torch.zeros(1, dtype=torch.long)
+    (found,) = kl_to_start(start, Packed(now, none, none, 1)).tolist()
+    # 1/2 ln(1/2 / 3/4) + 1/2 ln(1/2 / 1/4)
+    assert found == pytest.approx(0.5 * math.log(4 / 3), rel=1e-12)
+
+
+def test_shares_are_of_the_weights_that_packed_numbers_stand_for() -> None:
+    model = nn.Linear(4, 6)
+    weight: Any = nn.Parameter(torch.zeros(12, 1, dtype=torch.uint8), requires_grad=False)
+    weight.quant_state = SimpleNamespace(shape=(6, 4))
+    model.weight = weight
+    assert Changes.of(model).num_weights == 6 * 4 + 6

@@ -78,6 +78,14 @@ def test_what_changes_a_result_is_in_its_fingerprint() -> None:
         assert len(found | {recipe(objective).fingerprint}) == len(sections) + 1
 
 
+def test_a_budget_and_a_rate_stand_for_each_other() -> None:
+    first, rate = recipe(Objective.repselect), Repselect(learning_rate=1.0)
+    assert recipe(Objective.repselect, repselect=rate).fingerprint == first.fingerprint
+    fixed = [Repselect(budget=None, learning_rate=1.0), Repselect(budget=None, learning_rate=1.0, spend=0.5)]
+    found = {recipe(Objective.repselect, repselect=section).fingerprint for section in fixed}
+    assert len(found) == 1 and first.fingerprint not in found
+
+
 def test_scales_share_one_training_and_budgets_one_curvature() -> None:
     scales = [recipe(Objective.task_vector, task_vector=TaskVector(scale=scale)) for scale in (0.5, 1.0)]
     assert len({one.fingerprint for one in scales}) == 2
