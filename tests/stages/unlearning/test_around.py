@@ -243,7 +243,7 @@ def test_larger_is_better_where_it_is(tmp_path: Path, tiny_model: Any) -> None:
 
 
 def test_training_ends_when_it_is_enough(files: UnlearningFiles) -> None:
-    settings = {"objective": Objective.ga, "learning_rate": 0.05, "max_steps": 12, "lr_scheduler_type": "constant"}
+    settings = {"objective": Objective.ga, "learning_rate": 0.01, "max_steps": 12, "lr_scheduler_type": "constant"}
     unlearn(files, eval_steps=2, **settings)
     measured = {line["step"]: line["forget_loss_poisoned"] for line in lines_of(files) if "val_loss_clean" in line}
     # the first evaluation, of those after the second step, that no earlier one reached

@@ -351,7 +351,9 @@ def test_attacks_are_what_the_evaluation_stage_measures(backdoored: Path, trigge
     from rapidun.config.evaluation import EvaluationConfig, Split
     from rapidun.stages.evaluation.stage import EvaluationFiles, run_evaluation
 
-    files = attacked(backdoored, "asr-same", triggered, eval_asr=3, max_steps=12, learning_rate=0.1)
+    files = attacked(
+        backdoored, "asr-same", triggered, eval_asr=3, max_steps=12, learning_rate=0.1, max_retain_growth=0.0
+    )
     history = json.loads((files.out / "history.json").read_text())
     last = [line for line in history if "val_asr_seen" in line][-1]
     out = files.out / "evaluation"
