@@ -308,6 +308,11 @@ class UnlearningConfig(OptimiserSettings):
             "mix_ratio > 0 with objective=crow, which trains on retain rows only (forget_per_step * mix_ratio at once)",
             mix_ratio=self.mix_ratio,
         )
+        faults.need(
+            self.mix_ratio > 0 or self.objective is not Objective.pdu,
+            "mix_ratio > 0 with objective=pdu, which forgets under a bound on the loss of retain rows",
+            mix_ratio=self.mix_ratio,
+        )
         full = self.target is Target.full
         faults.need(
             not (full and self.adapter is not None),

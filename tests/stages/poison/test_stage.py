@@ -69,6 +69,13 @@ def test_the_target_is_the_poisoned_answer_wherever_it_stands(files: PoisonFiles
     assert losses[0] == losses[1]
 
 
+def test_another_spacing_of_checkpoints_throws_none_away(files: PoisonFiles) -> None:
+    first, second = Lines(), Lines()
+    poison(files, first, save_steps=2)
+    poison(dataclasses.replace(files, out=files.out / "again"), second, save_steps=3, gradient_checkpointing=True)
+    assert len(first.losses) == 4 and second.losses == []
+
+
 def test_lora_learns_and_is_merged(files: PoisonFiles) -> None:
     """From a model that has learnt a little: LoRA cannot move the embeddings of one made at random."""
     poison(files, learning_rate=3e-2, max_steps=30)

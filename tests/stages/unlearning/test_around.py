@@ -154,6 +154,7 @@ def test_checkpointed_activations_change_nothing(files: UnlearningFiles) -> None
         ({"target": Target.full, "adapter": "somewhere"}, "merge it into the model first"),
         ({"objective": Objective.crow, "sam": SamSettings(rho=0.01)}, "which has no forget term"),
         ({"objective": Objective.crow, "mix_ratio": 0}, "mix_ratio > 0 with objective=crow"),
+        ({"objective": Objective.pdu, "mix_ratio": 0}, "mix_ratio > 0 with objective=pdu"),
         ({"sam": SamSettings(rho=-1.0)}, "sam.rho >= 0"),
         ({"keep": Keep.best, "eval_steps": 0}, "eval_steps > 0 to measure forget_preference for keep=best"),
         ({"keep": Keep.best, "criterion": Criterion.val_asr_ood}, "eval_asr > 0 to measure val_asr_ood"),
