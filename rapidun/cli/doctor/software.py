@@ -31,6 +31,9 @@ class Optional(NamedTuple):
 OPTIONAL = {
     "gguf": Optional("model.path=FILE.gguf and `rapidun model fetch`", "pip install 'rapidun[gguf]'"),
     "optuna": Optional("hydra/sweeper=rapidun_optuna", "pip install 'rapidun[optuna]'"),
+    "pyarrow": Optional(
+        "packs in Parquet and `datasets` folders", "pip install 'rapidun[datasets]', or give the rows as JSON Lines"
+    ),
     "bm25s": Optional("influence=bm25", "pip install 'rapidun[bm25]', or choose another influence=..."),
     "tensorboard": Optional("tracking=tensorboard", "pip install 'rapidun[tensorboard]', or pass tracking=none"),
     "trackio": Optional("tracking=trackio", "pip install 'rapidun[trackio]', or pass tracking=none"),
