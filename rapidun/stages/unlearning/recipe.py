@@ -267,7 +267,7 @@ def _unlearned(ctx: Context) -> Evaluated:
 
 STAGE = Stage(
     name="unlearning",
-    versions={"unlearning": 3, "task_model": 1, "edit": 1},
+    versions={"unlearning": 4, "task_model": 1, "edit": 1},
     makes=lambda ctx: [ctx.get(TRAINED)],
     check=_check,
     check_rows=_check_rows,
