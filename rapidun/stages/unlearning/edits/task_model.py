@@ -11,14 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rapidun.base.errors import ModelError
 from rapidun.base.files import sha256_file, sha256_json
 from rapidun.base.processes import is_main
 from rapidun.base.tracker import Tracker
 from rapidun.config.plain import plain
 from rapidun.config.training import Target
 from rapidun.config.unlearning import UnlearningConfig
-from rapidun.models.adapters import add_lora, confirm_adapter, is_quantised, prepare_quantised, save_adapter, save_model
+from rapidun.models.adapters import (
+    add_lora,
+    confirm_adapter,
+    is_quantised,
+    prepare_quantised,
+    save_adapter,
+    save_model,
+    train_all,
+)
 from rapidun.models.batching import check_training
 from rapidun.models.load import ModelLoader
 from rapidun.models.packed import cross_entropy
@@ -124,12 +131,4 @@ def _trainable(model: Any, cfg: UnlearningConfig, *, seed: int) -> Any:
         if is_quantised(model):
             model = prepare_quantised(model, gradient_checkpointing=cfg.gradient_checkpointing)
         return add_lora(model, cfg.lora, seed=seed, section="unlearning")
-    if model.dtype is torch.float16:
-        raise ModelError(
-            "unlearning: need float32 or bfloat16 weights for target=full, got float16 (its gradients underflow). Pass "
-            "model.dtype=bfloat16, or unlearning.target=lora"
-        )
-    model = model if model.dtype is torch.float64 else model.float()
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model
+    return train_all(model, section="unlearning")
