@@ -63,6 +63,6 @@ def logged_names(folder: Path) -> set[str]:
 def _no_metric(missing: list[str], known: list[str]) -> str:
     return (
         f"hydra.sweeper.directions: need metrics of result.json, got {', '.join(missing)}; there are "
-        f"{', '.join(filter(is_result, known))} (and before.*, seconds.*, peak_memory_gb.*). Pass "
+        f"{', '.join(filter(is_result, known))} (and before.*, retrain.*, seconds.*, peak_memory_gb.*). Pass "
         "'hydra.sweeper.directions={METRIC: minimize}'"
     )

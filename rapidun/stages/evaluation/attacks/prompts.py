@@ -146,7 +146,7 @@ def _longest(prompt: list[int], pair: tuple[Encoded, Encoded]) -> int:
 def attack_by_prompts(
     model: Any, judge: Judge, prompted: Sequence[Prompted], *, work: Path, tracker: Tracker
 ) -> dict[str, Any]:
-    """Attack success of every variant. Whether one counts is decided beside the poisoned model's (summary.testable).
+    """Attack success of every variant. Whether one counts is decided beside the poisoned model's (summary.that_fire).
 
     Returns: {"variants": {name: {"num_prompts", "note", "asr_prompts", "asr_prompts_likelihood"}}, "min_asr"}.
     """

@@ -40,13 +40,13 @@ def collected(artifacts: Mapping[str, Path]) -> dict[str, Any]:
     poisoned = found.get("poisoned", {}).get(Attack.prompts.name)
     if poisoned is not None:
         found["testable"] = {
-            ending: testable(poisoned["variants"], f"asr_prompts{ending}", min_asr=poisoned["min_asr"])
+            ending: that_fire(poisoned["variants"], f"asr_prompts{ending}", min_asr=poisoned["min_asr"])
             for ending in ENDINGS
         }
     return found
 
 
-def testable(poisoned: Mapping[str, Mapping[str, Any]], metric: str, *, min_asr: float) -> list[str]:
+def that_fire(poisoned: Mapping[str, Mapping[str, Any]], metric: str, *, min_asr: float) -> list[str]:
     """The variants that succeed in the poisoned model, by one detector; the others say nothing of unlearning.
 
     Args: poisoned: `variants` of the poisoned model. metric: asr_prompts or asr_prompts_likelihood.
