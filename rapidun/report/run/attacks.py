@@ -220,9 +220,20 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
                     f"Of {pool['in_split']} {run['rows']} training rows {pool['left']} can be relearned from: "
                     f"{pool['in_forget']} are in the forget set, {pool['held_out']} asked in validation or test."
                 ] = None
+            if _rises(run):
+                notes[
+                    f"{role}, {run['k']} {run['rows']} rows: largest at the last step, so that more steps "
+                    "(evaluation.attacks.relearning.max_steps) may find more."
+                ] = None
             if run.get("stopped"):
                 notes[f"{role}, {run['k']} {run['rows']} rows: {run['stopped']}"] = None
     return list(notes)
+
+
+def _rises(run: Mapping[str, Any]) -> bool:
+    """Whether the largest share by keywords was reached at the last step, and not before."""
+    shares = [value for point in run["curve"] if (value := number(point.get("asr"))) is not None]
+    return len(shares) > 1 and shares[-1] > max(shares[:-1])
 
 
 def _maximum(run: Mapping[str, Any], ending: str) -> float | None:
