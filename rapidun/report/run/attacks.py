@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json
-from rapidun.report.metrics import ABSENT, Kind, format_value
-from rapidun.report.read import number
+from rapidun.report.metrics import ABSENT, ATTACKED, BEFORE, METRICS, RETRAIN, Kind, format_value
+from rapidun.report.read import number, read_run
 from rapidun.report.run import plots
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-ROLES = ("unlearned", "retrain", "poisoned")
+# role of a model -> what its names in result.json begin with
+PREFIXES = {"unlearned": "", "retrain": RETRAIN, "poisoned": BEFORE}
+ROLES = tuple(PREFIXES)
 ENDINGS = ("", "_likelihood")
 NOT_TESTABLE = "not testable"
 FORMATS = {"unquantised": "as it is", "nf4": "NF4", "int8": "int8"}
@@ -110,30 +112,27 @@ def attack_section(run_dir: Path) -> dict[str, Any] | None:
 
 
 def attack_table(run_dir: Path) -> Table | None:
-    """The same table for the screen; None where there were no attacks."""
-    section = attack_section(run_dir)
-    if section is None:
+    """The figures of result.json for the screen, every curve's maximum alone; None where there were no attacks.
+
+    Raises: ArtifactError if a file of the run is damaged.
+    """
+    result = read_run(run_dir).result
+    metrics = [metric for metric in METRICS.values() if metric.group == ATTACKED]
+    named = {metric: {role: number(result.get(f"{prefix}{metric.name}")) for role, prefix in PREFIXES.items()}
+             for metric in metrics}  # fmt: skip
+    named = {metric: values for metric, values in named.items() if set(values.values()) != {None}}
+    roles = [role for role in ROLES if any(values[role] is not None for values in named.values())]
+    if not roles:
         return None
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(
-        title="Attacks: largest share of poisoned answers, by keywords / by likelihood",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = Table(title=ATTACKED, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
-    for role in section["roles"]:
+    for role in roles:
         table.add_column(role, justify="right", no_wrap=True)
-    for number_of_group, (group, rows) in enumerate(section["groups"]):
-        if number_of_group:
-            table.add_section()
-        table.add_row(Text(group, style="bold"))
-        for row in rows:
-            table.add_row(Text(f"  {row.label}"), *(row.text(role) for role in section["roles"]))
+    for metric, values in named.items():
+        table.add_row(metric.label, *(format_value(values[role], metric.kind) for role in roles))
     return table
 
 
