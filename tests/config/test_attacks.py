@@ -5,7 +5,7 @@ import yaml
 
 from rapidun.base.errors import ConfigError
 from rapidun.config.attacks import Attack, AttacksConfig
-from rapidun.config.compose import compose_config
+from rapidun.config.compose import compose_config, compose_run
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.config.training import Target
 
@@ -68,3 +68,26 @@ def test_all_faults_come_together() -> None:
     with pytest.raises(ConfigError) as caught:
         compose_config(["evaluation=attacks", "evaluation.attacks.run=[x]", "evaluation.attacks.prompts.min_asr=2"])
     assert len(caught.value.faults) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["evaluation.attacks.sampling.num_samples=3"], "evaluation.attacks.run=[]"),
+        (
+            ["evaluation=attacks", "evaluation.attacks.run=[prompts]", "evaluation.attacks.sampling.num_samples=3"],
+            "[prompts]",
+        ),
+        (
+            [
+                "evaluation=attacks",
+                "evaluation.attacks.relearning.target=full",
+                "evaluation.attacks.relearning.lora.r=3",
+            ],
+            "target=full",
+        ),
+    ],
+)
+def test_a_setting_that_no_attack_reads_is_said(overrides: list[str], why: str) -> None:
+    (warning,) = compose_run(overrides).warnings
+    assert overrides[-1].partition("=")[0] in warning and why in warning
