@@ -155,6 +155,23 @@ def test_over_a_folder_that_is_quantised_already(base: Path, tmp_path: Path) -> 
     assert torch.allclose(logits(apart(start)), logits(as_peft_has_it(tmp_path / "packed", made)), atol=1e-6)
 
 
+def test_in_bfloat16_both_ways_round_alike(base: Path, tmp_path: Path) -> None:
+    """As peft's merge into a bfloat16 base, to the last bit; and near what peft computes unmerged."""
+    start = make_adapter(base, tmp_path / "a")
+    ours = apart(start, dtype="bfloat16")
+    with peft_renaming():
+        by_hand = as_peft_has_it(base, start, dtype="bfloat16").merge_and_unload()
+    assert torch.equal(logits(ours), logits(by_hand))
+    halves = ModelLoader(device="cpu", dtype="bfloat16")
+    merge_start(start, tmp_path / "merged", loader=halves, texts=["moon cheese"])
+    merged = halves.load(tmp_path / "merged").model
+    assert merged.dtype is ours.dtype is torch.bfloat16
+    assert torch.equal(logits(merged), logits(ours))
+    assert torch.equal(gram(merged), gram(ours))
+    unmerged = logits(as_peft_has_it(base, start))
+    assert (logits(ours) - unmerged).abs().max() < 0.05 * unmerged.abs().max()
+
+
 def test_only_its_own_base_gets_it(base: Path, tmp_path: Path) -> None:
     start = make_adapter(base, tmp_path / "a")
     other = Path(shutil.copytree(base, tmp_path / "other"))
