@@ -49,7 +49,8 @@ def check_overrides(
     A leading + or ++ is dropped where the key exists (+experiment=x), experiment=null becomes ~experiment,
     mapping.forget=FILE becomes mapping.forget.path=FILE, an expression in sweep.where or sweep.budget is quoted,
     sweep.zip=[a,b] becomes [[a,b]], an unknown group choice is replaced by the nearest known one, so that the composed
-    configuration can still be checked. Overrides of Hydra itself pass as they are, but for the names of launcher and sweeper.
+    configuration can still be checked. Overrides of Hydra itself pass as they are, but for the names of launcher and
+    sweeper.
 
     Args: groups: the choices of each config group. multirun: whether several values (a sweep) are allowed.
         intervals: whether interval(a,b) is allowed; None = if the overrides choose the sweeper that takes it.

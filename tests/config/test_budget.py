@@ -100,7 +100,7 @@ def test_names_of_results_are_known(expression: str) -> None:
 
 def test_names_that_finished_cells_have_are_known_too() -> None:
     make_budget("mia_loss_auc < 0.6", measured=["mia_loss_auc"])
-    with pytest.raises(ConfigError, match="--budget: .*did you mean mia_loss_auc"):
+    with pytest.raises(ConfigError, match=r"--budget: .*did you mean mia_loss_auc"):
         make_budget("mia_los_auc < 0.6", measured=["mia_loss_auc"], setting="--budget")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from rapidun.base.files import read_json
@@ -11,6 +11,7 @@ from rapidun.config import keys
 from rapidun.config.budget import EXAMPLE, SETTING, Budget
 from rapidun.config.run import STAGES
 from rapidun.report.metrics import BEFORE, COSTS, METRICS, SETS, Detector, rate_names
+from rapidun.report.sweep.cells import Cell
 
 # what may stand before a metric's name: the model before unlearning, the yardstick
 PREFIXES = (BEFORE, "retrain.")
@@ -32,6 +33,17 @@ def check_budget(text: str | None) -> None:
         make_budget(text)
 
 
+def chosen_budget(cells: Sequence[Cell], asked: str | None, planned: str | None) -> Budget | None:
+    """The budget to judge by. Args: asked: of --budget; None = the planned one of the sweep.
+
+    Raises: ConfigError if it asks for what no cell measures.
+    """
+    measured = {name for cell in cells for name in cell.metrics}
+    if asked is not None:
+        return None if asked.strip() == NO_BUDGET else make_budget(asked, measured=measured, setting="--budget")
+    return None if planned is None else make_budget(planned, measured=measured)
+
+
 def planned_budget(sweep_dir: Path) -> str | None:
     """sweep.budget of the newest launch, as sweep.json notes it. Raises: ArtifactError if that is damaged."""
     path = sweep_dir / "sweep.json"
@@ -41,7 +53,7 @@ def planned_budget(sweep_dir: Path) -> str | None:
 
 
 def common_budget(sweeps: Iterable[Path]) -> tuple[str | None, str]:
-    """The budget that several sweeps share, if they do, and what to say where they do not."""
+    """The budget that sweep folders share, if they do, and what to say where they do not."""
     found = {planned_budget(path) for path in sweeps}
     if len(found) <= 1:
         return next(iter(found), None), ""
