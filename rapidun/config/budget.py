@@ -35,6 +35,11 @@ class Verdict(NamedTuple):
         """How far outside: the sum over the parts that are missed; infinite where it is unknown."""
         return float("inf") if self.place is Place.unknown else sum(one for one in self.excesses if one > 0)
 
+    @property
+    def text(self) -> str:
+        """`4.2 % of the bound and 0.5 % of the bound`: the parts that are missed."""
+        return " and ".join(f"{100 * one:.3g} % of the bound" for one in self.excesses if one > 0)
+
 
 class Budget:
     """An expression over metrics that is true or false, checked and ready to be asked about cells.
@@ -70,6 +75,11 @@ class Budget:
     def names(self) -> list[str]:
         """The metrics that it asks for."""
         return self._expression.names
+
+    @property
+    def num_parts(self) -> int:
+        """Of the outermost `and`: as many excesses has a verdict."""
+        return self._expression.num_parts
 
     def judge(self, metrics: Mapping[str, float]) -> Verdict:
         """Where a cell with these metrics stands."""

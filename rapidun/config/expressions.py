@@ -84,9 +84,17 @@ class Expression:
         Raises: one of ERRORS, as `value` does.
         """
         holds = bool(self.value(of))
+        return [min(self._part(part), 0.0) if holds else self._part(part) for part in self._parts]
+
+    @property
+    def num_parts(self) -> int:
+        """As many numbers `excesses` has."""
+        return len(self._parts)
+
+    @property
+    def _parts(self) -> list[ast.expr]:
         node = self._node
-        parts = node.values if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And) else [node]
-        return [min(self._part(part), 0.0) if holds else self._part(part) for part in parts]
+        return node.values if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And) else [node]
 
     def _part(self, node: ast.AST) -> float:
         try:

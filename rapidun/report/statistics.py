@@ -1,4 +1,4 @@
-"""Intervals for means over seeds and shares of prompts, tests of paired differences, Pareto sets, the best of trials."""
+"""Intervals for means over seeds and shares of prompts, tests of paired differences, Pareto sets, best of trials."""
 
 import functools
 import math

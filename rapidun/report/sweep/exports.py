@@ -179,15 +179,15 @@ def as_markdown(summary: Summary) -> str:
     if summary.groups:
         among = "" if summary.budget is None else " among the settings within the budget"
         lines += [f"{INTERVAL} Best of its column in bold{among}.", ""]
-        judged = [] if summary.budget is None else ["budget"]
-        lines.append(_markdown_row(["settings", "n", *judged, *(summary.heading(name) for name in names)]))
-        lines.append("|---|" + "---:|" * (len(names) + 1 + len(judged)))
+        column = [] if summary.budget is None else ["budget"]
+        lines.append(_markdown_row(["settings", "n", *column, *(summary.heading(name) for name in names)]))
+        lines.append("|---|" + "---:|" * (len(names) + 1 + len(column)))
         for group in summary.groups:
             best = summary.best_for(group)
             cells = [_markdown_text(summary.cell_text(group, name)) for name in names]
             cells = [f"**{cell}**" if name in best else cell for name, cell in zip(names, cells, strict=True)]
-            place = [] if group.verdict is None else [group.verdict.place.value]
-            lines.append(_markdown_row([_markdown_text(group.label), str(group.n), *place, *cells], escaped=True))
+            stands = [] if group.verdict is None else [group.verdict.place.value]
+            lines.append(_markdown_row([_markdown_text(group.label), str(group.n), *stands, *cells], escaped=True))
         lines.append("")
     if summary.shows_methods:
         lines += _markdown_methods(summary)

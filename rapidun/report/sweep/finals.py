@@ -61,10 +61,9 @@ def final_commands(summary: Summary) -> list[str]:
 
 def _command(summary: Summary, group: Group, name: str) -> list[str]:
     cell = next(cell for cell in summary.cells if cell.state == "done" and cell.settings == group.settings)
-    kept, hidden = [], []
-    for override in cell.overrides:
-        if _is_kept(override):
-            (hidden if HIDDEN in override else kept).append(override)
+    overrides = [override for override in cell.overrides if _is_kept(override)]
+    hidden = [override for override in overrides if HIDDEN in override]
+    kept = [override for override in overrides if HIDDEN not in override]
     seeds = sorted(filter(None, group.seeds), key=natural_value)
     kept += [f"seed={','.join(seeds)}"] if seeds else []
     kept += [f"{SPLIT}=test", f"sweep.name={name}"]

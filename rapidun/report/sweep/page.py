@@ -21,8 +21,9 @@ from rapidun.report.sweep.budget import chosen_budget, common_budget
 from rapidun.report.sweep.cells import Cell, read_cell, read_cells, with_differing_settings
 from rapidun.report.sweep.comparisons import SOURCE_KEY, difference_text, method_sentences, p_text
 from rapidun.report.sweep.data import PageData, page_data
-from rapidun.report.sweep.exports import COMPARISONS, INTERVAL
+from rapidun.report.sweep.exports import COMPARISONS, INTERVAL, TRIALS
 from rapidun.report.sweep.summary import Summary, summarise
+from rapidun.report.sweep.trials import excess_text, heading_of_expected
 
 # the page's scripts, in the order in which they need each other
 SCRIPTS = ("base.js", "state.js", "rows.js", "leaderboard.js", "charts.js", "pareto.js", "parallel.js", "heat.js",
@@ -87,6 +88,9 @@ def page(summary: Summary, data: PageData, *, title: str) -> str:
             difference=difference_text,
             sentences=method_sentences(summary.comparisons),
             comparisons_note=COMPARISONS,
+            trials_note=TRIALS,
+            excess_text=excess_text,
+            expected_heading=heading_of_expected(summary.methods),
             index_keys=data.index["keys"],
             index_metrics=data.index["metrics"],
             index_curves=data.index["curves"],
@@ -143,6 +147,9 @@ def write_sweep_index(sweep_dir: Path, summary: Summary, *, comparison: bool = T
         name=summary.name,
         comparison=(sweep_dir / "report.html").is_file(),
         comparisons_note=COMPARISONS,
+        trials_note=TRIALS,
+        excess_text=excess_text,
+        expected_heading=heading_of_expected(summary.methods),
         sentences=method_sentences(summary.comparisons),
         interval_note=INTERVAL,
         columns=summary.main_metrics(),

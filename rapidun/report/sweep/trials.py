@@ -149,9 +149,8 @@ def warnings_of(
 
 
 def excess_text(group: Group) -> str:
-    """`4.2 % of the bound`, the parts of the budget that are missed."""
-    missed = [one for one in group.verdict.excesses if one > 0] if group.verdict else []
-    return " and ".join(f"{format_percent(one)} of the bound" for one in missed)
+    """`4.2 % of the bound`: by how much the budget is missed."""
+    return group.verdict.text if group.verdict else ""
 
 
 def _seeds(groups: Sequence[Group]) -> list[str]:
