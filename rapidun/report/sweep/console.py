@@ -32,7 +32,7 @@ def settings_table(summary: Summary) -> Table:
     table = _table(summary.counts)
     table.caption = "Mean and 95 % interval over seeds. * best"
     if summary.budget is not None:
-        table.caption += " within the budget; x outside, ? unknown"
+        table.caption += " within the budget\nx outside the budget, ? unknown"
     table.add_column("settings", overflow="fold", min_width=24)
     table.add_column("n", justify="right")
     names = _names(summary)
@@ -63,22 +63,22 @@ def methods_table(summary: Summary) -> Table:
     table.caption = f"By {summary.heading(summary.methods[0].criterion)}. A trial is a setting, whatever its seeds"
     if several:
         table.caption += f"; compare methods by the expected best of {fewest(summary.methods)}"
-    table.add_column("method", overflow="fold")
-    table.add_column("trials", overflow="fold")
+    table.add_column("method", overflow="fold", min_width=min(20, max(len(one.name) for one in summary.methods)))
+    table.add_column("trials", overflow="fold", min_width=10)
     table.add_column("best", overflow="fold", min_width=16)
-    names = _names(summary)
-    for name in names[:3]:
+    names = _names(summary)[:2]
+    for name in names:
         table.add_column(summary.heading(name), justify="right", no_wrap=True)
     if several:
         table.add_column(f"expected best of {fewest(summary.methods)}", justify="right")
     for one in summary.methods:
-        row = [one.name, f"{one.num_trials}: {one.counts}"]
+        row = [one.name.replace(" ", "\n"), f"{one.num_trials}: {one.counts}".replace(", ", ",\n")]
         if one.best is None:
             near = f"none; nearest misses it by {excess_text(one.nearest)}" if one.nearest else "none"
-            row += [near, *("" for _ in names[:3])]
+            row += [near, *("" for _ in names)]
         else:
             row.append(one.best.label.replace(" ", "\n"))
-            row += [summary.cell_text(one.best, name).replace(" [", "\n[") for name in names[:3]]
+            row += [summary.cell_text(one.best, name).replace(" [", "\n[") for name in names]
         table.add_row(*map(Text, row), *([Text(one.expected_text)] if several else []))
     return table
 

@@ -81,7 +81,8 @@ def compare_trials(cells: Sequence[Cell], groups: Sequence[Group]) -> list[Metho
     found = []
     for name, own in sorted(counted.items()):
         ended = [trials[settings][1] for settings in own if settings not in finished]
-        done = [finished[settings] for settings in own if settings in finished]
+        # in the order of the leaderboard, so that exact ties are decided as there
+        done = [group for group in groups if group.settings in own]
         places = [group.verdict.place if group.verdict else Place.within for group in done]
         eligible = [group for group in done if group.eligible]
         values = [group.metrics[criterion].mean for group in eligible if criterion in group.metrics]

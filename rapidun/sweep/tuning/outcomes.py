@@ -65,7 +65,7 @@ def read_outcome(folder: Path, metrics: Iterable[str]) -> Outcome:
 def judged(folder: Path, budget: Budget | None, *, strict: bool) -> tuple[str, dict[str, Any]]:
     """Where a cell that is done stands within the budget, in words and as the journal keeps it; empty without one.
 
-    Raises: ConfigError if `strict` and the budget asks for a metric that result.json does not have, naming those that there are.
+    Raises: ConfigError if `strict` and result.json lacks a metric that the budget asks for, naming what there is.
     """
     if budget is None:
         return "", {}
