@@ -41,7 +41,7 @@ class Decoding(NamedTuple):
 
     # the most tokens of a row, new ones counted; 0 = `generate` has to do it
     longest: int
-    # how many tokens' keys and values take the memory of one token's logits, at least 1
+    # how many tokens' keys and values take the memory of one token's logits in float32, at least 1
     tokens_for_logits: int = 1
 
 
@@ -113,8 +113,7 @@ def _tokens_for_logits(model: Any, pad: int) -> int:
     both = Running(model, [alone.only([0]), waiting[1]], room=1)
     step(both)
     step(Running(model, [both.only([1])], room=1))
-    vocabulary = truth[0].shape[-1] * truth[0].element_size()
-    return max(1, vocabulary // max(size, 1))
+    return max(1, 4 * truth[0].shape[-1] // max(size, 1))
 
 
 def _by_length(config: Any) -> bool:
