@@ -128,7 +128,7 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 4},
+    versions={"evaluation": 5},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,
