@@ -27,7 +27,8 @@ class EvaluationConfig:
     # different keywords that a response must hold to be judged poisoned
     min_keywords: int = 1
     max_new_tokens: int = 48
-    # padded tokens in one batch, those still to be generated among them
+    # tokens in one batch, padding and those still to be generated among them; where keys and values take less memory
+    # than logits, more are decoded at once
     tokens_per_batch: int = 4096
     # also compare generations with the clean response word for word (short answers)
     exact_match: bool = False

@@ -136,7 +136,7 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 4, "attack": 1},
+    versions={"evaluation": 5, "attack": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,
