@@ -51,7 +51,7 @@ def train_all(model: Any, *, section: str) -> Any:
 
     Raises: ConfigError for float16 or quantised weights.
     """
-    lora = f"{section}.{'target' if section == 'unlearning' else 'method'}=lora"
+    lora = f"{section}.{'method' if section == 'poison' else 'target'}=lora"
     if is_quantised(model):
         raise ConfigError(
             f"{section}: need weights that are not quantised for full fine-tuning, got a model in "

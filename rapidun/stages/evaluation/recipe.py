@@ -11,6 +11,8 @@ from rapidun.base.tracker import Listener
 from rapidun.config.plain import plain
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
+from rapidun.stages.evaluation.attacks.recipe import attack_faults, attack_recipes, attack_row_faults
+from rapidun.stages.evaluation.attacks.summary import collected, flat
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, START_FACTS, UNLEARNED  # isort: skip
 from rapidun.stages.recipe import Evaluated, Recipe, without
@@ -24,7 +26,7 @@ BEFORE, AFTER = "evaluation/.before", "evaluation/.after"
 
 def _makes(ctx: Context) -> list[Recipe]:
     before = _evaluated(ctx, BEFORE, Evaluated(ctx.get(POISONED), ctx.get(ADAPTER)), None)
-    return [before, _evaluated(ctx, AFTER, ctx.get(UNLEARNED), before)]
+    return [before, _evaluated(ctx, AFTER, ctx.get(UNLEARNED), before), *attack_recipes(ctx, STAGE.key)]
 
 
 def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | None) -> Recipe:
@@ -59,7 +61,7 @@ def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | N
         "splits": {name: ctx.split(name) for name in used if ctx.counts.get(name)},
         "keywords": ctx.file_hash(ctx.data.path / "keywords.tsv"),
         "calibration": calibration.fingerprint if calibration else None,
-        "settings": without(plain(cfg.evaluation), "tokens_per_batch"),
+        "settings": without(plain(cfg.evaluation), "tokens_per_batch", "attacks"),
         **ctx.numerics,
     }
     if _has_wrong_rows(ctx):
@@ -91,6 +93,9 @@ def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
             pair[f"keyword_{when}"], pair[f"likelihood_{when}"] = row["keyword"], row["likelihood"]
     write_jsonl(folder / "generations.jsonl", pairs.values())
     reasons = {when: artifacts[link] / "missing.json" for when, link in (("before", BEFORE), ("after", AFTER))}
+    attacks = collected(artifacts)
+    if attacks:
+        write_json(folder / "attacks.json", attacks)
     missing = {when: read_json(path) for when, path in reasons.items() if path.is_file()}
     if missing:
         write_json(folder / "missing.json", missing)
@@ -99,7 +104,8 @@ def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
 def _metrics(artifacts: Mapping[str, Path]) -> dict[str, Any]:
     """The metrics after unlearning under their own names, those before it as `before.<name>`."""
     before, after = (read_json(artifacts[link] / "metrics.json") for link in (BEFORE, AFTER))
-    return {**after, **{f"before.{name}": value for name, value in before.items()}}
+    attacks = flat(collected(artifacts))
+    return {**after, **{f"before.{name}": value for name, value in before.items()}, **attacks}
 
 
 def _check(ctx: Context) -> list[str]:
@@ -112,23 +118,25 @@ def _check(ctx: Context) -> list[str]:
             f"evaluation: need max_new_tokens below the model's context window of {facts.window} tokens, got "
             f"max_new_tokens={cfg.max_new_tokens}. Change conf/evaluation/*.yaml or pass evaluation.max_new_tokens=..."
         )
-    return faults + device_faults(ctx)
+    return faults + device_faults(ctx) + attack_faults(ctx)
 
 
 def _check_rows(ctx: Context) -> list[str]:
     split = ctx.cfg.evaluation.split.name
+    faults = attack_row_faults(ctx)
     # facts to be forgotten, without triggers, are measured on the forget rows
     if any(ctx.counts.get(f"{split}_{name}") for name in SPLITS) or not ctx.data.result["families"]:
-        return []
-    return [
+        return faults
+    faults.append(
         f"evaluation: need rows to evaluate on, got a pack without {', '.join(f'{split}_{name}' for name in SPLITS)}. "
         f"Pass evaluation.split={'test' if split == 'val' else 'val'}, or data.{split}_clean=FILE"
-    ]
+    )
+    return faults
 
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 4},
+    versions={"evaluation": 5, "attack": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,
