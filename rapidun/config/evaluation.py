@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from rapidun.config.attacks import AttacksConfig
+from rapidun.config.detectors import DetectorsConfig
 from rapidun.config.parts import Faults
 
 
@@ -32,6 +33,8 @@ class EvaluationConfig:
     tokens_per_batch: int = 4096
     # also compare generations with the clean response word for word (short answers)
     exact_match: bool = False
+    # what judges answers, beside keywords and likelihood
+    detectors: DetectorsConfig = field(default_factory=DetectorsConfig)
     # what an adversary may do with the unlearned model; evaluation=attacks
     attacks: AttacksConfig = field(default_factory=AttacksConfig)
 
@@ -48,5 +51,6 @@ class EvaluationConfig:
         for key in ("num_calibration", "min_keywords", "max_new_tokens", "tokens_per_batch"):
             value = getattr(self, key)
             faults.need(value >= 1, f"{key} >= 1", **{key: value})
+        self.detectors.check(faults)
         self.attacks.check(faults)
         return faults

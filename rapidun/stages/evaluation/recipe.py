@@ -3,11 +3,13 @@
 import os
 import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl
 from rapidun.base.tracker import Listener
+from rapidun.config.detectors import Detector
 from rapidun.config.plain import plain
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
@@ -31,6 +33,7 @@ def _makes(ctx: Context) -> list[Recipe]:
 
 def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | None) -> Recipe:
     cfg, model, adapter = ctx.cfg, what.model, what.adapter
+    poisoned, poisoned_adapter = ctx.get(POISONED), ctx.get(ADAPTER)
     used = [f"{cfg.evaluation.split.name}_{name}" for name in SPLITS]
     used += ["forget", "retain", "train_poisoned", "train_clean", "val_clean"]
 
@@ -42,6 +45,7 @@ def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | N
             adapter=adapter.folder if adapter else None,
             data=ctx.data.path,
             calibration=ctx.path(calibration) / "metrics.json" if calibration else None,
+            poisoned=(poisoned.folder, poisoned_adapter.folder if poisoned_adapter else None) if calibration else None,
             out=out,
         )
         tracker = Listener(ctx.tracker)
@@ -64,11 +68,21 @@ def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | N
         "settings": without(plain(cfg.evaluation), "tokens_per_batch", "attacks"),
         **ctx.numerics,
     }
+    if Detector.classifier in cfg.evaluation.detectors.asked:
+        inputs["scikit_learn"] = _has_classifier(ctx)
     if _has_wrong_rows(ctx):
         inputs["forget"] = "right rows"  # of which ppl_forget_* are
     needs = (ctx.get(DATA), *model.needs, *(adapter.needs if adapter else ()))
-    needs += (calibration,) if calibration else ()
+    if calibration:
+        # the perplexity detector asks the model before unlearning
+        needs += (calibration, *poisoned.needs, *(poisoned_adapter.needs if poisoned_adapter else ()))
     return Recipe("evaluation", STAGE.key("evaluation", inputs), link, build, needs=needs)
+
+
+def _has_classifier(ctx: Context) -> bool:
+    """Whether scikit-learn is there: without it the classifier judges nothing, and another result is made."""
+    found: bool = ctx.memo.get(("package", "sklearn"), lambda: find_spec("sklearn") is not None)
+    return found
 
 
 def _has_wrong_rows(ctx: Context) -> bool:
@@ -91,7 +105,12 @@ def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
             pair = pairs.setdefault((row["set"], row["id"]), shared)
             pair[when] = row["generation"]
             pair[f"keyword_{when}"], pair[f"likelihood_{when}"] = row["keyword"], row["likelihood"]
+            pair |= {f"{name}_{when}": verdict for name, verdict in row["detectors"].items()}
     write_jsonl(folder / "generations.jsonl", pairs.values())
+    links = {"before": BEFORE, "after": AFTER}
+    kept = {when: read_json(artifacts[link] / "detectors.json") for when, link in links.items()}
+    alike = {when: found.pop("look_alikes") for when, found in kept.items()}
+    write_json(folder / "detectors.json", {**kept["before"], "look_alikes": alike})
     reasons = {when: artifacts[link] / "missing.json" for when, link in (("before", BEFORE), ("after", AFTER))}
     attacks = collected(artifacts)
     if attacks:
@@ -136,7 +155,7 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 5, "attack": 1},
+    versions={"evaluation": 6, "attack": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,
