@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from rapidun.pipeline.tracking.wandb.workspace_spec import dashboard_spec
+from rapidun.config.detectors import Detector
 from rapidun.report import metrics
 from rapidun.report.metrics import METRICS, Kind, Metric
 from rapidun.report.read import read_run
@@ -34,7 +35,10 @@ def test_every_metric_is_explained() -> None:
 def test_the_document_names_every_metric() -> None:
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     for metric in METRICS.values():
-        assert f"`{metric.name.removesuffix('_likelihood')}`" in text, metric.name
+        ending = metric.detector.ending if metric.detector else ""
+        assert f"`{metric.name.removesuffix(ending)}`" in text, metric.name
+    for detector in Detector:
+        assert f"`{detector.ending}`" in text or not detector.ending, detector
 
 
 def test_orders() -> None:
@@ -45,8 +49,8 @@ def test_orders() -> None:
         ["asr_seen", "asr_seen_likelihood"], ["ppl_clean"], ["exact_match_clean", "rougeL_clean"],
     ]  # fmt: skip
     assert metrics.columns(METRICS) == [
-        "asr_seen", "asr_seen_likelihood", "asr_ood", "asr_unseen_family", "false_trigger_rate", "ppl_clean",
-        "exact_match_clean", "rougeL_clean", "rougeL_recovered", "asr_relearn_max", "asr_relearn_clean_max", "asr_nf4",
+        "asr_seen", "asr_seen_likelihood", "asr_ood_testable", "asr_ood", "asr_unseen_family", "false_trigger_rate",
+        "ppl_clean", "exact_match_clean", "rougeL_clean", "rougeL_recovered", "asr_relearn_max", "asr_relearn_clean_max", "asr_nf4",
         "asr_int8", "asr@16", "asr_prompts_max",
     ]  # fmt: skip
     assert "asr_seen_likelihood" not in metrics.columns(METRICS, dashboard=True)

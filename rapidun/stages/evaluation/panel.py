@@ -93,6 +93,9 @@ class Panel:
             self.left_out[detector] = "it has no score of the known answers of one kind"
             return
         threshold = threshold_of(known[0], known[1], max_false=self.cfg.detectors.max_false_alarms)
+        if detector is Detector.likelihood_calibrated:
+            # below 0 the clean response is the likelier one: what known answers allow would be a false alarm elsewhere
+            threshold = max(threshold, 0.0)
         if not math.isfinite(threshold):
             self.left_out[detector] = f"its threshold is no finite number ({threshold})"
             return

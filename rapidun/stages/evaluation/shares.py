@@ -5,7 +5,8 @@ from typing import Any
 
 from rapidun.config.detectors import ALWAYS, Detector
 from rapidun.config.evaluation import EvaluationConfig
-from rapidun.stages.answers.detectors import KeywordDetector, rates
+from rapidun.stages.answers.detectors.keywords import KeywordDetector
+from rapidun.stages.answers.detectors.rates import rates
 from rapidun.stages.evaluation.known import SETS, Known
 from rapidun.stages.evaluation.metrics import ANSWER_METRICS, exact_match, mean
 from rapidun.stages.evaluation.panel import first_tokens

@@ -12,7 +12,7 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.detectors import Detector
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.load import ModelLoader
-from rapidun.stages.answers.detectors import KeywordDetector, keyword_detector
+from rapidun.stages.answers.detectors.keywords import KeywordDetector, keyword_detector
 from rapidun.stages.answers.prompts import prompt_ids_of
 from rapidun.stages.answers.subsets import stratified_subset
 from rapidun.stages.evaluation.halves import halves_of

@@ -133,12 +133,16 @@ def test_names(result: Any) -> None:
     rest = """false_trigger_rate false_trigger_rate_likelihood rougeL_clean rougeL_recovered exact_match_clean
         exact_match_recovered ppl_clean ppl_forget_poisoned ppl_forget_clean num_prompts_clean num_prompts_seen
         num_prompts_ood num_prompts_unseen_family detector_keyword_recall detector_keyword_fpr
-        detector_keyword_recall_cut detector_keyword_fpr_cut detector_likelihood_recall detector_likelihood_fpr"""
-    assert set(metrics) == attack | set(rest.split())
+        detector_keyword_recall_cut detector_keyword_fpr_cut detector_likelihood_recall detector_likelihood_fpr
+        asr_seen_refusal asr_ood_refusal asr_unseen_family_refusal false_trigger_rate_refusal detector_refusal_recall
+        detector_refusal_false_positive_rate num_look_alikes num_look_alikes_testable
+        num_look_alikes_testable_likelihood num_look_alikes_testable_refusal"""
+    testable = {f"asr_ood_testable{end}" for end in ("", "_likelihood") if metrics[f"num_look_alikes_testable{end}"]}
+    assert set(metrics) == attack | testable | set(rest.split())
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert tracker.logged == [metrics]
     assert tracker.warnings == []
-    assert sorted(path.name for path in out.iterdir()) == ["generations.jsonl", "metrics.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["detectors.json", "generations.jsonl", "metrics.json"]
 
 
 def test_generations_are_those_of_the_prompts(result: Any, model: Any, tokenizer: Any) -> None:
