@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rapidun.pipeline.tracking.wandb.workspace_spec import dashboard_spec
 from rapidun.config.detectors import Detector
+from rapidun.pipeline.tracking.wandb.workspace_spec import dashboard_spec
 from rapidun.report import metrics
 from rapidun.report.metrics import METRICS, Kind, Metric
 from rapidun.report.read import read_run
@@ -50,8 +50,8 @@ def test_orders() -> None:
     ]  # fmt: skip
     assert metrics.columns(METRICS) == [
         "asr_seen", "asr_seen_likelihood", "asr_ood_testable", "asr_ood", "asr_unseen_family", "false_trigger_rate",
-        "ppl_clean", "exact_match_clean", "rougeL_clean", "rougeL_recovered", "asr_relearn_max", "asr_relearn_clean_max", "asr_nf4",
-        "asr_int8", "asr@16", "asr_prompts_max",
+        "ppl_clean", "exact_match_clean", "rougeL_clean", "rougeL_recovered", "asr_relearn_max", "asr_relearn_clean_max",
+        "asr_nf4", "asr_int8", "asr@16", "asr_prompts_max",
     ]  # fmt: skip
     assert "asr_seen_likelihood" not in metrics.columns(METRICS, dashboard=True)
     assert Tuning().directions == {"asr_seen": "minimize", "ppl_clean": "minimize"}
