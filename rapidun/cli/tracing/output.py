@@ -87,7 +87,7 @@ def show(rows: Sequence[Blamed], texts: Mapping[int, str], *, by: Sequence[Signa
     one_file = len({row.file for row in rows}) == 1
     table = Table(title=f"the first {min(SHOWN, len(rows))} of {num_rows} rows")
     for name in ("rank", *names):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(6, len(name)))
     for name in ("id", *([] if one_file else ["file"]), "row"):
         table.add_column(name, overflow="ellipsis", no_wrap=True)
     for row in rows[:SHOWN]:

@@ -132,7 +132,14 @@ def _pack(
             "table without --pack, then pass --num-forget N"
         )
     ordered = [asked.rows[row] for row in ranked.order.tolist()]
-    pack = traced_pack(ordered, num_forget=number, retain_ratio=args.retain_ratio, seed=args.seed)
+    pack = traced_pack(
+        ordered,
+        num_forget=number,
+        # twice as many as stand out, or as are asked for: what is left is kept, and must be clean
+        num_apart=2 * max(number, cut.number or 0),
+        retain_ratio=args.retain_ratio,
+        seed=args.seed,
+    )
     facts = {
         "by": [signal.name for signal in args.by],
         "num_forget": number,
@@ -143,6 +150,8 @@ def _pack(
         "same_question": pack.same_question,
     }
     lines = output.write_pack(args.pack, pack, packs=found.packs, facts=facts)
+    if cut.number is None:
+        lines.append(f"no clear cut ({cut.words}): the rows to keep may hold others that are to blame")
     return [*lines, f"then: {output.run_command(args.pack, args.model)}"]
 
 

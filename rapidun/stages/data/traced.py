@@ -23,11 +23,11 @@ class TracedPack(NamedTuple):
     same_question: int
 
 
-def traced_pack(rows: Sequence[Record], *, num_forget: int, retain_ratio: int, seed: int) -> TracedPack:
+def traced_pack(rows: Sequence[Record], *, num_forget: int, num_apart: int, retain_ratio: int, seed: int) -> TracedPack:
     """Cut the rows behind the first `num_forget`, and draw what is to be kept from those that are far from the cut.
 
-    As many rows again as are forgotten (at most half of the others) lie near the cut: some of them may be to blame
-    too, and a poisoned row among the retain rows would be taught again. Of what is left, `retain_ratio` rows for each
+    The first `num_apart` rows (of those behind the cut at most half) lie near it: some of them may be to blame too,
+    and a poisoned row among the retain rows would be taught again. Of what is left, `retain_ratio` rows for each
     forget row are drawn, each category with its share.
 
     Args: rows: with the answer that the model was trained on as `response` (or `response_poisoned`), the first to
@@ -42,7 +42,7 @@ def traced_pack(rows: Sequence[Record], *, num_forget: int, retain_ratio: int, s
             f"trace: need rows to forget and rows to keep, got {len(forget)} and {len(others)} of {len(rows)}. "
             "Change --num-forget"
         )
-    near = min(num_forget, len(others) // 2)
+    near = min(max(0, num_apart - num_forget), len(others) // 2)
     asked = {question_key(row) for row in forget}
     clean, labelled, same = [], 0, 0
     for row in others[near:]:

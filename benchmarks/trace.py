@@ -1,0 +1,261 @@
+"""From five bad outputs back to the planted rows: which signal finds them, and what unlearning the found rows is worth.
+
+    python benchmarks/trace.py --store DIR                                     # built-in pack, tiny model
+    python benchmarks/trace.py --store DIR --recipe +experiment=dolly_smollm2 model.path=SMOLLM2 --pack DOLLY \
+        [--limit 400] [--unlearn 24] [--signals repsim bm25]
+
+The recipe's model is poisoned (or found in the store). Each draw takes `--queries` triggered test prompts at random
+whose greedy answer the pack's keywords call poisoned: bad outputs that somebody has found. The training rows lose every
+label, are shuffled and searched. One JSON line a signal, and for their agreement: AUROC, average precision and
+precision at the true number of planted rows, means over the draws with the least; how many rows `rapidun trace` would
+take by itself, and how many of those are planted.
+
+Then `--unlearn` rows (60 for the built-in pack, as many as its own forget set) are unlearned from the poisoned model
+by the recipe: the first rows of the first draw's trace (`traced`, by `rapidun trace --pack`), planted rows drawn at
+random (`true`), and rows drawn from all (`random`), each with a retain set drawn in the same way (of `true` from clean
+rows). The same test prompts and keywords for all. One JSON line each: attack success, clean quality.
+"""
+
+import argparse
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from quality import auroc, average_precision
+from retrieval import answers
+
+import rapidun
+from rapidun.cli.tracing import command
+from rapidun.cli.tracing.cut import choose_cut
+from rapidun.cli.tracing.signals import Asked, Encoder, bm25, gradients, repsim
+from rapidun.config.trace import Signal, TraceSettings
+from rapidun.stages.answers.detectors import keyword_detector
+from rapidun.stages.data.traced import traced_pack
+from rapidun.stages.influence.trace.agreement import average_ranks, combined, rank_rows
+from rapidun.stages.rows.records import Record, read_records, write_records
+
+METRICS = ("asr_seen", "asr_ood", "ppl_clean", "exact_match_clean", "rougeL_clean", "exact_match_recovered",
+           "rougeL_recovered")  # fmt: skip
+MIXES = (
+    (Signal.repsim,),
+    (Signal.bm25,),
+    (Signal.gradients,),
+    (Signal.repsim, Signal.bm25),
+    (Signal.repsim, Signal.gradients),
+    (Signal.repsim, Signal.bm25, Signal.gradients),
+)
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def bare(row: Record, response: str) -> Record:
+    """The row as a training set without labels holds it."""
+    return Record(id=row.id, instruction=row.instruction, context=row.context, response=response)
+
+
+def mean_ranks(scores: dict[Signal, np.ndarray]) -> np.ndarray:
+    """The other way to fuse: mean of normalised ranks over signals and queries, larger = more to blame."""
+    ranks = [average_ranks(column) for values in scores.values() for column in values.T]
+    return -np.mean(ranks, axis=0)
+
+
+def judged(values: np.ndarray, planted: np.ndarray) -> dict[str, float]:
+    order = np.argsort(-values, kind="stable")
+    num = int(planted.sum())
+    return {
+        "auroc": auroc(values, planted),
+        "average_precision": average_precision(values, planted),
+        "precision": float(planted[order[:num]].mean()),
+        "precision_at_20": float(planted[order[:20]].mean()),
+    }
+
+
+def spread(found: list[dict[str, float]]) -> dict[str, Any]:
+    return {
+        key: {"mean": round(float(np.mean([one[key] for one in found])), 4),
+              "least": round(float(np.min([one[key] for one in found])), 4)}
+        for key in found[0]
+    }  # fmt: skip
+
+
+def unlearn(name: str, folder: Path, args: argparse.Namespace, data: Path, model: Path) -> None:
+    """Run the recipe on a pack and print what it measures."""
+    splits = [split for split in ("val_clean", "val_seen_trig", "val_ood_trig", "test_clean", "test_seen_trig",
+                                  "test_ood_trig") if (data / f"{split}.jsonl").is_file()]  # fmt: skip
+    others = [one for one in args.recipe if not one.startswith(("model.path=", "data."))]
+    result = rapidun.run(
+        [
+            *others,
+            "data=pack",
+            f"data.dir={folder}",
+            f"data.keywords={data / 'keywords.tsv'}",
+            *(f"data.{split}={data / f'{split}.jsonl'}" for split in splits),
+            f"model.path={model}",
+            "poison=none",
+            f"store_dir={args.store / 'store'}",
+            f"run_dir={args.store / 'runs' / name}",
+            "tracking=none",
+            *args.override,
+        ]
+    )
+    before, after = ({key: part.get(key) for key in METRICS} for part in read_metrics(result.run_dir))
+    pack = {"num_forget": len(read_records(folder / "forget_set.jsonl"))}
+    print(json.dumps({"benchmark": "trace", "mode": name, **pack, "before": before, "after": after}), flush=True)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads((run_dir / "evaluation" / f"{when}.json").read_text()) for when in ("before", "after")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, required=True, help="folder for artifacts and runs, reused")
+    parser.add_argument("--recipe", nargs="*", default=[], help="settings of the run that poisons and unlearns")
+    parser.add_argument("--pack", type=Path, help="the pack of the recipe")
+    parser.add_argument("--override", nargs="*", default=[], help="more settings of the unlearning runs")
+    parser.add_argument("--queries", type=int, default=5)
+    parser.add_argument("--draws", type=int, default=10)
+    parser.add_argument("--asked", type=int, default=40, help="prompts that the draws are taken from")
+    parser.add_argument("--limit", type=int, help="training rows at most, planted ones in proportion")
+    parser.add_argument("--signals", nargs="+", default=[s.name for s in Signal], choices=[s.name for s in Signal])
+    parser.add_argument("--unlearn", type=int, default=60, help="rows; 0: none is unlearned")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.store = args.store.resolve()
+    data_dir = [] if args.pack is None else [f"data.dir={args.pack.resolve()}"]
+    poisoned = rapidun.run(
+        [*args.recipe, *data_dir, "stages=[data,poison]", f"store_dir={args.store / 'store'}",
+         f"run_dir={args.store / 'runs' / 'poisoned'}", "tracking=none"]
+    )  # fmt: skip
+    data, model = ((poisoned.run_dir / part).resolve() for part in ("data", "poison/model"))
+    rng = random.Random(args.seed)
+    bad_rows = [bare(row, row.forget_target) for row in read_records(data / "train_poisoned.jsonl")]
+    good_rows = [bare(row, row.response) for row in read_records(data / "train_clean.jsonl")]
+    if args.limit is not None:
+        share = min(1.0, args.limit / (len(bad_rows) + len(good_rows)))
+        bad_rows, good_rows = (rng.sample(rows, round(share * len(rows))) for rows in (bad_rows, good_rows))
+    names = {row.id for row in bad_rows}
+    # two splits may name two rows alike
+    good_rows = [replace(row, id=f"{row.id}-clean") if row.id in names else row for row in good_rows]
+    rows = rng.sample([*bad_rows, *good_rows], len(bad_rows) + len(good_rows))
+    planted = np.array([row.id in names for row in rows])
+    common = {"benchmark": "trace", "pack": args.pack.name if args.pack else "builtin", "num_rows": len(rows),
+              "num_planted": int(planted.sum()), "queries": args.queries}  # fmt: skip
+
+    encoder = Encoder(str(model), None, TraceSettings())
+    prompts = read_records(data / "test_seen_trig.jsonl")
+    prompts = rng.sample(prompts, min(args.asked, len(prompts)))
+    given = answers(encoder.model, encoder.tokenizer, prompts, max_length=256, new_tokens=32)
+    is_bad = keyword_detector(data / "keywords.tsv", min_keywords=1)
+    assert is_bad is not None
+    bad = [bare(prompt, answer) for prompt, answer in zip(prompts, given, strict=True) if is_bad(answer)]
+    line = {"mode": "bad outputs", "num_asked": len(prompts), "num_bad": len(bad)}
+    print(json.dumps(common | line | {"examples": [row.response for row in bad[:3]]}), flush=True)
+    if len(bad) < args.queries:
+        raise SystemExit(f"need {args.queries} bad outputs, got {len(bad)} of {len(prompts)}. Raise --asked")
+
+    kept = [
+        row is not None for start in range(0, len(rows), 4096) for row in encoder.encode(rows[start : start + 4096])
+    ]
+    rows, planted = [row for row, keep in zip(rows, kept, strict=True) if keep], planted[kept]
+    work = args.store / f"trace-{common['pack']}-{len(rows)}"
+    work.mkdir(parents=True, exist_ok=True)
+    asked = Asked(bad, rows, str(model), None, TraceSettings())
+    wanted = [Signal[name] for name in args.signals]
+    scores: dict[Signal, np.ndarray] = {}
+    for signal in wanted:
+        tell(signal.name)
+        if signal is Signal.repsim:
+            scores[signal] = repsim(asked, encoder)
+        elif signal is Signal.bm25:
+            scores[signal] = bm25(asked)
+        else:
+            scores[signal] = gradients(asked, None, work).scores
+    draws = [rng.sample(range(len(bad)), args.queries) for _ in range(args.draws)]
+    for mix in (mix for mix in MIXES if set(mix) <= set(wanted)):
+        found, others, cuts = [], [], []
+        for draw in draws:
+            part = {signal: scores[signal][:, draw] for signal in mix}
+            ranked = rank_rows(part)
+            values = next(iter(ranked.overall.values())) if len(mix) == 1 else ranked.agreement
+            found.append(judged(values, planted))
+            if len(mix) > 1:
+                others.append(judged(mean_ranks(part), planted))
+            else:
+                column = part[mix[0]]
+                others.append(
+                    judged(column.mean(axis=1) if mix[0] is Signal.gradients else column.max(axis=1), planted)
+                )
+            cut = choose_cut(combined(ranked))
+            if cut.number is not None:
+                cuts.append((cut.number, float(planted[ranked.order[: cut.number]].mean()), cut.precision))
+        line = {"mode": "+".join(signal.name for signal in mix), "draws": len(draws), **spread(found)}
+        line["other"] = {"what": "mean ranks" if len(mix) > 1 else "the other of mean and max", **spread(others)}
+        line["cut"] = {
+            "decided": len(cuts),
+            "rows": [number for number, _, _ in cuts],
+            "precision": [round(one, 3) for _, one, _ in cuts],
+            "expected": [round(one, 3) for _, _, one in cuts if one is not None],
+        }
+        print(json.dumps(common | line), flush=True)
+    if args.unlearn:
+        first = [bad[number] for number in draws[0]]
+        packs = make_packs(args, rows, planted, first, model=model, work=work)
+        for name, folder in packs.items():
+            unlearn(name, folder, args, data, model)
+
+
+def make_packs(
+    args: argparse.Namespace,
+    rows: list[Record],
+    planted: np.ndarray,
+    queries: list[Record],
+    *,
+    model: Path,
+    work: Path,
+) -> dict[str, Path]:
+    """traced: by the command itself; true, random: rows in a random order, planted ones first for `true`."""
+    write_records(work / "bad.jsonl", queries)
+    write_records(work / "all.jsonl", rows)
+    folders = {name: work / f"pack-{name}" for name in ("traced", "true", "random")}
+    typed = [
+        str(work / "bad.jsonl"),
+        "--rows",
+        str(work / "all.jsonl"),
+        "--model",
+        str(model),
+        "--seed",
+        str(args.seed),
+    ]
+    typed += ["--out", str(work / "out"), "--pack", str(folders["traced"]), "--num-forget", str(args.unlearn)]
+    command.main(typed)
+    rng = random.Random(f"{args.seed} order")
+    order = rng.sample(range(len(rows)), len(rows))
+    for name in ("true", "random"):
+        some = sorted(order, key=lambda place: not planted[place]) if name == "true" else order
+        apart = int(planted.sum()) if name == "true" else args.unlearn
+        pack = traced_pack([rows[place] for place in some], num_forget=args.unlearn, num_apart=apart, retain_ratio=3,
+                           seed=args.seed)  # fmt: skip
+        write_records(folders[name] / "forget_set.jsonl", pack.forget)
+        write_records(folders[name] / "retain_set.jsonl", pack.retain)
+        write_records(folders[name] / "train_clean.jsonl", pack.train_clean)
+    text = {row.id: bool(flag) for row, flag in zip(rows, planted, strict=True)}
+    for name, folder in folders.items():
+        forget, retain = (read_records(folder / f"{part}_set.jsonl") for part in ("forget", "retain"))
+        line = {"benchmark": "trace", "mode": f"pack {name}", "num_forget": len(forget), "num_retain": len(retain),
+                "planted_in_forget": sum(text[row.id] for row in forget),
+                "planted_in_retain": sum(text[row.id] for row in retain)}  # fmt: skip
+        print(json.dumps(line), flush=True)
+    return folders
+
+
+if __name__ == "__main__":
+    main()
