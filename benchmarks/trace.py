@@ -19,6 +19,7 @@ rows). The same test prompts and keywords for all. One JSON line each: attack su
 import argparse
 import json
 import random
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,10 @@ from rapidun.stages.data.traced import traced_pack
 from rapidun.stages.influence.trace.agreement import average_ranks, combined, rank_rows
 from rapidun.stages.rows.records import Record, read_records, write_records
 
+# conf/model/tiny.yaml, which is for a model made from scratch alone
+TINY = ["model=hf", "model.dtype=float32", "unlearning.learning_rate=3e-3", "unlearning.num_train_epochs=4",
+        "unlearning.forget_per_step=2", "unlearning.loss_cap=4", "unlearning.retain_loss=ce",
+        "evaluation.exact_match=true", "evaluation.max_new_tokens=24"]  # fmt: skip
 METRICS = ("asr_seen", "asr_ood", "ppl_clean", "exact_match_clean", "rougeL_clean", "exact_match_recovered",
            "rougeL_recovered")  # fmt: skip
 MIXES = (
@@ -87,17 +92,17 @@ def spread(found: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def unlearn(name: str, folder: Path, args: argparse.Namespace, data: Path, model: Path) -> None:
-    """Run the recipe on a pack and print what it measures."""
-    splits = [split for split in ("val_clean", "val_seen_trig", "val_ood_trig", "test_clean", "test_seen_trig",
-                                  "test_ood_trig") if (data / f"{split}.jsonl").is_file()]  # fmt: skip
-    others = [one for one in args.recipe if not one.startswith(("model.path=", "data."))]
+    """Run the recipe on a pack, beside the test rows of the poisoned run, and print what it measures."""
+    for path in data.glob("*.jsonl"):
+        if path.stem.startswith(("val_", "test_")):
+            shutil.copyfile(path, folder / path.name)
+    others = [one for one in args.recipe if not one.startswith(("model.path=", "data."))] or TINY
     result = rapidun.run(
         [
             *others,
             "data=pack",
             f"data.dir={folder}",
             f"data.keywords={data / 'keywords.tsv'}",
-            *(f"data.{split}={data / f'{split}.jsonl'}" for split in splits),
             f"model.path={model}",
             "poison=none",
             f"store_dir={args.store / 'store'}",
@@ -226,6 +231,8 @@ def make_packs(
     write_records(work / "bad.jsonl", queries)
     write_records(work / "all.jsonl", rows)
     folders = {name: work / f"pack-{name}" for name in ("traced", "true", "random")}
+    for folder in folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
     typed = [
         str(work / "bad.jsonl"),
         "--rows",

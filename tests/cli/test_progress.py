@@ -1,11 +1,15 @@
 """The line that says how far a long piece of work is: its estimate by hand, on a terminal and in a log."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from rapidun.cli import progress
+from rapidun.cli.main import main
 from rapidun.cli.progress import Progress
+from rapidun.stages.rows.records import write_records
 
 
 class Clock:
@@ -61,3 +65,18 @@ def test_a_log_gets_a_line_a_minute_and_the_same_line_once(capsys, on_terminal) 
     line.end()
     said = capsys.readouterr().err.splitlines()
     assert said == ["index: 3 of 12 shards, about 3 min 0 s left", "index: 6 of 12 shards, about 2 min 0 s left"]
+
+
+def test_an_index_that_is_built_says_how_long_it_still_takes(
+    tmp_path: Path, tiny_model_dir: Path, make_records, capsys, on_terminal
+) -> None:
+    """Four shards, the first of which was there: the estimate comes after each that is made, but not with the last."""
+    on_terminal(True)
+    _, rows = make_records(num_forget=1, num_retain=8)
+    write_records(tmp_path / "rows.jsonl", rows)
+    command = ["index", "build", "--rows", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "index")]
+    command += ["--model", str(tiny_model_dir), "--k", "64", "--shard-rows", "2", "--device", "cpu"]
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert re.findall(r"(\d) of 4 shards, about [\d.]+ s left", said) == ["1", "2", "3"]
+    assert re.search(r"4 of 4 shards\r", said)

@@ -48,7 +48,7 @@ def parser() -> Parser:
     made.add_argument("--adapter", type=FOLDER, metavar="DIR", help="a PEFT adapter on it")
     made.add_argument("--out", type=FOLDER, required=True, metavar="DIR", help="trace.jsonl, .csv, .html go there")
     default = " ".join(signal.name for signal in DEFAULT)
-    made.add_argument("--by", nargs="+", choices=[signal.name for signal in Signal], default=default.split(),
+    made.add_argument("--by", nargs="+", metavar="SIGNAL", choices=[s.name for s in Signal], default=default.split(),
                       help="repsim: hidden states; bm25: words; gradients: what training on the row does to the query; "
                       f"of several their agreement ranks (default {default})")  # fmt: skip
     made.add_argument("--top", type=_positive, default=1000, metavar="N", help="rows of the table (default 1000)")
