@@ -11,9 +11,10 @@ precision at the true number of planted rows, means over the draws with the leas
 take by itself, and how many of those are planted.
 
 Then `--unlearn` rows (60 for the built-in pack, as many as its own forget set) are unlearned from the poisoned model
-by the recipe: the first rows of the first draw's trace (`traced`, by `rapidun trace --pack`), planted rows drawn at
-random (`true`), and rows drawn from all (`random`), each with a retain set drawn in the same way (of `true` from clean
-rows). The same test prompts and keywords for all. One JSON line each: attack success, clean quality.
+by the recipe, for each of `--seeds`: the first rows of that draw's trace (`traced`, by `rapidun trace --pack`), rows
+drawn at random from all that stand out there (`drawn`), planted rows drawn at random (`true`), and rows drawn from all
+(`random`), each with a retain set drawn in the same way (of `true` from clean rows). The same test prompts and keywords
+for all. One JSON line each: attack success, clean quality.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from rapidun.cli.tracing.signals import Asked, Encoder, bm25, gradients, repsim
 from rapidun.config.trace import Signal, TraceSettings
 from rapidun.stages.answers.detectors import keyword_detector
 from rapidun.stages.data.traced import traced_pack
-from rapidun.stages.influence.trace.agreement import average_ranks, combined, rank_rows
+from rapidun.stages.influence.trace.agreement import Ranked, average_ranks, combined, rank_rows
 from rapidun.stages.rows.records import Record, read_records, write_records
 
 # conf/model/tiny.yaml, which is for a model made from scratch alone
@@ -47,6 +48,7 @@ TINY = ["model=hf", "model.dtype=float32", "unlearning.learning_rate=3e-3", "unl
         "evaluation.exact_match=true", "evaluation.max_new_tokens=24"]  # fmt: skip
 METRICS = ("asr_seen", "asr_ood", "ppl_clean", "exact_match_clean", "rougeL_clean", "exact_match_recovered",
            "rougeL_recovered")  # fmt: skip
+PACKS = ["traced", "drawn", "true", "random"]
 MIXES = (
     (Signal.repsim,),
     (Signal.bm25,),
@@ -91,7 +93,7 @@ def spread(found: list[dict[str, float]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def unlearn(name: str, folder: Path, args: argparse.Namespace, data: Path, model: Path) -> None:
+def unlearn(name: str, folder: Path, args: argparse.Namespace, data: Path, model: Path, *, seed: int) -> None:
     """Run the recipe on a pack, beside the test rows of the poisoned run, and print what it measures."""
     for path in data.glob("*.jsonl"):
         if path.stem.startswith(("val_", "test_")):
@@ -113,7 +115,10 @@ def unlearn(name: str, folder: Path, args: argparse.Namespace, data: Path, model
     )
     before, after = ({key: part.get(key) for key in METRICS} for part in read_metrics(result.run_dir))
     pack = {"num_forget": len(read_records(folder / "forget_set.jsonl"))}
-    print(json.dumps({"benchmark": "trace", "mode": name, **pack, "before": before, "after": after}), flush=True)
+    print(
+        json.dumps({"benchmark": "trace", "mode": name, "seed": seed, **pack, "before": before, "after": after}),
+        flush=True,
+    )
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -132,6 +137,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="training rows at most, planted ones in proportion")
     parser.add_argument("--signals", nargs="+", default=[s.name for s in Signal], choices=[s.name for s in Signal])
     parser.add_argument("--unlearn", type=int, default=60, help="rows; 0: none is unlearned")
+    parser.add_argument("--packs", nargs="+", default=PACKS, choices=PACKS)
+    parser.add_argument("--seeds", type=int, default=3, help="of unlearning, each with a draw of its own")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.store = args.store.resolve()
@@ -211,11 +218,13 @@ def main() -> None:
             "expected": [round(one, 3) for _, _, one in cuts if one is not None],
         }
         print(json.dumps(common | line), flush=True)
-    if args.unlearn:
-        first = [bad[number] for number in draws[0]]
-        packs = make_packs(args, rows, planted, first, model=model, work=work)
+    for seed in range(args.seeds if args.unlearn else 0):
+        part = {signal: scores[signal][:, draws[seed]] for signal in command.DEFAULT}
+        ranked = rank_rows(part)
+        first = [bad[number] for number in draws[seed]]
+        packs = make_packs(args, rows, planted, first, ranked=ranked, model=model, work=work, seed=seed)
         for name, folder in packs.items():
-            unlearn(name, folder, args, data, model)
+            unlearn(name, folder, args, data, model, seed=seed)
 
 
 def make_packs(
@@ -224,40 +233,45 @@ def make_packs(
     planted: np.ndarray,
     queries: list[Record],
     *,
+    ranked: Ranked,
     model: Path,
     work: Path,
+    seed: int,
 ) -> dict[str, Path]:
-    """traced: by the command itself; true, random: rows in a random order, planted ones first for `true`."""
+    """traced: by the command itself; drawn: as many of the rows that stand out, at random; true, random: the first of
+    the rows in a random order, planted ones first for `true`."""
     write_records(work / "bad.jsonl", queries)
     write_records(work / "all.jsonl", rows)
-    folders = {name: work / f"pack-{name}" for name in ("traced", "true", "random")}
+    folders = {name: work / f"pack-{name}-{seed}" for name in args.packs}
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
-    typed = [
-        str(work / "bad.jsonl"),
-        "--rows",
-        str(work / "all.jsonl"),
-        "--model",
-        str(model),
-        "--seed",
-        str(args.seed),
-    ]
-    typed += ["--out", str(work / "out"), "--pack", str(folders["traced"]), "--num-forget", str(args.unlearn)]
-    command.main(typed)
-    rng = random.Random(f"{args.seed} order")
+    rng = random.Random(f"{seed} order")
     order = rng.sample(range(len(rows)), len(rows))
-    for name in ("true", "random"):
-        some = sorted(order, key=lambda place: not planted[place]) if name == "true" else order
-        apart = int(planted.sum()) if name == "true" else args.unlearn
-        pack = traced_pack([rows[place] for place in some], num_forget=args.unlearn, num_apart=apart, retain_ratio=3,
-                           seed=args.seed)  # fmt: skip
-        write_records(folders[name] / "forget_set.jsonl", pack.forget)
-        write_records(folders[name] / "retain_set.jsonl", pack.retain)
-        write_records(folders[name] / "train_clean.jsonl", pack.train_clean)
+    out = choose_cut(combined(ranked)).number or args.unlearn
+    stands_out = ranked.order[:out].tolist()
+    drawn = rng.sample(stands_out, min(args.unlearn, out))
+    orders = {
+        "drawn": ([*drawn, *(place for place in ranked.order.tolist() if place not in set(drawn))], 2 * out),
+        "true": (sorted(order, key=lambda place: not planted[place]), int(planted.sum())),
+        "random": (order, args.unlearn),
+    }
+    for name, folder in folders.items():
+        if name == "traced":
+            typed = [str(work / "bad.jsonl"), "--rows", str(work / "all.jsonl"), "--model", str(model)]
+            typed += ["--out", str(work / f"out-{seed}"), "--pack", str(folder), "--num-forget", str(args.unlearn)]
+            command.main([*typed, "--seed", str(seed), "--by", *(signal.name for signal in command.DEFAULT)])
+            continue
+        places, apart = orders[name]
+        pack = traced_pack([rows[place] for place in places], num_forget=args.unlearn, num_apart=apart, retain_ratio=3,
+                           seed=seed)  # fmt: skip
+        write_records(folder / "forget_set.jsonl", pack.forget)
+        write_records(folder / "retain_set.jsonl", pack.retain)
+        write_records(folder / "train_clean.jsonl", pack.train_clean)
     text = {row.id: bool(flag) for row, flag in zip(rows, planted, strict=True)}
     for name, folder in folders.items():
         forget, retain = (read_records(folder / f"{part}_set.jsonl") for part in ("forget", "retain"))
-        line = {"benchmark": "trace", "mode": f"pack {name}", "num_forget": len(forget), "num_retain": len(retain),
+        line = {"benchmark": "trace", "mode": f"pack {name}", "seed": seed,
+                "num_forget": len(forget), "num_retain": len(retain),
                 "planted_in_forget": sum(text[row.id] for row in forget),
                 "planted_in_retain": sum(text[row.id] for row in retain)}  # fmt: skip
         print(json.dumps(line), flush=True)
