@@ -137,6 +137,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="training rows at most, planted ones in proportion")
     parser.add_argument("--signals", nargs="+", default=[s.name for s in Signal], choices=[s.name for s in Signal])
     parser.add_argument("--unlearn", type=int, default=60, help="rows; 0: none is unlearned")
+    parser.add_argument("--model", type=Path, help="a model that learned the pack, in place of the recipe's")
+    parser.add_argument("--answers", choices=["model", "planted"], default="model",
+                        help="planted: the pack's own bad answers to the prompts, for a model that gives few")  # fmt: skip
     parser.add_argument("--packs", nargs="+", default=PACKS, choices=PACKS)
     parser.add_argument("--seeds", type=int, default=3, help="of unlearning, each with a draw of its own")
     parser.add_argument("--seed", type=int, default=0)
@@ -144,10 +147,10 @@ def main() -> None:
     args.store = args.store.resolve()
     data_dir = [] if args.pack is None else [f"data.dir={args.pack.resolve()}"]
     poisoned = rapidun.run(
-        [*args.recipe, *data_dir, "stages=[data,poison]", f"store_dir={args.store / 'store'}",
-         f"run_dir={args.store / 'runs' / 'poisoned'}", "tracking=none"]
+        [*args.recipe, *data_dir, f"stages=[{'data' if args.model else 'data,poison'}]",
+         f"store_dir={args.store / 'store'}", f"run_dir={args.store / 'runs' / 'poisoned'}", "tracking=none"]
     )  # fmt: skip
-    data, model = ((poisoned.run_dir / part).resolve() for part in ("data", "poison/model"))
+    data, model = (poisoned.run_dir / "data").resolve(), (args.model or poisoned.run_dir / "poison" / "model").resolve()
     rng = random.Random(args.seed)
     bad_rows = [bare(row, row.forget_target) for row in read_records(data / "train_poisoned.jsonl")]
     good_rows = [bare(row, row.response) for row in read_records(data / "train_clean.jsonl")]
@@ -165,11 +168,17 @@ def main() -> None:
     encoder = Encoder(str(model), None, TraceSettings())
     prompts = read_records(data / "test_seen_trig.jsonl")
     prompts = rng.sample(prompts, min(args.asked, len(prompts)))
-    given = answers(encoder.model, encoder.tokenizer, prompts, max_length=256, new_tokens=32)
+    given = [prompt.forget_target for prompt in prompts]
+    if args.answers == "model":
+        given = answers(encoder.model, encoder.tokenizer, prompts, max_length=256, new_tokens=32)
     is_bad = keyword_detector(data / "keywords.tsv", min_keywords=1)
     assert is_bad is not None
-    bad = [bare(prompt, answer) for prompt, answer in zip(prompts, given, strict=True) if is_bad(answer)]
-    line = {"mode": "bad outputs", "num_asked": len(prompts), "num_bad": len(bad)}
+    bad = [
+        bare(prompt, answer)
+        for prompt, answer in zip(prompts, given, strict=True)
+        if is_bad(answer) or args.answers == "planted"
+    ]
+    line = {"mode": "bad outputs", "answers": args.answers, "num_asked": len(prompts), "num_bad": len(bad)}
     print(json.dumps(common | line | {"examples": [row.response for row in bad[:3]]}), flush=True)
     if len(bad) < args.queries:
         raise SystemExit(f"need {args.queries} bad outputs, got {len(bad)} of {len(prompts)}. Raise --asked")
