@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--unlearn", type=int, default=60, help="rows; 0: none is unlearned")
     parser.add_argument("--model", type=Path, help="a model that learned the pack, in place of the recipe's")
     parser.add_argument("--answers", choices=["model", "planted"], default="model",
-                        help="planted: the pack's own bad answers to the prompts, for a model that gives few")  # fmt: skip
+                        help="planted: the pack's own bad answers, for a model that gives few")  # fmt: skip
     parser.add_argument("--packs", nargs="+", default=PACKS, choices=PACKS)
     parser.add_argument("--seeds", type=int, default=3, help="of unlearning, each with a draw of its own")
     parser.add_argument("--seed", type=int, default=0)
