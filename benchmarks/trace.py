@@ -108,7 +108,8 @@ def unlearn(name: str, folder: Path, args: argparse.Namespace, data: Path, model
             f"model.path={model}",
             "poison=none",
             f"store_dir={args.store / 'store'}",
-            f"run_dir={args.store / 'runs' / name}",
+            f"run_dir={args.store / 'runs' / f'{name}-{seed}'}",
+            f"seed={seed}",
             "tracking=none",
             *args.override,
         ]

@@ -47,6 +47,9 @@ def run_trace(args: argparse.Namespace, settings: TraceSettings) -> int:
         encoder = Encoder(args.model, args.adapter, settings)
         kept = with_room(encoder, found.records, queries, say=say)
         found = _only(found, kept)
+        if Signal.repsim not in by:
+            # the index loads it again
+            encoder = None
     asked = Asked(queries, found.records, args.model, args.adapter, settings)
     _check_number(args, len(asked.rows))
     _say_sizes(asked, by)
