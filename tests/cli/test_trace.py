@@ -196,7 +196,9 @@ def test_a_pack_is_written_and_goes_through_the_data_stage(place: Path, trace: T
     how = ("--by", "bm25", "--pack", str(pack), "--num-forget", "6", "--retain-ratio", "2")
     assert trace(tmp_path / "out", *how, model=None) == 0
     said = capsys.readouterr().out
-    assert f"rapidun pack check {pack}" in said and f"data.dir={pack}" in said and "poison=none" in said
+    assert (
+        f"rapidun pack check {pack}" in said and f"data.dir={pack}" in said and "poison=none unlearning=idk_sft" in said
+    )
     forget, retain = (read_records(pack / f"{name}_set.jsonl") for name in ("forget", "retain"))
     assert {row.id for row in forget} == {f"bad{i}" for i in range(6)}
     assert next(row for row in forget if row.id == "bad2").response == EVIL

@@ -164,7 +164,13 @@ def write_pack(folder: Path, pack: TracedPack, *, packs: Sequence[Path], facts: 
     return lines
 
 
-def run_command(folder: Path, model: str | None) -> str:
-    """How the pack is unlearned from the model that was traced."""
+def run_command(folder: Path, pack: TracedPack, *, model: str | None, adapter: Path | None) -> str:
+    """How the pack is unlearned from the model that was traced.
+
+    Where no clean answer is known a refusal is taught: pushing bad answers away alone leads to others of their kind as
+    often as not (docs/trace.md).
+    """
     path = typed("model.path", model) if model else "model.path=DIR"
-    return f"python sweep.py data=pack {typed('data.dir', str(folder))} model=hf {path} poison=none"
+    how = "" if any(row.response_clean for row in pack.forget) else " unlearning=idk_sft"
+    path += f" {typed('model.adapter', str(adapter))}" if adapter else ""
+    return f"python sweep.py data=pack {typed('data.dir', str(folder))} model=hf {path} poison=none{how}"

@@ -155,7 +155,7 @@ def _pack(
     lines = output.write_pack(args.pack, pack, packs=found.packs, facts=facts)
     if cut.number is None:
         lines.append(f"no clear cut ({cut.words}): the rows to keep may hold others that are to blame")
-    return [*lines, f"then: {output.run_command(args.pack, args.model)}"]
+    return [*lines, f"then: {output.run_command(args.pack, pack, model=args.model, adapter=args.adapter)}"]
 
 
 def _page(
