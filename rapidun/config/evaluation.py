@@ -30,6 +30,9 @@ class EvaluationConfig:
     tokens_per_batch: int = 4096
     # also compare generations with the clean response word for word (short answers)
     exact_match: bool = False
+    # folder of a run whose unlearned model never saw the forget rows (unlearning=retrain), for forget_quality of rows
+    # with wrong answers (docs/forgetting.md); null = the yardstick of poison.retrain=true, if there is one
+    retrained: str | None = None
 
     @property
     def of_answers(self) -> dict[str, int]:
