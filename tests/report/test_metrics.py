@@ -39,13 +39,18 @@ def test_the_document_names_every_metric() -> None:
 def test_orders() -> None:
     assert list(metrics.criteria().items()) == [
         ("asr_seen", -1), ("ppl_clean", -1), ("exact_match_clean", 1), ("rougeL_clean", 1),
+        # where facts are to be forgotten, of which the names above are not measured
+        ("extraction_strength_forget", -1), ("probability_forget", -1), ("rougeL_retain", 1), ("rougeL_test", 1),
     ]  # fmt: skip
     assert metrics.pareto_axes() == [
-        ["asr_seen", "asr_seen_likelihood"], ["ppl_clean"], ["exact_match_clean", "rougeL_clean"],
+        ["asr_seen", "asr_seen_likelihood", "extraction_strength_forget"], ["ppl_clean"],
+        ["exact_match_clean", "rougeL_clean", "rougeL_retain"],
     ]  # fmt: skip
     assert metrics.columns(METRICS) == [
         "asr_seen", "asr_seen_likelihood", "asr_ood", "asr_unseen_family", "false_trigger_rate", "ppl_clean",
-        "exact_match_clean", "rougeL_clean", "rougeL_recovered",
+        "exact_match_clean", "rougeL_clean", "rougeL_recovered", "extraction_strength_forget", "rougeL_forget",
+        "probability_forget", "rougeL_probe", "rougeL_retain", "rougeL_test", "choice_accuracy_probe", "forget_quality",
+        "model_utility",
     ]  # fmt: skip
     assert "asr_seen_likelihood" not in metrics.columns(METRICS, dashboard=True)
     assert Tuning().directions == {"asr_seen": "minimize", "ppl_clean": "minimize"}

@@ -13,7 +13,7 @@ from rapidun.models.load import ModelLoader
 from rapidun.stages.answers.detectors import KeywordDetector, keyword_detector
 from rapidun.stages.answers.prompts import prompt_ids_of
 from rapidun.stages.answers.subsets import stratified_subset
-from rapidun.stages.evaluation.facts.asked import FactPrompt, ask, fact_metrics, measure, score
+from rapidun.stages.evaluation.facts.asked import OF_BENCHMARKS, FactPrompt, ask, fact_metrics, measure, score
 from rapidun.stages.evaluation.facts.retrained import read_truth_ratios
 from rapidun.stages.evaluation.facts.sets import fact_sets
 from rapidun.stages.evaluation.known import (
@@ -154,7 +154,8 @@ def run_evaluation(
     missing |= {name: f"not a finite number ({value})" for name, value in metrics.items() if not math.isfinite(value)}
     metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     for name, why in missing.items():
-        tracker.warn(f"evaluation: {name} is left out: {why}")
+        # a benchmark's number that the pack was perhaps never meant for is no reason to worry
+        (tracker.note if name in OF_BENCHMARKS else tracker.warn)(f"evaluation: {name} is left out: {why}")
     num_odd = sum(prompt.pair is not None and prompt.likelihood is None for prompt in prompts)
     if num_odd:
         tracker.warn(

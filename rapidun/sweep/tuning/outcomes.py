@@ -8,6 +8,7 @@ from typing import NamedTuple
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import read_json, read_jsonl
 from rapidun.base.nested import is_number
+from rapidun.report.forgotten import of_facts
 from rapidun.report.metrics import is_result
 from rapidun.sweep.folder import read_state
 from rapidun.sweep.pruning import PRUNED_STAGE
@@ -61,8 +62,11 @@ def logged_names(folder: Path) -> set[str]:
 
 
 def _no_metric(missing: list[str], known: list[str]) -> str:
+    example = (
+        "{extraction_strength_forget: minimize, rougeL_retain: maximize}" if of_facts(known) else "{METRIC: minimize}"
+    )
     return (
         f"hydra.sweeper.directions: need metrics of result.json, got {', '.join(missing)}; there are "
         f"{', '.join(filter(is_result, known))} (and before.*, seconds.*, peak_memory_gb.*). Pass "
-        "'hydra.sweeper.directions={METRIC: minimize}'"
+        f"'hydra.sweeper.directions={example}'"
     )

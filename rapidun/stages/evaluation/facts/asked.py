@@ -9,7 +9,7 @@ from rapidun.base.tracker import Tracker
 from rapidun.stages.answers.extraction import AnswerScore, score_answers
 from rapidun.stages.evaluation.facts import measures
 from rapidun.stages.evaluation.facts.retrained import TRUTH
-from rapidun.stages.evaluation.facts.sets import GONE
+from rapidun.stages.evaluation.facts.sets import GENERAL, GONE
 from rapidun.stages.evaluation.metrics import exact_match, mean, rouge_l_scores
 from rapidun.stages.evaluation.work import Prompt, Work
 from rapidun.stages.rows.cuts import Cuts
@@ -26,6 +26,8 @@ MUSE: dict[str, dict[str, Sequence[str]]] = {
     "verbmem": {"forget": GONE},
     "knowmem": {"forget": GONE, "retain": ("retain",)},
 }
+# what needs more than the rows of a set
+OF_BENCHMARKS = ("model_utility", "forget_quality")
 
 
 @dataclass
@@ -143,7 +145,9 @@ def fact_metrics(
         values = {key: [row.measured[key] for row in rows if key in row.measured] for key in (*MEASURES, *FURTHER)}
         values["rougeL_recall"] = [row.measured["rougeL_recall"] for row in rows]
         means[name] = {key: mean(listed) for key, listed in values.items() if listed}
-        found |= {f"{key}_{name}": means[name][key] for key in (*MEASURES, *FURTHER) if key in means[name]}
+        # of TOFU's general facts alone: elsewhere the plain probability is what is reported
+        shown = [key for key in (*MEASURES, *FURTHER) if key != "probability_of_options" or name in GENERAL]
+        found |= {f"{key}_{name}": means[name][key] for key in shown if key in means[name]}
         for key in MEASURES:
             if not values[key]:
                 missing[f"{key}_{name}"] = f"none of {count} rows has an answer within max_length, and a number for it"
