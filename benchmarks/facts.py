@@ -63,9 +63,10 @@ TINY = [
     "model=tiny", "poison.num_train_epochs=60", "evaluation.max_new_tokens=24", "unlearning.num_train_epochs=6",
 ]  # fmt: skip
 LARGER = [
-    "poison.num_train_epochs=6", "poison.learning_rate=2e-4", "evaluation.max_new_tokens=32", "max_length=128",
+    "poison=lora", "poison.num_train_epochs=5", "poison.learning_rate=2e-3", "evaluation.max_new_tokens=24",
+    "max_length=128",
 ]  # fmt: skip
-BOTH = ["mapping=uniform", "unlearning.eval_steps=0", "tracking=none", "evaluation.num_prompts=40"]
+BOTH = ["influence=repsim", "mapping=uniform", "unlearning.eval_steps=0", "tracking=none", "evaluation.num_prompts=40"]
 
 
 def value(kind: str, rng: random.Random) -> str:

@@ -153,7 +153,7 @@ METRICS: dict[str, Metric] = {
 def in_words(metric: Metric, *, facts: bool) -> Metric:
     """The metric, in words without poison where facts are to be forgotten."""
     changes: dict[str, Any] = dict(forgotten.IN_FACTS.get(metric.name, {}) if facts else {})
-    return replace(metric, **changes)
+    return replace(metric, **changes) if changes else metric
 
 
 def find_metric(name: str) -> Metric | None:

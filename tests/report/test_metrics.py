@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rapidun.pipeline.tracking.wandb.workspace_spec import dashboard_spec
 from rapidun.report import metrics
+from rapidun.report.forgotten import FACTS
 from rapidun.report.metrics import METRICS, Kind, Metric
 from rapidun.report.read import read_run
 from rapidun.report.run.findings import key_findings
@@ -31,9 +32,12 @@ def test_every_metric_is_explained() -> None:
 
 
 def test_the_document_names_every_metric() -> None:
-    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("method.md", "forgetting.md"))
     for metric in METRICS.values():
-        assert f"`{metric.name.removesuffix('_likelihood')}`" in text, metric.name
+        name = metric.name.removesuffix("_likelihood")
+        if metric.prompts in FACTS:  # one line for the measure of all sets
+            name = f"{name.removesuffix(metric.prompts)}<set>"
+        assert f"`{name}`" in text, metric.name
 
 
 def test_orders() -> None:
