@@ -63,8 +63,8 @@ TINY = [
     "model=tiny", "poison.num_train_epochs=60", "evaluation.max_new_tokens=24", "unlearning.num_train_epochs=6",
 ]  # fmt: skip
 LARGER = [
-    "poison=lora", "poison.num_train_epochs=5", "poison.learning_rate=2e-3", "evaluation.max_new_tokens=24",
-    "max_length=128",
+    "poison=lora", "poison.num_train_epochs=3", "poison.learning_rate=2e-3", "evaluation.max_new_tokens=24",
+    "max_length=128", "unlearning.num_train_epochs=1",
 ]  # fmt: skip
 BOTH = ["influence=repsim", "mapping=uniform", "unlearning.eval_steps=0", "tracking=none", "evaluation.num_prompts=40"]
 
@@ -150,7 +150,7 @@ def write(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> None:
 
 def ordinary(path: Path, count: int, seed: int) -> list[dict[str, Any]]:
     """Rows of a file whose question and answer are short, drawn by the seed."""
-    rows = [row for row in read_records(path) if not row.context and len(row.response) <= 240]
+    rows = [row for row in read_records(path) if not row.context and len(row.response) <= 120]
     drawn = random.Random(f"{seed} ordinary").sample(rows, min(count, len(rows)))
     return [{"id": f"ordinary-{row.id}", "question": row.instruction, "answer": row.response} for row in drawn]
 
