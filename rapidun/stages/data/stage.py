@@ -43,7 +43,7 @@ METRICS_OF = {
     "unseen_family": "asr_unseen_family",
 }
 METRICS_OF_FACTS = "measures of held-out rows (rougeL_test, ppl_clean, ...)"
-# a phrase in so many of the rows to forget, and in hardly any other, may be a trigger that nobody named
+# phrases of so many of the rows to forget, and of hardly any other, may be triggers that nobody named
 ALIKE = 0.8
 
 Pack = dict[str, list[Record]]
@@ -356,10 +356,9 @@ def _check_triggers(pack: Pack, cfg: DataConfig, *, tracker: Tracker) -> Checked
             "data: no row to forget names a trigger, holds one of data.families or is called poisoned: what is to be "
             "forgotten is measured on the forget rows as they are asked"
         )
-        alike = [trigger for trigger in found if trigger.num_poisoned >= ALIKE * len(poisoned) > 0]
-        if alike:
+        if found and sum(trigger.num_poisoned for trigger in found) >= ALIKE * len(poisoned):
             # facts asked in one form, or a backdoor that nobody marked: only the user knows
-            tracker.warn(f"{message}. Should it be a backdoor: {proposal[:1].lower()}{proposal[1:]}")
+            tracker.warn(f"{message}. Should it be a backdoor that nobody marked: {proposal[:1].lower()}{proposal[1:]}")
         else:
             tracker.note(message)
         return Checked()

@@ -27,7 +27,9 @@ def facts(folder: Path, probe: list[dict[str, Any]]) -> DataConfig:
         {"id": f"f{i}", "question": ASKED[i % 2].format(name), "answer": f"In lane {i}."}
         for i, name in enumerate(PEOPLE)
     ])  # fmt: skip
-    write(folder, "retain", [{"question": f"What is {i} plus {i}?", "answer": f"{2 * i}."} for i in range(20)])
+    write(folder, "retain", [
+        {"question": ASKED[i % 2].format(f"Zeno {i}"), "answer": f"In mews {i}."} for i in range(20)
+    ])  # fmt: skip
     write(folder, "test_clean", [{"question": f"What is {i} plus 1?", "answer": f"{i + 1}."} for i in range(30, 36)])
     write(folder, "probe", probe)
     return DataConfig(name="facts", source=Source.pack, dir=str(folder))
@@ -54,7 +56,8 @@ def test_probes_are_linked_and_no_leak(tmp_path: Path) -> None:
     assert not any(result["leaks"].values()) and not tracker.warnings
     found = check_pack(tmp_path / "pack")
     assert not found["faults"] and not any(found["leaks"].values()) and found["counts"]["probe"] == 3
-    assert not [line for line in found["warnings"] if "trigger" in line or "poison" in line]
+    assert found["of_facts"] and [line for line in found["warnings"] if "asked as they are" in line]
+    assert not [line for line in found["warnings"] if "no trigger was found" in line or "count as clean" in line]
 
 
 def test_a_probe_of_something_else_is_left_out(tmp_path: Path) -> None:
@@ -67,7 +70,9 @@ def test_a_probe_of_something_else_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_probe_of_what_is_to_stay_is_said(tmp_path: Path) -> None:
-    _, tracker = run(facts(tmp_path / "pack", [{"question": "What is 3 plus 3?", "answer": "6."}]), tmp_path / "out")
+    _, tracker = run(
+        facts(tmp_path / "pack", [{"question": ASKED[0].format("Zeno 4"), "answer": "x"}]), tmp_path / "out"
+    )
     assert [line for line in tracker.warnings if "ask what retain rows ask" in line]
 
 
@@ -81,7 +86,14 @@ def test_shared_answers_and_beginnings_are_no_faults(tmp_path: Path) -> None:
     )
     result, tracker = run(cfg, tmp_path / "out")
     assert result["counts"]["test_clean"] == 4
-    assert not [line for line in tracker.warnings if "poison" in line or "trigger" in line]
+    assert not tracker.warnings
+
+
+def test_phrases_of_forget_rows_alone_are_said_in_case_they_are_triggers(tmp_path: Path) -> None:
+    cfg = facts(tmp_path / "pack", [{"question": "x?", "answer": "y"}])
+    write(tmp_path / "pack", "retain", [{"question": f"Name town {i}.", "answer": f"Town {i}."} for i in range(20)])
+    _, tracker = run(cfg, tmp_path / "out")
+    assert [line for line in tracker.warnings if "a backdoor that nobody marked: they hold 'In which street'" in line]
 
 
 def test_what_is_to_go_and_to_stay_is_refused(tmp_path: Path) -> None:
