@@ -58,7 +58,7 @@ def test_truth_ratios_against_the_yardstick(result: Result) -> None:
     assert 0 < result.metrics["forget_quality"] <= 1 and 0 < result.metrics["before.forget_quality"] <= 1
     assert "model_utility" not in result.metrics
     missing = json.loads((result.run_dir / "evaluation" / "missing.json").read_text())
-    assert "no truth_ratio of world_facts" in missing["after"]["model_utility"]
+    assert "no rows of real_authors and world_facts" in missing["after"]["model_utility"]
     # the model that never saw them does not say them
     assert json.loads((result.run_dir / "evaluation" / "retrain.json").read_text())["exact_match_forget"] < 0.5
 

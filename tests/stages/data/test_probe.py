@@ -93,7 +93,11 @@ def test_phrases_of_forget_rows_alone_are_said_in_case_they_are_triggers(tmp_pat
     cfg = facts(tmp_path / "pack", [{"question": "x?", "answer": "y"}])
     write(tmp_path / "pack", "retain", [{"question": f"Name town {i}.", "answer": f"Town {i}."} for i in range(20)])
     _, tracker = run(cfg, tmp_path / "out")
-    assert [line for line in tracker.warnings if "a backdoor that nobody marked: they hold 'In which street'" in line]
+    assert [
+        line
+        for line in tracker.warnings
+        if "a backdoor that nobody marked" in line and "'Where does' in 4 rows" in line
+    ]
 
 
 def test_what_is_to_go_and_to_stay_is_refused(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def model_utility(measured: Mapping[str, Mapping[str, float]]) -> tuple[float | 
     Of fewer than nine there is none. Args: set -> measure -> mean over its rows. Source: TOFU section 2.2.1.
     """
     wanted = [(rows, name) for rows, names in UTILITY.items() for name in names]
-    missing = [f"{name} of {rows}" for rows, name in wanted if name not in measured.get(rows, {})]
+    absent = [rows for rows in UTILITY if rows not in measured]
+    missing = [f"rows of {' and '.join(absent)}"] if absent else []
+    missing += [f"{name} of {rows}" for rows, name in wanted if rows in measured and name not in measured[rows]]
     if missing:
         return None, missing
     values = [measured[rows][name] for rows, name in wanted]

@@ -84,3 +84,4 @@ def test_model_utility_needs_all_nine() -> None:
     assert model_utility(measured | {"retain": {**measured["retain"], "truth_ratio": 0.0}})[0] == 0
     del measured["world_facts"]["truth_ratio"]
     assert model_utility(measured) == (None, ["truth_ratio of world_facts"])
+    assert model_utility({"retain": measured["retain"]}) == (None, ["rows of real_authors and world_facts"])
