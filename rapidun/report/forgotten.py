@@ -45,18 +45,18 @@ _MEASURES = {
     ),
     "choice_chance": ("multiple choice, guessing", "What guessing a letter would score", 0),
 }
-# where measures of facts stand, beside those of backdoors: a run has either
+# where measures of facts stand, at the places of those of backdoors: a run has either
 _PLACES: dict[str, dict[str, Any]] = {
-    "rougeL_forget": {"heading": "ROUGE-L forget", "column": 11, "tile": 1},
-    "probability_forget": {"heading": "p forget", "column": 12, "criterion": 6, "tile": 2},
+    "rougeL_forget": {"heading": "ROUGE-L forget", "column": 2, "tile": 1},
+    "probability_forget": {"heading": "p forget", "column": 3, "tile": 2},
     "extraction_strength_forget": {
-        "heading": "extraction forget", "column": 10, "criterion": 5, "pareto": 1, "tile": 3,
+        "heading": "extraction", "column": 1, "criterion": 1, "pareto": 1, "tile": 3,
     },
-    "rougeL_probe": {"heading": "ROUGE-L paraphrases", "column": 13, "tile": 4},
-    "rougeL_retain": {"heading": "ROUGE-L retain", "column": 14, "criterion": 7, "pareto": 3, "tile": 5},
+    "rougeL_probe": {"heading": "ROUGE-L paraphrases", "column": 4, "tile": 4},
+    "rougeL_retain": {"heading": "ROUGE-L retain", "column": 5, "criterion": 3, "pareto": 3, "tile": 5},
     "probability_retain": {"tile": 6},
-    "rougeL_test": {"heading": "ROUGE-L held-out", "column": 15, "criterion": 8, "tile": 7},
-    "choice_accuracy_probe": {"heading": "choices paraphrases", "column": 16, "tile": 8},
+    "rougeL_test": {"heading": "ROUGE-L held-out", "column": 5, "tile": 7},
+    "choice_accuracy_probe": {"heading": "choices paraphrases", "column": 5, "tile": 8},
 }  # fmt: skip
 # MUSE: set, what the rows of the category are, better direction
 _MUSE = {
@@ -120,13 +120,13 @@ def entries() -> list[dict[str, Any]]:
         "name": "forget_quality", "group": "TOFU", "label": "forget quality", "better": 1, "unit": "plain",
         "meaning": "p of the Kolmogorov-Smirnov test between the truth ratios of the forget rows under this model and "
                    "under one that never saw them.",
-        "heading": "forget quality", "column": 17,
+        "heading": "forget quality", "column": 9,
     })  # fmt: skip
     found.append({
         "name": "model_utility", "group": "TOFU", "label": "model utility", "better": 1,
         "meaning": "Harmonic mean of probability, ROUGE-L recall and truth ratio of retain rows, real authors and "
                    "world facts.",
-        "heading": "model utility", "column": 18,
+        "heading": "model utility", "column": 9,
     })  # fmt: skip
     return found
 

@@ -41,20 +41,22 @@ def test_the_document_names_every_metric() -> None:
 
 
 def test_orders() -> None:
+    # a run has those of backdoors, or of facts: extraction_..., and what ends in the name of a set of rows
     assert list(metrics.criteria().items()) == [
-        ("asr_seen", -1), ("ppl_clean", -1), ("exact_match_clean", 1), ("rougeL_clean", 1),
-        # where facts are to be forgotten, of which the names above are not measured
-        ("extraction_strength_forget", -1), ("probability_forget", -1), ("rougeL_retain", 1), ("rougeL_test", 1),
+        ("asr_seen", -1), ("extraction_strength_forget", -1), ("ppl_clean", -1), ("exact_match_clean", 1),
+        ("rougeL_retain", 1), ("rougeL_clean", 1),
     ]  # fmt: skip
     assert metrics.pareto_axes() == [
         ["asr_seen", "asr_seen_likelihood", "extraction_strength_forget"], ["ppl_clean"],
         ["exact_match_clean", "rougeL_clean", "rougeL_retain"],
     ]  # fmt: skip
-    assert metrics.columns(METRICS) == [
+    assert metrics.columns([name for name in METRICS if METRICS[name].prompts not in FACTS]) == [
         "asr_seen", "asr_seen_likelihood", "asr_ood", "asr_unseen_family", "false_trigger_rate", "ppl_clean",
-        "exact_match_clean", "rougeL_clean", "rougeL_recovered", "extraction_strength_forget", "rougeL_forget",
-        "probability_forget", "rougeL_probe", "rougeL_retain", "rougeL_test", "choice_accuracy_probe", "forget_quality",
-        "model_utility",
+        "exact_match_clean", "rougeL_clean", "rougeL_recovered", "forget_quality", "model_utility",
+    ]  # fmt: skip
+    assert metrics.columns([name for name in METRICS if METRICS[name].prompts in FACTS] + ["ppl_clean"]) == [
+        "extraction_strength_forget", "rougeL_forget", "probability_forget", "rougeL_probe", "choice_accuracy_probe",
+        "rougeL_retain", "rougeL_test", "ppl_clean",
     ]  # fmt: skip
     assert "asr_seen_likelihood" not in metrics.columns(METRICS, dashboard=True)
     assert Tuning().directions == {"asr_seen": "minimize", "ppl_clean": "minimize"}

@@ -67,7 +67,7 @@ def test_cards_and_criteria() -> None:
         "ppl_clean",
     ]  # fmt: skip
     judged = [name for name in metrics.criteria() if name in AFTER]
-    assert judged == ["ppl_clean", "extraction_strength_forget", "probability_forget", "rougeL_retain"]
+    assert judged == ["extraction_strength_forget", "ppl_clean", "rougeL_retain"]
     for metric in METRICS.values():
         if metric.name.startswith(("rougeL_", "exact_", "probability_", "extraction_", "choice_acc")):
             assert metric.better == (-1 if metric.name.endswith(("_forget", "_probe")) else 1), metric.name
