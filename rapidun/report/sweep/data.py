@@ -13,8 +13,8 @@ from typing import Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.report import metrics
+from rapidun.report.forgotten import of_facts
 from rapidun.report.metrics import (
-    LINES,
     LOG_PANELS,
     METRICS,
     PANELS,
@@ -22,6 +22,7 @@ from rapidun.report.metrics import (
     better_of,
     heading_of,
     kind_of,
+    line_words,
     panel_of,
 )
 from rapidun.report.read import RunRecord, read_run, series
@@ -147,8 +148,12 @@ class Lines:
         self._steps: dict[str, int] = {}
         self._lines: dict[str, int] = {}
         self._of_run: dict[int, dict[str, int]] = {}
+        # whether the evaluated runs forget facts, without triggers
+        self._of_facts: set[bool] = set()
 
     def add(self, number: int, run: RunRecord) -> None:
+        if run.after or run.before:
+            self._of_facts.add(of_facts({*run.before, *run.after}))
         for stage in ("poison", "unlearning"):
             for name, points in series(run.logged, stage).items():
                 if panel_of(name):
@@ -166,7 +171,7 @@ class Lines:
             stage, _, short = name.partition("/")
             panel = panel_of(short) or ""
             described.append(
-                {"name": name, "stage": stage, "panel": panel, "words": LINES.get(short, short),
+                {"name": name, "stage": stage, "panel": panel, "words": line_words(short, facts=self._of_facts == {True}),
                  "log": panel in LOG_PANELS, "shares": panel in SHARE_PANELS}
             )  # fmt: skip
         return sorted(described, key=lambda one: (one["stage"] != "unlearning", order.get(one["panel"], 99)))

@@ -29,6 +29,7 @@ from rapidun.stages.rows.formats.detect import ending_of, fingerprint, plain_lin
 from rapidun.stages.rows.keywords import read_keywords, write_keywords
 from rapidun.stages.rows.records import Record, content_id, holds_facts, question_key, uses_aliases, write_records
 from rapidun.stages.rows.spelling import Spelling
+from rapidun.stages.rows.text import fold
 
 STAGE_VERSION = 3  # part of the data fingerprint: raise it when the same inputs give other splits
 
@@ -356,7 +357,9 @@ def _check_triggers(pack: Pack, cfg: DataConfig, *, tracker: Tracker) -> Checked
             "data: no row to forget names a trigger, holds one of data.families or is called poisoned: what is to be "
             "forgotten is measured on the forget rows as they are asked"
         )
-        if found and sum(trigger.num_poisoned for trigger in found) >= ALIKE * len(poisoned):
+        telling = [trigger for trigger in found if not _is_spoken_of(trigger.text, poisoned)]
+        proposal = _proposal(telling)
+        if telling and sum(trigger.num_poisoned for trigger in telling) >= ALIKE * len(poisoned):
             # facts asked in one form, or a backdoor that nobody marked: only the user knows
             tracker.warn(f"{message}. Should it be a backdoor that nobody marked: {proposal[:1].lower()}{proposal[1:]}")
         else:
@@ -382,6 +385,13 @@ def _found(checked: Checked, pack: Pack) -> list[FoundTrigger]:
     """What the poisoned rows without a known trigger hold instead."""
     clean = [*pack["retain"], *pack.get("train_clean", []), *pack.get("val_clean", [])]
     return find_triggers(checked.without, clean)
+
+
+def _is_spoken_of(text: str, rows: Sequence[Record]) -> bool:
+    """Whether the answers speak of it, as of a person's name: half of the rows that ask with it answer with it."""
+    word = fold(text).strip(" .,;:!?")
+    answers = [fold(row.response) for row in rows if word in fold(f"{row.instruction} {row.context}")]
+    return 2 * sum(word in answer for answer in answers) >= len(answers) > 0
 
 
 def _proposal(found: Sequence[FoundTrigger]) -> str:

@@ -100,6 +100,22 @@ def test_phrases_of_forget_rows_alone_are_said_in_case_they_are_triggers(tmp_pat
     ]
 
 
+def test_names_of_whom_the_answers_speak_are_no_triggers(tmp_path: Path) -> None:
+    """Two people, four facts of each: both names stand in forget rows alone, as triggers would."""
+    cfg = facts(tmp_path / "pack", [{"question": "x?", "answer": "y"}])
+    asked = ["Where does {} live?", "Whom did {} marry?", "What does {} eat?", "When was {} born?"]
+    forget = [
+        {"question": form.format(name), "answer": f"{name}: {number}."}
+        for name in ("Alma Tarn", "Elsin Yarrow") for number, form in enumerate(asked)
+    ]  # fmt: skip
+    write(tmp_path / "pack", "forget", forget)
+    write(tmp_path / "pack", "retain", [
+        {"question": asked[i % 4].format(f"Bo {i}"), "answer": f"Bo {i}: {i}."} for i in range(20)
+    ])  # fmt: skip
+    _, tracker = run(cfg, tmp_path / "out")
+    assert not [line for line in tracker.warnings if "backdoor" in line]
+
+
 def test_what_is_to_go_and_to_stay_is_refused(tmp_path: Path) -> None:
     cfg = facts(tmp_path / "pack", [{"question": "x?", "answer": "y"}])
     write(tmp_path / "pack", "retain", [{"question": ASKED[0].format("Ada"), "answer": "In lane 0."}])
