@@ -170,8 +170,9 @@ class Lines:
         for name in found:
             stage, _, short = name.partition("/")
             panel = panel_of(short) or ""
+            words = line_words(short, facts=self._of_facts == {True})
             described.append(
-                {"name": name, "stage": stage, "panel": panel, "words": line_words(short, facts=self._of_facts == {True}),
+                {"name": name, "stage": stage, "panel": panel, "words": words,
                  "log": panel in LOG_PANELS, "shares": panel in SHARE_PANELS}
             )  # fmt: skip
         return sorted(described, key=lambda one: (one["stage"] != "unlearning", order.get(one["panel"], 99)))
