@@ -66,6 +66,7 @@ Keys used most:
   seed=1  max_length=256            of the whole run
   run_dir=DIR  store_dir=DIR        default outputs/runs/<date>_<time>_<name>, outputs/store
   model=hf model.path=PATH          a model of yours: a folder, hub id or .gguf file
+  model.adapter=DIR                 a LoRA adapter over it, as part of the model
   data=pack data.dir=DIR            a pack of yours
   mapping=rapidun mapping.tau_f=0.5 flatter (larger) or sharper (smaller) forget weights
   unlearning.learning_rate=2e-4     rapidun --cfg job lists every key with its value

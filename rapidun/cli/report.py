@@ -10,7 +10,9 @@ from rapidun.base.files import write_text
 from rapidun.cli.commands import FOLDER
 from rapidun.report.read import is_run
 from rapidun.report.run.page import write_run_report
-from rapidun.report.sweep.exports import as_csv, as_markdown, write_sweep_summary
+from rapidun.report.sweep.console import show
+from rapidun.report.sweep.exports import as_csv, as_markdown, read_sweep, write_sweep_summary
+from rapidun.report.sweep.finals import final_commands
 from rapidun.report.sweep.page import gather, write_comparison, write_sweep_index
 from rapidun.report.sweep.pictures import write_pictures
 from rapidun.report.sweep.summary import Summary, is_sweep
@@ -29,6 +31,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--csv", type=Path, metavar="FILE", help="write means and intervals, a line per setting")
     made.add_argument("--md", type=Path, metavar="FILE", help="write tables and sentences as Markdown")
     made.add_argument("--png", type=FOLDER, metavar="FOLDER", help="write the plots as pictures for a paper")
+    made.add_argument(
+        "--budget", metavar="EXPRESSION",
+        help="choose among what holds this, e.g. 'ppl_clean <= 1.02 * before.ppl_clean', in place of sweep.budget; "
+        "none for no budget",
+    )  # fmt: skip
+    made.add_argument(
+        "--best-overrides", action="store_true",
+        help="write nothing; print the commands that evaluate each method's best on test rows",
+    )  # fmt: skip
     made.add_argument("--cells", action="store_true", help="write report.html of every cell of a sweep anew, too")
     return made
 
@@ -37,7 +48,12 @@ def main(argv: Sequence[str]) -> int:
     """The command line; see `report`."""
     found = parser().parse_args(argv)
     try:
-        return report(found.paths, html=found.html, csv=found.csv, md=found.md, png=found.png, cells=found.cells)
+        if found.best_overrides:
+            return best_overrides(found.paths, budget=found.budget)
+        return report(
+            found.paths, html=found.html, csv=found.csv, md=found.md, png=found.png, cells=found.cells,
+            budget=found.budget,
+        )  # fmt: skip
     except OSError as error:
         raise DataError(f"report: need readable folders and a place to write to, got {error}") from None
 
@@ -50,15 +66,18 @@ def report(
     md: Path | None = None,
     png: Path | None = None,
     cells: bool = False,
+    budget: str | None = None,
 ) -> int:
     """Write what belongs into each folder, what the options ask for, and print where it is.
 
     Args:
         paths: run folders and sweep folders. html: file of the comparison page; by default report.html in the one
             sweep, or comparison.html in the current folder where several are compared. csv, md: files; png: folder.
-        cells: also write each cell's own report.html anew (a run writes it when it ends).
+        cells: also write each cell's own report.html anew (a run writes it when it ends). budget: what to choose by, an
+            expression over metrics; `none` for no budget, None = the sweep's own.
     Returns: 0.
-    Raises: DataError if a path is neither a run folder nor a sweep folder; none is written then.
+    Raises: DataError if a path is neither a run folder nor a sweep folder, ConfigError if the budget is none; nothing
+        is written then.
     """
     for path in paths:
         if not path.is_dir() or not (is_run(path) or is_sweep(path)):
@@ -70,7 +89,11 @@ def report(
 
     console = Console()
     written: list[Path] = []
-    summary = _one(paths[0], console, html, cells, written) if len(paths) == 1 else _several(paths, console, written)
+    if len(paths) == 1:
+        summary = _one(paths[0], console, html, cells, written, budget)
+    else:
+        summary = gather(paths, budget=budget)
+        show(console, summary)
     if html is not None or len(paths) > 1:
         _comparison(summary, html or SEVERAL, paths, console, written)
     if csv is not None or md is not None:
@@ -85,12 +108,26 @@ def report(
     return 0
 
 
-def _one(path: Path, console: Any, html: Path | None, cells: bool, written: list[Path]) -> Summary:
+def best_overrides(paths: Sequence[Path], *, budget: str | None = None) -> int:
+    """Print the commands that evaluate each method's best of a sweep on test rows; write nothing, return 0.
+
+    Raises: DataError if there is not one sweep folder, or nothing may be chosen from it.
+    """
+    if len(paths) != 1 or is_run(paths[0]):
+        raise DataError(f"--best-overrides: need one sweep folder, got {', '.join(map(str, paths))}")
+    for line in final_commands(read_sweep(paths[0], budget=budget)):
+        print(line)
+    return 0
+
+
+def _one(path: Path, console: Any, html: Path | None, cells: bool, written: list[Path], budget: str | None) -> Summary:
     """One run or one sweep: what belongs into its folder."""
     if is_run(path):
+        if budget is not None:
+            raise DataError("--budget: need a sweep folder or several folders to choose among, got one run")
         written.append(write_run_report(path))
         return gather([path])
-    summary = write_sweep_summary(path)
+    summary = write_sweep_summary(path, budget=budget)
     if cells:
         for cell in summary.cells:
             if cell.path.is_dir():
@@ -101,13 +138,7 @@ def _one(path: Path, console: Any, html: Path | None, cells: bool, written: list
     if html is None:
         _comparison(summary, path / "report.html", [path], console, written)
     written.append(write_sweep_index(path, summary, comparison=False))
-    console.print(summary.table())
-    return summary
-
-
-def _several(paths: Sequence[Path], console: Any, written: list[Path]) -> Summary:
-    summary = gather(paths)
-    console.print(summary.table())
+    show(console, summary)
     return summary
 
 

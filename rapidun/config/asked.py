@@ -238,6 +238,10 @@ def _scratch(cfg: RunConfig, key: str) -> Unread | None:
     return Unread(f"model.path={cfg.model.path}, a model that is there", "leave out one of the two", refused=True)
 
 
+def _adapter_as(cfg: RunConfig, key: str) -> Unread | None:
+    return None if cfg.model.adapter is not None else Unread("model.adapter=null", "pass model.adapter=DIR")
+
+
 def _revision(cfg: RunConfig, key: str) -> Unread | None:
     path = cfg.model.path
     remedy = "pass model.path=HUB_ID, or leave it out"
@@ -363,6 +367,7 @@ RULES = (
     Rule(("data.noise.seed",), _noise_seed),
     Rule(("model.scratch",), _scratch),
     Rule(("model.revision",), _revision),
+    Rule(("model.adapter_as",), _adapter_as),
     Rule(("poison",), _poison),
     Rule(("influence",), _influence),
     Rule(WEIGHTS_FILES, _weights_file),

@@ -6,6 +6,7 @@ What one may hold is listed here. Nothing in it reaches a Python object's attrib
 import ast
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes, InvalidExpression
@@ -23,6 +24,7 @@ _NODES = (
     ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.BinOp, ast.Compare, ast.IfExp, ast.Name, ast.Load,
     ast.Constant, ast.List, ast.Tuple, ast.Call, ast.Mod, ast.Pow, *_OPERATORS,
 )  # fmt: skip
+_BY_SIZE = (ast.Gt, ast.Lt, ast.GtE, ast.LtE)
 _WORKED_OUT = "comparisons, and/or/not, arithmetic, in, if/else, min, max, abs, round, len"
 # what working one out may raise
 ERRORS = (InvalidExpression, ArithmeticError, LookupError, TypeError, ValueError, RecursionError)
@@ -61,10 +63,80 @@ class Expression:
         asked = dict.fromkeys(node.id for node in ast.walk(self._node) if isinstance(node, ast.Name))
         self.names = [name for name in asked if name not in FUNCTIONS and name not in CONSTANTS]
 
+    @property
+    def decides(self) -> bool:
+        """Whether it is true or false whatever its names stand for: comparisons, and/or/not of such."""
+        return _decides(self._node)
+
     def value(self, of: Callable[[str], Any]) -> Any:
         """What it comes to, each name standing for `of(name)`. Raises: one of ERRORS."""
-        self._evaluator.names = lambda node: CONSTANTS[node.id] if node.id in CONSTANTS else of(node.id)
+        self._stand_for(of)
         return self._evaluator.eval(self.text, previously_parsed=self._node)
+
+    def excesses(self, of: Callable[[str], Any]) -> list[float]:
+        """By how much each part of a conjunction is missed, one number for each part of the outermost `and`.
+
+        Not above 0 where the part holds, above 0 where it does not. Of a <= b it is (a - b) / |b|, a share of the
+        bound (a - b where b is 0); of `and` the largest, of `or` the smallest; of what is not a comparison of numbers
+        by size, -1 or 1. A part that does not hold is missed by at least 1e-12 (a < a is no success), one that cannot
+        be worked out where another part already fails, by 1.
+
+        Raises: one of ERRORS, as `value` does.
+        """
+        holds = bool(self.value(of))
+        return [min(self._part(part), 0.0) if holds else self._part(part) for part in self._parts]
+
+    @property
+    def num_parts(self) -> int:
+        """As many numbers `excesses` has."""
+        return len(self._parts)
+
+    @property
+    def _parts(self) -> list[ast.expr]:
+        node = self._node
+        return node.values if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And) else [node]
+
+    def _part(self, node: ast.AST) -> float:
+        try:
+            missed = self._excess(node)
+            holds = bool(self._evaluator.eval(self.text, previously_parsed=node))
+        except ArithmeticError:
+            return 1.0
+        return min(missed, 0.0) if holds else max(missed, 1e-12)
+
+    def _stand_for(self, of: Callable[[str], Any]) -> None:
+        self._evaluator.names = lambda node: CONSTANTS[node.id] if node.id in CONSTANTS else of(node.id)
+
+    def _excess(self, node: ast.AST, *, wanted: bool = True) -> float:
+        """Of one part; `wanted` is false inside a `not`."""
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return self._excess(node.operand, wanted=not wanted)
+        if isinstance(node, ast.BoolOp):
+            found = [self._excess(part, wanted=wanted) for part in node.values]
+            return max(found) if isinstance(node.op, ast.And) is wanted else min(found)
+        if isinstance(node, ast.Compare) and all(isinstance(op, _BY_SIZE) for op in node.ops):
+            sides = [self._evaluator.eval(self.text, previously_parsed=side) for side in (node.left, *node.comparators)]
+            found = [_missed(op, *pair) for op, pair in zip(node.ops, pairwise(sides), strict=True)]
+            return max(found) if wanted else min(-missed for missed in found)
+        return -1.0 if bool(self._evaluator.eval(self.text, previously_parsed=node)) is wanted else 1.0
+
+
+def _decides(node: ast.AST) -> bool:
+    if isinstance(node, ast.BoolOp):
+        return all(map(_decides, node.values))
+    if isinstance(node, ast.IfExp):
+        return _decides(node.body) and _decides(node.orelse)
+    truth = isinstance(node, ast.Constant) and isinstance(node.value, bool)
+    truth = truth or (isinstance(node, ast.Name) and node.id in ("true", "false"))
+    return truth or isinstance(node, ast.Compare) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
+
+
+def _missed(op: ast.cmpop, left: Any, right: Any) -> float:
+    """By how much `left op right` is missed, as a share of the bound `right`; below 0 where there is room."""
+    over = float(left) - float(right)
+    if isinstance(op, ast.Gt | ast.GtE):
+        over = -over
+    return over / abs(float(right)) if right else over
 
 
 class _Keys(ast.NodeTransformer):

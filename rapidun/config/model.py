@@ -30,6 +30,11 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class AdapterAs(Enum):
+    apart = "apart"  # on disk base and adapter stay two; it goes on whenever the base is loaded
+    merged = "merged"  # one folder in the store, which everything then runs over
+
+
 @dataclass(kw_only=True, slots=True)
 class ScratchConfig:
     """Sizes of the Llama-architecture model that is made when model.path is null."""
@@ -46,6 +51,10 @@ class ModelConfig:
     name: str = "tiny"
     # a Hugging Face folder, a hub id, or a .gguf file; null = a model made from scratch
     path: str | None = None
+    # a LoRA adapter (PEFT folder) over it, which is part of the start model: a poisoned one, say; null = none
+    adapter: str | None = None
+    # apart: nothing is written, and over quantised weights it is not rounded to their grid
+    adapter_as: AdapterAs = AdapterAs.apart
     # branch, tag or commit of a hub id
     revision: str | None = None
     dtype: Dtype = Dtype.auto
@@ -58,6 +67,12 @@ class ModelConfig:
     def check(self) -> list[str]:
         faults = Faults("model")
         sizes = self.scratch
+        if self.adapter is not None and self.path is None:
+            faults.append(
+                "model: need model.path=... of the base that an adapter was made for, got model.adapter="
+                f"{self.adapter} and a model made from scratch (model.path=null). Pass model=hf model.path=DIR, or "
+                "model.adapter=null"
+            )
         for key in ScratchConfig.__slots__:
             faults.need(getattr(sizes, key) >= 1, f"scratch.{key} >= 1", **{f"scratch__{key}": getattr(sizes, key)})
         faults.need(

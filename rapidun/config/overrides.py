@@ -47,9 +47,10 @@ def check_overrides(
     """Check every override and spell the valid ones as Hydra takes them.
 
     A leading + or ++ is dropped where the key exists (+experiment=x), experiment=null becomes ~experiment,
-    mapping.forget=FILE becomes mapping.forget.path=FILE, an expression in sweep.where is quoted, sweep.zip=[a,b]
-    becomes [[a,b]], an unknown group choice is replaced by the nearest known one, so that the composed configuration
-    can still be checked. Overrides of Hydra itself pass as they are, but for the names of launcher and sweeper.
+    mapping.forget=FILE becomes mapping.forget.path=FILE, an expression in sweep.where or sweep.budget is quoted,
+    sweep.zip=[a,b] becomes [[a,b]], an unknown group choice is replaced by the nearest known one, so that the composed
+    configuration can still be checked. Overrides of Hydra itself pass as they are, but for the names of launcher and
+    sweeper.
 
     Args: groups: the choices of each config group. multirun: whether several values (a sweep) are allowed.
         intervals: whether interval(a,b) is allowed; None = if the overrides choose the sweeper that takes it.
@@ -83,7 +84,7 @@ def _mend(text: str) -> str:
     """Respell what users type plainly but Hydra's grammar takes only in quotes or brackets."""
     text = _WEIGHTS_FILE.sub(r"\1.path=", text, count=1)
     key, equals, value = text.partition("=")
-    if not equals or key.lstrip("+") not in ("sweep.where", "sweep.zip"):
+    if not equals or key.lstrip("+") not in ("sweep.where", "sweep.budget", "sweep.zip"):
         return text
     parsed: Any = None
     try:
@@ -92,7 +93,7 @@ def _mend(text: str) -> str:
         parsed = override.value()
     except HydraException:
         plain = False
-    if key.endswith("where"):
+    if not key.endswith("zip"):
         plain = plain and not isinstance(parsed, list | dict)
         return text if plain else f"{key}={QuotedString(value, Quote.single).with_quotes()}"
     flat = plain and isinstance(parsed, list) and parsed and not any(isinstance(item, list) for item in parsed)

@@ -18,6 +18,8 @@ STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
 # sweep's name all but `name`, which it shows; a run folder and a report also leave out `stages` (which numbers there
 # are), a report `seed` (which repetition they are of)
 BOOKKEEPING = ("name", "run_dir", "store_dir", "sweep", "tracking", "resources", "cluster")
+# where the poison is an adapter's
+ALONE = "the base alone, trained on clean rows, is a run of its own: model.adapter=null"
 # settings that may be left to the model's size (null, as in conf/model/hf.yaml)
 BY_SIZE = (
     ("poison", "learning_rate"),
@@ -77,6 +79,7 @@ class RunConfig:
                 f"poison: need method=full or lora to train the yardstick, got poison.method=none with "
                 f"poison.retrain={str(self.poison.retrain).lower()} and "
                 f"unlearning.objective={self.unlearning.objective.name}. Change one of them"
+                + ("" if self.model.adapter is None else f" ({ALONE})")
             )
         ratio = self.unlearning.token_weights is TokenWeights.likelihood_ratio
         if ratio and self.poison.method is PoisonMethod.none and {"influence", "unlearning"} & set(self.involved):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from rapidun.base.errors import ConfigError
+from rapidun.config.budget import Budget
 from rapidun.config.parts import Faults
 
 # hydra/launcher=NAME -> the class behind it, as Hydra's `_target_` names one: imported when used, submitit takes time
@@ -26,6 +28,8 @@ class SweepConfig:
     name: str | None = None
     # keep only the cells for which this holds: 'mapping.tau_f <= mapping.tau_r and unlearning.objective != "ga"'
     where: str | None = None
+    # damage that a cell may do to count as a success: 'ppl_clean <= 1.02 * before.ppl_clean', over metrics (budget.py)
+    budget: str | None = None
     # groups of axes that advance together instead of being multiplied: [[mapping.tau_f,mapping.tau_r]]
     zip: list[list[str]] = field(default_factory=list)
     # show cells, cached stages, waves, resources and the script; run nothing
@@ -44,6 +48,11 @@ class SweepConfig:
 
     def check(self) -> list[str]:
         faults = Faults("sweep")
+        if self.budget is not None:
+            try:
+                Budget(self.budget)
+            except ConfigError as error:
+                faults.extend(error.faults)
         faults.need(
             self.max_failures is None or self.max_failures >= 1, "max_failures >= 1", max_failures=self.max_failures
         )

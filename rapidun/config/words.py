@@ -7,7 +7,7 @@ trainer.method_args. RapidUn and RapidIn: the published pipeline configuration. 
 from typing import NamedTuple
 
 RAPIDUN, OPEN_UNLEARNING, HF = "RapidUn's", "open-unlearning's", "transformers'"
-RAPIDIN = "RapidIn's"
+RAPIDIN, PEFT = "RapidIn's", "peft's"
 BOTH = "RapidUn's and open-unlearning's"
 
 
@@ -26,6 +26,8 @@ _ACCUMULATION = ("unlearning.gradient_accumulation_steps", "poison.gradient_accu
 _EPOCHS = ("unlearning.num_train_epochs", "poison.num_train_epochs")
 _WARMUP = ("unlearning.warmup_ratio", "poison.warmup_ratio")
 _SHARE = "a share of the steps"
+_ADAPTER = ("model.adapter", "unlearning.adapter")
+_ADAPTER_NOTE = "the first is part of the model to start from, the second is trained on"
 _DTYPE_NOTE = "bfloat16, float16, float32 or auto"
 _BETAS = (
     "mapping.beta", "unlearning.descent_beta", "unlearning.npo.beta", "unlearning.simnpo.beta", "unlearning.dpo.beta",
@@ -50,7 +52,20 @@ WORDS: dict[str, Word] = {
     "quantization": Word(("model.quantisation",), HF, "none, 8bit or 4bit"),
     "max_len": Word(("max_length",), RAPIDUN),
     "max_seq_length": Word(("max_length",), HF),
-    "lora_path": Word(("unlearning.adapter",), RAPIDIN),
+    "lora_path": Word(_ADAPTER, RAPIDIN, _ADAPTER_NOTE),
+    "adapter_path": Word(_ADAPTER, HF, _ADAPTER_NOTE),
+    "adapter_name_or_path": Word(_ADAPTER, HF, _ADAPTER_NOTE),
+    "adapter_model": Word(_ADAPTER, HF, _ADAPTER_NOTE),
+    "adapter_dir": Word(_ADAPTER, HF, _ADAPTER_NOTE),
+    "base_model_adapter": Word(_ADAPTER, HF, _ADAPTER_NOTE),
+    "peft_path": Word(_ADAPTER, PEFT, _ADAPTER_NOTE),
+    "peft_model": Word(_ADAPTER, PEFT, _ADAPTER_NOTE),
+    "peft_model_id": Word(_ADAPTER, PEFT, _ADAPTER_NOTE),
+    "lora_model": Word(_ADAPTER, PEFT, _ADAPTER_NOTE),
+    "lora_weights": Word(_ADAPTER, PEFT, _ADAPTER_NOTE),
+    "lora_adapter": Word(_ADAPTER, PEFT, _ADAPTER_NOTE),
+    "merge_adapter": Word(("model.adapter_as", "unlearning.merge"), PEFT, "merged or apart; true or false"),
+    "merge_and_unload": Word(("model.adapter_as", "unlearning.merge"), PEFT, "merged or apart; true or false"),
     # --- the data
     "packs_dir": Word(("data.dir",), RAPIDUN, "with data=pack"),
     "forget_path": Word(("data.forget",), RAPIDUN, "with data=jsonl"),

@@ -11,7 +11,7 @@ from torch import nn
 from rapidun.base.errors import ConfigError
 from rapidun.config.parts import LoraSettings
 from rapidun.models.layers import layer_names, resolved
-from rapidun.models.load import ModelLoader, load_adapter, peft_renaming
+from rapidun.models.load import ModelLoader, Over, load_adapter, peft_renaming
 from rapidun.models.selfcheck import Row, confirm, mean_loss
 
 # the name under which a saved adapter is read back beside the trained one
@@ -83,8 +83,11 @@ def prepare_quantised(model: Any, *, gradient_checkpointing: bool) -> Any:
     )
 
 
-def save_adapter(model: Any, out: Path, *, base: str | Path) -> None:
-    """Write the adapter as a PEFT folder that names its base without this machine's paths."""
+def save_adapter(model: Any, out: Path, *, base: str | Path, over: Over | None = None) -> None:
+    """Write the adapter as a PEFT folder that names its base without this machine's paths.
+
+    Args: over: the adapter that the base had, which the folder then speaks of.
+    """
     config = model.peft_config["default"]
     config.base_model_name_or_path = base_name(base)
     # peft keeps a set, whose order changes from process to process
@@ -94,6 +97,8 @@ def save_adapter(model: Any, out: Path, *, base: str | Path) -> None:
     model.save_pretrained(str(out), selected_adapters=["default"], save_embedding_layers=False)
     # the card repeats the absolute path of the base
     (out / "README.md").unlink(missing_ok=True)
+    if over is not None:
+        over.note(out)
 
 
 def base_name(base: str | Path) -> str:
@@ -136,7 +141,7 @@ def save_merged(
     untie_adapted(model)
     with peft_renaming():
         merged = model.merge_and_unload()
-    _note_untied(merged)
+    note_untied(merged)
     save_model(merged, tokenizer, out)
     confirm_saved(merged, out, before=trained, loader=loader, rows=rows, section=section)
 
@@ -205,7 +210,7 @@ def untie_adapted(model: Any) -> list[str]:
     return untied
 
 
-def _note_untied(model: Any) -> None:
+def note_untied(model: Any) -> None:
     """Let the configuration say that head and embedding are two, where they are."""
     weights = [
         getattr(module, "weight", None) for module in (model.get_output_embeddings(), model.get_input_embeddings())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from rapidun.base.errors import ModelError
 from rapidun.base.processes import local_rank, world_size
@@ -39,6 +39,27 @@ class Loaded(NamedTuple):
     tokenizer: Any
 
 
+class Over(Protocol):
+    """What goes on a base whenever it is loaded, as part of the model (start_adapter.py)."""
+
+    @property
+    def base(self) -> Path:
+        """The folder that it belongs to."""
+
+    @property
+    def identity(self) -> str:
+        """Names its contents."""
+
+    def tokenizer(self, *, say: Callable[[str], None]) -> Path:
+        """The folder of the tokenizer of both."""
+
+    def put_on(self, model: Any, *, say: Callable[[str], None]) -> Any:
+        """The base with it, every module as it was named."""
+
+    def note(self, out: Path) -> None:
+        """Say in the folder of an adapter that was trained over both what it stands on."""
+
+
 def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=2)
 
@@ -54,6 +75,8 @@ class ModelLoader:
     # keep the base model and its tokenizer in memory for the next load of the same folder in this process (warm.py);
     # stages hand back what they loaded, changed weights are never kept
     keep: bool = False
+    # part of one base, wherever that folder is loaded: the adapter of a start model that is kept apart
+    over: Over | None = None
     # told what the user should know of a model that is loaded: what was made to fit, what is done more slowly
     say: Callable[[str], None] = field(default=_warn, compare=False, repr=False)
 
@@ -68,19 +91,34 @@ class ModelLoader:
         """
         folder = local_folder(path)
         if not self.keep:
-            model, tokenizer = self._load_base(folder, path), load_tokenizer(folder)
+            model, tokenizer = self._load_start(folder, path)
         else:
             how = (self.dtype, self.quantisation, self.attention, self.device)
+            over = self.over_at(folder)
             key = (*how, str(folder.resolve()), *map(_file_state, fingerprint_files(folder)))
+            key += () if over is None else (over.identity,)
             kept = warm.take(key)
             if kept is None:
-                kept = warm.Snapshot(self._load_base(folder, path).eval(), load_tokenizer(folder))
+                kept = warm.Snapshot(*self._load_start(folder, path))
                 warm.keep(key, kept)
             model, tokenizer = kept.model, kept.tokenizer
         if adapter is not None:
             model = load_adapter(model, adapter, say=self.say)
         model.eval()
         return Loaded(model, tokenizer)
+
+    def over_at(self, path: str | Path) -> Over | None:
+        """What goes on the model of this folder; None for any but the base of `over`."""
+        if self.over is None or Path(path).expanduser().resolve() != self.over.base.resolve():
+            return None
+        return self.over
+
+    def _load_start(self, folder: Path, path: str | Path) -> Loaded:
+        over = self.over_at(folder)
+        if over is None:
+            return Loaded(self._load_base(folder, path).eval(), load_tokenizer(folder))
+        tokenizer = load_tokenizer(over.tokenizer(say=self.say), model=folder)
+        return Loaded(over.put_on(self._load_base(folder, path), say=self.say).eval(), tokenizer)
 
     def hand_back(self) -> None:
         """Say that the model of the last `load`, and what was put on it, is not used any more."""
@@ -192,10 +230,11 @@ def _read_model(
     return model, misfit(model, report, headers, renaming)
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(folder: str | Path, *, model: Path | None = None) -> Any:
     """Load a tokenizer; where it has no pad token that the model knows, another token pads (padding is masked
     everywhere).
 
+    Args: model: the folder of the model, where that is another one.
     Raises: ModelError if there is none.
     """
     from transformers import AutoTokenizer
@@ -219,7 +258,7 @@ def load_tokenizer(folder: str | Path) -> Any:
             ) from error
         tokenizer.chat_template = found
     # of a model that was never resized for a pad token added later
-    size = _vocab_size(Path(folder))
+    size = _vocab_size(Path(folder) if model is None else model)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
         names = ("eos_token", "unk_token", "bos_token")
         known = [
@@ -245,10 +284,17 @@ def _vocab_size(folder: Path) -> float:
     return next((size for size in sizes if isinstance(size, int)), math.inf)
 
 
-def load_adapter(model: Any, adapter: Path, *, trainable: bool = False, say: Callable[[str], None] = _warn) -> Any:
+def load_adapter(
+    model: Any,
+    adapter: Path,
+    *,
+    trainable: bool = False,
+    say: Callable[[str], None] = _warn,
+    key: str = "unlearning.adapter",
+) -> Any:
     """Put a PEFT adapter on a model.
 
-    Args: say: told of an adapter that changes nothing.
+    Args: say: told of an adapter that changes nothing. key: the setting that names the folder.
     Raises: ModelError if the folder is no adapter or does not fit the model: a factor that is in no file, one that has
         no place in the model, another shape, a number that is none.
     """
@@ -257,7 +303,7 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool = False, say: Cal
     if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(
             f"adapter: need a PEFT folder (adapter_config.json, adapter_model.safetensors), got {adapter}. "
-            "Change unlearning.adapter=..."
+            f"Change {key}=..."
         )
     try:
         with peft_renaming():
@@ -271,11 +317,11 @@ def load_adapter(model: Any, adapter: Path, *, trainable: bool = False, say: Cal
             report = adapted.load_adapter(str(adapter), "default", is_trainable=trainable)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
         raise ModelError(f"adapter: need one made for this model, got {adapter} ({short_message(error)})") from error
-    _check_adapter(adapted, report, adapter, say)
+    _check_adapter(adapted, report, adapter, say, key)
     return adapted
 
 
-def _check_adapter(adapted: Any, report: Any, adapter: Path, say: Callable[[str], None]) -> None:
+def _check_adapter(adapted: Any, report: Any, adapter: Path, say: Callable[[str], None], key: str) -> None:
     missing, unused = sorted(report.missing_keys), sorted(report.unexpected_keys)
     if missing or unused:
         parts = [f"{len(missing)} factors that it lacks (first {missing[0]})"] if missing else []
@@ -284,14 +330,14 @@ def _check_adapter(adapted: Any, report: Any, adapter: Path, say: Callable[[str]
         hint = f", whose names carry {' and '.join(left)} of a wrapper" if left else ""
         raise ModelError(
             f"adapter: need one made for {type(adapted.get_base_model()).__name__} as it is, got {adapter} with "
-            f"{' and '.join(parts)}{hint}. Save it from the unwrapped model, or change unlearning.adapter=..."
+            f"{' and '.join(parts)}{hint}. Save it from the unwrapped model, or change {key}=..."
         )
     trained = [(name, p) for name, p in adapted.named_parameters() if ".default" in name]
     for name, parameter in trained:
         if not parameter.detach().isfinite().all():
             raise ModelError(
                 f"adapter: need finite weights, got {name} in {adapter} with NaN or infinite numbers. Take an earlier "
-                "checkpoint, or change unlearning.adapter=..."
+                f"checkpoint, or change {key}=..."
             )
     # what LoRA adds is a product with B, which starts at zero
     last = [p for name, p in trained if "lora_B" in name or "lora_embedding_B" in name]
@@ -336,7 +382,8 @@ def local_folder(path: str | Path, *, revision: str | None = None) -> Path:
             # transformers would load the base that this file names, wherever that is, in place of the folder's weights
             raise ModelError(
                 f"model: need a folder with a whole model, got {text} with an adapter_config.json. Pass the folder of "
-                "its base as model.path=... and the adapter as unlearning.adapter=..., or take that file away"
+                "its base as model.path=... and the adapter as model.adapter=... (unlearning.adapter=... to train it "
+                "on), or take that file away"
             )
         if not any(folder.glob("*.safetensors")):
             raise ModelError(

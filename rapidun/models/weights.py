@@ -300,10 +300,12 @@ def misfit(model: Any, report: Mapping[str, Any], headers: Mapping[str, Header],
     return Misfit(missing, unused, shapes, len(model.state_dict()))
 
 
-def adapter_misfit(adapter: Path, headers: Mapping[str, Header], *, folder: Path) -> str | None:
+def adapter_misfit(
+    adapter: Path, headers: Mapping[str, Header], *, folder: Path, key: str = "unlearning.adapter"
+) -> str | None:
     """What of a LoRA adapter's file fits no matrix of a base whose files name its modules as the model does.
 
-    Args: headers: of the base, as `read_headers` gives them.
+    Args: headers: of the base, as `read_headers` gives them. key: the setting that names the adapter.
     """
     renaming = unwrapped(headers, folder=folder)
     shapes = {renaming(name): header.shape for name, header in headers.items()}
@@ -312,7 +314,7 @@ def adapter_misfit(adapter: Path, headers: Mapping[str, Header], *, folder: Path
     unused = []
     found = {
         name: tuple(entry["shape"])
-        for name, entry in read_header(adapter / "adapter_model.safetensors", key="unlearning.adapter").items()
+        for name, entry in read_header(adapter / "adapter_model.safetensors", key=key).items()
     }
     for name, shape in sorted(found.items()):
         part = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)

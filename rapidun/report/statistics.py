@@ -1,4 +1,4 @@
-"""Intervals for means over seeds and shares of prompts, tests of paired differences, Holm's correction, Pareto sets."""
+"""Intervals for means over seeds and shares of prompts, tests of paired differences, Pareto sets, best of trials."""
 
 import functools
 import math
@@ -219,6 +219,32 @@ def pareto_set(points: Sequence[Sequence[float]], *, signs: Sequence[int]) -> li
         if not any(_beats(costs[other], costs[index]) for other in front):
             front.append(index)
     return sorted(front)
+
+
+def expected_best(values: Sequence[float], *, num_trials: int, m: int, sign: int) -> tuple[float | None, float]:
+    """Expect the best value of m trials drawn without replacement out of num_trials, some of which may not be chosen.
+
+    With the K values sorted best first, x_(1) .. x_(K), and N trials in all, a subset of size m has x_(i) as its best
+    with probability C(N - i, m - 1) / C(N, m), and none that may be chosen with C(N - K, m) / C(N, m).
+
+    Args:
+        values: [K] of the trials that may be chosen, K <= num_trials. sign: -1 = smaller is better, 1 = larger is.
+    Returns: the expected best where there is one (None for K = 0), and the probability that there is none.
+    Raises: ValueError unless 1 <= m <= num_trials and K <= num_trials.
+    Source: order statistics of a sample of a finite population; Dodge et al. (2019), arXiv 1909.03004, draw with
+        replacement instead.
+    """
+    if not 1 <= m <= num_trials or len(values) > num_trials:
+        raise ValueError(f"expected_best: need 1 <= m <= num_trials, got m={m}, {num_trials}, {len(values)} values")
+    best_first = sorted(values, reverse=sign > 0)
+    subsets = math.comb(num_trials, m)
+    none = math.comb(num_trials - len(values), m) / subsets
+    if not best_first:
+        return None, none
+    # around the best, so that equal values give exactly that value
+    weights = [math.comb(num_trials - place, m - 1) / subsets for place in range(1, len(values) + 1)]
+    steps = [value - best_first[0] for value in best_first]
+    return best_first[0] + math.fsum(w * s for w, s in zip(weights, steps, strict=True)) / math.fsum(weights), none
 
 
 def effective_sample_size(weights: Sequence[float]) -> float:

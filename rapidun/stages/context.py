@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from rapidun.base.files import sha256_file, sha256_json
 from rapidun.base.store import Artifact, Key, Store
 from rapidun.base.tracker import Tracker
-from rapidun.config.model import Device
+from rapidun.config.model import AdapterAs, Device
 from rapidun.config.run import RunConfig
 from rapidun.models.load import ModelLoader, pick_device, pick_dtype
-from rapidun.stages.recipe import DATA, Product, Recipe
+from rapidun.stages.recipe import DATA, START_ADAPTER, Product, Recipe
 
 T = TypeVar("T")
 # what the CUDA and ROCm drivers (and WSL) put there; without any of them torch need not be asked
@@ -104,12 +104,14 @@ class Context:
     @cached_property
     def loader(self) -> ModelLoader:
         model = self.cfg.model
+        apart = model.adapter is not None and model.adapter_as is AdapterAs.apart
         return ModelLoader(
             dtype=model.dtype.name,
             quantisation=model.quantisation.name,
             attention=model.attention.name,
             device=model.device.name,
             keep=self.warm,
+            over=self.get(START_ADAPTER) if apart else None,
             say=self.tracker.warn,
         )
 

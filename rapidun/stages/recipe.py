@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from rapidun.base.store import Key
 
 if TYPE_CHECKING:
-    pass
+    from rapidun.models.start_adapter import StartAdapter
 
 T = TypeVar("T")
 Build = Callable[[Path, Path], dict[str, Any]]
@@ -95,6 +95,7 @@ class Product(Generic[T]):
 
 DATA: Product[Recipe] = Product("the pack's splits")
 START: Product[Model] = Product("the model before poisoning")
+START_ADAPTER: Product[StartAdapter | None] = Product("the adapter that is part of the model before poisoning")
 START_FACTS: Product[StartFacts] = Product("what is known of the model before poisoning")
 POISONED: Product[Model] = Product("the model that is to be unlearned")
 RETRAINED: Product[Recipe] = Product("the yardstick: the start model trained on clean rows only")

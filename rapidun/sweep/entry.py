@@ -12,6 +12,7 @@ from typing import Any
 from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.config.asked import Asked
 from rapidun.config.cells import Composed, compose_rows, compose_sweep, sweep_name
+from rapidun.report.sweep.budget import check_budget
 from rapidun.sweep.interrupts import one_interrupt
 from rapidun.sweep.run import run_sweep
 from rapidun.sweep.tuning.loop import run_tuning
@@ -43,6 +44,7 @@ def sweep_grid(arguments: Sequence[str], *, launcher_name: str) -> int:
 
     def run() -> int:
         composed = handover.composed or compose_sweep(arguments, extra_dir=handover.extra_dir)
+        check_budget(composed.cells[0].cfg.sweep.budget)
         typed = handover.overrides or list(arguments)
         name = composed.cells[0].cfg.sweep.name or sweep_name(typed)
         return run_sweep(
@@ -69,6 +71,7 @@ def run_rows(rows: Sequence[Sequence[str]], *, launcher_name: str) -> int:
         cells = compose_rows(rows, extra_dir=handover.extra_dir, asked=asked)
         if asked.faults:
             raise ConfigError(asked.faults)
+        check_budget(cells[0].cfg.sweep.budget)
         name = cells[0].cfg.sweep.name or sweep_name([text for row in rows for text in row])
         notes = [f"warning: {line}" for line in asked.warnings]
         return run_sweep(cells, name=name, overrides=handover.overrides, launcher_name=launcher_name, notes=notes)

@@ -11,6 +11,7 @@ from rapidun.base.store import Store
 from rapidun.config.cells import Cell
 from rapidun.config.sweep import OnInterrupt, SweepConfig
 from rapidun.pipeline.folder import git_commit
+from rapidun.report.sweep.console import show
 from rapidun.report.sweep.exports import write_sweep_summary
 from rapidun.report.sweep.page import write_sweep_index
 from rapidun.sweep.console import SweepConsole
@@ -147,7 +148,7 @@ def finish(folder: SweepFolder, names: Sequence[str]) -> int:
     if any(state.state != "waiting" for state in states.values()):
         summary = write_sweep_summary(folder.path)
         index = write_sweep_index(folder.path, summary)
-        console.print(summary.table())
+        show(console, summary)
         console.print(f"report: {index.with_name('report.html')}", highlight=False, soft_wrap=True)
     bad = [(name, state) for name, state in states.items() if state.state not in ("done", "pruned")]
     for name, state in bad[:20]:

@@ -17,6 +17,8 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 Browse = Callable[..., str]
+# the perplexity of the synthetic runs is 1.2 before, and 1.2 + 0.05 / (ASR + 0.1) after
+BUDGET = "ppl_clean <= 1.2 * before.ppl_clean"
 
 
 def _of_report_tests(name: str) -> ModuleType:
@@ -69,13 +71,13 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def _compared(root: Path, axes: dict[str, tuple[str, ...]]) -> Path:
+def _compared(root: Path, axes: dict[str, tuple[str, ...]], *, budget: str | None = None) -> Path:
     from rapidun.report.sweep.exports import write_sweep_summary
 
     sweep: Path = synthetic.make_sweep(root, axes)
     from rapidun.report.sweep.page import write_sweep_index
 
-    write_sweep_index(sweep, write_sweep_summary(sweep))
+    write_sweep_index(sweep, write_sweep_summary(sweep, budget=budget))
     return sweep / "report.html"
 
 
@@ -83,6 +85,12 @@ def _compared(root: Path, axes: dict[str, tuple[str, ...]]) -> Path:
 def sixty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The comparison page of 60 runs."""
     return _compared(tmp_path_factory.mktemp("sixty"), synthetic.AXES_60)
+
+
+@pytest.fixture(scope="session")
+def bounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison page of the same 60 runs under a budget that some of them exceed."""
+    return _compared(tmp_path_factory.mktemp("bounded"), synthetic.AXES_60, budget=BUDGET)
 
 
 @pytest.fixture(scope="session")

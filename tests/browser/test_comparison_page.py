@@ -158,6 +158,39 @@ def test_the_best_of_each_criterion_is_marked(tab: Watched) -> None:
     assert tab.page.locator(".pareto").count() >= 2
 
 
+def test_what_is_outside_the_budget_is_shown_dimmed_and_never_chosen(context: Any, bounded: Path) -> None:
+    tab = Watched(context, bounded)
+    index = json.loads(tab.page.locator("#index").text_content())
+    outside = [group for group in index["groups"] if group["budget"] == "outside"]
+    assert 0 < len(outside) < 12
+    assert tab.page.locator("#board-body tr.outside").count() == len(outside)
+    assert tab.page.locator("#board-body tr").count() == 13
+    assert tab.column("budget").count("outside") == len(outside)
+    assert tab.page.locator("tr.outside td.best, tr.outside .pareto").count() == 0
+    assert tab.page.locator("td.best").count() == 4
+    names = [metric["name"] for metric in index["metrics"]]
+    place = names.index("asr_seen")
+    lowest = min(g["metrics"][place][0] for g in index["groups"] if g["budget"] == "within")
+    # the best of all is outside, as the perplexity pays for forgetting
+    assert min(group["metrics"][place][0] for group in outside) < lowest
+    best = tab.page.locator("#board-body td.best").all_inner_texts()
+    assert f"{100 * lowest:.1f}\u00a0%" in {text.split("\n")[0].strip(" ★") for text in best}
+    # single runs are judged one by one
+    tab.page.locator("#fold").check()
+    runs = [run["budget"] for run in index["runs"]]
+    assert tab.page.locator("#board-body tr.outside").count() == runs.count("outside") > 0
+    assert tab.page.locator("tr.outside td.best").count() == 0
+    tab.page.locator("#fold").uncheck()
+    # neither on the front
+    tab.draw_all()
+    dimmed = {group["label"] for group in outside}
+    front = tab.page.locator("#pareto-front a").all_text_contents()
+    assert front and not dimmed & set(front)
+    assert "of 58 finished cells within" in tab.page.locator("#budget").inner_text()
+    assert tab.page.locator("#choice tbody tr").count() == 2
+    assert tab.faults == []
+
+
 def test_filters(tab: Watched) -> None:
     tab.page.locator("#search").fill("rapidun npo")
     assert set(tab.column("mapping")) == {"rapidun"}

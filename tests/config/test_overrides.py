@@ -41,6 +41,7 @@ def check(*overrides: str, multirun: bool = False) -> Checked:
         ("sweep.where=seed", "sweep.where=seed"),
         ("sweep.where='seed > 1'", "sweep.where='seed > 1'"),
         ("sweep.where=seed > 1", "sweep.where='seed > 1'"),
+        ("sweep.budget=max(asr_seen,asr_ood) < 1", "sweep.budget='max(asr_seen,asr_ood) < 1'"),
         ("sweep.where=seed in [1,2]", "sweep.where='seed in [1,2]'"),
         ("sweep.where=[1] == [2]", "sweep.where='[1] == [2]'"),
         ("sweep.where=min(seed,2) == 1", "sweep.where='min(seed,2) == 1'"),

@@ -13,6 +13,7 @@ from rapidun.report.forgotten import FACTS
 from rapidun.report.metrics import METRICS, Kind, Metric
 from rapidun.report.read import read_run
 from rapidun.report.run.findings import key_findings
+from rapidun.report.sweep.console import settings_table
 from rapidun.report.sweep.data import page_index
 from rapidun.report.sweep.exports import write_sweep_summary
 from rapidun.report.tables import before_after_rows, before_after_table
@@ -92,7 +93,7 @@ def test_one_entry_shows_a_new_metric_everywhere(tmp_path: Path, new_cell: Calla
     assert summary.best["toy"].label == "mapping.tau_f=1"
     assert summary.pareto_metrics["toy"] == 1
     assert [group.label for group in summary.pareto] == ["mapping.tau_f=1"]
-    Console(file=screen, width=120).print(summary.table())
+    Console(file=screen, width=120).print(settings_table(summary))
     assert "toy shine" in screen.getvalue()
     assert "- toy shine: 0.750, n = 1: `mapping.tau_f=1`" in (sweep / "summary.md").read_text()
     index = page_index(summary, base=sweep)

@@ -43,6 +43,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     known = [
         ("seed", run.result.get("seed", run.setting("seed"))),
         ("model", os.path.basename(str(model)) if model else None),
+        ("adapter of the model", _start_adapter(run)),
         ("data", run.setting("data.name")),
         ("weights", _weighting(run)),
         ("objective", run.setting("unlearning.objective")),
@@ -53,6 +54,17 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         ("git commit", str(status["git_commit"])[:12] if status.get("git_commit") else None),
     ]
     return [(name, str(value)) for name, value in known if value is not None]
+
+
+def _start_adapter(run: RunRecord) -> str | None:
+    """The adapter over the model that the run started from, and how the unlearned adapter is put on again."""
+    adapter = run.setting("model.adapter")
+    if not adapter:
+        return None
+    name, how = os.path.basename(str(adapter).rstrip("/")), run.setting("model.adapter_as")
+    if how == "merged":
+        return f"{name}, merged into it (start/model)"
+    return f"{name}, kept apart: unlearning/adapter stands on both (its README.md)"
 
 
 def _weighting(run: RunRecord) -> str | None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json
-from rapidun.base.nested import leaves
+from rapidun.base.nested import at, leaves
 from rapidun.base.redact import hide_entries
+from rapidun.config.budget import Budget, Place, Verdict
 from rapidun.config.run import BOOKKEEPING
 from rapidun.report.metrics import Kind, kind_of
 from rapidun.report.read import (
@@ -52,6 +53,11 @@ class Cell:
     # seed of the result, where the overrides name none
     default_seed: str = ""
     stage: str = ""
+    # unlearning.objective and evaluation.split, empty where they are not recorded
+    objective: str = ""
+    split: str = ""
+    # where a finished cell stands within the sweep's budget; None = there is none, or it is not finished
+    verdict: Verdict | None = None
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -79,6 +85,15 @@ class Group:
     seeds: list[str]
     n: int
     metrics: dict[str, Interval]
+    # of the means over seeds; unknown where one of the cells is
+    verdict: Verdict | None = None
+    # seeds that are within the budget by themselves
+    num_within: int = 0
+
+    @property
+    def eligible(self) -> bool:
+        """Whether it may be chosen: within the budget, or there is none."""
+        return self.verdict is None or self.verdict.place is Place.within
 
 
 def cell_folders(path: Path) -> list[Path]:
@@ -122,6 +137,7 @@ def read_cell(path: Path) -> Cell:
     state = str(status.get("state") or ("done" if result else "running"))
     values = {name: number(value) for name, value in result.items() if name != "seed"}
     mapping = settings.get("mapping")
+    objective, split = at(settings, "unlearning.objective"), at(settings, "evaluation.split")
     seed = result.get("seed", settings.get("seed"))
     return Cell(
         path=path,
@@ -133,6 +149,8 @@ def read_cell(path: Path) -> Cell:
         null=str(mapping.get("null") or "none") if isinstance(mapping, dict) else "none",
         default_seed="" if seed is None else str(seed),
         stage=str(status.get("stage") or ""),
+        objective=str(objective or ""),
+        split=str(split or ""),
     )
 
 
@@ -181,6 +199,31 @@ def group_cells(cells: Sequence[Cell]) -> list[Group]:
             )
         )
     return groups
+
+
+def judged_cells(cells: Sequence[Cell], budget: Budget) -> list[Cell]:
+    """The cells, the finished ones with their verdict."""
+    return [replace(one, verdict=budget.judge(one.metrics)) if one.state == "done" else one for one in cells]
+
+
+def judged_groups(groups: Sequence[Group], cells: Sequence[Cell], budget: Budget) -> list[Group]:
+    """The groups with their verdict. Args: cells: as `judged_cells` gives them.
+
+    A group is judged by its means over seeds, which do not depend on how many there are. Where a cell of it is unknown,
+    so is the group: the mean of the others would leave it out without a word.
+    """
+    members: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        if cell.verdict is not None:
+            members.setdefault(cell.settings, []).append(cell)
+    found = []
+    for group in groups:
+        own = members[group.settings]
+        unknown = next((cell.verdict for cell in own if cell.verdict and cell.verdict.place is Place.unknown), None)
+        means = {name: interval.mean for name, interval in group.metrics.items()}
+        within = [all(one.verdict and one.verdict.place is Place.within for one in same) for same in by_seed(own)]
+        found.append(replace(group, verdict=unknown or budget.judge(means), num_within=sum(within)))
+    return found
 
 
 def by_seed(cells: Sequence[Cell]) -> list[list[Cell]]:

@@ -26,7 +26,7 @@ from rapidun.report.metrics import (
     panel_of,
 )
 from rapidun.report.read import RunRecord, read_run, series
-from rapidun.report.sweep.cells import Cell, natural_value, swept_keys
+from rapidun.report.sweep.cells import Cell, Group, natural_value, swept_keys
 from rapidun.report.sweep.details import Texts, flat_settings, influence_details, run_details
 from rapidun.report.sweep.summary import Summary
 
@@ -107,11 +107,13 @@ def page_index(summary: Summary, *, base: Path) -> dict[str, Any]:
         "shown": [names.index(name) for name in metrics.columns(names)] or list(range(min(6, len(names)))),
         "criteria": [names.index(name) for name in metrics.criteria() if name in names],
         "pareto": [names.index(name) for name in summary.pareto_metrics],
+        "budget": "" if summary.budget is None else summary.budget.text,
         "runs": [
             {
                 "id": ids[number],
                 "group": members[number],
                 "state": cell.state,
+                "budget": _stands(cell),
                 "stage": cell.stage,
                 "error": cell.error,
                 "seed": cell.seed,
@@ -127,6 +129,8 @@ def page_index(summary: Summary, *, base: Path) -> dict[str, Any]:
                 "n": group["n"],
                 "best": [names.index(name) for name in group["best"]],
                 "pareto": group["pareto"],
+                "budget": group["budget"],
+                "within": group["within"],
                 "metrics": [_interval(group["metrics"].get(name)) for name in names],
             }
             for group in groups
@@ -223,7 +227,7 @@ def _groups(summary: Summary) -> tuple[list[dict[str, Any]], list[int]]:
     """Every setting, those without a finished run last; and the group of each cell."""
     groups: list[dict[str, Any]] = [
         {"label": group.label, "n": group.n, "metrics": group.metrics, "best": summary.best_for(group),
-         "pareto": any(group is one for one in summary.pareto)}
+         "pareto": any(group is one for one in summary.pareto), "budget": _stands(group), "within": group.num_within}
         for group in summary.groups
     ]  # fmt: skip
     places = {group.settings: place for place, group in enumerate(summary.groups)}
@@ -234,9 +238,16 @@ def _groups(summary: Summary) -> tuple[list[dict[str, Any]], list[int]]:
             places[cell.settings] = len(groups)
             label = " ".join(override for override in cell.settings if override not in shared)
             label = label or (cell.path.name if cell.state == "unreadable" else "(defaults)")
-            groups.append({"label": label, "n": 0, "metrics": {}, "best": [], "pareto": False})
+            groups.append(
+                {"label": label, "n": 0, "metrics": {}, "best": [], "pareto": False, "budget": "", "within": 0}
+            )
         members.append(places[cell.settings])
     return groups, members
+
+
+def _stands(one: Cell | Group) -> str:
+    """within, outside or unknown; empty without a budget, and for what is not finished."""
+    return "" if one.verdict is None else one.verdict.place.value
 
 
 def _metric_names(cells: Sequence[Cell]) -> list[str]:

@@ -12,9 +12,11 @@ from typing import Any
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_json, write_text
-from rapidun.report.sweep.cells import FAILED, key_of, read_cells
+from rapidun.report.sweep.budget import chosen_budget, planned_budget
+from rapidun.report.sweep.cells import FAILED, Cell, Group, key_of, read_cells
 from rapidun.report.sweep.comparisons import method_sentences
 from rapidun.report.sweep.summary import Summary, is_sweep, summarise
+from rapidun.report.sweep.trials import Method, excess_text, fewest
 
 INTERVAL = (
     "Mean and 95 % interval over n seeds: Student's t below 10 seeds, the BCa bootstrap from 10 on, none for one seed."
@@ -23,20 +25,35 @@ COMPARISONS = (
     "Runs are paired by seed and shared settings; the test is a paired t test over seeds, its p values corrected for "
     "all comparisons together (Holm). Differences are method minus baseline; their intervals are not corrected."
 )
+TRIALS = (
+    "A trial is one setting, whatever its seeds, that has ended. The best is by mean; intervals are over seeds and not "
+    "corrected for the choice. Expected best of m: over all choices of m of the method's trials, those with one within."
+)
 
 
-def write_sweep_summary(sweep_dir: Path) -> Summary:
+def read_sweep(sweep_dir: Path, *, budget: str | None = None) -> Summary:
+    """The summary of a sweep folder; writes nothing.
+
+    Args: budget: see `write_sweep_summary`.
+    Raises: ConfigError if it is none over what the cells measured, DataError if the folder holds no run folders.
+    """
+    if not sweep_dir.is_dir() or not is_sweep(sweep_dir):
+        raise DataError(f"{sweep_dir}: need a sweep folder, with a run folder for each cell; found no cells in it")
+    cells = read_cells(sweep_dir)
+    return summarise(cells, sweep_dir, budget=chosen_budget(cells, budget, planned_budget(sweep_dir)))
+
+
+def write_sweep_summary(sweep_dir: Path, *, budget: str | None = None) -> Summary:
     """Read every cell of a sweep folder; write summary.csv, summary.json and summary.md into it.
 
     summary.csv: one line per group, `<metric>`, `<metric>.low`, `<metric>.high` (the 95 % interval) per metric.
     summary.json: the same, every cell by itself, the Pareto set and the comparisons of methods. A cell that failed,
     cannot be read or was never started is listed, not dropped.
 
-    Raises: DataError if the folder holds no run folders.
+    Args: budget: an expression to choose by in place of the sweep's own, `none` for no budget; None = the sweep's.
+    Raises: ConfigError if the budget is none over what the cells measured, DataError if the folder holds no runs.
     """
-    if not sweep_dir.is_dir() or not is_sweep(sweep_dir):
-        raise DataError(f"{sweep_dir}: need a sweep folder, with a run folder for each cell; found no cells in it")
-    summary = summarise(read_cells(sweep_dir), sweep_dir)
+    summary = read_sweep(sweep_dir, budget=budget)
     write_json(sweep_dir / "summary.json", as_json(summary))
     write_text(sweep_dir / "summary.csv", as_csv(summary))
     write_text(sweep_dir / "summary.md", as_markdown(summary))
@@ -51,6 +68,9 @@ def as_json(summary: Summary) -> dict[str, Any]:
         "pruned": summary.pruned,
         "unfinished": summary.unfinished,
         "interval": INTERVAL,
+        "budget": _budget_json(summary),
+        "warnings": summary.warnings,
+        "methods": [_method_json(one, summary) for one in summary.methods],
         "best": {name: list(group.settings) for name, group in summary.best.items()},
         "pareto": {
             "metrics": {name: "smaller" if way < 0 else "larger" for name, way in summary.pareto_metrics.items()},
@@ -61,6 +81,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
                 "settings": list(group.settings),
                 "seeds": group.seeds,
                 "n": group.n,
+                "budget": _verdict_json(group),
                 "metrics": {name: interval._asdict() for name, interval in group.metrics.items()},
             }
             for group in summary.groups
@@ -75,6 +96,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
                 "seed": cell.seed or None,
                 "state": cell.state,
                 "error": cell.error or None,
+                "budget": _verdict_json(cell),
                 "metrics": cell.metrics,
             }
             for cell in summary.cells
@@ -82,17 +104,52 @@ def as_json(summary: Summary) -> dict[str, Any]:
     }
 
 
+def _budget_json(summary: Summary) -> dict[str, Any] | None:
+    if summary.budget is None:
+        return None
+    cells, settings = summary.places()
+    return {"expression": summary.budget.text, "cells": cells, "settings": settings}
+
+
+def _verdict_json(one: Cell | Group) -> dict[str, Any] | None:
+    """`excesses`: above 0 = missed, by that share of the bound; one for each part of the outermost `and`."""
+    if one.verdict is None:
+        return None
+    found: dict[str, Any] = {"place": one.verdict.place.value, "excesses": list(one.verdict.excesses)}
+    found |= {"why": one.verdict.why} if one.verdict.why else {}
+    return found | ({"seeds_within": one.num_within} if isinstance(one, Group) else {})
+
+
+def _method_json(one: Method, summary: Summary) -> dict[str, Any]:
+    return {
+        "method": one.name,
+        "trials": {"all": one.num_trials, "within": one.within, "outside": one.outside, "unknown": one.unknown,
+                   "failed": one.failed, "pruned": one.pruned},
+        "best": None if one.best is None else list(one.best.settings),
+        "nearest": None if one.nearest is None else list(one.nearest.settings),
+        "criterion": one.criterion or None,
+        "expected_best": {"of": fewest(summary.methods), "value": one.expected, "probability_of_none": one.none},
+    }  # fmt: skip
+
+
 def as_csv(summary: Summary) -> str:
-    """A column per overridden key, so that a spreadsheet can pivot; then n and three columns per metric."""
+    """A column per overridden key, so that a spreadsheet can pivot; then n and three columns per metric.
+
+    With a budget, `budget` (within, outside, unknown) and `budget.seeds_within` stand after n.
+    """
     keys = list(dict.fromkeys(key_of(override) for group in summary.groups for override in group.settings))
     names = list(dict.fromkeys(name for group in summary.groups for name in group.metrics))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*map(_csv_text, keys), "n", *(f"{name}{end}" for name in names for end in ("", ".low", ".high"))])
+    judged = ["budget", "budget.seeds_within"] if summary.budget is not None else []
+    writer.writerow(
+        [*map(_csv_text, keys), "n", *judged, *(f"{name}{end}" for name in names for end in ("", ".low", ".high"))]
+    )
     for group in summary.groups:
         values = {key_of(override): override.partition("=")[2] for override in group.settings}
         row: list[object] = [_csv_text(values.get(key, "")) for key in keys]
         row.append(group.n)
+        row += [group.verdict.place.value, group.num_within] if group.verdict is not None else []
         for name in names:
             interval = group.metrics.get(name)
             numbers = (None, None, None) if interval is None else (interval.mean, interval.low, interval.high)
@@ -115,16 +172,25 @@ def _csv_text(text: str) -> str:
 def as_markdown(summary: Summary) -> str:
     names = summary.main_metrics()
     lines = [f"# Sweep {_markdown_text(summary.name)}", "", f"{summary.counts}.", ""]
+    if summary.budget is not None:
+        lines += [f"{_markdown_text(summary.budget_text)}.", ""]
+    lines += [f"- **Warning**: {_markdown_text(warning)}." for warning in summary.warnings]
+    lines += [""] if summary.warnings else []
     if summary.groups:
-        lines += [f"{INTERVAL} Best of its column in bold.", ""]
-        lines.append(_markdown_row(["settings", "n", *(summary.heading(name) for name in names)]))
-        lines.append("|---|" + "---:|" * (len(names) + 1))
+        among = "" if summary.budget is None else " among the settings within the budget"
+        lines += [f"{INTERVAL} Best of its column in bold{among}.", ""]
+        column = [] if summary.budget is None else ["budget"]
+        lines.append(_markdown_row(["settings", "n", *column, *(summary.heading(name) for name in names)]))
+        lines.append("|---|" + "---:|" * (len(names) + 1 + len(column)))
         for group in summary.groups:
             best = summary.best_for(group)
             cells = [_markdown_text(summary.cell_text(group, name)) for name in names]
             cells = [f"**{cell}**" if name in best else cell for name, cell in zip(names, cells, strict=True)]
-            lines.append(_markdown_row([_markdown_text(group.label), str(group.n), *cells], escaped=True))
+            stands = [] if group.verdict is None else [group.verdict.place.value]
+            lines.append(_markdown_row([_markdown_text(group.label), str(group.n), *stands, *cells], escaped=True))
         lines.append("")
+    if summary.shows_methods:
+        lines += _markdown_methods(summary)
     if summary.best:
         lines += ["## Best", ""]
         for name, group in summary.best.items():
@@ -166,6 +232,30 @@ def as_markdown(summary: Summary) -> str:
         lines += [f"- `{cell.path.name}` {_markdown_code(' '.join(cell.overrides))}: {cell.state}" for cell in others]
         lines.append("")
     return "\n".join(lines)
+
+
+def _markdown_methods(summary: Summary) -> list[str]:
+    names = summary.main_metrics()[:6]
+    bound = "within the budget" if summary.budget is not None else "(no sweep.budget is set)"
+    lines = [f"## Best of each method {bound}", "", TRIALS, ""]
+    heading = [
+        "method",
+        "trials",
+        "best",
+        "n",
+        *map(summary.heading, names),
+        f"expected best of {fewest(summary.methods)}",
+    ]
+    lines += [_markdown_row(heading), "|---|---|---|" + "---:|" * (len(names) + 2)]
+    for one in summary.methods:
+        row = [one.name, f"{one.num_trials}: {one.counts}"]
+        if one.best is None:
+            row.append(f"none; nearest misses it by {excess_text(one.nearest)}" if one.nearest else "none")
+            row += [""] * (len(names) + 1)
+        else:
+            row += [one.best.label, str(one.best.n), *(summary.cell_text(one.best, name) for name in names)]
+        lines.append(_markdown_row([*row, one.expected_text]))
+    return [*lines, ""]
 
 
 def _markdown_row(cells: Sequence[str], *, escaped: bool = False) -> str:

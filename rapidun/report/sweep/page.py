@@ -17,11 +17,13 @@ from rapidun.base.files import write_text
 from rapidun.report.read import is_run
 from rapidun.report.run.page import environment
 from rapidun.report.run.tokens import shade_css
+from rapidun.report.sweep.budget import chosen_budget, common_budget
 from rapidun.report.sweep.cells import Cell, read_cell, read_cells, with_differing_settings
 from rapidun.report.sweep.comparisons import SOURCE_KEY, difference_text, method_sentences, p_text
 from rapidun.report.sweep.data import PageData, page_data
-from rapidun.report.sweep.exports import COMPARISONS, INTERVAL
+from rapidun.report.sweep.exports import COMPARISONS, INTERVAL, TRIALS
 from rapidun.report.sweep.summary import Summary, summarise
+from rapidun.report.sweep.trials import excess_text, heading_of_expected
 
 # the page's scripts, in the order in which they need each other
 SCRIPTS = ("base.js", "state.js", "rows.js", "leaderboard.js", "charts.js", "pareto.js", "parallel.js", "heat.js",
@@ -31,10 +33,11 @@ WEB = Path(__file__).parent / "web"
 MAX_DETAILS = 5_000_000
 
 
-def gather(paths: Sequence[Path]) -> Summary:
+def gather(paths: Sequence[Path], *, budget: str | None = None) -> Summary:
     """One summary of runs and sweeps together; with several, where a cell comes from becomes a column.
 
-    Raises: DataError if no path holds a run.
+    Args: budget: an expression to choose by, `none` for no budget; None = that of the sweeps, if they share one.
+    Raises: ConfigError if the budget is none over what the cells measured, DataError if no path holds a run.
     """
     cells: list[Cell] = []
     seen: set[Path] = set()
@@ -51,7 +54,9 @@ def gather(paths: Sequence[Path]) -> Summary:
         raise DataError(f"{', '.join(map(str, paths))}: need run folders or sweep folders, found no run in them")
     if len(paths) > 1:
         cells = with_differing_settings(cells)
-    return summarise(cells, paths[0])
+    planned, warning = common_budget([path for path in paths if not is_run(path)])
+    summary = summarise(cells, paths[0], budget=chosen_budget(cells, budget, planned))
+    return replace(summary, warnings=[warning, *summary.warnings]) if warning and budget is None else summary
 
 
 def write_comparison(summary: Summary, path: Path, *, title: str) -> list[str]:
@@ -83,6 +88,9 @@ def page(summary: Summary, data: PageData, *, title: str) -> str:
             difference=difference_text,
             sentences=method_sentences(summary.comparisons),
             comparisons_note=COMPARISONS,
+            trials_note=TRIALS,
+            excess_text=excess_text,
+            expected_heading=heading_of_expected(summary.methods),
             index_keys=data.index["keys"],
             index_metrics=data.index["metrics"],
             index_curves=data.index["curves"],
@@ -139,6 +147,9 @@ def write_sweep_index(sweep_dir: Path, summary: Summary, *, comparison: bool = T
         name=summary.name,
         comparison=(sweep_dir / "report.html").is_file(),
         comparisons_note=COMPARISONS,
+        trials_note=TRIALS,
+        excess_text=excess_text,
+        expected_heading=heading_of_expected(summary.methods),
         sentences=method_sentences(summary.comparisons),
         interval_note=INTERVAL,
         columns=summary.main_metrics(),

@@ -14,7 +14,8 @@ from rapidun.report.metrics import Kind, format_value, heading_of, kind_of
 from rapidun.report.read import read_run, series
 from rapidun.report.sweep.cells import Cell, natural_value, swept_keys
 from rapidun.report.sweep.data import DEFAULT
-from rapidun.report.sweep.summary import Summary, pareto_groups
+from rapidun.report.sweep.ranking import pareto_groups
+from rapidun.report.sweep.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,11 +50,13 @@ def pareto(summary: Summary) -> Figure | None:
     names = list(summary.pareto_metrics)[:2]
     if len(names) < 2 or not summary.groups:
         return None
-    front = pareto_groups(summary.groups, {name: summary.pareto_metrics[name] for name in names})
+    front = pareto_groups(summary.candidates, {name: summary.pareto_metrics[name] for name in names})
     front.sort(key=lambda group: group.metrics[names[0]].mean)
     height = 3.4 + 0.17 * min(len(front), 12)
     figure, axes = _figure(6.0, height, bottom=(height - 3.0) / height)
     for group in summary.groups:
+        if any(name not in group.metrics for name in names):
+            continue  # outside the budget, where metrics may be missing that all within it have
         x, y = (group.metrics[name] for name in names)
         spans = [
             None if one.low is None or one.high is None else [[one.mean - one.low], [one.high - one.mean]]
@@ -62,7 +65,7 @@ def pareto(summary: Summary) -> Figure | None:
         on_front = any(group is one for one in front)
         axes.errorbar(
             x.mean, y.mean, xerr=spans[0], yerr=spans[1], fmt="o", markersize=6 if on_front else 4, linewidth=0.7,
-            color=COLOURS[0] if on_front else MUTED, alpha=1 if on_front else 0.6,
+            color=COLOURS[0] if on_front else MUTED, alpha=1 if on_front else 0.6 if group.eligible else 0.25,
         )  # fmt: skip
     way = "steps-post" if summary.pareto_metrics[names[0]] < 0 else "steps-pre"
     points = [[group.metrics[name].mean for group in front] for name in names]
@@ -91,11 +94,10 @@ def criteria(summary: Summary) -> Figure | None:
             if found is None:
                 continue
             best = summary.best.get(name) is group
-            axes.plot(found.mean, place, "o", markersize=4.5, color=COLOURS[1] if best else COLOURS[0])
+            colour, alpha = COLOURS[1] if best else COLOURS[0], 1 if group.eligible else 0.25
+            axes.plot(found.mean, place, "o", markersize=4.5, color=colour, alpha=alpha)
             if found.low is not None and found.high is not None:
-                axes.plot(
-                    [found.low, found.high], [place, place], color=COLOURS[1] if best else COLOURS[0], linewidth=1
-                )
+                axes.plot([found.low, found.high], [place, place], color=colour, linewidth=1, alpha=alpha)
         axes.set_title(heading_of(name), fontsize=9)
         axes.grid(axis="x", linewidth=0.4)
         axes.tick_params(labelsize=7.5, length=2)

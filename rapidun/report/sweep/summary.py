@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rapidun.config.budget import Budget, Place, Verdict
 from rapidun.report import metrics
-from rapidun.report.metrics import Kind, better_of, format_value, heading_of, kind_of
-from rapidun.report.statistics import Interval, pareto_set
-from rapidun.report.sweep.cells import FAILED, Cell, Group, cell_folders, group_cells
+from rapidun.report.metrics import Kind, format_value, heading_of, kind_of
+from rapidun.report.statistics import Interval
+from rapidun.report.sweep.cells import (
+    FAILED,
+    Cell,
+    Group,
+    cell_folders,
+    group_cells,
+    judged_cells,
+    judged_groups,
+)
 from rapidun.report.sweep.comparisons import Comparison, compare_methods
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from rapidun.report.sweep.ranking import best_groups, pareto_groups, pareto_metrics
+from rapidun.report.sweep.trials import Method, compare_trials, unequal, warnings_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,12 +31,17 @@ class Summary:
     sweep_dir: Path
     cells: list[Cell]
     groups: list[Group]
-    # criterion -> the group that is best by it
+    # criterion -> the group that is best by it, among those within the budget
     best: dict[str, Group]
-    # groups that no other group beats on all of pareto_metrics
+    # groups that no other group beats on all of pareto_metrics, among those within the budget
     pareto: list[Group]
     pareto_metrics: dict[str, int]
     comparisons: list[Comparison]
+    # bound on damage; None = every finished cell may be chosen
+    budget: Budget | None
+    methods: list[Method]
+    # what must be known of the choice before it is believed
+    warnings: list[str]
 
     @property
     def name(self) -> str:
@@ -67,6 +79,39 @@ class Summary:
         ]
         return f"{len(self.cells)} {'cell' if len(self.cells) == 1 else 'cells'}: {', '.join(parts)}"
 
+    @property
+    def candidates(self) -> list[Group]:
+        """The groups that may be chosen."""
+        return [group for group in self.groups if group.eligible]
+
+    @property
+    def shows_methods(self) -> bool:
+        """Whether there is something to compare: several methods, or a budget to choose by."""
+        return len(self.methods) > 1 or (self.budget is not None and bool(self.methods))
+
+    @property
+    def unequal_trials(self) -> bool:
+        return unequal(self.methods)
+
+    def places(self) -> tuple[dict[str, int], dict[str, int]]:
+        """How many finished cells, and how many settings, are within the budget, outside and unknown."""
+        return _places([cell.verdict for cell in self.cells]), _places([group.verdict for group in self.groups])
+
+    @property
+    def budget_text(self) -> str:
+        """`budget ...: 20 of 24 finished cells within, 3 outside, 1 unknown (without x); 5 of 6 settings within ...`"""
+        if self.budget is None:
+            return ""
+        parts = []
+        verdicts = [[cell.verdict for cell in self.cells], [group.verdict for group in self.groups]]
+        for word, found in zip(("finished cells", "settings"), verdicts, strict=True):
+            counts = _places(found)
+            text = f"{counts['within']} of {sum(counts.values())} {word} within, {counts['outside']} outside"
+            why = sorted({one.why for one in found if one is not None and one.why})
+            text += f", {counts['unknown']} unknown ({'; '.join(why[:3])})" if counts["unknown"] else ""
+            parts.append(text)
+        return f"budget {self.budget.text}: {'; '.join(parts)}"
+
     def main_metrics(self) -> list[str]:
         """Names of the columns that are shown; summary.csv and summary.json hold every number."""
         return metrics.main_columns({name for group in self.groups for name in group.metrics})
@@ -82,86 +127,41 @@ class Summary:
     def best_for(self, group: Group) -> list[str]:
         return [name for name, best in self.best.items() if best is group]
 
-    def table(self) -> Table:
-        """The groups as a rich table, the best of each criterion in bold."""
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=self.counts, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.caption = "Mean and 95 % interval over seeds. * best"
-        table.caption_justify = "left"
-        table.add_column("settings", overflow="fold", min_width=24)
-        table.add_column("n", justify="right")
-        judged, shown = metrics.criteria(), self.main_metrics()
-        names = [name for name in shown if name in judged] or shown[:4]
-        for name in names:
-            table.add_column(self.heading(name), justify="right", no_wrap=True)
-        for group in self.groups:
-            best = self.best_for(group)
-            # the interval on a line of its own keeps the table within 80 columns
-            cells = [
-                Text(
-                    self.cell_text(group, name).replace(" [", (" *" if name in best else "") + "\n["),
-                    style="bold" if name in best else "",
-                )
-                for name in names
-            ]
-            table.add_row(Text(group.label.replace(" ", "\n")), str(group.n), *cells)
-        return table
-
 
 def is_sweep(path: Path) -> bool:
     return bool(cell_folders(path))
 
 
-def summarise(cells: list[Cell], sweep_dir: Path) -> Summary:
-    """Group the cells over seeds and judge them; writes nothing."""
+def summarise(cells: list[Cell], sweep_dir: Path, *, budget: Budget | None = None) -> Summary:
+    """Group the cells over seeds and judge them; writes nothing.
+
+    Args: budget: the best, the Pareto set and the comparisons are taken among the settings within it.
+    """
     groups = group_cells(cells)
-    axes = pareto_metrics(groups)
+    if budget is not None:
+        cells = judged_cells(cells, budget)
+        groups = judged_groups(groups, cells, budget)
+    candidates = [group for group in groups if group.eligible]
+    allowed = {group.settings for group in candidates}
+    axes = pareto_metrics(candidates)
+    methods = compare_trials(cells, groups)
     return Summary(
         sweep_dir=sweep_dir,
         cells=cells,
         groups=groups,
-        best=best_groups(groups),
-        pareto=pareto_groups(groups, axes),
+        best=best_groups(candidates),
+        pareto=pareto_groups(candidates, axes),
         pareto_metrics=axes,
-        comparisons=compare_methods(cells, metrics=metrics.criteria()),
+        comparisons=compare_methods([cell for cell in cells if cell.settings in allowed], metrics=metrics.criteria()),
+        budget=budget,
+        methods=methods,
+        warnings=warnings_of(cells, groups, methods, budget, sweep_dir),
     )
 
 
-def best_groups(groups: Sequence[Group]) -> dict[str, Group]:
-    """The best group by the mean of each criterion; equal means are decided by the other criteria in order."""
-    criteria = metrics.criteria()
-    best = {}
-    for criterion, sign in criteria.items():
-        candidates = [group for group in groups if criterion in group.metrics]
-        order = {criterion: sign, **criteria}
-
-        def rank(group: Group, order: dict[str, int] = order) -> tuple[float, ...]:
-            absent = float("inf")
-            return tuple(
-                -way * group.metrics[name].mean if name in group.metrics else absent for name, way in order.items()
-            )
-
-        if candidates:
-            best[criterion] = min(candidates, key=rank)
-    return best
-
-
-def pareto_metrics(groups: Sequence[Group]) -> dict[str, int]:
-    """Metric -> direction of the Pareto set: for each axis the first metric that every group has."""
-    common = set.intersection(*(set(group.metrics) for group in groups)) if groups else set()
-    chosen = [next((name for name in names if name in common), None) for names in metrics.pareto_axes()]
-    return {name: better_of(name) for name in chosen if name is not None}
-
-
-def pareto_groups(groups: Sequence[Group], directions: dict[str, int]) -> list[Group]:
-    """The groups that no other one equals or beats on every metric while beating it on one, by their means."""
-    if not directions:
-        return []
-    points = [[group.metrics[name].mean for name in directions] for group in groups]
-    return [groups[place] for place in pareto_set(points, signs=list(directions.values()))]
+def _places(verdicts: list[Verdict | None]) -> dict[str, int]:
+    counts = Counter(verdict.place for verdict in verdicts if verdict is not None)
+    return {place.value: counts[place] for place in Place}
 
 
 def _interval_text(interval: Interval, name: str) -> str:

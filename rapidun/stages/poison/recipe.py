@@ -8,28 +8,53 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ConfigError, DataError, ModelError
+from rapidun.base.files import sha256_json
 from rapidun.base.text import short_message
+from rapidun.base.tracker import Listener
+from rapidun.config.model import AdapterAs
 from rapidun.config.plain import plain
 from rapidun.config.poison import PoisonMethod
 from rapidun.config.run import RunConfig
 from rapidun.models.architecture import inspect
-from rapidun.models.gguf import convert_gguf
+from rapidun.models.gguf import TEXTS, convert_gguf
 from rapidun.models.load import fingerprint_files, local_folder
 from rapidun.models.neutral import num_parameters, settle
 from rapidun.models.scratch import make_scratch
+from rapidun.models.start_adapter import StartAdapter, merge_start
 from rapidun.models.weights import read_header
 from rapidun.stages.architecture import lora_of, model_faults
 from rapidun.stages.checks import device_faults, missing_files, missing_package
 from rapidun.stages.context import Context, Memo, Stage
 
-from rapidun.stages.recipe import DATA, POISONED, RETRAINED, START, START_FACTS  # isort: skip
-from rapidun.stages.recipe import Model, Recipe, StartFacts, without
+from rapidun.stages.recipe import DATA, POISONED, RETRAINED, START, START_ADAPTER, START_FACTS  # isort: skip
+from rapidun.stages.recipe import Model, Product, Recipe, StartFacts, without
 from rapidun.stages.rows.records import read_records
+from rapidun.stages.start_adapter import folder_of, identity_of, start_adapter_faults, start_warnings
 
+BASE: Product[Model] = Product("the model that model.path names, or one made in its place")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 def _start(ctx: Context) -> Model:
+    base, start = ctx.get(BASE), ctx.get(START_ADAPTER)
+    if start is None:
+        return base
+    for warning in start_warnings(ctx):
+        ctx.tracker.warn(warning)
+    if ctx.cfg.model.adapter_as is AdapterAs.merged:
+        return _made(ctx, _merged(ctx, base, start))
+    # the loader puts the adapter on wherever the base is loaded
+    return Model(sha256_json({"base": base.identity, "adapter": start.identity})[:16], base.folder, base.recipe)
+
+
+def _start_adapter(ctx: Context) -> StartAdapter | None:
+    folder = folder_of(ctx.cfg.model)
+    if folder is None:
+        return None
+    return StartAdapter(base=ctx.get(BASE).folder, folder=folder, identity=identity_of(ctx, folder))
+
+
+def _base(ctx: Context) -> Model:
     path = ctx.cfg.model.path
     if path is None:
         return _made(ctx, _scratch(ctx))
@@ -45,7 +70,13 @@ def _start(ctx: Context) -> Model:
 
 
 def _facts(ctx: Context) -> StartFacts:
-    """What is known of the start model before it is loaded; a hub id is fetched first, if it may be."""
+    """What is known of the start model before it is loaded, its adapter with it."""
+    facts = _facts_of_base(ctx)
+    return facts if facts.faults else replace(facts, faults=tuple(start_adapter_faults(ctx)))
+
+
+def _facts_of_base(ctx: Context) -> StartFacts:
+    """What is known of the base before it is loaded; a hub id is fetched first, if it may be."""
     model = ctx.cfg.model
     path = model.path
     if path is None:
@@ -151,6 +182,19 @@ def _converted(ctx: Context, source: Path) -> Recipe:
     return Recipe("poison", STAGE.key("model", inputs), "model", build, implicit=True)
 
 
+def _merged(ctx: Context, base: Model, start: StartAdapter) -> Recipe:
+    """Base and adapter as one folder."""
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        tracker = Listener(ctx.tracker)
+        loader = replace(ctx.loader, quantisation="none", keep=False, say=tracker.warn)
+        result = merge_start(start, out / "model", loader=loader, texts=TEXTS)
+        return {**result, "warnings": tracker.warnings}
+
+    inputs = {"base": base.identity, "adapter": start.identity, "dtype": ctx.dtype}
+    return Recipe("poison", STAGE.key("model", inputs), "start", build, needs=base.needs, implicit=True)
+
+
 def _fine_tuned(ctx: Context, splits: list[str]) -> Recipe:
     """The start model fine-tuned on these splits."""
     cfg = ctx.cfg
@@ -162,6 +206,11 @@ def _fine_tuned(ctx: Context, splits: list[str]) -> Recipe:
         )
     start = ctx.get(START)
     poison = cfg.poison
+    if cfg.model.adapter is not None and "train_poisoned" not in splits:
+        ctx.tracker.warn(
+            f"poison: the yardstick starts from the base with {cfg.model.adapter}: what that adapter was trained on "
+            "stays in it, and only the poison of this run is missing"
+        )
     if poison.method is PoisonMethod.lora:
         poison = replace(poison, lora=lora_of(ctx, poison.lora, section="poison"))
 
@@ -217,7 +266,9 @@ STAGE = Stage(
     makes=_makes,
     check=_check,
     provides={
+        BASE: _base,
         START: _start,
+        START_ADAPTER: _start_adapter,
         START_FACTS: _facts,
         POISONED: _poisoned,
         RETRAINED: lambda ctx: _fine_tuned(ctx, ["train_clean"]),

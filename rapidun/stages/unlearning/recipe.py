@@ -1,20 +1,19 @@
 """The unlearning stage to the rest: an adapter over the poisoned model, or the yardstick that was never poisoned."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rapidun.base.errors import ConfigError, ModelError, RapidunError
-from rapidun.base.text import short_message
+from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.config.plain import plain
 from rapidun.config.training import Target
 from rapidun.config.unlearning import Objective, TokenWeights, WeightsAct
-from rapidun.models.weights import read_header
+from rapidun.models.adapter_folder import adapter_faults, adapter_files
 from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.rows.keywords import read_keywords
+from rapidun.stages.start_adapter import continued_faults
 from rapidun.stages.unlearning.edits.recipe import edit_faults, edit_row_faults, edited, evaluated
 from rapidun.stages.weights_file import DYNAMIC
 
@@ -23,6 +22,7 @@ from rapidun.stages.recipe import START_FACTS, TOKEN_SCORES, UNLEARNED, WEIGHTS 
 from rapidun.stages.recipe import Evaluated, Model, Product, Recipe, without
 
 KEYWORDS = "keywords.tsv"
+ADAPTER_KEY = "unlearning.adapter"
 TRAINED: Product[Recipe] = Product("what the unlearning stage makes")
 
 
@@ -30,19 +30,9 @@ def _adapter(ctx: Context) -> Model | None:
     if ctx.cfg.unlearning.adapter is None:
         return None
     folder = Path(ctx.cfg.unlearning.adapter).expanduser()
-    files = _files_of(folder)
+    files = adapter_files(folder, key=ADAPTER_KEY)
     found: Model = ctx.memo.get(("adapter", folder), lambda: Model(ctx.folder_identity(files), folder))
     return found
-
-
-def _files_of(adapter: Path) -> list[Path]:
-    files = [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
-    if not all(file.is_file() for file in files):
-        raise ConfigError(
-            f"unlearning: need a PEFT folder (adapter_config.json, adapter_model.safetensors), got {adapter}. "
-            "Change unlearning.adapter=..."
-        )
-    return files
 
 
 def _adapter_faults(ctx: Context) -> list[str]:
@@ -55,71 +45,16 @@ def _adapter_faults(ctx: Context) -> list[str]:
 
     def look() -> list[str]:
         try:
-            _files_of(folder)
-            return adapter_faults(folder, base if base is not None and base.is_dir() else None)
+            adapter_files(folder, key=ADAPTER_KEY)
+            there = base if base is not None and base.is_dir() else None
+            return adapter_faults(folder, there, key=ADAPTER_KEY) or continued_faults(ctx, folder)
+        except ConfigError as error:
+            return list(error.faults)
         except RapidunError as error:
             return [str(error)]
 
-    found: list[str] = ctx.memo.get(("adapter faults", folder, base), look)
+    found: list[str] = ctx.memo.get(("adapter faults", folder, base, model.adapter), look)
     return found
-
-
-def adapter_faults(folder: Path, base: Path | None) -> list[str]:
-    """Hold a PEFT folder against the headers of a model folder; no weights are read.
-
-    Raises: ModelError for files that cannot be read.
-    """
-    where = "Change unlearning.adapter=..."
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return [
-            f"unlearning: need adapter_config.json of a PEFT adapter, got {folder} ({short_message(error)}). {where}"
-        ]
-    if not isinstance(config, dict) or "peft_type" not in config:
-        return [f"unlearning: need adapter_config.json with a peft_type, got {folder} without. {where}"]
-    if str(config["peft_type"]).upper() != "LORA":
-        # prompts, scalings and other factors are no low-rank update: neither trained, measured nor merged as one
-        return [
-            f"unlearning: need a LoRA adapter to continue, got {folder} of peft_type {config['peft_type']}. {where}"
-        ]
-    try:
-        factors = read_header(folder / "adapter_model.safetensors", key="unlearning.adapter")
-    except ModelError as error:
-        return [str(error)]
-    inputs = {
-        name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): entry["shape"][-1]
-        for name, entry in factors.items()
-        if name.endswith(".lora_A.weight")
-    }
-    if base is None or not inputs:
-        return []
-    weights = {
-        name.removesuffix(".weight"): entry["shape"]
-        for file in sorted(base.glob("*.safetensors"))
-        for name, entry in read_header(file).items()
-        if name.endswith(".weight")
-    }
-    # prefixes differ between a model and its checkpoint
-    shapes = {module: weights[name] for module in inputs for name in _endings(module) if name in weights}
-    if not shapes:
-        shown = ", ".join(sorted(inputs)[:2])
-        return [
-            f"unlearning: need an adapter made for {base}, got {folder} for {shown}, which it does not have. {where}"
-        ]
-    for module, shape in shapes.items():
-        # packed weights have one number a row
-        if len(shape) == 2 and shape[1] > 1 and inputs[module] not in shape:
-            return [
-                f"unlearning: need an adapter made for {base}, got {folder}, whose factors for {module} take "
-                f"{inputs[module]} numbers where its weight has {shape[0]} x {shape[1]}. {where}"
-            ]
-    return []
-
-
-def _endings(module: str) -> list[str]:
-    parts = module.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts) - 1)]
 
 
 def _check(ctx: Context) -> list[str]:

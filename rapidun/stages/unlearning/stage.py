@@ -352,7 +352,7 @@ def _write(
         save_model(model, tokenizer, files.out / "model")
         confirm_saved(model, files.out / "model", before=before, loader=loader, rows=rows, section="unlearning")
         return
-    save_adapter(model, files.out / "adapter", base=files.model)
+    save_adapter(model, files.out / "adapter", base=files.model, over=loader.over_at(files.model))
     confirm_adapter(model, files.out / "adapter", rows=rows, section="unlearning", say=tracker.warn)
     if cfg.merge:
         save_merged(

@@ -17,14 +17,15 @@ from rapidun.base.nested import leaves
 from rapidun.config.asked import Asked
 from rapidun.config.cells import Cell, SearchSpace, compose_rows, science, search_space, sweep_name
 from rapidun.config.sweep import SweepConfig
+from rapidun.report.sweep.budget import make_budget
 from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.folder import SWEEPS, SweepFolder, SweepLock
 from rapidun.sweep.prepare import Batch, Sweep, prepare
 from rapidun.sweep.pruning import JOURNAL
 from rapidun.sweep.run import finish, launch
 from rapidun.sweep.tuning import leaders
-from rapidun.sweep.tuning.outcomes import logged_names, read_outcome
-from rapidun.sweep.tuning.search import Search, Tuning, read_settings
+from rapidun.sweep.tuning.outcomes import judged, logged_names, read_outcome
+from rapidun.sweep.tuning.search import BOUNDED, Search, Tuning, read_settings
 from rapidun.sweep.tuning.space import Space
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def run_tuning(
     asked = Asked(launcher_name)
     first = _probe(space, fixed, extra_dir, asked)
     _refuse(first.cfg.sweep, found)
+    budget = None if first.cfg.sweep.budget is None else make_budget(first.cfg.sweep.budget)
     folder = SweepFolder(SWEEPS / (first.cfg.sweep.name or sweep_name(overrides)))
     console = SweepConsole()
     for warning in asked.warnings:
@@ -57,12 +59,17 @@ def run_tuning(
         raise ConfigError(f"{folder.path}: need a folder without the cells of another sweep. Pass sweep.name=...")
 
     def make_search() -> Search:
-        return Search(folder.path, tuning, space, fixed=fixed_settings(first))
+        return Search(folder.path, tuning, space, fixed=fixed_settings(first), budget=budget)
 
     if first.cfg.sweep.dry_run:
         search = make_search() if (folder.path / JOURNAL).is_file() else None
-        console.say(leaders.dry_run(folder.path, tuning, space, search.trials() if search else []))
+        console.say(leaders.dry_run(folder.path, tuning, space, search.trials() if search else [], budget=budget))
         return 0
+    if budget is not None and tuning.sampler not in BOUNDED:
+        console.say(
+            f"hydra.sweeper.sampler: {tuning.sampler} picks without regard to sweep.budget, which decides about the "
+            f"best alone; {', '.join(BOUNDED)} pick with it"
+        )
     with SweepLock(folder):
         loop = _Loop(
             search=make_search(), folder=folder, settings=first.cfg.sweep, fixed=fixed, overrides=list(overrides),
@@ -154,7 +161,7 @@ class _Loop:
         status = 0
         while status == 0 and not self._over_limit() and (trials := self.search.next_batch()):
             status = self._run_batch(trials)
-            leaders.write(self.folder.path, self.search.space, self.tuning, self.search.trials())
+            leaders.write(self.folder.path, self.search, self.search.trials())
         return self._end(status)
 
     def _recall(self) -> None:
@@ -274,8 +281,12 @@ class _Loop:
             self._say(trial, f"pruned at {outcome.note}")
         elif outcome.values is not None:
             self._warn_unpruned(folder)
-            self.search.tell(trial, "COMPLETE", values=outcome.values)
+            # a name that not even the first trial has is a slip of the pen
+            strict = not self.search.in_state("COMPLETE")
+            stands, notes = judged(folder, self.search.budget, strict=strict)
+            self.search.tell(trial, "COMPLETE", values=outcome.values, notes=notes)
             shown = [f"{name} {value:.4g}" for name, value in zip(self.tuning.directions, outcome.values, strict=True)]
+            shown += [stands] if stands else []
             self._say(trial, ", ".join(shown) + (" (was done before)" if was == "done" else ""))
         return True
 
@@ -305,17 +316,19 @@ class _Loop:
     def _end(self, status: int) -> int:
         """The usual summary of all cells, then the best trial or the Pareto set."""
         trials = self.search.trials()
-        leaders.write(self.folder.path, self.search.space, self.tuning, trials)
+        leaders.write(self.folder.path, self.search, trials)
         failed = self.search.in_state("FAIL")
         if status == 130:
             return status
         if self.cells and any(self.folder.folder(name).is_dir() for name in self.cells):
             status = max(status, finish(self.folder, list(self.cells)))
-        leaders.show(self.search.space, self.tuning, trials)
+        leaders.show(self.search, trials)
         if self._over_limit():
             self.console.say(f"ended early: {self.num_failed} failed, as many as sweep.max_failures or fail_fast allow")
         counts = Counter(trial.state.name for trial in self.search.in_state("COMPLETE", "PRUNED", "FAIL", "RUNNING"))
         words = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "not finished"}
         shown = ", ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])
+        if self.search.budget is not None:
+            shown += f"; {leaders.stands(self.search.in_state('COMPLETE'))}"
         self.console.say(f"search: {self.tuning.n_trials} trials: {shown or 'none'}")
         return 1 if failed or status or counts["RUNNING"] else 0

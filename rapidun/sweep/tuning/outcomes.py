@@ -3,15 +3,31 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import read_json, read_jsonl
 from rapidun.base.nested import is_number
+from rapidun.config.budget import EXAMPLE, Budget, Place
 from rapidun.report.forgotten import of_facts
 from rapidun.report.metrics import is_result
+from rapidun.report.read import number
 from rapidun.sweep.folder import read_state
 from rapidun.sweep.pruning import PRUNED_STAGE
+from rapidun.sweep.tuning.search import EXCESSES, STANDS
+
+EXAMPLES = {
+    "hydra.sweeper.directions": "hydra.sweeper.directions={METRIC: minimize}",
+    "sweep.budget": f"sweep.budget={EXAMPLE}",
+}
+EXAMPLES_OF_FACTS = {
+    "hydra.sweeper.directions": (
+        "hydra.sweeper.directions={extraction_strength_forget: minimize, rougeL_retain: maximize}"
+    ),
+    "sweep.budget": "sweep.budget=rougeL_retain >= 0.95 * before.rougeL_retain",
+}
+# what a trial misses each part of its budget by where a number of it was not measured
+UNKNOWN = 1e9
 
 
 class Outcome(NamedTuple):
@@ -44,13 +60,34 @@ def read_outcome(folder: Path, metrics: Iterable[str]) -> Outcome:
     known = [name for name, value in result.items() if value is None or is_number(value)]
     missing = [name for name in metrics if name not in known]
     if missing:
-        raise ConfigError(_no_metric(missing, known))
+        raise ConfigError(_no_metric(missing, known, "hydra.sweeper.directions"))
     found = {name: result[name] for name in metrics}
     wrong = {name: value for name, value in found.items() if value is None or not math.isfinite(value)}
     if wrong:
         shown = ", ".join(f"{name}={value}" for name, value in wrong.items())
         return Outcome("FAIL", note=f"need finite numbers in result.json, got {shown}", final=True)
     return Outcome("COMPLETE", [float(value) for value in found.values()])
+
+
+def judged(folder: Path, budget: Budget | None, *, strict: bool) -> tuple[str, dict[str, Any]]:
+    """Where a cell that is done stands within the budget, in words and as the journal keeps it; empty without one.
+
+    Raises: ConfigError if `strict` and result.json lacks a metric that the budget asks for, naming what there is.
+    """
+    if budget is None:
+        return "", {}
+    result = read_json(folder / "result.json")
+    known = [name for name, value in result.items() if value is None or is_number(value)]
+    missing = [name for name in budget.names if name not in known]
+    if missing and strict:
+        raise ConfigError(_no_metric(missing, known, "sweep.budget"))
+    values = {name: number(result.get(name)) for name in budget.names}
+    verdict = budget.judge({name: value for name, value in values.items() if value is not None})
+    if verdict.place is Place.unknown:
+        # samplers need a number: as far outside as a trial can be
+        return f"budget unknown: {verdict.why}", {STANDS: verdict.place.value, EXCESSES: [UNKNOWN] * budget.num_parts}
+    text = "within budget" if verdict.place is Place.within else f"misses the budget by {verdict.text}"
+    return text, {STANDS: verdict.place.value, EXCESSES: list(verdict.excesses)}
 
 
 def logged_names(folder: Path) -> set[str]:
@@ -61,12 +98,11 @@ def logged_names(folder: Path) -> set[str]:
     return names - {"time", "stage", "step"}
 
 
-def _no_metric(missing: list[str], known: list[str]) -> str:
-    example = (
-        "{extraction_strength_forget: minimize, rougeL_retain: maximize}" if of_facts(known) else "{METRIC: minimize}"
-    )
+def _no_metric(missing: list[str], known: list[str], setting: str) -> str:
+    example = EXAMPLES[setting]
+    if of_facts(known):
+        example = EXAMPLES_OF_FACTS[setting]
     return (
-        f"hydra.sweeper.directions: need metrics of result.json, got {', '.join(missing)}; there are "
-        f"{', '.join(filter(is_result, known))} (and before.*, seconds.*, peak_memory_gb.*). Pass "
-        f"'hydra.sweeper.directions={example}'"
+        f"{setting}: need metrics of result.json, got {', '.join(missing)}; there are "
+        f"{', '.join(filter(is_result, known))} (and before.*, seconds.*, peak_memory_gb.*). Pass {example!r}"
     )

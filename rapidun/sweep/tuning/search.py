@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ConfigError
 from rapidun.config import keys
+from rapidun.config.budget import Budget
 from rapidun.report.metrics import tuned
 from rapidun.sweep.pruning import JOURNAL, PRUNERS, STUDY, import_optuna, open_storage
 from rapidun.sweep.tuning.space import Space
@@ -27,19 +28,29 @@ if TYPE_CHECKING:
 
 DIRECTIONS = {"minimize": -1, "maximize": 1}
 
-# name -> how it is made of the search's seed and the trial's own; hydra.sweeper.sampler
-SAMPLERS: dict[str, Callable[[Any, int, int], BaseSampler]] = {
+# what a trial misses its budget by, for samplers that take constraints; None without a budget
+Constraints = Callable[[Any], Sequence[float]] | None
+# name -> how it is made of the search's seed, the trial's own, and the constraints; hydra.sweeper.sampler
+SAMPLERS: dict[str, Callable[[Any, int, int, Constraints], BaseSampler]] = {
     # the liar keeps trials of one batch apart
-    "tpe": lambda optuna, seed, own: optuna.samplers.TPESampler(seed=own, constant_liar=True),
-    "random": lambda optuna, seed, own: optuna.samplers.RandomSampler(seed=own),
-    "nsgaii": lambda optuna, seed, own: optuna.samplers.NSGAIISampler(seed=own),
-    "gp": lambda optuna, seed, own: optuna.samplers.GPSampler(seed=own, warn_independent_sampling=False),
+    "tpe": lambda optuna, seed, own, bound: optuna.samplers.TPESampler(
+        seed=own, constant_liar=True, constraints_func=bound
+    ),
+    "random": lambda optuna, seed, own, bound: optuna.samplers.RandomSampler(seed=own),
+    "nsgaii": lambda optuna, seed, own, bound: optuna.samplers.NSGAIISampler(seed=own, constraints_func=bound),
+    "gp": lambda optuna, seed, own, bound: optuna.samplers.GPSampler(
+        seed=own, warn_independent_sampling=False, constraints_func=bound
+    ),
     # one sequence for the whole search: its place is the number of trials
-    "qmc": lambda optuna, seed, own: optuna.samplers.QMCSampler(
+    "qmc": lambda optuna, seed, own, bound: optuna.samplers.QMCSampler(
         scramble=True, seed=seed, independent_sampler=optuna.samplers.RandomSampler(seed=own),
         warn_asynchronous_seeding=False, warn_independent_sampling=False,
     ),
 }  # fmt: skip
+# those that pick with the budget in mind; with the others it decides about the best alone
+BOUNDED = ("tpe", "nsgaii", "gp")
+# user attributes of a trial that has ended well: where it stands within the budget, by how much it misses each part
+STANDS, EXCESSES = "budget", "excesses"
 NEED_SCIPY = ("gp", "qmc")
 
 
@@ -122,16 +133,26 @@ def _no_such(name: str, value: str, known: Mapping[str, Any]) -> str:
     return f"hydra.sweeper.{name}: need one of {', '.join(known)}, got {value}; {guess}"
 
 
+def _missed_by(trial: FrozenTrial) -> Sequence[float]:
+    """Above 0 = missed. A pruned trial has no results to judge and is taken by its pruned value alone."""
+    found: list[float] = trial.user_attrs.get(EXCESSES, [0.0])
+    return found
+
+
 class Search:
     """A study and what is added to it: trials that go on after a kill, trials that are tried again.
 
-    Args: fixed: dotted key -> value of what all trials share; a study with other values is refused.
+    Args: fixed: dotted key -> value of what all trials share; a study with other values is refused. budget: the sampler
+        is told by how much each trial misses it; a study with another one is refused.
     Raises: ConfigError if the folder holds the study of another search.
     """
 
-    def __init__(self, folder: Path, tuning: Tuning, space: Space, *, fixed: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, tuning: Tuning, space: Space, *, fixed: Mapping[str, Any], budget: Budget | None = None
+    ) -> None:
         self.tuning = tuning
         self.space = space
+        self.budget = budget
         self._optuna = import_optuna()
         self.study = self._optuna.create_study(
             study_name=STUDY,
@@ -145,9 +166,12 @@ class Search:
 
     def _refuse_others(self, folder: Path, fixed: dict[str, Any]) -> None:
         """Note what this search is, or compare it with what was noted by the first launch."""
-        mine = {"directions": dict(self.tuning.directions), "space": self.space.describe(), "fixed settings": fixed}
+        mine = {"directions": dict(self.tuning.directions), "space": self.space.describe(), "fixed settings": fixed,
+                "budget": {} if self.budget is None else {"sweep.budget": self.budget.text}}  # fmt: skip
         for name, value in mine.items():
             theirs = self.study.user_attrs.get(name)
+            if theirs is None and name == "budget" and self.study.trials:
+                theirs = {}  # of a version that knew no budget
             if theirs is None:
                 self.study.set_user_attr(name, value)
             elif theirs != value:
@@ -161,10 +185,12 @@ class Search:
     def _sampler(self, number: int) -> BaseSampler:
         digest = hashlib.sha256(f"{self.tuning.seed} {number}".encode()).digest()
         with warnings.catch_warnings():
-            # optuna's word for parts of it that may change
+            # optuna's words for parts of it that may change, and for the constraints_func of all versions until 7
             warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+            warnings.filterwarnings("ignore", ".*constraints_func", FutureWarning)
             return SAMPLERS[self.tuning.sampler](
-                self._optuna, self.tuning.seed, int.from_bytes(digest[:4], "little")
+                self._optuna, self.tuning.seed, int.from_bytes(digest[:4], "little"),
+                None if self.budget is None else _missed_by,
             )  # fmt: skip
 
     def trials(self) -> list[FrozenTrial]:

@@ -71,8 +71,9 @@ def test_cards_and_criteria() -> None:
     for metric in METRICS.values():
         if metric.name.startswith(("rougeL_", "exact_", "probability_", "extraction_", "choice_acc")):
             assert metric.better == (-1 if metric.name.endswith(("_forget", "_probe")) else 1), metric.name
-    assert "extraction_strength_forget: minimize" in _no_metric(["asr_seen"], list(AFTER))
-    assert "{METRIC: minimize}" in _no_metric(["asr_seen"], ["ppl_clean"])
+    setting = "hydra.sweeper.directions"
+    assert "extraction_strength_forget: minimize" in _no_metric(["asr_seen"], list(AFTER), setting)
+    assert "{METRIC: minimize}" in _no_metric(["asr_seen"], ["ppl_clean"], setting)
 
 
 @pytest.mark.parametrize(("name", "state"), [("forget", "bad"), ("probe", "bad"), ("retain", "fine"), ("test", "fine")])

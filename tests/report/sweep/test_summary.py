@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from rapidun.base.errors import DataError
+from rapidun.report.sweep.console import settings_table
 from rapidun.report.sweep.exports import write_sweep_summary
 
 MakeCell = Callable[..., Path]
@@ -151,7 +152,7 @@ def test_only_failures(tmp_path: Path, new_cell: MakeCell) -> None:
     new_cell(tmp_path / "a", ["seed=0"], None, "boom")
     summary = write_sweep_summary(tmp_path)
     assert (summary.done, summary.failed, summary.groups, summary.best) == (0, 1, [], {})
-    assert summary.table().row_count == 0
+    assert settings_table(summary).row_count == 0
 
 
 def test_no_cells_is_an_error(tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_no_cells_is_an_error(tmp_path: Path) -> None:
 def test_table_fits_80_columns(sweep_dir: Path) -> None:
     console = Console(width=80, no_color=True)
     with console.capture() as capture:
-        console.print(write_sweep_summary(sweep_dir).table())
+        console.print(settings_table(write_sweep_summary(sweep_dir)))
     lines = " ".join(capture.get().split())
     assert "mapping.tau_f=0.5 3 3.0 % * 1.21 [0.0, 10.5] [1.19, 1.23]" in lines
     assert "…" not in lines

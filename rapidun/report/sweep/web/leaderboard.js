@@ -53,7 +53,7 @@ function rowElement(row, columns, picked) {
     choose({sel: [...now].join('~')});
     chartsChanged();
   }});
-  return el('tr', {className: row.n ? '' : failed ? 'failed' : 'waiting', onclick: event => {
+  return el('tr', {className: row.n ? (eligible(row) ? '' : 'outside') : failed ? 'failed' : 'waiting', onclick: event => {
     if (!event.target.closest('a, input, button') && !String(getSelection())) location.hash = runHash(row.run);
   }}, el('td', {}, tick), columns.map(one => cellElement(row, one)));
 }
@@ -67,7 +67,8 @@ function cellElement(row, one) {
   }
   if (one.metric === undefined) {
     const state_ = one.id === 'state' && row.run.state !== 'done' && row.run.stage ? `${row.state}, in ${row.run.stage}` : one.value(row);
-    return el('td', {className: numeric(one) ? 'n' : one.id === 'state' ? 'state' : 'mono'}, String(state_ ?? ''));
+    return el('td', {className: numeric(one) ? 'n' : ['state', 'budget'].includes(one.id) ? 'state' : 'mono'}, String(state_ ?? ''),
+      one.id === 'budget' && row.within ? el('span', {className: 'sub'}, row.within) : null);
   }
   const metric = index.metrics[one.metric], found = row.intervals[one.metric];
   const best = row.best.includes(one.metric);

@@ -8,7 +8,7 @@ function paretoChoice() {
 
 // rows of the front in the order of x; way: -1 smaller is better, 1 larger
 function front(rows, {x, y, wayX, wayY}) {
-  const known = rows.filter(row => row.metrics[x] !== null && row.metrics[y] !== null);
+  const known = rows.filter(row => eligible(row) && row.metrics[x] !== null && row.metrics[y] !== null);
   const cost = row => [-wayX * row.metrics[x], -wayY * row.metrics[y]];
   const kept = [];
   let lowest = Infinity, last = null;
@@ -36,7 +36,7 @@ async function drawPareto() {
   const best = front(rows, now), metrics = [index.metrics[now.x], index.metrics[now.y]];
   const values = now.by < 0 ? [''] : index.keys[now.by].values.filter(value => rows.some(row => row.values[now.by] === value));
   const colours = palette(), picked = selection();
-  const text = row => `${plain(row.label)}<br>${plain(metrics[0].label)}: ${formatMetric(row.metrics[now.x], metrics[0])}<br>${plain(metrics[1].label)}: ${formatMetric(row.metrics[now.y], metrics[1])}`;
+  const text = row => `${plain(row.label)}<br>${plain(metrics[0].label)}: ${formatMetric(row.metrics[now.x], metrics[0])}<br>${plain(metrics[1].label)}: ${formatMetric(row.metrics[now.y], metrics[1])}${eligible(row) ? '' : `<br>budget: ${row.budget}`}`;
   const traces = [{
     x: best.map(row => row.metrics[now.x]), y: best.map(row => row.metrics[now.y]), mode: 'lines', name: 'front', hoverinfo: 'skip',
     // a step: between two rows of the front nothing better than both was seen
@@ -50,7 +50,7 @@ async function drawPareto() {
       x: own.map(row => row.metrics[now.x]), y: own.map(row => row.metrics[now.y]), text: own.map(text), customdata: own.map(row => row.run.id),
       mode: 'markers', type: 'scatter', name: plain(value), hovertemplate: '%{text}<extra></extra>',
       marker: {color: colours[number % colours.length], symbol: number >= colours.length ? 'square' : 'circle', size: own.map(row => picked.has(row.run.id) ? 15 : best.includes(row) ? 11 : 8),
-               opacity: 0.9, line: {width: own.map(row => picked.has(row.run.id) ? 3 : best.includes(row) ? 1.5 : 0), color: colour('ink')}},
+               opacity: own.map(row => eligible(row) ? 0.9 : 0.25), line: {width: own.map(row => picked.has(row.run.id) ? 3 : best.includes(row) ? 1.5 : 0), color: colour('ink')}},
     });
   });
   const place = await plot($('pareto-plot'), traces,

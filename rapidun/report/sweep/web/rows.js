@@ -10,6 +10,7 @@ function groupRow(group) {
   return {
     run: finished || group.runs[0], runs: group.runs, label: group.label, values: group.runs[0].values, n: group.n,
     seed: group.runs.map(run => run.seed).join(' '), best: group.best, pareto: group.pareto,
+    budget: group.budget, within: group.budget && group.within < group.n ? `${group.within} of ${plural(group.n, 'seed')}` : '',
     state: Object.entries(states).map(([name, count]) => group.runs.length > 1 ? `${count} ${name}` : name).join(', '),
     error: (group.runs.find(run => run.error) || {}).error || '',
     metrics: group.metrics.map(found => found ? found[0] : null), intervals: group.metrics,
@@ -19,23 +20,25 @@ function groupRow(group) {
 function runRow(run) {
   return {
     run, runs: [run], label: index.groups[run.group].label + (run.seed ? ` seed=${run.seed}` : ''), values: run.values, n: run.state === 'done' ? 1 : 0,
-    seed: run.seed, best: [], pareto: false, state: run.state, error: run.error,
+    seed: run.seed, best: [], pareto: false, budget: run.budget, within: '', state: run.state, error: run.error,
     metrics: run.metrics, intervals: run.metrics.map(value => value === null ? null : [value]),
   };
 }
 
 const folded = index.groups.map(groupRow);
 const single = index.runs.map(runRow);
+// only these are chosen: of the others no star, no place on a front
+const eligible = row => !index.budget || row.budget === 'within';
 // single runs: the best value of each criterion, every run that reaches it
 for (const place of index.criteria) {
   const way = index.metrics[place].better;
-  const known = single.map(row => row.metrics[place]).filter(value => value !== null);
+  const known = single.filter(eligible).map(row => row.metrics[place]).filter(value => value !== null);
   const best = way < 0 ? Math.min(...known) : Math.max(...known);
-  for (const row of single) if (row.metrics[place] !== null && row.metrics[place] === best) row.best.push(place);
+  for (const row of single) if (eligible(row) && row.metrics[place] !== null && row.metrics[place] === best) row.best.push(place);
 }
 
 // columns: 'k:<key>', 'm:<metric>', or one of these words
-const PLAIN_COLUMNS = {id: 'run', label: 'setting', seed: 'seed', n: 'n', state: 'state'};
+const PLAIN_COLUMNS = {id: 'run', label: 'setting', seed: 'seed', n: 'n', state: 'state', budget: 'budget'};
 function column(id) {
   if (id.startsWith('k:')) {
     const place = keyPlace(id.slice(2), -1);
@@ -49,12 +52,12 @@ function column(id) {
   return {id, title: PLAIN_COLUMNS[id], value: row => id === 'id' ? row.run.id : row[id]};
 }
 
-const allColumns = () => ['label', 'seed', 'n', 'state', ...index.keys.map(key => 'k:' + key.name), ...index.metrics.map(metric => 'm:' + metric.name)];
+const allColumns = () => ['label', 'seed', 'n', 'state', ...(index.budget ? ['budget'] : []), ...index.keys.map(key => 'k:' + key.name), ...index.metrics.map(metric => 'm:' + metric.name)];
 function shownColumns() {
   if (state.cols !== undefined) return ['id', ...state.cols.split('~').filter(id => id !== 'id' && column(id))];
   const keys = index.keys.length && index.keys.length <= 6 ? index.keys.map(key => 'k:' + key.name) : ['label'];
   const every = index.runs.every(run => run.state === 'done');
-  return ['id', ...keys, state.single ? 'seed' : 'n', ...(every ? [] : ['state']), ...index.shown.map(place => 'm:' + index.metrics[place].name)];
+  return ['id', ...keys, state.single ? 'seed' : 'n', ...(every ? [] : ['state']), ...(index.budget ? ['budget'] : []), ...index.shown.map(place => 'm:' + index.metrics[place].name)];
 }
 
 // a column's filter: '<0.5', '>=2', '0.1..0.5', '=word', or text that must occur

@@ -17,6 +17,7 @@ from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import encode_rows
 from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.records import Record
+from rapidun.stages.start_adapter import start_of
 
 MIN_ROWS = 4
 
@@ -38,13 +39,14 @@ def check_sample(
     """
     model_cfg, influence = cfg.model, cfg.influence
     assert model_cfg.path is not None
+    folder = local_folder(model_cfg.path, revision=model_cfg.revision)
     loader = ModelLoader(
         dtype=model_cfg.dtype.name,
         quantisation=model_cfg.quantisation.name,
         attention=model_cfg.attention.name,
         device=model_cfg.device.name,
+        over=start_of(model_cfg, folder),
     )
-    folder = local_folder(model_cfg.path, revision=model_cfg.revision)
     model, tokenizer = loader.load(folder, adapter=adapter)
     if influence.params is ParameterSet.lora and adapter is None:
         model = add_lora(model, influence.lora, seed=influence.seed, section="influence")

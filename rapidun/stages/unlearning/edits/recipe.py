@@ -132,7 +132,7 @@ def edit_faults(ctx: Context) -> list[str]:
     if cfg.adapter is not None:
         faults.append(
             f"unlearning: need adapter=null with objective={name}, which changes the model itself, got {cfg.adapter}. "
-            "Merge the adapter into the model first, or pass another unlearning=..."
+            "Pass it as model.adapter=..., part of that model, or another unlearning=..."
         )
     facts = start_facts(ctx) if ctx.asked("unlearning") and not cfg.adapts else None
     quantised = (

@@ -79,7 +79,8 @@ def _edit(
 def _write(edited: Edited, files: EditFiles, tokenizer: Any, *, loader: ModelLoader, rows: list[Any]) -> None:
     """Save the edited model and read it back: on a few rows it must give what it gave."""
     if edited.adapter:
-        save_adapter(edited.model, files.out / "adapter", base=files.model)
+        over = loader.over_at(files.model)
+        save_adapter(edited.model, files.out / "adapter", base=files.model, over=over)
         confirm_adapter(edited.model, files.out / "adapter", rows=rows, section="unlearning", say=loader.say)
         return
     before = mean_loss(edited.model, rows)

@@ -119,7 +119,7 @@ def _fine_tune(
     if is_main():
         if cfg.target is Target.lora:
             few = a_few([row.encoded for row in rows])
-            save_adapter(model, files.out / "adapter", base=files.model)
+            save_adapter(model, files.out / "adapter", base=files.model, over=loader.over_at(files.model))
             confirm_adapter(model, files.out / "adapter", rows=few, section="unlearning", say=tracker.warn)
         else:
             save_model(model, tokenizer, files.out / "model")
