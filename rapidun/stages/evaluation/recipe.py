@@ -80,7 +80,7 @@ def _evaluated(
         "settings": without(plain(cfg.evaluation), "tokens_per_batch", "retrained"),
         **ctx.numerics,
     }
-    if _look(ctx).of_facts:
+    if _look(ctx).of_facts or any(ctx.counts.get(name) for name in ASKED_FOR):
         inputs["facts"] = FACTS_VERSION
     if yardstick:
         inputs["retrained"] = yardstick.fingerprint
