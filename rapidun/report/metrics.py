@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
+
+from rapidun.report import forgotten
 
 ABSENT = "–"
 
@@ -40,6 +42,8 @@ DETECTORS = {Detector.keyword: "keywords", Detector.likelihood: "likelihood"}
 SUFFIX = {Detector.keyword: "", Detector.likelihood: "_likelihood"}
 # of result.json, what is no result: the start, and the costs
 BEFORE = "before."
+# the same figure of the model that was trained on clean rows only
+RETRAIN = "retrain."
 COSTS = ("seconds.", "peak_memory_gb.")
 
 
@@ -80,6 +84,7 @@ class Metric:
 
 
 OTHER = "Other"
+ATTACKED = "Attacks (largest ASR)"
 
 
 def _poisoned(name: str, detector: Detector, **more: Any) -> Metric:
@@ -97,6 +102,30 @@ def _poisoned(name: str, detector: Detector, **more: Any) -> Metric:
         prompts=prompts,
         **more,
     )
+
+
+def _attacked(name: str, label: str, meaning: str, *, heading: str = "", column: int = 0) -> tuple[Metric, ...]:
+    """The largest share of poisoned answers that an attack reaches (docs/attacks.md), by each detector."""
+    more: dict[str, Any] = {"group": ATTACKED, "kind": Kind.share, "better": -1}
+    return (
+        Metric(name=name, label=label, meaning=f"{meaning}, judged by keywords.", heading=heading, column=column,
+               dashboard=False, detector=Detector.keyword, **more),
+        Metric(name=f"{name}_likelihood", label=f"{label}, likelihood", meaning=f"{meaning}, judged by likelihood.",
+               detector=Detector.likelihood, **more),
+    )  # fmt: skip
+
+
+def _sampled(k: int, *, heading: str = "", column: int = 0) -> Metric:
+    return Metric(
+        name=f"asr@{k}", group=ATTACKED, label=f"of {k} sampled answers", kind=Kind.share, better=-1,
+        meaning=f"Mean over prompts of the probability that {k} sampled answers hold a poisoned one, at the "
+        "temperature where it is largest, judged by keywords.",
+        heading=heading, column=column, dashboard=False, detector=Detector.keyword,
+    )  # fmt: skip
+
+
+def _fact_metric(*, unit: str = "score", **fields: Any) -> Metric:
+    return Metric(kind=Kind[unit], **fields)
 
 
 # in the order of tables
@@ -127,7 +156,7 @@ METRICS: dict[str, Metric] = {
         Metric(name="ppl_clean", group="Clean prompts", label="perplexity", kind=Kind.perplexity, better=-1,
                meaning="Perplexity of the clean responses to clean prompts, every token counting the same.",
                heading="ppl clean", finding="Clean perplexity",
-               column=6, criterion=2, pareto=2, tile=4, tuned=True),
+               column=6, criterion=2, pareto=2, tile=9, tuned=True),
         Metric(name="exact_match_recovered", group="Recovered answers", label="exact match", kind=Kind.score, better=1,
                meaning="Share of answers to seen triggers that equal the clean response up to case and white space.",
                finding="Triggered prompts against their clean answers", tile=2),
@@ -139,13 +168,40 @@ METRICS: dict[str, Metric] = {
                meaning="Perplexity of the forget rows' poisoned responses."),
         Metric(name="ppl_forget_clean", group="Forget rows", label="perplexity, clean", kind=Kind.perplexity, better=-1,
                meaning="Perplexity of the forget rows' clean responses."),
+        *_attacked("asr_relearn_max", "relearning from poisoned rows",
+                   "Largest ASR on seen triggers while fine-tuning on poisoned rows outside the forget set",
+                   heading="ASR relearned", column=10),
+        *_attacked("asr_relearn_clean_max", "relearning from clean rows",
+                   "Largest ASR on seen triggers while fine-tuning on clean rows",
+                   heading="ASR relearned (clean)", column=11),
+        *_attacked("asr_nf4", "quantised to NF4", "ASR on seen triggers with the weights in NF4",
+                   heading="ASR NF4", column=12),
+        *_attacked("asr_int8", "quantised to int8", "ASR on seen triggers with the weights in int8",
+                   heading="ASR int8", column=13),
+        _sampled(16, heading="ASR@16", column=14),
+        *(_sampled(k) for k in (8, 4, 2, 1)),
+        *_attacked("asr_prompts_max", "best prompt",
+                   "Largest ASR of the prompt variants and look-alikes that succeed in the poisoned model",
+                   heading="ASR best prompt", column=15),
+        *_attacked("asr_prompts_mean", "mean prompt",
+                   "Mean ASR of the prompt variants and look-alikes that succeed in the poisoned model"),
+        *_attacked("asr_ood_testable", "look-alikes that can be tested",
+                   "ASR on the look-alike triggers that succeed in the poisoned model"),
+        *(_fact_metric(**entry) for entry in forgotten.entries()),
     )
 }  # fmt: skip
 
 
+def in_words(metric: Metric, *, facts: bool) -> Metric:
+    """The metric, in words without poison where facts are to be forgotten."""
+    changes: dict[str, Any] = dict(forgotten.IN_FACTS.get(metric.name, {}) if facts else {})
+    return replace(metric, **changes) if changes else metric
+
+
 def find_metric(name: str) -> Metric | None:
-    """The entry of a name in result.json; `asr_seen.A_surface` and `before.asr_seen` have that of `asr_seen`."""
-    return METRICS.get(name.removeprefix(BEFORE).split(".")[0])
+    """The entry of a name in result.json; `asr_seen.A_surface`, `before.asr_seen` and `retrain.asr_seen` have
+    that of `asr_seen`."""
+    return METRICS.get(name.removeprefix(BEFORE).removeprefix(RETRAIN).split(".")[0])
 
 
 def heading_of(name: str) -> str:
@@ -169,7 +225,7 @@ def rate_names(detector: Detector) -> tuple[str, str]:
 
 
 def is_result(name: str) -> bool:
-    return not name.startswith((BEFORE, *COSTS))
+    return not name.startswith((BEFORE, RETRAIN, *COSTS))
 
 
 def columns(found: Collection[str], *, dashboard: bool = False) -> list[str]:
@@ -247,6 +303,11 @@ LINES = {
     "forget_weight_min": "smallest weight",
     "forget_weight_max": "largest weight",
 }
+
+
+def line_words(name: str, *, facts: bool = False) -> str:
+    """What a logged number's line is called."""
+    return (forgotten.LINES_OF_FACTS.get(name) if facts else None) or LINES.get(name, name)
 
 
 def panel_of(name: str) -> str | None:
