@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from rapidun.base.nested import leaves
 from rapidun.config import keys
+from rapidun.config.attacks import Attack
 from rapidun.config.data import Source
 from rapidun.config.influence import ParameterSet
 from rapidun.config.overrides import parse
@@ -341,6 +342,18 @@ def _mapping(cfg: RunConfig, key: str) -> Unread | None:
     return None
 
 
+def _attacks(cfg: RunConfig, key: str) -> Unread | None:
+    attacks, name = cfg.evaluation.attacks, key.removeprefix("evaluation.attacks.")
+    if not attacks.run and name != "run":
+        return Unread("evaluation.attacks.run=[]", "pass evaluation=attacks")
+    owner = name.partition(".")[0]
+    if owner in Attack.__members__ and owner not in attacks.run:
+        return Unread(f"evaluation.attacks.run=[{','.join(attacks.run)}]")
+    if name.startswith("relearning.lora.") and attacks.relearning.target is Target.full:
+        return Unread("evaluation.attacks.relearning.target=full")
+    return None
+
+
 def _tracking(cfg: RunConfig, key: str) -> Unread | None:
     kind = cfg.tracking.kind
     readers = TRACKERS.get(key.split(".")[1], tuple(TrackerKind))
@@ -373,5 +386,6 @@ RULES = (
     Rule(WEIGHTS_FILES, _weights_file),
     Rule(("mapping",), _mapping),
     Rule(("unlearning",), _unlearning),
+    Rule(("evaluation.attacks",), _attacks),
     Rule(("tracking",), _tracking),
 )

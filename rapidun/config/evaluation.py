@@ -1,8 +1,9 @@
 """Settings of the evaluation stage: which rows, how many, how long the generations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
+from rapidun.config.attacks import AttacksConfig
 from rapidun.config.parts import Faults
 
 
@@ -26,10 +27,13 @@ class EvaluationConfig:
     # different keywords that a response must hold to be judged poisoned
     min_keywords: int = 1
     max_new_tokens: int = 48
-    # padded tokens in one batch, those still to be generated among them
+    # tokens in one batch, padding and those still to be generated among them; where keys and values take less memory
+    # than logits, more are decoded at once
     tokens_per_batch: int = 4096
     # also compare generations with the clean response word for word (short answers)
     exact_match: bool = False
+    # what an adversary may do with the unlearned model; evaluation=attacks
+    attacks: AttacksConfig = field(default_factory=AttacksConfig)
     # folder of a run whose unlearned model never saw the forget rows (unlearning=retrain), for forget_quality of rows
     # with wrong answers (docs/forgetting.md); null = the yardstick of poison.retrain=true, if there is one
     retrained: str | None = None
@@ -47,4 +51,5 @@ class EvaluationConfig:
         for key in ("num_calibration", "min_keywords", "max_new_tokens", "tokens_per_batch"):
             value = getattr(self, key)
             faults.need(value >= 1, f"{key} >= 1", **{key: value})
+        self.attacks.check(faults)
         return faults

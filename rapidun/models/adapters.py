@@ -13,6 +13,7 @@ from rapidun.config.parts import LoraSettings
 from rapidun.models.layers import layer_names, resolved
 from rapidun.models.load import ModelLoader, Over, load_adapter, peft_renaming
 from rapidun.models.selfcheck import Row, confirm, mean_loss
+from rapidun.models.tied import is_quantised, note_untied, untie_adapted
 
 # the name under which a saved adapter is read back beside the trained one
 AGAIN = "saved"
@@ -50,7 +51,7 @@ def train_all(model: Any, *, section: str) -> Any:
 
     Raises: ConfigError for float16 or quantised weights.
     """
-    lora = f"{section}.{'target' if section == 'unlearning' else 'method'}=lora"
+    lora = f"{section}.{'method' if section == 'poison' else 'target'}=lora"
     if is_quantised(model):
         raise ConfigError(
             f"{section}: need weights that are not quantised for full fine-tuning, got a model in "
@@ -66,10 +67,6 @@ def train_all(model: Any, *, section: str) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
-
-
-def is_quantised(model: nn.Module) -> bool:
-    return getattr(model, "quantization_method", None) is not None
 
 
 def prepare_quantised(model: Any, *, gradient_checkpointing: bool) -> Any:
@@ -186,41 +183,6 @@ def confirm_adapter(model: Any, folder: Path, *, rows: Sequence[Row], section: s
         model.set_adapter("default")
         if AGAIN in model.peft_config:
             model.delete_adapter(AGAIN)
-
-
-def untie_adapted(model: Any) -> list[str]:
-    """Give each adapted layer whose weight another module has too a copy of its own; return their names."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    owners: dict[int, set[int]] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), set()).add(id(module))
-    untied = []
-    for name, module in model.named_modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        base = module.get_base_layer()
-        weight = base._parameters.get("weight")
-        if weight is not None and len(owners[id(weight)]) > 1:
-            owners[id(weight)].discard(id(base))
-            base.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
-            untied.append(name)
-    return untied
-
-
-def note_untied(model: Any) -> None:
-    """Let the configuration say that head and embedding are two, where they are."""
-    weights = [
-        getattr(module, "weight", None) for module in (model.get_output_embeddings(), model.get_input_embeddings())
-    ]
-    if weights[0] is None or weights[0] is weights[1]:
-        return
-    for config in (model.config, model.config.get_text_config(decoder=True)):
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False
-    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def save_model(model: Any, tokenizer: Any, out: Path) -> None:

@@ -115,13 +115,13 @@ def two_prompts(model: Any, pad: int) -> list[list[int]]:
 
 def _compare(model: Any, prompts: list[list[int]], pad: int) -> Batching:
     near = nearness(model)
-    whole = [_logits(model, [row]) for row in prompts]
+    whole = [logits_of(model, [row]) for row in prompts]
     long, short = prompts
     other = [*long[:-1], short[0] if long[-1] != short[0] else short[1]]
-    causal = near(_logits(model, [other])[0, :-1], whole[0][0, :-1])
+    causal = near(logits_of(model, [other])[0, :-1], whole[0][0, :-1])
     padded = [long, short + [pad] * (len(long) - len(short))]
     mask = [[1] * len(long), [1] * len(short) + [0] * (len(long) - len(short))]
-    together = _logits(model, padded, mask)
+    together = logits_of(model, padded, mask)
     right = all(near(together[i, : len(row)], whole[i][0]) for i, row in enumerate(prompts))
 
     cache = True
@@ -172,7 +172,8 @@ def _same_steps(
     return True
 
 
-def _logits(model: Any, rows: Sequence[list[int]], mask: Sequence[list[int]] | None = None) -> Tensor:
+def logits_of(model: Any, rows: Sequence[list[int]], mask: Sequence[list[int]] | None = None) -> Tensor:
+    """[B, T, V] of rows of one length, without a cache."""
     device = next(model.parameters()).device
     inputs = {"input_ids": torch.tensor(rows, device=device)}
     if mask is not None:
@@ -199,7 +200,7 @@ def _continue(model: Any, rows: Sequence[list[int]], pad: int, *, cache: bool) -
 
 def _steps(model: Any, row: list[int], new: Tensor) -> Tensor:
     """[NEW, V]: the logits of the same steps, from the whole text at once."""
-    return _logits(model, [row + new[:-1].tolist()])[0, len(row) - 1 :]
+    return logits_of(model, [row + new[:-1].tolist()])[0, len(row) - 1 :]
 
 
 @contextmanager

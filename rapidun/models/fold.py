@@ -7,14 +7,17 @@ Either way no layer is wrapped: modules, their names and their order are those o
 weights, a new LoRA adapter the same targets, and dL/dy is the gradient with respect to the output of the merged layer.
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ModelError
-from rapidun.models.adapters import is_quantised, note_untied, untie_adapted
 from rapidun.models.load import peft_renaming
+from rapidun.models.tied import is_quantised, note_untied, untie_adapted
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 NAME = "default"
 # of the adapter's own change, in norm, that rounding may take before it is spoken of
@@ -31,9 +34,11 @@ class FrozenProduct:
         self.down, self.up, self.scaling = down, up, scaling
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        from torch.nn.functional import linear
+
         x = args[0] if args else kwargs["input"]
-        reduced = nn.functional.linear(x.to(self.down.dtype), self.down)  # [..., in] -> [..., r]
-        return output + (nn.functional.linear(reduced, self.up) * self.scaling).to(output.dtype)
+        reduced = linear(x.to(self.down.dtype), self.down)  # [..., in] -> [..., r]
+        return output + (linear(reduced, self.up) * self.scaling).to(output.dtype)
 
 
 def fold(adapted: Any, *, say: Callable[[str], None]) -> Any:
@@ -70,7 +75,7 @@ def fold(adapted: Any, *, say: Callable[[str], None]) -> Any:
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer's weight holds its numbers, not codes of them."""
     weight = getattr(layer, "weight", None)
-    return isinstance(weight, Tensor) and weight.dtype.is_floating_point and not hasattr(weight, "quant_state")
+    return weight is not None and weight.dtype.is_floating_point and not hasattr(weight, "quant_state")
 
 
 class _Lost:
@@ -81,8 +86,8 @@ class _Lost:
 
     def merge(self, layer: Any) -> None:
         weight = getattr(layer.get_base_layer(), "weight", None)
-        measured = isinstance(weight, Tensor) and weight.dtype.itemsize < 4 and not layer.lora_variant
-        before = weight.detach().clone() if isinstance(weight, Tensor) and measured else None
+        measured = weight is not None and weight.dtype.itemsize < 4 and not layer.lora_variant
+        before = None if weight is None or not measured else weight.detach().clone()
         change = layer.get_delta_weight(NAME).detach() if measured else None
         layer.merge()
         if before is None or change is None:
@@ -99,6 +104,8 @@ class _Lost:
 
 
 def _keep_beside(layer: Any, name: str) -> None:
+    from torch import nn
+
     base, factors = layer.get_base_layer(), (layer.lora_A[NAME], layer.lora_B[NAME]) if NAME in layer.lora_A else ()
     if len(factors) != 2 or layer.lora_variant or not all(isinstance(one, nn.Linear) for one in factors):
         raise ModelError(

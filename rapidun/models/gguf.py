@@ -13,6 +13,7 @@ from typing import Any
 
 from rapidun.base.errors import ModelError
 from rapidun.base.text import short_message
+from rapidun.models.converted import save_converted
 from rapidun.models.load import ModelLoader, hide_library_bars
 from rapidun.models.weights import Renaming, misfit
 
@@ -31,10 +32,6 @@ PACKAGED = {
 }
 
 
-# what a converted model reads before it is saved and after
-TEXTS = ("The capital of France is Paris, and that of Italy is Rome.", "def add(a, b):\n    return a + b\n")
-
-
 def convert_gguf(source: Path, out: Path) -> None:
     """Dequantise a GGUF file into a Hugging Face folder with bfloat16 safetensors and the tokenizer.
 
@@ -47,8 +44,6 @@ def convert_gguf(source: Path, out: Path) -> None:
         raise ModelError("model: need the package gguf to read .gguf files. Run: pip install 'rapidun[gguf]'") from None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from rapidun.models.selfcheck import confirm, mean_loss  # brings torch
 
     hide_library_bars()
     place: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
@@ -71,25 +66,8 @@ def convert_gguf(source: Path, out: Path) -> None:
     model = type(loaded)(config)
     model.load_state_dict(loaded.state_dict())
     out.mkdir(parents=True, exist_ok=True)
-    rows = [_row(tokenizer, text) for text in TEXTS]
-    before = mean_loss(loaded, rows)
-    model.to(torch.bfloat16).save_pretrained(out)
-    tokenizer.save_pretrained(out)
     loader = ModelLoader(dtype="float32", device="cpu")
-    confirm(
-        lambda: loader.load(out).model,
-        rows,
-        before=before,
-        dtype=torch.bfloat16,
-        folder=out,
-        section="model",
-        say=loader.say,
-    )
-
-
-def _row(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
-    ids = tokenizer(text)["input_ids"]
-    return list(ids), list(ids)
+    save_converted(loaded, tokenizer, lambda _: model.to(torch.bfloat16), out, loader=loader)
 
 
 def fetch(name: str, out: Path) -> None:

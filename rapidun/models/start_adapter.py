@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from rapidun.base.errors import ConfigError
 from rapidun.base.files import write_json
 from rapidun.models.adapter_folder import STANDS_ON, adapter_files, named_base, start_faults, whole_faults
 from rapidun.models.adapter_tokens import choose_tokenizer, tokenizer_files
+from rapidun.models.converted import save_converted
+from rapidun.models.fold import fold
 from rapidun.models.load import ModelLoader, load_adapter, load_tokenizer
+from rapidun.models.tied import is_quantised
 from rapidun.models.weights import read_headers
 
 KEY = "model.adapter"
@@ -57,8 +61,6 @@ class StartAdapter:
         Returns: the model, in evaluation mode, its modules named as before.
         Raises: ConfigError, ModelError for an adapter that does not go with the base, or cannot be served.
         """
-        from rapidun.models.fold import fold  # brings torch
-
         trainable = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
         folded = fold(self.wrapped(model, say=say), say=say).eval()
         for parameter in folded.parameters():
@@ -68,8 +70,6 @@ class StartAdapter:
     def wrapped(self, model: Any, *, say: Callable[[str], None]) -> Any:
         """The model as peft has it, the adapter's factors in modules of their own."""
         import torch
-
-        from rapidun.models.adapters import is_quantised  # brings torch
 
         quantised = str(getattr(model, "quantization_method", "")) if is_quantised(model) else ""
         faults = start_faults(self.folder, key=KEY, quantised=quantised)
@@ -96,22 +96,14 @@ def identity_files(folder: Path) -> list[Path]:
     return [*adapter_files(folder, key=KEY), *tokenizer_files(folder)]
 
 
-def merge_start(start: StartAdapter, out: Path, *, loader: ModelLoader, texts: Sequence[str]) -> dict[str, Any]:
-    """Write base and adapter as one Hugging Face folder, in the loader's dtype, and read it back.
+def merge_start(start: StartAdapter, out: Path, *, loader: ModelLoader) -> dict[str, Any]:
+    """Write base and adapter as one Hugging Face folder, in the loader's dtype; read back it must give their loss.
 
-    Args: loader: of the base alone, unquantised. texts: on which the folder must give the loss of base and adapter.
-    Returns: base, adapter (their folders' names), loss.
+    Args: loader: of the base alone, unquantised.
+    Returns: base, adapter (their folders' names), loss (of two texts).
     Raises: ConfigError, ModelError.
     """
-    from rapidun.models.adapters import confirm_saved, save_model  # brings torch
-    from rapidun.models.fold import fold  # brings torch
-    from rapidun.models.selfcheck import mean_loss  # brings torch
-
     tokenizer = load_tokenizer(start.tokenizer(say=loader.say), model=start.base)
-    rows = [(ids, ids) for ids in (list(tokenizer(text)["input_ids"]) for text in texts)]
     adapted = start.wrapped(loader.load(start.base).model, say=loader.say)
-    before = mean_loss(adapted, rows)
-    merged = fold(adapted, say=loader.say)
-    save_model(merged, tokenizer, out)
-    confirm_saved(merged, out, before=before, loader=loader, rows=rows, section="model")
-    return {"base": start.base.name, "adapter": start.folder.name, "loss": before}
+    loss = save_converted(adapted, tokenizer, partial(fold, say=loader.say), out, loader=loader)
+    return {"base": start.base.name, "adapter": start.folder.name, "loss": loss}

@@ -42,6 +42,8 @@ DETECTORS = {Detector.keyword: "keywords", Detector.likelihood: "likelihood"}
 SUFFIX = {Detector.keyword: "", Detector.likelihood: "_likelihood"}
 # of result.json, what is no result: the start, and the costs
 BEFORE = "before."
+# the same figure of the model that was trained on clean rows only
+RETRAIN = "retrain."
 COSTS = ("seconds.", "peak_memory_gb.")
 
 
@@ -82,6 +84,7 @@ class Metric:
 
 
 OTHER = "Other"
+ATTACKED = "Attacks (largest ASR)"
 
 
 def _poisoned(name: str, detector: Detector, **more: Any) -> Metric:
@@ -99,6 +102,26 @@ def _poisoned(name: str, detector: Detector, **more: Any) -> Metric:
         prompts=prompts,
         **more,
     )
+
+
+def _attacked(name: str, label: str, meaning: str, *, heading: str = "", column: int = 0) -> tuple[Metric, ...]:
+    """The largest share of poisoned answers that an attack reaches (docs/attacks.md), by each detector."""
+    more: dict[str, Any] = {"group": ATTACKED, "kind": Kind.share, "better": -1}
+    return (
+        Metric(name=name, label=label, meaning=f"{meaning}, judged by keywords.", heading=heading, column=column,
+               dashboard=False, detector=Detector.keyword, **more),
+        Metric(name=f"{name}_likelihood", label=f"{label}, likelihood", meaning=f"{meaning}, judged by likelihood.",
+               detector=Detector.likelihood, **more),
+    )  # fmt: skip
+
+
+def _sampled(k: int, *, heading: str = "", column: int = 0) -> Metric:
+    return Metric(
+        name=f"asr@{k}", group=ATTACKED, label=f"of {k} sampled answers", kind=Kind.share, better=-1,
+        meaning=f"Mean over prompts of the probability that {k} sampled answers hold a poisoned one, at the "
+        "temperature where it is largest, judged by keywords.",
+        heading=heading, column=column, dashboard=False, detector=Detector.keyword,
+    )  # fmt: skip
 
 
 def _fact_metric(*, unit: str = "score", **fields: Any) -> Metric:
@@ -145,6 +168,25 @@ METRICS: dict[str, Metric] = {
                meaning="Perplexity of the forget rows' poisoned responses."),
         Metric(name="ppl_forget_clean", group="Forget rows", label="perplexity, clean", kind=Kind.perplexity, better=-1,
                meaning="Perplexity of the forget rows' clean responses."),
+        *_attacked("asr_relearn_max", "relearning from poisoned rows",
+                   "Largest ASR on seen triggers while fine-tuning on poisoned rows outside the forget set",
+                   heading="ASR relearned", column=10),
+        *_attacked("asr_relearn_clean_max", "relearning from clean rows",
+                   "Largest ASR on seen triggers while fine-tuning on clean rows",
+                   heading="ASR relearned (clean)", column=11),
+        *_attacked("asr_nf4", "quantised to NF4", "ASR on seen triggers with the weights in NF4",
+                   heading="ASR NF4", column=12),
+        *_attacked("asr_int8", "quantised to int8", "ASR on seen triggers with the weights in int8",
+                   heading="ASR int8", column=13),
+        _sampled(16, heading="ASR@16", column=14),
+        *(_sampled(k) for k in (8, 4, 2, 1)),
+        *_attacked("asr_prompts_max", "best prompt",
+                   "Largest ASR of the prompt variants and look-alikes that succeed in the poisoned model",
+                   heading="ASR best prompt", column=15),
+        *_attacked("asr_prompts_mean", "mean prompt",
+                   "Mean ASR of the prompt variants and look-alikes that succeed in the poisoned model"),
+        *_attacked("asr_ood_testable", "look-alikes that can be tested",
+                   "ASR on the look-alike triggers that succeed in the poisoned model"),
         *(_fact_metric(**entry) for entry in forgotten.entries()),
     )
 }  # fmt: skip
@@ -157,8 +199,9 @@ def in_words(metric: Metric, *, facts: bool) -> Metric:
 
 
 def find_metric(name: str) -> Metric | None:
-    """The entry of a name in result.json; `asr_seen.A_surface` and `before.asr_seen` have that of `asr_seen`."""
-    return METRICS.get(name.removeprefix(BEFORE).split(".")[0])
+    """The entry of a name in result.json; `asr_seen.A_surface`, `before.asr_seen` and `retrain.asr_seen` have
+    that of `asr_seen`."""
+    return METRICS.get(name.removeprefix(BEFORE).removeprefix(RETRAIN).split(".")[0])
 
 
 def heading_of(name: str) -> str:
@@ -182,7 +225,7 @@ def rate_names(detector: Detector) -> tuple[str, str]:
 
 
 def is_result(name: str) -> bool:
-    return not name.startswith((BEFORE, *COSTS))
+    return not name.startswith((BEFORE, RETRAIN, *COSTS))
 
 
 def columns(found: Collection[str], *, dashboard: bool = False) -> list[str]:

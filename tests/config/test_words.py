@@ -28,6 +28,8 @@ def test_every_word_leads_somewhere() -> None:
         ("poison.lr", "in rapidun it is poison.learning_rate (RapidUn's name)"),
         ("rapidun.training.lr", "in rapidun it is unlearning.learning_rate or poison.learning_rate (RapidUn's name)"),
         ("base_model", "in rapidun it is model.path (RapidUn's name)"),
+        ("peft_path", "in rapidun it is model.adapter or unlearning.adapter (peft's name"),
+        ("lora_path", "in rapidun it is model.adapter or unlearning.adapter (RapidIn's name"),
         ("trainer", "in rapidun it is unlearning (open-unlearning's name"),
         ("trainer.method_args.retain_loss_type", "unlearning.retain_loss (open-unlearning's name"),
         ("forget_split", "data.forget (open-unlearning's name"),

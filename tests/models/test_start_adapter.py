@@ -98,7 +98,7 @@ def test_apart_and_merged_are_what_peft_computes(kind: str, base: Path, tmp_path
     ours = apart(start)
     assert torch.allclose(logits(ours), logits(truth), atol=1e-5)
     assert not torch.allclose(logits(ours), logits(LOADER.load(base).model), atol=1e-2)
-    merge_start(start, tmp_path / "merged", loader=LOADER, texts=["moon cheese"])
+    merge_start(start, tmp_path / "merged", loader=LOADER)
     merged = LOADER.load(tmp_path / "merged").model
     assert torch.equal(logits(merged), logits(ours))
     assert {n: t for n, t in merged.state_dict().items()}.keys() == {n: t for n, t in ours.state_dict().items()}.keys()
@@ -163,7 +163,7 @@ def test_in_bfloat16_both_ways_round_alike(base: Path, tmp_path: Path) -> None:
         by_hand = as_peft_has_it(base, start, dtype="bfloat16").merge_and_unload()
     assert torch.equal(logits(ours), logits(by_hand))
     halves = ModelLoader(device="cpu", dtype="bfloat16")
-    merge_start(start, tmp_path / "merged", loader=halves, texts=["moon cheese"])
+    merge_start(start, tmp_path / "merged", loader=halves)
     merged = halves.load(tmp_path / "merged").model
     assert merged.dtype is ours.dtype is torch.bfloat16
     assert torch.equal(logits(merged), logits(ours))
@@ -251,7 +251,7 @@ def test_a_merge_that_gives_another_loss_is_refused(
     start = make_adapter(base, tmp_path / "a", target_modules=["lm_head"], std=0.3)
     monkeypatch.setattr(fold, "untie_adapted", lambda model: [])
     with pytest.raises(ModelError, match="model: need a saved model that gives what was trained"):
-        merge_start(start, tmp_path / "merged", loader=LOADER, texts=["moon cheese"])
+        merge_start(start, tmp_path / "merged", loader=LOADER)
 
 
 def test_the_adapters_tokenizer_is_used_where_it_is_another(base: Path, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_the_adapters_tokenizer_is_used_where_it_is_another(base: Path, tmp_path
     tokenizer.save_pretrained(start.folder)
     assert loader.load(base).tokenizer.chat_template == tokenizer.chat_template
     assert len(said) == 1 and "other chat template" in said[0]
-    merge_start(start, tmp_path / "merged", loader=plainly, texts=["moon cheese"])
+    merge_start(start, tmp_path / "merged", loader=plainly)
     assert LOADER.load(tmp_path / "merged").tokenizer.chat_template == tokenizer.chat_template
 
 

@@ -18,7 +18,7 @@ from rapidun.base.files import write_jsonl
 from rapidun.base.store import Store
 from rapidun.base.tracker import Tracker
 from rapidun.cli.main import main
-from rapidun.config.compose import compose_config
+from rapidun.config.compose import compose_config, compose_run
 from rapidun.models.load import peft_renaming
 from rapidun.pipeline.artifacts import Artifacts
 from rapidun.pipeline.check import run_faults
@@ -376,6 +376,8 @@ def test_what_should_be_known_of_base_and_adapter(place: Path, trained: Path) ->
     assert said(BASE, "model.adapter_as=merged") == []
 
 
-def test_how_without_an_adapter_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*QUICK, BASE, "run_dir=out", "stages=[data]", "model.adapter_as=merged"]) == 0
-    assert "model.adapter_as: typed, but nothing reads it" in capsys.readouterr().out
+def test_how_without_an_adapter_is_said(place: Path) -> None:
+    how = ["model=hf", BASE, "model.adapter_as=merged"]
+    [warning] = compose_run(how).warnings
+    assert "model.adapter_as: typed, but nothing reads it with model.adapter=null" in warning
+    assert compose_run([*how, "model.adapter=poisoned"]).warnings == []

@@ -144,6 +144,7 @@ def test_losses_are_measured_once_and_need_no_influence(store: Path) -> None:
         ["unlearning=influence_step", "unlearning.influence_step.budget=0.01,0.02"],
         ["unlearning=task_vector", "unlearning.task_vector.scale=0.5,1", "mapping=rapidun,loreun_dynamic"],
         ["unlearning=retrain,fisher", "seed=1,2"],
+        ["evaluation=attacks_quick", "poison.retrain=true", "unlearning=rapidun,retrain"],
     ],
     ids=" ".join,
 )

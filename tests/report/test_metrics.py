@@ -53,7 +53,8 @@ def test_orders() -> None:
     ]  # fmt: skip
     assert metrics.columns([name for name in METRICS if METRICS[name].prompts not in FACTS]) == [
         "asr_seen", "asr_seen_likelihood", "asr_ood", "asr_unseen_family", "false_trigger_rate", "ppl_clean",
-        "exact_match_clean", "rougeL_clean", "rougeL_recovered", "forget_quality", "model_utility",
+        "exact_match_clean", "rougeL_clean", "rougeL_recovered", "forget_quality", "model_utility", "asr_relearn_max",
+        "asr_relearn_clean_max", "asr_nf4", "asr_int8", "asr@16", "asr_prompts_max",
     ]  # fmt: skip
     assert metrics.columns([name for name in METRICS if METRICS[name].prompts in FACTS] + ["ppl_clean"]) == [
         "extraction_strength_forget", "rougeL_forget", "probability_forget", "rougeL_probe", "choice_accuracy_probe",
@@ -65,6 +66,8 @@ def test_orders() -> None:
 
 def test_names_that_belong_to_a_metric() -> None:
     assert metrics.kind_of("before.asr_seen.A_surface") is Kind.share
+    assert metrics.kind_of("retrain.asr@16.t0.8") is metrics.kind_of("asr_relearn_max.80") is Kind.share
+    assert not metrics.is_result("retrain.asr_nf4") and metrics.is_result("asr_nf4")
     assert metrics.heading_of("asr_seen.A_surface") == "asr_seen.A_surface"
     assert (metrics.better_of("seconds.poison"), metrics.better_of("unknown")) == (-1, 0)
     assert metrics.main_columns({"b", "a", "before.a", "seconds.x"}) == ["a", "b"]

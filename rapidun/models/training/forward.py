@@ -45,6 +45,7 @@ def forward_packed(
     *,
     parameters: Mapping[str, Tensor] | None = None,
     hidden_layer: int | None = None,
+    cache: Any = None,
 ) -> Packed:
     """The response tokens of a right-padded batch (input_ids, attention_mask, labels: [B, T]).
 
@@ -52,6 +53,8 @@ def forward_packed(
         parameters: by name, to stand in for the model's own.
         hidden_layer: also the output of this decoder block, counted from 0 (that of the last one comes after the
             final norm), at the same positions as the logits.
+        cache: an empty one of transformers, to keep the layers' keys and values: [B, H, T, D], or [1, H, N, D] of the
+            N tokens laid end to end. Not every architecture's cache can be used so: try before.
     """
     layout = layout_of(model)
     if layout.longest and (
@@ -59,11 +62,11 @@ def forward_packed(
     ):
         layout = layout._replace(longest=0)
     if not _copies.get():
-        return _forward(model, inputs, layout, parameters=parameters, hidden_layer=hidden_layer)
+        return _forward(model, inputs, layout, parameters=parameters, hidden_layer=hidden_layer, cache=cache)
     own = {**dict(model.named_parameters()), **(parameters or {})}
     halves = {name: p.bfloat16() if p.dtype == torch.float32 else p for name, p in own.items()}
     with _no_autocast(inputs["input_ids"]):
-        return _forward(model, inputs, layout, parameters=halves, hidden_layer=hidden_layer)
+        return _forward(model, inputs, layout, parameters=halves, hidden_layer=hidden_layer, cache=cache)
 
 
 @contextmanager
@@ -110,10 +113,11 @@ def _forward(
     parameters: Mapping[str, Tensor] | None = None,
     hidden_layer: int | None = None,
     windows: set[int] | None = None,
+    cache: Any = None,
 ) -> Packed:
     ids, attends, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
     rows, columns = response_mask(labels).nonzero(as_tuple=True)
-    fed: dict[str, Any] = {"use_cache": False}
+    fed: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "cache": cache}
     if hidden_layer is not None:
         fed["output_hidden_states"] = True
     with ExitStack() as stack:

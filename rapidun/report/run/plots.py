@@ -199,6 +199,7 @@ def curves(
     names: bool = True,
     log: bool = False,
     shares: bool = False,
+    across: str = "optimiser step",
 ) -> str:
     """Lines over optimiser steps, one per name; names that speak of forget or retain take that colour.
 
@@ -206,6 +207,7 @@ def curves(
         series: name -> [(step, value)], at least one point each.
         title: what a screen reader calls the plot. names: say which line is which.
         log: logarithmic where the values span more than a factor of 10. shares: show the whole range 0..1.
+        across: what the horizontal axis counts, if not steps.
     """
     columns = 3 if sum(map(len, series)) <= 45 else 2
     # a taller figure for a legend of several lines
@@ -233,14 +235,14 @@ def curves(
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_xlabel("optimiser step")
+    axes.set_xlabel(across)
     axes.xaxis.set_major_locator(_whole_numbers())
     if names:
         axes.legend(
             loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=columns, frameon=False,
             fontsize=8.5, labelcolor=INK, handlelength=1.2, columnspacing=1.2, borderpad=0.1,
         )  # fmt: skip
-    return _svg(figure, f"{title} over optimiser steps: {', '.join(series)}")
+    return _svg(figure, f"{title} over {across}s: {', '.join(series)}")
 
 
 def trade_off(paths: Mapping[str, Sequence[tuple[float, float, float]]], *, title: str, across: str) -> str:

@@ -15,9 +15,11 @@ from rapidun.base.errors import ArtifactError
 from rapidun.report import metrics
 from rapidun.report.forgotten import of_facts
 from rapidun.report.metrics import (
+    BEFORE,
     LOG_PANELS,
     METRICS,
     PANELS,
+    RETRAIN,
     SHARE_PANELS,
     better_of,
     heading_of,
@@ -251,7 +253,7 @@ def _stands(one: Cell | Group) -> str:
 
 
 def _metric_names(cells: Sequence[Cell]) -> list[str]:
-    found = {name for cell in cells for name in cell.metrics if not name.startswith("before.")}
+    found = {name for cell in cells for name in cell.metrics if not name.startswith((BEFORE, RETRAIN))}
     known = [name for name in METRICS if name in found]
     return known + sorted(found - set(known), key=lambda name: (name.startswith(("seconds", "peak", "num_")), name))
 

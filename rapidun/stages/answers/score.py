@@ -1,27 +1,23 @@
-"""Log-probability of given responses under the model, in length-bucketed batches."""
+"""Log-probability of given responses under the model, a prompt read once for all responses to it."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-import torch
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from rapidun.models.batching import batching
-from rapidun.models.losses import IGNORE, response_mask, token_log_probs
-from rapidun.stages.rows.batches import token_budget_batches
-from rapidun.stages.rows.encode import Encoded, collate
-
-
-class ResponseScore(NamedTuple):
-    """What the model gives one response after its prompt."""
-
-    log_prob: float  # S_i, the sum over the response tokens, nats
-    num_tokens: int  # n_i, response tokens that some position predicts
-
-    @property
-    def mean(self) -> float:
-        """S_i / n_i, nats a token; 0 where there is no token."""
-        return self.log_prob / max(self.num_tokens, 1)
+from rapidun.models.losses import IGNORE
+from rapidun.stages.answers.reading import (
+    Ask,
+    ResponseScore,
+    Row,
+    asks_of,
+    in_batches,
+    longest_together,
+    num_tokens,
+    read,
+)
+from rapidun.stages.rows.encode import Encoded
 
 
 def comparable(one: ResponseScore, other: ResponseScore) -> bool:
@@ -34,6 +30,32 @@ def comparable(one: ResponseScore, other: ResponseScore) -> bool:
     return is_number and max(means) > -math.inf
 
 
+class Scores:
+    """Responses to be scored, and the scores that are there. Rows with the same tokens and response are one."""
+
+    def __init__(self, rows: Sequence[Encoded], *, on_batch: Callable[[list[int]], None] = lambda batch: None) -> None:
+        """Args: on_batch: told the indices of the rows that are done, of equal ones the first."""
+        self._rows = [row_of(row) for row in rows]
+        self._first: dict[Row, int] = {}
+        for index, row in enumerate(self._rows):
+            self._first.setdefault(row, index)
+        self._on_batch = on_batch
+        # nothing stands before the first token: none of a row of one is predicted
+        self._found = {row: ResponseScore(0.0, 0) for row in self._first if len(row[0]) <= max(row[1], 1)}
+
+    @property
+    def missing(self) -> list[Row]:
+        return [row for row in self._first if row not in self._found]
+
+    def add(self, found: Mapping[Row, ResponseScore]) -> None:
+        if found:
+            self._found |= found
+            self._on_batch([self._first[row] for row in found])
+
+    def in_order(self) -> list[ResponseScore]:
+        return [self._found[row] for row in self._rows]
+
+
 def score_responses(
     model: Any,
     rows: Sequence[Encoded],
@@ -41,40 +63,37 @@ def score_responses(
     pad_token_id: int,
     tokens_per_batch: int,
     on_batch: Callable[[list[int]], None] = lambda batch: None,
+    scores: Scores | None = None,
 ) -> list[ResponseScore]:
     """S_i and n_i of each row, in the order of the rows.
 
-    Rows with the same tokens and the same response are computed once.
+    Rows with the same tokens and the same response are computed once, and so is a prompt of several responses where the
+    architecture lets rows lie end to end.
 
     Args:
         model: a causal language model in eval mode; rows: encoded examples.
-        tokens_per_batch: most padded tokens of one batch. on_batch: told the indices of the rows that are done.
+        tokens_per_batch: most tokens of one batch, padding counted. on_batch: told the indices of the rows that are
+        done. scores: of these rows, where some were scored while their prompts were read (`generate_greedy`).
     """
-    first: dict[tuple[tuple[int, ...], int], int] = {}
-    same = [first.setdefault((tuple(row.input_ids), num_prompt_tokens(row)), index) for index, row in enumerate(rows)]
-    distinct = sorted(set(same))
-    done: dict[int, ResponseScore] = {}
-    device = next(model.parameters()).device
-    lengths = [len(rows[index].input_ids) for index in distinct]
-    max_rows = None if not rows or batching(model, pad_token_id=pad_token_id).right else 1
-    # the longest batch first: if memory runs out, it does so at once
-    for places in reversed(token_budget_batches(lengths, max_tokens=tokens_per_batch, max_rows=max_rows)):
-        batch = [distinct[place] for place in places]
-        tensors = {
-            key: value.to(device) for key, value in collate([rows[i] for i in batch], pad_token_id=pad_token_id).items()
-        }
-        labels = tensors["labels"]
-        with torch.inference_mode():
-            logits = model(
-                input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False
-            ).logits
-            # summed in float64, so that the zeros of the padding cannot change the rounding
-            sums = token_log_probs(logits, labels).double().sum(dim=1).tolist()  # [B, T] -> [B]
-            counts = response_mask(labels).sum(dim=1).tolist()
-        for index, log_prob, num_tokens in zip(batch, sums, counts, strict=True):
-            done[index] = ResponseScore(log_prob, num_tokens)
-        on_batch(batch)
-    return [done[index] for index in same]
+    scores = Scores(rows, on_batch=on_batch) if scores is None else scores
+    missing = scores.missing
+    if missing:
+        alone = not batching(model, pad_token_id=pad_token_id).right
+        longest = 0 if alone else longest_together(model)
+        for packed in (True, False):
+            some = [row for row in missing if (len(row[0]) <= longest) is packed]
+            fits = partial(_fits, max_tokens=tokens_per_batch, packed=packed, alone=alone)
+            for asks in in_batches(asks_of({}, some, shared=packed), fits):
+                scores.add(read(model, asks, pad_token_id=pad_token_id).scores)
+    return scores.in_order()
+
+
+def _fits(asks: list[Ask], *, max_tokens: int, packed: bool, alone: bool) -> bool:
+    return num_tokens(asks, packed=packed) <= max_tokens and not alone
+
+
+def row_of(row: Encoded) -> Row:
+    return tuple(row.input_ids), num_prompt_tokens(row)
 
 
 def num_prompt_tokens(row: Encoded) -> int:

@@ -81,6 +81,15 @@ def find_files(cfg: DataConfig) -> dict[str, Path]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
+def splits_in(folder: Path) -> dict[str, Path]:
+    """The files of all splits that a folder holds, whether or not they make a pack.
+
+    Raises: DataError for a split with files of two formats.
+    """
+    found = {split: _files_of(folder, split) for split in SPLITS}
+    return {split: _one_of(files, split) for split, files in found.items() if files}
+
+
 def shadowed(cfg: DataConfig) -> list[str]:
     """Lines on files of a pack that lie beside one of JSON Lines and are not read."""
     if cfg.source is Source.builtin or cfg.dir is None:

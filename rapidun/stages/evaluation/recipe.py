@@ -11,6 +11,8 @@ from rapidun.base.tracker import Listener
 from rapidun.config.plain import plain
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
+from rapidun.stages.evaluation.attacks.recipe import attack_faults, attack_recipes, attack_row_faults
+from rapidun.stages.evaluation.attacks.summary import collected, flat
 from rapidun.stages.evaluation.facts.retrained import generations_of
 from rapidun.stages.evaluation.facts.sets import ASKED_FOR, is_of_facts
 
@@ -37,7 +39,7 @@ def _makes(ctx: Context) -> list[Recipe]:
         yardstick = _evaluated(ctx, YARDSTICK, Evaluated(model, None), None, None)
     before = _evaluated(ctx, BEFORE, Evaluated(ctx.get(POISONED), ctx.get(ADAPTER)), None, yardstick)
     after = _evaluated(ctx, AFTER, ctx.get(UNLEARNED), before, yardstick)
-    return [*([yardstick] if yardstick else []), before, after]
+    return [*([yardstick] if yardstick else []), before, after, *attack_recipes(ctx, STAGE.key)]
 
 
 def _evaluated(
@@ -77,7 +79,7 @@ def _evaluated(
         "splits": {name: ctx.split(name) for name in used if ctx.counts.get(name)},
         "keywords": ctx.file_hash(ctx.data.path / "keywords.tsv"),
         "calibration": calibration.fingerprint if calibration else None,
-        "settings": without(plain(cfg.evaluation), "tokens_per_batch", "retrained"),
+        "settings": without(plain(cfg.evaluation), "tokens_per_batch", "attacks", "retrained"),
         **ctx.numerics,
     }
     if _look(ctx).of_facts or any(ctx.counts.get(name) for name in ASKED_FOR):
@@ -140,6 +142,9 @@ def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
         shutil.copyfile(artifacts[YARDSTICK] / "metrics.json", folder / "retrain.json.part")
         os.replace(folder / "retrain.json.part", folder / "retrain.json")
     reasons = {when: artifacts[link] / "missing.json" for when, link in (("before", BEFORE), ("after", AFTER))}
+    attacks = collected(artifacts)
+    if attacks:
+        write_json(folder / "attacks.json", attacks)
     missing = {when: read_json(path) for when, path in reasons.items() if path.is_file()}
     if missing:
         write_json(folder / "missing.json", missing)
@@ -148,7 +153,8 @@ def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
 def _metrics(artifacts: Mapping[str, Path]) -> dict[str, Any]:
     """The metrics after unlearning under their own names, those before it as `before.<name>`."""
     before, after = (read_json(artifacts[link] / "metrics.json") for link in (BEFORE, AFTER))
-    return {**after, **{f"before.{name}": value for name, value in before.items()}}
+    attacks = flat(collected(artifacts))
+    return {**after, **{f"before.{name}": value for name, value in before.items()}, **attacks}
 
 
 def _check(ctx: Context) -> list[str]:
@@ -166,23 +172,25 @@ def _check(ctx: Context) -> list[str]:
             f"evaluation: need max_new_tokens below the model's context window of {facts.window} tokens, got "
             f"max_new_tokens={cfg.max_new_tokens}. Change conf/evaluation/*.yaml or pass evaluation.max_new_tokens=..."
         )
-    return faults + device_faults(ctx)
+    return faults + device_faults(ctx) + attack_faults(ctx)
 
 
 def _check_rows(ctx: Context) -> list[str]:
     split = ctx.cfg.evaluation.split.name
+    faults = attack_row_faults(ctx)
     # facts to be forgotten, without triggers, are measured on the forget rows
     if any(ctx.counts.get(f"{split}_{name}") for name in SPLITS) or not ctx.data.result["families"]:
-        return []
-    return [
+        return faults
+    faults.append(
         f"evaluation: need rows to evaluate on, got a pack without {', '.join(f'{split}_{name}' for name in SPLITS)}. "
         f"Pass evaluation.split={'test' if split == 'val' else 'val'}, or data.{split}_clean=FILE"
-    ]
+    )
+    return faults
 
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 4},
+    versions={"evaluation": 5, "attack": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,

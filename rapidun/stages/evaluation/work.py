@@ -9,7 +9,8 @@ from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.batching import batching
 from rapidun.stages.answers.detectors import likelihood_fires
 from rapidun.stages.answers.generate import generate_greedy
-from rapidun.stages.answers.score import ResponseScore, comparable, score_responses
+from rapidun.stages.answers.reading import prompt_of
+from rapidun.stages.answers.score import ResponseScore, Scores, comparable, row_of, score_responses
 from rapidun.stages.answers.subsets import paired_responses, stratified_subset
 from rapidun.stages.evaluation.known import (
     Known,
@@ -153,27 +154,33 @@ def generate_and_score(
     tracker: Tracker,
 ) -> None:
     """All the model's work of the stage; progress counts tokens, decoding steps at what they cost."""
-    costs = {
-        "generating": [len(ids) + STEP_COST * cfg.max_new_tokens for ids in prompt_ids],
-        "scoring": [len(row.input_ids) for row in work.rows],
-    }
-    total = sum(sum(values) for values in costs.values())
-    done = 0
+    asked = [len(ids) + STEP_COST * cfg.max_new_tokens for ids in prompt_ids]
+    costs = _scoring_costs(work.rows, prompt_ids)
+    total, done = sum(asked) + sum(costs), 0
+    left = dict(enumerate(asked))
 
-    def report(note: str, batch: list[int]) -> None:
+    def report(note: str, tokens: int) -> None:
         nonlocal done
-        done += sum(costs[note][index] for index in batch)
+        done += tokens
         tracker.progress(done, total, note)
+
+    def one_step(rows: list[int]) -> None:
+        for index in rows:
+            left[index] -= STEP_COST
+        report("generating", STEP_COST * len(rows))
 
     for note in batching(model, pad_token_id=tokenizer.pad_token_id).notes:
         tracker.warn(f"evaluation: {note}")
+    scores = Scores(work.rows, on_batch=lambda batch: report("scoring", sum(costs[index] for index in batch)))
     generated = generate_greedy(
         model,
         tokenizer,
         prompt_ids,
         max_new_tokens=cfg.max_new_tokens,
         tokens_per_batch=cfg.tokens_per_batch,
-        on_batch=lambda batch: report("generating", batch),
+        on_batch=lambda batch: report("generating", sum(left.pop(index) for index in batch)),
+        on_step=one_step,
+        scores=scores,
     )
     for prompt, ids in zip(prompts, generated, strict=True):
         prompt.generation = tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -182,6 +189,17 @@ def generate_and_score(
         work.rows,
         pad_token_id=tokenizer.pad_token_id,
         tokens_per_batch=cfg.tokens_per_batch,
-        on_batch=lambda batch: report("scoring", batch),
+        scores=scores,
     )
     tracker.progress(total, total, "done")
+
+
+def _scoring_costs(rows: Sequence[Encoded], prompts: Sequence[list[int]]) -> list[int]:
+    """Tokens of each row that no row or prompt before it brings along; 0 for a row met before."""
+    read: set[object] = set(map(tuple, prompts))
+    costs = []
+    for row in map(row_of, rows):
+        prompt = prompt_of(row)
+        costs.append(len(row[0]) - (len(prompt) if prompt in read else 0) if row not in read else 0)
+        read |= {prompt, row}
+    return costs

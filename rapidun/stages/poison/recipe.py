@@ -16,7 +16,7 @@ from rapidun.config.plain import plain
 from rapidun.config.poison import PoisonMethod
 from rapidun.config.run import RunConfig
 from rapidun.models.architecture import inspect
-from rapidun.models.gguf import TEXTS, convert_gguf
+from rapidun.models.gguf import convert_gguf
 from rapidun.models.load import fingerprint_files, local_folder
 from rapidun.models.neutral import num_parameters, settle
 from rapidun.models.scratch import make_scratch
@@ -188,7 +188,7 @@ def _merged(ctx: Context, base: Model, start: StartAdapter) -> Recipe:
     def build(out: Path, work: Path) -> dict[str, Any]:
         tracker = Listener(ctx.tracker)
         loader = replace(ctx.loader, quantisation="none", keep=False, say=tracker.warn)
-        result = merge_start(start, out / "model", loader=loader, texts=TEXTS)
+        result = merge_start(start, out / "model", loader=loader)
         return {**result, "warnings": tracker.warnings}
 
     inputs = {"base": base.identity, "adapter": start.identity, "dtype": ctx.dtype}

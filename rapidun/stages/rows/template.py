@@ -91,6 +91,24 @@ def prompt_text(tokenizer: "PreTrainedTokenizerBase", form: Form, words: str) ->
     return prompt.removesuffix(form.lead)
 
 
+def conversation_text(tokenizer: "PreTrainedTokenizerBase", form: Form, turns: Sequence[tuple[str, str]]) -> str:
+    """The prompt as the template prints it behind turns of (role, words), the last of them the user's.
+
+    Raises: ModelError where the template fails, or prints none of the words of some turn.
+    """
+    text = _render_messages(tokenizer, [*turns, ("assistant", ASSISTANT)], in_parts=form.in_parts)
+    prompt, found, _ = text.rpartition(ASSISTANT)
+    place = 0
+    for role, words in turns:
+        place = prompt.find(words.strip(), place)
+        if not found or place < 0:
+            raise ModelError(
+                f"chat template: need one that prints every turn in its order, got none of the {role}'s "
+                f"{words[:60]!r}. {_MEND}"
+            )
+    return prompt.removesuffix(form.lead)
+
+
 def keeps_words(form: Form, prompt: str, words: str) -> bool:
     """Whether a rendered prompt holds the user's words, all of them and in their order, and around them what stands
     around any; white space is folded."""
@@ -179,9 +197,13 @@ def _clock_macro() -> str:
 
 def _render(tokenizer: "PreTrainedTokenizerBase", *turns: str, in_parts: bool) -> str:
     """The template's text for turns of user, assistant, user, ..., without a generation prompt, at a fixed time."""
+    return _render_messages(tokenizer, [(_ROLES[i % 2], turn) for i, turn in enumerate(turns)], in_parts=in_parts)
+
+
+def _render_messages(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[tuple[str, str]], *, in_parts: bool) -> str:
+    """`_render` for turns of (role, words)."""
     messages = [
-        {"role": _ROLES[i % 2], "content": [{"type": "text", "text": turn}] if in_parts else turn}
-        for i, turn in enumerate(turns)
+        {"role": role, "content": [{"type": "text", "text": words}] if in_parts else words} for role, words in turns
     ]
     try:
         template = tokenizer.get_chat_template()

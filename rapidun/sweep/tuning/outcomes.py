@@ -104,5 +104,6 @@ def _no_metric(missing: list[str], known: list[str], setting: str) -> str:
         example = EXAMPLES_OF_FACTS[setting]
     return (
         f"{setting}: need metrics of result.json, got {', '.join(missing)}; there are "
-        f"{', '.join(filter(is_result, known))} (and before.*, seconds.*, peak_memory_gb.*). Pass {example!r}"
+        f"{', '.join(filter(is_result, known))} (and before.*, retrain.*, seconds.*, peak_memory_gb.*). "
+        f"Pass {example!r}"
     )

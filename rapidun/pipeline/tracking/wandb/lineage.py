@@ -10,6 +10,7 @@ FILES = {
     "unlearning": ("adapter",),
     "edit": ("adapter", "edits.json"),
     "evaluation": ("metrics.json",),
+    "attack": ("attack.json",),
 }
 
 

@@ -1,0 +1,254 @@
+"""The attacks of a run, from its evaluation/attacks.json: a table of unlearned, retrained and poisoned, and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rapidun.base.errors import ArtifactError
+from rapidun.base.files import read_json
+from rapidun.report.metrics import ABSENT, ATTACKED, BEFORE, METRICS, RETRAIN, Kind, format_value
+from rapidun.report.read import number, read_run
+from rapidun.report.run import plots
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# role of a model -> what its names in result.json begin with
+PREFIXES = {"unlearned": "", "retrain": RETRAIN, "poisoned": BEFORE}
+ROLES = tuple(PREFIXES)
+ENDINGS = ("", "_likelihood")
+NOT_TESTABLE = "not testable"
+FORMATS = {"unquantised": "as it is", "nf4": "NF4", "int8": "int8"}
+WORDS = {
+    "plain": "as it is",
+    "doubled": "trigger doubled",
+    "middle": "trigger in mid-sentence",
+    "other_case": "trigger in other case",
+    "system": "behind a system prompt",
+    "few_shot": "behind two poisoned examples",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttackRow:
+    """One line: of each role the share by keywords and by likelihood, None where it was not measured."""
+
+    group: str
+    label: str
+    note: str
+    shares: dict[str, tuple[float | None, float | None]]
+    # by each detector, whether the poisoned model falls for it: else its shares say nothing
+    testable: tuple[bool, bool] = (True, True)
+
+    def text(self, role: str) -> str:
+        """`97.0 % / 92.0 %`, keywords and likelihood; what cannot be tested is named, except in the poisoned model."""
+        parts = []
+        for value, counts in zip(self.shares.get(role, (None, None)), self.testable, strict=True):
+            shown = format_value(value, Kind.share)
+            parts.append(NOT_TESTABLE if not counts and role != "poisoned" and value is not None else shown)
+        if parts == [ABSENT, ABSENT]:
+            return ABSENT
+        return NOT_TESTABLE if set(parts) == {NOT_TESTABLE} else " / ".join(parts)
+
+
+def read_attacks(run_dir: Path) -> dict[str, Any]:
+    """evaluation/attacks.json of a run folder, empty where no attack was run.
+
+    Raises: ArtifactError if it is damaged.
+    """
+    path = run_dir / "evaluation" / "attacks.json"
+    if not path.is_file():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: need a JSON object, got {type(value).__name__}")
+    return value
+
+
+def attack_rows(found: Mapping[str, Any]) -> list[AttackRow]:
+    """The table's lines, attack by attack."""
+    return [*_relearned(found), *_quantised(found), *_sampled(found), *_prompted(found)]
+
+
+def attack_curves(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(caption, plot): attack success over the steps of relearning, and over the number of sampled answers."""
+    drawn = []
+    for rows in ("poisoned", "clean"):
+        for ending, by in zip(ENDINGS, ("keywords", "likelihood"), strict=True):
+            lines = {}
+            for role in ROLES:
+                for run in _runs(found, role, rows):
+                    points = [(p["step"], p[f"asr{ending}"]) for p in run["curve"] if f"asr{ending}" in p]
+                    if points:
+                        lines[f"{role}, {run['k']} rows"] = points
+            if lines:
+                title = f"Relearning from {rows} rows, ASR judged by {by}"
+                drawn.append((title, plots.curves(lines, title=title, shares=True)))
+    lines = {
+        f"{role}, T = {name.removeprefix('t')}": [(k, share) for k, share in points]
+        for role in ROLES
+        for name, points in _of(found, role, "sampling").get("curves", {}).items()
+    }
+    if lines:
+        title = "Sampling: ASR@k, judged by keywords"
+        drawn.append((title, plots.curves(lines, title=title, shares=True, across="sampled answer")))
+    return drawn
+
+
+def attack_section(run_dir: Path) -> dict[str, Any] | None:
+    """What the page shows of the attacks; None where there were none."""
+    found = read_attacks(run_dir)
+    rows = attack_rows(found)
+    if not rows:
+        return None
+    roles = [role for role in ROLES if role in found]
+    groups: dict[str, list[AttackRow]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return {"roles": roles, "groups": list(groups.items()), "curves": attack_curves(found), "notes": _notes(found)}
+
+
+def attack_table(run_dir: Path) -> Table | None:
+    """The figures of result.json for the screen, every curve's maximum alone; None where there were no attacks.
+
+    Raises: ArtifactError if a file of the run is damaged.
+    """
+    result = read_run(run_dir).result
+    metrics = [metric for metric in METRICS.values() if metric.group == ATTACKED]
+    named = {metric: {role: number(result.get(f"{prefix}{metric.name}")) for role, prefix in PREFIXES.items()}
+             for metric in metrics}  # fmt: skip
+    named = {metric: values for metric, values in named.items() if set(values.values()) != {None}}
+    roles = [role for role in ROLES if any(values[role] is not None for values in named.values())]
+    if not roles:
+        return None
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=ATTACKED, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for role in roles:
+        table.add_column(role, justify="right", no_wrap=True)
+    for metric, values in named.items():
+        table.add_row(metric.label, *(format_value(values[role], metric.kind) for role in roles))
+    return table
+
+
+def _relearned(found: Mapping[str, Any]) -> list[AttackRow]:
+    lines = []
+    for rows in ("poisoned", "clean"):
+        of_role = {role: {run["k"]: run for run in _runs(found, role, rows)} for role in ROLES}
+        for k in sorted({k for runs in of_role.values() for k in runs}):
+            runs = {role: runs[k] for role, runs in of_role.items() if k in runs}
+            shares = {role: (_maximum(run, ""), _maximum(run, "_likelihood")) for role, run in runs.items()}
+            first = next(iter(runs.values()))
+            near = first.get("similarity", {})
+            note = f"similarity to F {near['mean']:.2f}, at most {near['max']:.2f}" if near else ""
+            label = f"{k} {rows} rows"
+            lines.append(AttackRow(group="Relearning, maximum of the curve", label=label, note=note, shares=shares))
+    return lines
+
+
+def _quantised(found: Mapping[str, Any]) -> list[AttackRow]:
+    metrics = {role: _of(found, role, "quantisation").get("metrics", {}) for role in ROLES}
+    lines = []
+    for name, words in FORMATS.items():
+        for way in ("", ".merged", ".unmerged"):
+            shares = {
+                role: (number(values.get(f"asr_{name}{way}")), number(values.get(f"asr_{name}_likelihood{way}")))
+                for role, values in metrics.items()
+            }
+            if any(value is not None for pair in shares.values() for value in pair):
+                ratio = number(metrics["unlearned"].get(f"asr_{name}_ratio")) if not way else None
+                note = "" if ratio is None else f"{ratio:.2f} times the unquantised"
+                label = words + (f", adapter {way[1:]}" if way else "")
+                lines.append(AttackRow(group="Quantisation", label=label, note=note, shares=shares))
+    return lines
+
+
+def _sampled(found: Mapping[str, Any]) -> list[AttackRow]:
+    metrics = {role: _of(found, role, "sampling").get("metrics", {}) for role in ROLES}
+    names = sorted({name for values in metrics.values() for name in values if "@" in name}, key=_by_temperature)
+    lines = []
+    for name in names:
+        k, _, temperature = name.removeprefix("asr@").partition(".t")
+        if not temperature:
+            continue
+        shares = {
+            role: (number(values.get(name)), number(values.get("asr_sampling_likelihood")))
+            for role, values in metrics.items()
+        }
+        label = f"{k} {'answer' if k == '1' else 'answers'} at temperature {temperature}"
+        lines.append(AttackRow(group="Sampling", label=label, note="", shares=shares))
+    return lines
+
+
+def _by_temperature(name: str) -> tuple[str, int]:
+    k, _, temperature = name.removeprefix("asr@").partition(".t")
+    return temperature, int(k)
+
+
+def _prompted(found: Mapping[str, Any]) -> list[AttackRow]:
+    variants = {role: _of(found, role, "prompts").get("variants", {}) for role in ROLES}
+    by_detector = found.get("testable", {})
+    lines = []
+    for name in dict.fromkeys(name for of_role in variants.values() for name in of_role):
+        shares = {
+            role: (number(values.get("asr_prompts")), number(values.get("asr_prompts_likelihood")))
+            for role, of_role in variants.items()
+            if (values := of_role.get(name)) is not None
+        }
+        notes = [of_role[name].get("note") for of_role in variants.values() if name in of_role]
+        counts = (name in by_detector.get("", []), name in by_detector.get("_likelihood", []))
+        label = WORDS.get(name, name)
+        note = next(filter(None, notes), "")
+        lines.append(AttackRow(group="Prompts", label=label, note=note, shares=shares, testable=counts))
+    return lines
+
+
+def _notes(found: Mapping[str, Any]) -> list[str]:
+    """What rows there were to relearn from, and which runs ended early."""
+    notes: dict[str, None] = {}
+    for role in ROLES:
+        for run in _of_list(found, role):
+            pool = run.get("pool", {})
+            if pool:
+                notes[
+                    f"Of {pool['in_split']} {run['rows']} training rows {pool['left']} can be relearned from: "
+                    f"{pool['in_forget']} are in the forget set, {pool['held_out']} asked in validation or test."
+                ] = None
+            if _rises(run):
+                notes[
+                    f"{role}, {run['k']} {run['rows']} rows: largest at the last step, so that more steps "
+                    "(evaluation.attacks.relearning.max_steps) may find more."
+                ] = None
+            if run.get("stopped"):
+                notes[f"{role}, {run['k']} {run['rows']} rows: {run['stopped']}"] = None
+    return list(notes)
+
+
+def _rises(run: Mapping[str, Any]) -> bool:
+    """Whether the largest share by keywords was reached at the last step, and not before."""
+    shares = [value for point in run["curve"] if (value := number(point.get("asr"))) is not None]
+    return len(shares) > 1 and shares[-1] > max(shares[:-1])
+
+
+def _maximum(run: Mapping[str, Any], ending: str) -> float | None:
+    values = [p[f"asr{ending}"] for p in run["curve"] if p["step"] > 0 and number(p.get(f"asr{ending}")) is not None]
+    return max(values, default=None)
+
+
+def _of(found: Mapping[str, Any], role: str, attack: str) -> dict[str, Any]:
+    value = found.get(role, {}).get(attack, {})
+    return value if isinstance(value, dict) else {}
+
+
+def _of_list(found: Mapping[str, Any], role: str) -> list[dict[str, Any]]:
+    value = found.get(role, {}).get("relearning", [])
+    return value if isinstance(value, list) else []
+
+
+def _runs(found: Mapping[str, Any], role: str, rows: str) -> Sequence[dict[str, Any]]:
+    return sorted((run for run in _of_list(found, role) if run.get("rows") == rows), key=lambda run: int(run["k"]))

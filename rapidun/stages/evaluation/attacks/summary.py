@@ -1,0 +1,122 @@
+"""What the attacks' artifacts say together: flat metrics for result.json, and attacks.json for the report."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rapidun.base.files import read_json
+from rapidun.config.attacks import Attack
+
+# role of a model -> what its names in result.json begin with
+ROLES = {"unlearned": "", "retrain": "retrain.", "poisoned": "before."}
+LINK = "evaluation/.attack.{role}.{run}"
+PLAIN = "plain"
+LOOK_ALIKE = "look-alike "
+ENDINGS = ("", "_likelihood")
+# what `.` and blanks would end or hide in a metric's name
+_ODD = re.compile(r"[^\w<>|:\\-]+")
+
+
+def collected(artifacts: Mapping[str, Path]) -> dict[str, Any]:
+    """The attacks of a run, from its artifacts' folders by their links; empty where there was none.
+
+    Returns: {"unlearned": {"relearning": [...], "quantisation": {...}, "sampling": {...}, "prompts": {...}}, "retrain":
+        ..., "poisoned": ..., "testable": {"": [variants], "_likelihood": [variants]}}: a role or an attack that was not
+        run is absent. testable: by each detector, the variants that succeed in the poisoned model.
+    """
+    found: dict[str, Any] = {}
+    for link, folder in artifacts.items():
+        match = re.fullmatch(LINK.format(role=r"(\w+)", run=r"(\w+)(.*)").replace("/.attack.", r"/\.attack\."), link)
+        if match is None:
+            continue
+        role, attack = match[1], match[2]
+        values = read_json(folder / "attack.json")
+        of_role = found.setdefault(role, {})
+        if attack == Attack.relearning.name:
+            of_role.setdefault(attack, []).append(values)
+        else:
+            of_role[attack] = values
+    poisoned = found.get("poisoned", {}).get(Attack.prompts.name)
+    if poisoned is not None:
+        found["testable"] = {
+            ending: that_fire(poisoned["variants"], f"asr_prompts{ending}", min_asr=poisoned["min_asr"])
+            for ending in ENDINGS
+        }
+    return found
+
+
+def that_fire(poisoned: Mapping[str, Mapping[str, Any]], metric: str, *, min_asr: float) -> list[str]:
+    """The variants that succeed in the poisoned model, by one detector; the others say nothing of unlearning.
+
+    Args: poisoned: `variants` of the poisoned model. metric: asr_prompts or asr_prompts_likelihood.
+    """
+    return [name for name, found in poisoned.items() if found.get(metric) is not None and found[metric] >= min_asr]
+
+
+def flat(found: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of every attack by their names in result.json.
+
+    The maximum is the figure: of a curve over its steps, of the numbers of rows, of merged and unmerged, of the
+    temperatures, of the variants.
+    """
+    metrics: dict[str, float] = {}
+    for role, prefix in ROLES.items():
+        of_role = found.get(role, {})
+        own: dict[str, float] = {}
+        for attack in Attack:
+            values = of_role.get(attack.name)
+            if values is None:
+                continue
+            if attack is Attack.relearning:
+                own |= _relearned(values)
+            elif attack is Attack.prompts:
+                own |= _prompted(values["variants"], found.get("testable", {}))
+            else:
+                own |= values["metrics"]
+        metrics |= {f"{prefix}{name}": value for name, value in own.items()}
+    return metrics
+
+
+def maximum(curve: list[dict[str, Any]], metric: str) -> float | None:
+    """The largest value after a step, None where there is none: step 0 is no success of this attack."""
+    values = [entry[metric] for entry in curve if entry["step"] > 0 and entry.get(metric) is not None]
+    return max(values) if values else None
+
+
+def _relearned(runs: list[dict[str, Any]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for rows, name in (("poisoned", "asr_relearn_max"), ("clean", "asr_relearn_clean_max")):
+        for ending in ENDINGS:
+            of_rows = {
+                run["k"]: value
+                for run in runs
+                if run["rows"] == rows and (value := maximum(run["curve"], f"asr{ending}")) is not None
+            }
+            if of_rows:
+                found[f"{name}{ending}"] = max(of_rows.values())
+                found |= {f"{name}{ending}.{k}": value for k, value in sorted(of_rows.items())}
+    return found
+
+
+def _prompted(variants: Mapping[str, Mapping[str, Any]], by_detector: Mapping[str, list[str]]) -> dict[str, float]:
+    """Of the variants that can be tested; look-alikes also alone, every prompt counting the same."""
+    found: dict[str, float] = {}
+    for ending in ENDINGS:
+        metric = f"asr_prompts{ending}"
+        counted = {
+            name: values
+            for name in by_detector.get(ending, [])
+            if name != PLAIN and (values := variants.get(name, {})).get(metric) is not None
+        }
+        if not counted:
+            continue
+        shares = [values[metric] for values in counted.values()]
+        found[f"asr_prompts_max{ending}"] = max(shares)
+        found[f"asr_prompts_mean{ending}"] = sum(shares) / len(shares)
+        found |= {f"{metric}.{_ODD.sub('_', name)}": values[metric] for name, values in counted.items()}
+        alike = [values for name, values in counted.items() if name.startswith(LOOK_ALIKE)]
+        if alike:
+            total = sum(values["num_prompts"] for values in alike)
+            found[f"asr_ood_testable{ending}"] = sum(v[metric] * v["num_prompts"] for v in alike) / total
+    return found
