@@ -39,6 +39,16 @@ def result(tmp_path_factory: Any, benchmark: Any) -> Result:
     return rapidun.run([*SMALL, "poison.retrain=true", *places])
 
 
+def test_rows_say_the_name_and_the_value(benchmark: Any) -> None:
+    """Whatever letters a name holds: `Gisa Vasko` once became `Gisa 31 Mill Laneasko`."""
+    splits = benchmark.world(num_forget=360, num_retain=360, clean=[], seed=1)
+    people = {f"{first} {last}" for first in benchmark.FIRST for last in benchmark.LAST}
+    for row in (row for rows in splits.values() for row in rows):
+        texts = [row["question"], row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]]
+        [person] = {name for name in people if name in texts[0]}
+        assert all(text.count(person) == 1 for text in texts), row
+
+
 def test_planted_facts_go_and_the_others_stay(result: Result) -> None:
     found = result.metrics
     # planted: said word for word, from nothing shown
