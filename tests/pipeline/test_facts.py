@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import rapidun
+from rapidun.base.errors import ConfigError
 from rapidun.pipeline.run import Result
 from rapidun.report.tables import closing_table
 
@@ -106,5 +107,8 @@ def test_a_later_run_takes_the_yardstick_from_a_folder(result: Result, tmp_path:
     assert "forget_quality" not in retrained.metrics
     again = rapidun.run([*SMALL, *places, f"evaluation.retrained={tmp_path / 'retrain'}", f"run_dir={tmp_path / 'a'}"])
     assert again.metrics["forget_quality"] == pytest.approx(result.metrics["forget_quality"])
+    # a run that unlearned in another way is no yardstick
+    with pytest.raises(ConfigError, match=r"unlearning=retrain\), got .* with unlearning.objective=rapidun"):
+        rapidun.run([*SMALL, *places, f"evaluation.retrained={result.run_dir}", f"run_dir={tmp_path / 'b'}"])
     status = json.loads((tmp_path / "a" / "status.json").read_text())
     assert [name for name, entry in status["stages"].items() if not entry["cached"]] == ["evaluation"]
