@@ -15,11 +15,10 @@ from rapidun.stages.context import Context, Stage
 from rapidun.stages.evaluation.attacks.recipe import attack_faults, attack_recipes, attack_row_faults
 from rapidun.stages.evaluation.attacks.summary import collected, flat
 from rapidun.stages.evaluation.facts.retrained import generations_of, objective_of
-from rapidun.stages.evaluation.facts.sets import ASKED_FOR, is_of_facts
+from rapidun.stages.evaluation.facts.sets import ASKED_FOR, HELD_OUT, is_of_facts
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED, START_FACTS, UNLEARNED  # isort: skip
 from rapidun.stages.recipe import Evaluated, Model, Recipe, without
-from rapidun.stages.rows.backdoor import TRIGGERED
 from rapidun.stages.rows.records import read_records
 from rapidun.stages.rows.wrong import is_wrong
 
@@ -114,8 +113,8 @@ def _look(ctx: Context) -> _Pack:
         return _Pack(of_facts, any(row.responses_perturbed for row in rows))
 
     prints = tuple(ctx.split(name) for name in ("forget", "train_poisoned") if ctx.counts.get(name))
-    triggered = tuple(sorted(name for name in ctx.counts if name.endswith(TRIGGERED)))
-    found: _Pack = ctx.memo.get(("facts", prints, triggered), look)
+    held_out = tuple(sorted(name for name in ctx.counts if name.startswith(HELD_OUT)))
+    found: _Pack = ctx.memo.get(("facts", prints, held_out), look)
     return found
 
 
