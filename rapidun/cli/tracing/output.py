@@ -121,6 +121,13 @@ def check_out(out: Path, flag: str = "--out") -> None:
         )
 
 
+def check_apart(out: Path, pack: Path) -> None:
+    """Raises: ArtifactError where one folder is the other or lies in it: each removes what it does not know."""
+    one, other = out.resolve(), pack.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise ArtifactError(f"trace: need a --pack folder outside of --out {out}, got {pack}. Change --pack")
+
+
 def claim_out(out: Path, files: Sequence[str]) -> None:
     """Say whose folder it is, before anything is written, and remove what an earlier trace left beside it."""
     out.mkdir(parents=True, exist_ok=True)

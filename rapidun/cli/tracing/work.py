@@ -39,6 +39,8 @@ def run_trace(args: argparse.Namespace, settings: TraceSettings) -> int:
     for folder, flag in ((args.out, "--out"), (args.pack, "--pack")):
         if folder is not None:
             output.check_out(folder, flag)
+    if args.pack is not None:
+        output.check_apart(args.out, args.pack)
     queries = read_queries(args.queries, spelling_of(args.query_field, args.multi_turn), say=say)
     found = read_rows(args.rows, spelling_of(args.field, args.multi_turn), response=args.response, say=say)
     say_verbatim(queries, found.records, say=say)
