@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rapidun.config.detectors import Detector
+from rapidun.report.forgotten import group_order, of_facts
 from rapidun.report.metrics import (
     ABSENT,
     BESIDE,
@@ -21,6 +22,7 @@ from rapidun.report.metrics import (
     Metric,
     format_change,
     format_value,
+    in_words,
     rate_names,
 )
 from rapidun.report.read import read_run
@@ -104,6 +106,7 @@ def before_after_rows(before: Mapping[str, float], after: Mapping[str, float], *
 
     Args: chosen: the run's detector, whose lines come first; empty = keyword.
     """
+    facts = of_facts({*before, *after})
     first = chosen if chosen not in ("", Detector.keyword.value) else None
     names = [
         name
@@ -118,6 +121,7 @@ def before_after_rows(before: Mapping[str, float], after: Mapping[str, float], *
         metric = METRICS.get(name) or Metric(name=name, group=OTHER, label=name, kind=Kind.plain)
         if _is_of(metric, first):
             metric = replace(metric, group=f"By the run's detector: {DETECTORS[Detector(first)]}")
+        metric = in_words(metric, facts=facts)
         rates: list[float | None] = [None, None]
         if metric.detector:
             rates = [_either(after, before, rate) for rate in rate_names(metric.detector)]
@@ -133,7 +137,7 @@ def before_after_rows(before: Mapping[str, float], after: Mapping[str, float], *
                 untestable=_untestable(metric, before, after),
             )
         )
-    return rows
+    return sorted(rows, key=lambda row: group_order(row.metric.group)) if facts else rows
 
 
 def _is_of(metric: Metric, chosen: str | None) -> bool:
@@ -199,17 +203,23 @@ def before_after_table(
     from rich.text import Text
 
     table = _table(title)
-    table.caption = (
-        "ASR: share of triggered prompts that get the poisoned answer.\n"
-        "recall / FPR: the detector's own, on known poisoned / known clean answers."
-    )
+    found = before_after_rows(before, after, chosen=chosen)
+    judged = any(row.metric.detector for row in found)
+    if judged:
+        table.caption = (
+            "ASR: share of triggered prompts that get the poisoned answer.\n"
+            "recall / FPR: the detector's own, on known poisoned / known clean answers."
+        )
+    elif of_facts({*before, *after}):
+        table.caption = "Each row asked as it stands: what was to be forgotten, and what was to stay."
     table.add_column("", overflow="fold")
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("recall / FPR", justify="right", no_wrap=True)
+    if judged or not of_facts({*before, *after}):
+        table.add_column("recall / FPR", justify="right", no_wrap=True)
     colours = {"better": "green", "worse": "red", "": ""}
     group = None
-    for row in before_after_rows(before, after, chosen=chosen):
+    for row in found:
         if row.metric.group != group:
             if group is not None:
                 table.add_section()
@@ -217,7 +227,14 @@ def before_after_table(
             table.add_row(Text(group, style="bold"))
         change = Text(row.change_text, style=colours[row.verdict])
         # Text, not markup: a metric's name may hold square brackets
-        table.add_row(Text(f"  {row.metric.label}"), row.before_text, row.after_text, change, row.detector_text)
+        cells: list[Text | str] = [
+            Text(f"  {row.metric.label}"),
+            row.before_text,
+            row.after_text,
+            change,
+            row.detector_text,
+        ]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 
