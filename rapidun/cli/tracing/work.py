@@ -140,8 +140,8 @@ def _pack(
     pack = traced_pack(
         ordered,
         num_forget=number,
-        # twice as many as stand out, or as are asked for: what is left is kept, and must be clean
-        num_apart=2 * max(number, cut.number or 0),
+        # what is left is kept, and must be clean: clear of twice as many as stand out, or of the upper half
+        num_apart=2 * max(number, cut.number) if cut.number is not None else max(2 * number, len(ordered) // 2),
         retain_ratio=args.retain_ratio,
         seed=args.seed,
     )
@@ -156,7 +156,7 @@ def _pack(
     }
     lines = output.write_pack(args.pack, pack, packs=found.packs, facts=facts)
     if cut.number is None:
-        lines.append(f"no clear cut ({cut.words}): the rows to keep may hold others that are to blame")
+        lines.append(f"no clear cut ({cut.words}): the rows to keep are from the lower half of the ranks")
     return [*lines, f"then: {output.run_command(args.pack, pack, model=args.model, adapter=args.adapter)}"]
 
 
