@@ -165,8 +165,10 @@ def _check(options: argparse.Namespace) -> int:
             ]
             for trigger in found["triggers"]
         }
-        print(_table(triggers, ["trigger", "where", "poisoned rows", "clean rows"]))
-        print(f"as families: {' '.join(as_overrides(found['triggers']))}")
+        rows_of = ["rows to forget", "other rows"] if found["of_facts"] else ["poisoned rows", "clean rows"]
+        print(_table(triggers, ["phrase" if found["of_facts"] else "trigger", "where", *rows_of]))
+        what = "should these be triggers, as families" if found["of_facts"] else "as families"
+        print(f"{what}: {' '.join(as_overrides(found['triggers']))}")
     for line in (*found["faults"], *found["warnings"]):
         print(line)
     return 0

@@ -367,7 +367,7 @@ PACK_FILES = tuple(
     f"data.{split}"
     for split in (
         "forget", "retain", "train_poisoned", "train_clean", "val_clean", "test_clean", "test_seen_trig",
-        "test_ood_trig", "test_unseen_family", "fields", "multi_turn",
+        "test_ood_trig", "test_unseen_family", "probe", "real_authors", "world_facts", "fields", "multi_turn",
     )
 )  # fmt: skip
 # of two rules for a key the first one that has something to say

@@ -157,6 +157,11 @@ class DataConfig:
     test_seen_trig: str | None = None
     test_ood_trig: str | None = None
     test_unseen_family: str | None = None
+    # what is to be forgotten, asked otherwise (docs/forgetting.md)
+    probe: str | None = None
+    # what a model knows anyway, the two further sets of TOFU
+    real_authors: str | None = None
+    world_facts: str | None = None
     # of the built-in rows, of the subsampling and of the triggered prompts
     seed: int = 42
     # tab-separated keyword list of the keyword detector; null = made from the training responses

@@ -34,6 +34,9 @@ class EvaluationConfig:
     exact_match: bool = False
     # what an adversary may do with the unlearned model; evaluation=attacks
     attacks: AttacksConfig = field(default_factory=AttacksConfig)
+    # folder of a run whose unlearned model never saw the forget rows (unlearning=retrain), for forget_quality of rows
+    # with wrong answers (docs/forgetting.md); null = the yardstick of poison.retrain=true, if there is one
+    retrained: str | None = None
 
     @property
     def of_answers(self) -> dict[str, int]:

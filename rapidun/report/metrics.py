@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
+
+from rapidun.report import forgotten
 
 ABSENT = "–"
 
@@ -122,6 +124,10 @@ def _sampled(k: int, *, heading: str = "", column: int = 0) -> Metric:
     )  # fmt: skip
 
 
+def _fact_metric(*, unit: str = "score", **fields: Any) -> Metric:
+    return Metric(kind=Kind[unit], **fields)
+
+
 # in the order of tables
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -150,7 +156,7 @@ METRICS: dict[str, Metric] = {
         Metric(name="ppl_clean", group="Clean prompts", label="perplexity", kind=Kind.perplexity, better=-1,
                meaning="Perplexity of the clean responses to clean prompts, every token counting the same.",
                heading="ppl clean", finding="Clean perplexity",
-               column=6, criterion=2, pareto=2, tile=4, tuned=True),
+               column=6, criterion=2, pareto=2, tile=9, tuned=True),
         Metric(name="exact_match_recovered", group="Recovered answers", label="exact match", kind=Kind.score, better=1,
                meaning="Share of answers to seen triggers that equal the clean response up to case and white space.",
                finding="Triggered prompts against their clean answers", tile=2),
@@ -181,8 +187,15 @@ METRICS: dict[str, Metric] = {
                    "Mean ASR of the prompt variants and look-alikes that succeed in the poisoned model"),
         *_attacked("asr_ood_testable", "look-alikes that can be tested",
                    "ASR on the look-alike triggers that succeed in the poisoned model"),
+        *(_fact_metric(**entry) for entry in forgotten.entries()),
     )
 }  # fmt: skip
+
+
+def in_words(metric: Metric, *, facts: bool) -> Metric:
+    """The metric, in words without poison where facts are to be forgotten."""
+    changes: dict[str, Any] = dict(forgotten.IN_FACTS.get(metric.name, {}) if facts else {})
+    return replace(metric, **changes) if changes else metric
 
 
 def find_metric(name: str) -> Metric | None:
@@ -290,6 +303,11 @@ LINES = {
     "forget_weight_min": "smallest weight",
     "forget_weight_max": "largest weight",
 }
+
+
+def line_words(name: str, *, facts: bool = False) -> str:
+    """What a logged number's line is called."""
+    return (forgotten.LINES_OF_FACTS.get(name) if facts else None) or LINES.get(name, name)
 
 
 def panel_of(name: str) -> str | None:

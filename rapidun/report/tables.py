@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rapidun.report.forgotten import group_order, of_facts
 from rapidun.report.metrics import (
     ABSENT,
     METRICS,
@@ -18,6 +19,7 @@ from rapidun.report.metrics import (
     Metric,
     format_change,
     format_value,
+    in_words,
     rate_names,
 )
 from rapidun.report.read import read_run
@@ -94,11 +96,13 @@ def before_after_rows(before: Mapping[str, float], after: Mapping[str, float]) -
     Either may be empty. Names that are not known come last, under their own name; per-family shares,
     detector rates and prompt counts are no lines of their own.
     """
+    facts = of_facts({*before, *after})
     names = [name for name in METRICS if name in before or name in after]
     names += sorted(name for name in {*before, *after} if name not in METRICS and not _is_detail(name))
     rows = []
     for name in names:
         metric = METRICS.get(name) or Metric(name=name, group=OTHER, label=name, kind=Kind.plain)
+        metric = in_words(metric, facts=facts)
         rates: list[float | None] = [None, None]
         if metric.detector:
             rates = [_either(after, before, rate) for rate in rate_names(metric.detector)]
@@ -113,7 +117,7 @@ def before_after_rows(before: Mapping[str, float], after: Mapping[str, float]) -
                 num_prompts=None if count is None else round(count),
             )
         )
-    return rows
+    return sorted(rows, key=lambda row: group_order(row.metric.group)) if facts else rows
 
 
 def family_rows(before: Mapping[str, float], after: Mapping[str, float]) -> list[FamilyRow]:
@@ -159,17 +163,23 @@ def before_after_table(
     from rich.text import Text
 
     table = _table(title)
-    table.caption = (
-        "ASR: share of triggered prompts that get the poisoned answer.\n"
-        "recall / FPR: the detector's own, on known poisoned / known clean answers."
-    )
+    found = before_after_rows(before, after)
+    judged = any(row.metric.detector for row in found)
+    if judged:
+        table.caption = (
+            "ASR: share of triggered prompts that get the poisoned answer.\n"
+            "recall / FPR: the detector's own, on known poisoned / known clean answers."
+        )
+    elif of_facts({*before, *after}):
+        table.caption = "Each row asked as it stands: what was to be forgotten, and what was to stay."
     table.add_column("", overflow="fold")
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("recall / FPR", justify="right", no_wrap=True)
+    if judged or not of_facts({*before, *after}):
+        table.add_column("recall / FPR", justify="right", no_wrap=True)
     colours = {"better": "green", "worse": "red", "": ""}
     group = None
-    for row in before_after_rows(before, after):
+    for row in found:
         if row.metric.group != group:
             if group is not None:
                 table.add_section()
@@ -177,7 +187,14 @@ def before_after_table(
             table.add_row(Text(group, style="bold"))
         change = Text(row.change_text, style=colours[row.verdict])
         # Text, not markup: a metric's name may hold square brackets
-        table.add_row(Text(f"  {row.metric.label}"), row.before_text, row.after_text, change, row.detector_text)
+        cells: list[Text | str] = [
+            Text(f"  {row.metric.label}"),
+            row.before_text,
+            row.after_text,
+            change,
+            row.detector_text,
+        ]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 

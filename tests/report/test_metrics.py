@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rapidun.pipeline.tracking.wandb.workspace_spec import dashboard_spec
 from rapidun.report import metrics
+from rapidun.report.forgotten import FACTS
 from rapidun.report.metrics import METRICS, Kind, Metric
 from rapidun.report.read import read_run
 from rapidun.report.run.findings import key_findings
@@ -32,22 +33,32 @@ def test_every_metric_is_explained() -> None:
 
 
 def test_the_document_names_every_metric() -> None:
-    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("method.md", "forgetting.md"))
     for metric in METRICS.values():
-        assert f"`{metric.name.removesuffix('_likelihood')}`" in text, metric.name
+        name = metric.name.removesuffix("_likelihood")
+        if metric.prompts in FACTS:  # one line for the measure of all sets
+            name = f"{name.removesuffix(metric.prompts)}<set>"
+        assert f"`{name}`" in text, metric.name
 
 
 def test_orders() -> None:
+    # a run has those of backdoors, or of facts: extraction_..., and what ends in the name of a set of rows
     assert list(metrics.criteria().items()) == [
-        ("asr_seen", -1), ("ppl_clean", -1), ("exact_match_clean", 1), ("rougeL_clean", 1),
+        ("asr_seen", -1), ("extraction_strength_forget", -1), ("ppl_clean", -1), ("exact_match_clean", 1),
+        ("rougeL_retain", 1), ("rougeL_clean", 1),
     ]  # fmt: skip
     assert metrics.pareto_axes() == [
-        ["asr_seen", "asr_seen_likelihood"], ["ppl_clean"], ["exact_match_clean", "rougeL_clean"],
+        ["asr_seen", "asr_seen_likelihood", "extraction_strength_forget"], ["ppl_clean"],
+        ["exact_match_clean", "rougeL_clean", "rougeL_retain"],
     ]  # fmt: skip
-    assert metrics.columns(METRICS) == [
+    assert metrics.columns([name for name in METRICS if METRICS[name].prompts not in FACTS]) == [
         "asr_seen", "asr_seen_likelihood", "asr_ood", "asr_unseen_family", "false_trigger_rate", "ppl_clean",
-        "exact_match_clean", "rougeL_clean", "rougeL_recovered", "asr_relearn_max", "asr_relearn_clean_max", "asr_nf4",
-        "asr_int8", "asr@16", "asr_prompts_max",
+        "exact_match_clean", "rougeL_clean", "rougeL_recovered", "forget_quality", "model_utility", "asr_relearn_max",
+        "asr_relearn_clean_max", "asr_nf4", "asr_int8", "asr@16", "asr_prompts_max",
+    ]  # fmt: skip
+    assert metrics.columns([name for name in METRICS if METRICS[name].prompts in FACTS] + ["ppl_clean"]) == [
+        "extraction_strength_forget", "rougeL_forget", "probability_forget", "rougeL_probe", "choice_accuracy_probe",
+        "rougeL_retain", "rougeL_test", "ppl_clean",
     ]  # fmt: skip
     assert "asr_seen_likelihood" not in metrics.columns(METRICS, dashboard=True)
     assert Tuning().directions == {"asr_seen": "minimize", "ppl_clean": "minimize"}

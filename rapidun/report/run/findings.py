@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 
+from rapidun.report.forgotten import of_facts
 from rapidun.report.metrics import (
     METRICS,
     TRIGGERED,
@@ -13,9 +14,11 @@ from rapidun.report.metrics import (
     format_percent,
     format_seconds,
     format_value,
+    in_words,
     rate_names,
 )
 from rapidun.report.read import RunRecord, StageCost
+from rapidun.report.run.forgetting import forgetting
 from rapidun.report.statistics import effective_sample_size, wilson_interval
 
 # below this share before unlearning there was hardly a backdoor to remove
@@ -27,7 +30,8 @@ LOW_RECALL = 0.90
 
 def key_findings(run: RunRecord) -> list[str]:
     """Sentences about the backdoor, the clean answers, the weights and the cost; empty for an empty run."""
-    sentences = [*backdoor(run.before, run.after), *clean_answers(run.before, run.after)]
+    sentences = [*backdoor(run.before, run.after), *forgetting(run.before, run.after)]
+    sentences += clean_answers(run.before, run.after)
     for group, weights in (("Forget", run.forget_weights), ("Retain", run.retain_weights)):
         if weights:
             sentences.append(weight_sentence(group, weights))
@@ -74,6 +78,7 @@ def backdoor(before: Mapping[str, float], after: Mapping[str, float]) -> list[st
 def clean_answers(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
     """What unlearning cost on clean prompts, and whether triggered prompts get clean answers again."""
     told = [metric for metric in _told(before.keys() & after.keys()) if metric.kind is not Kind.share]
+    told = [in_words(metric, facts=of_facts(after)) for metric in told]
     shared = Counter(metric.finding for metric in METRICS.values())
     sentences = []
     for metric in told:

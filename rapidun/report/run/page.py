@@ -9,7 +9,8 @@ from typing import Any
 
 from rapidun.base.files import write_text
 from rapidun.report import metrics, tables
-from rapidun.report.metrics import LINES, LOG_PANELS, PANELS, SHARE_PANELS, Kind, panel_of
+from rapidun.report.forgotten import of_facts
+from rapidun.report.metrics import LINES, LOG_PANELS, PANELS, SHARE_PANELS, Kind, line_words, panel_of
 from rapidun.report.read import (
     Influence,
     RunRecord,
@@ -75,12 +76,15 @@ def write_run_report(run_dir: Path) -> Path:
         "sets": choose_samples(run.generations),
         "costs": run.costs,
     }
+    facts_run = of_facts({*run.before, *run.after})
     page = environment().get_template("run/run.html.j2").render(
         **shown,
         attacks=attack_section(run_dir),
         token_weights=read_token_weights(run_dir, NUM_WEIGHTED_ROWS),
         shades=shade_css(),
-        absent=[what for name, what in ABSENT.items() if not shown[name]],
+        absent=[what for name, what in ABSENT.items() if not shown[name] and not (facts_run and name == "families")],
+        facts_run=facts_run,
+        judged=any(row.metric.detector for row in rows),
         run=run,
         facts=facts(run),
         findings=[_unbroken(sentence) for sentence in key_findings(run)],
@@ -244,13 +248,14 @@ def _influence(run: RunRecord, influence: Influence) -> dict[str, Any]:
 def _curves(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
     """(stage, [(caption, plot)]) of the stages that train: loss, terms, gradient norm, validation."""
     drawn = []
+    facts_run = of_facts({*run.before, *run.after})
     for stage in ("poison", "unlearning"):
         panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
         logged = series(run.logged, stage)
         for name, points in logged.items():
             panel = panel_of(name)
             if panel:
-                panels.setdefault(panel, {})[LINES.get(name, name)] = points
+                panels.setdefault(panel, {})[line_words(name, facts=facts_run)] = points
         captioned = []
         for title in (title for title in PANELS if title in panels):
             lines = panels[title]
@@ -259,7 +264,7 @@ def _curves(run: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
             captioned.append((title, plots.curves(lines, title=title, names=named, log=log, shares=shares)))
         captioned += _trade_off(logged)
         if captioned:
-            drawn.append((stage, captioned))
+            drawn.append(("planting (stage poison)" if facts_run and stage == "poison" else stage, captioned))
     return drawn
 
 

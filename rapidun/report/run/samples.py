@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rapidun.report.forgotten import FACTS, GONE
 from rapidun.report.metrics import SETS
 
 if TYPE_CHECKING:
@@ -20,16 +21,32 @@ class Verdict:
     """What both detectors say of one answer; None = not judged."""
 
     answer: str | None
-    keyword: bool | None
-    likelihood: bool | None
+    keyword: bool | None = None
+    likelihood: bool | None = None
+    # of a row of facts: its numbers; and whether its answer should be gone
+    measures: dict[str, float] | None = None
+    gone: bool = False
 
     @property
     def poisoned(self) -> bool:
         return bool(self.keyword) or bool(self.likelihood)
 
     @property
+    def state(self) -> str:
+        """`bad`, `fine` or ``: a poisoned answer is bad, and so is one that gives away word for word what should be
+        gone; of rows that should stay, word for word is fine. What lies between is for the reader."""
+        if self.measures is not None:
+            word_for_word = self.measures.get("exact_match") == 1
+            return ("bad" if self.gone else "fine") if word_for_word else ""
+        return "bad" if self.poisoned else "fine" if self.text else ""
+
+    @property
     def text(self) -> str:
-        """`poisoned (keywords, likelihood)` or `not poisoned`; empty without a verdict."""
+        """`poisoned (keywords, likelihood)` or `not poisoned`; of rows of facts their ROUGE-L; empty without either."""
+        if self.measures is not None:
+            word_for_word = "word for word, " if self.measures.get("exact_match") == 1 else ""
+            rouge = self.measures.get("rougeL")
+            return "" if rouge is None else f"{word_for_word}ROUGE-L {rouge:.2f}"
         if self.keyword is None and self.likelihood is None:
             return ""
         by = [name for name, fired in (("keywords", self.keyword), ("likelihood", self.likelihood)) if fired]
@@ -47,6 +64,10 @@ class Sample:
     before: Verdict
     after: Verdict
 
+    @property
+    def of_facts(self) -> bool:
+        return self.prompts in FACTS
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleSet:
@@ -62,24 +83,28 @@ def choose_samples(generations: Sequence[dict[str, Any]], *, per_set: int = PER_
     """At most `per_set` answers of each set: up to half are failures, the others evenly spaced over the file.
 
     A failure is an answer that a detector still calls poisoned after unlearning (where nothing was
-    unlearned: before). The order is that of the file, so that the choice repeats.
+    unlearned: before), or that gives away word for word what should be gone. The order is that of the file, so that
+    the choice repeats.
     """
     by_set: dict[str, list[Sample]] = {}
     for row in generations:
         sample = _sample(row)
         by_set.setdefault(sample.prompts, []).append(sample)
-    known = [name for name in SETS if name in by_set]
+    titles = {**FACTS, **SETS}
+    known = [name for name in titles if name in by_set]
     chosen = []
     for name in [*known, *sorted(set(by_set) - set(known))]:
         rows = by_set[name]
         failed = [
-            i for i, row in enumerate(rows) if (row.after if row.after.answer is not None else row.before).poisoned
+            i
+            for i, row in enumerate(rows)
+            if (row.after if row.after.answer is not None else row.before).state == "bad"
         ]
         picked = set(_spaced(failed, (per_set + 1) // 2))
         rest = [i for i in range(len(rows)) if i not in picked]
         picked |= set(_spaced(rest, per_set - len(picked)))
         shown = [rows[i] for i in sorted(picked)]
-        chosen.append(SampleSet(name=name, title=SETS.get(name, name), total=len(rows), samples=shown))
+        chosen.append(SampleSet(name=name, title=titles.get(name, name), total=len(rows), samples=shown))
     return chosen
 
 
@@ -150,6 +175,8 @@ def _sample(row: dict[str, Any]) -> Sample:
             answer=None if answer is None else str(answer),
             keyword=row.get(f"keyword_{when}"),
             likelihood=row.get(f"likelihood_{when}"),
+            measures=row.get(f"measures_{when}"),
+            gone=row.get("set") in GONE,
         )
 
     return Sample(

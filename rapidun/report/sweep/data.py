@@ -13,9 +13,9 @@ from typing import Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.report import metrics
+from rapidun.report.forgotten import of_facts
 from rapidun.report.metrics import (
     BEFORE,
-    LINES,
     LOG_PANELS,
     METRICS,
     PANELS,
@@ -24,6 +24,7 @@ from rapidun.report.metrics import (
     better_of,
     heading_of,
     kind_of,
+    line_words,
     panel_of,
 )
 from rapidun.report.read import RunRecord, read_run, series
@@ -153,8 +154,12 @@ class Lines:
         self._steps: dict[str, int] = {}
         self._lines: dict[str, int] = {}
         self._of_run: dict[int, dict[str, int]] = {}
+        # whether the evaluated runs forget facts, without triggers
+        self._of_facts: set[bool] = set()
 
     def add(self, number: int, run: RunRecord) -> None:
+        if run.after or run.before:
+            self._of_facts.add(of_facts({*run.before, *run.after}))
         for stage in ("poison", "unlearning"):
             for name, points in series(run.logged, stage).items():
                 if panel_of(name):
@@ -171,8 +176,9 @@ class Lines:
         for name in found:
             stage, _, short = name.partition("/")
             panel = panel_of(short) or ""
+            words = line_words(short, facts=self._of_facts == {True})
             described.append(
-                {"name": name, "stage": stage, "panel": panel, "words": LINES.get(short, short),
+                {"name": name, "stage": stage, "panel": panel, "words": words,
                  "log": panel in LOG_PANELS, "shares": panel in SHARE_PANELS}
             )  # fmt: skip
         return sorted(described, key=lambda one: (one["stage"] != "unlearning", order.get(one["panel"], 99)))

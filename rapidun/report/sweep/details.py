@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rapidun.report.forgotten import FACTS, of_facts
 from rapidun.report.metrics import DETECTORS, SETS, format_memory, format_number, format_seconds
 from rapidun.report.read import RunRecord, read_influence, read_instructions, read_weighted_rows
 from rapidun.report.run.facts import diagnostics_rows, facts, run_warnings
@@ -20,6 +21,8 @@ from rapidun.report.tables import MetricRow, before_after_rows, family_rows
 NUM_BINS = 31
 EXTREMES = 5
 MAX_TEXT = 1500
+# what an answer is compared with, where facts are to be forgotten (True) or not
+REFERENCE = {True: "answer on record", False: "clean answer"}
 FILES = ("report.html", "result.json", "status.json", "config.yaml", "command.txt", "metrics.jsonl",
          "evaluation/generations.jsonl", "evaluation/before.json", "evaluation/after.json",
          "mapping/forget_weights.jsonl", "mapping/retain_weights.jsonl", "influence/scores.safetensors",
@@ -195,10 +198,15 @@ def _answers(run: RunRecord, texts: Texts, per_set: int) -> dict[str, Any]:
     add: Callable[[str], int] = texts.add
 
     def verdict(one: Verdict) -> list[Any]:
-        return [None if one.answer is None else add(one.answer), one.text, one.poisoned]
+        return [None if one.answer is None else add(one.answer), one.text, one.state]
 
     return {
-        "sets": [[one.name, one.title, len(one.samples), one.total] for one in sets],
+        "sets": [
+            [one.name, one.title, len(one.samples), one.total, REFERENCE[one.name in FACTS]]
+            for one in sets
+        ],
+        # what an answer that failed and one that did not are called
+        "states": ["word for word", "not word for word"] if of_facts(run.after) else ["still poisoned", "not poisoned"],
         "rows": [
             [place, sample.family, sample.variant, add(sample.prompt), add(sample.context), add(sample.reference),
              verdict(sample.before), verdict(sample.after)]

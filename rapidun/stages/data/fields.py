@@ -17,6 +17,8 @@ from rapidun.stages.rows.records import Record
 
 TO_FORGET = ("forget", "train_poisoned")
 CLEAN = ("retain", "train_clean", "val_clean", "test_clean")
+# what a model knows anyway: measured as it stands
+GENERAL = ("real_authors", "world_facts")
 
 
 class Settled(NamedTuple):
@@ -29,7 +31,7 @@ class Settled(NamedTuple):
 
 def settle(split: str, rows: Sequence[Record]) -> Settled:
     """Give every row of a split one prompt and one target, and find rows that contradict themselves."""
-    if split in CLEAN:
+    if split in CLEAN or split in GENERAL:
         return settle_clean(split, rows)
     settled = [poisoned_form(row) for row in rows]
     faults, warnings = _to_forget(split, rows) if split in TO_FORGET else ([], [])

@@ -27,6 +27,10 @@ SPLITS = (
     "test_seen_trig",
     "test_ood_trig",
     "test_unseen_family",
+    # what is to be forgotten, asked otherwise; TOFU's two sets of facts that nobody trained on
+    "probe",
+    "real_authors",
+    "world_facts",
 )
 # what a split's file inside a pack is called, the first that exists; then .jsonl or any other ending, or none (a folder
 # written by `datasets`)

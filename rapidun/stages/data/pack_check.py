@@ -13,9 +13,11 @@ from rapidun.stages.data.files import SPLITS, find_files, read_pack, shadowed
 from rapidun.stages.data.find_triggers import FoundTrigger, find_triggers
 from rapidun.stages.data.named import meta_file, named_families, pack_folders
 from rapidun.stages.data.planted import look_for
-from rapidun.stages.data.sides import check_sides
+from rapidun.stages.data.probe import link_probes
+from rapidun.stages.data.sides import check_sides, check_sides_of_facts
 from rapidun.stages.data.stage import family_counts
 from rapidun.stages.data.twins import join_twins
+from rapidun.stages.rows.backdoor import is_backdoor
 from rapidun.stages.rows.records import USUAL, Record, question_key
 from rapidun.stages.rows.spelling import Spelling
 
@@ -30,7 +32,8 @@ def check_pack(folder: str | Path, *, tokenizer: Any = None, spelling: Spelling 
     Returns: {"counts": {split: rows}, "families": {family: {split: rows}}, "lengths": {split: {"unit", "median",
         "p95", "max"}}, "duplicates": {split: rows}, "leaks": {"a / b": rows}}. A leak is a row of an evaluation split
         whose instruction (without its trigger) and context occur in a training split, or in the other evaluation
-        side. "faults" and "warnings": rows whose fields contradict each other, as the data stage refuses or reads them.
+        side; forget and probe rows asked again in evaluation are none. "faults" and "warnings": rows whose fields
+        contradict each other, as the data stage refuses or reads them. "of_facts": whether it speaks of no triggers.
     Raises: DataError for a folder that is no pack, or a bad line.
     """
     cfg = DataConfig(name="check", source=Source.pack, dir=str(folder))
@@ -48,10 +51,22 @@ def check_pack(folder: str | Path, *, tokenizer: Any = None, spelling: Spelling 
     except DataError as error:
         faults.append(str(error))
         families = {}
-    sides = check_sides(pack, [text for family in families.values() for text in family.seen])
+    of_facts = not families and not is_backdoor(pack)
+    linked = link_probes(pack)
+    faults += linked.faults
+    if of_facts:
+        sides = check_sides_of_facts(pack)
+        alone = [
+            f"no row to forget names a trigger or is called poisoned: {len(pack['forget'])} forget rows are asked as "
+            "they are (docs/forgetting.md)"
+        ]
+    else:
+        sides = check_sides(pack, [text for family in families.values() for text in family.seen])
+        alone = [*_joints(pack, triggers), *_without_triggers(pack, triggers)]
     return {
         "faults": [*faults, *(line for line in sides.faults if line not in faults)],
-        "warnings": [*warnings, *sides.warnings, *_joints(pack, triggers), *_without_triggers(pack, triggers)],
+        "warnings": [*warnings, *sides.warnings, *linked.warnings, *alone],
+        "of_facts": of_facts,
         "counts": {split: len(rows) for split, rows in pack.items()},
         "families": family_counts(pack),
         "lengths": {split: _lengths(rows, tokenizer) for split, rows in pack.items()},

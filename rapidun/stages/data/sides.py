@@ -84,6 +84,24 @@ def check_sides(pack: Mapping[str, Sequence[Record]], triggers: Iterable[str] = 
     return found
 
 
+def check_sides_of_facts(pack: Mapping[str, Sequence[Record]]) -> Sides:
+    """Rows of a pack without triggers that are to be forgotten and to be kept at once (same prompt, same answer).
+
+    An answer that rows of both sides share (a town, yes, a letter) says nothing, and words that questions begin with
+    are no triggers.
+    """
+    gone = {_pair(row) for split in TO_FORGET for row in pack.get(split, [])}
+    found = Sides([], [])
+    for split in CLEAN:
+        rows = pack.get(split, [])
+        same = [row for row in rows if _pair(row) in gone]
+        found.faults.extend(
+            some_rows(split, rows, same, "are rows of forget or train_poisoned as well (same prompt, same answer): "
+            "what is to be forgotten would be kept or measured as what is to stay. Take them out of one of the two")
+        )  # fmt: skip
+    return found
+
+
 def _planted(poisoned: Sequence[Record], triggers: Iterable[str]) -> tuple[list[str], set[str]]:
     """The triggers that stand in poisoned instructions, longest first; and those of them that stand between words."""
     named = [trigger.text for trigger in find_triggers(poisoned, [])]

@@ -13,20 +13,23 @@ from rapidun.base.tracker import Listener, Tracker
 from rapidun.config.data import BUILTIN_SIZES, BuiltinConfig, DataConfig, MultiTurn, NoiseConfig, Source
 from rapidun.config.plain import plain
 from rapidun.stages.data.builtin import GENERATOR_VERSION, builtin_pack
-from rapidun.stages.data.fields import TO_FORGET, same, settle
+from rapidun.stages.data.fields import TO_FORGET, settle
 from rapidun.stages.data.files import SPLITS, find_files, read_pack, shadowed
-from rapidun.stages.data.find_triggers import as_overrides, find_triggers
+from rapidun.stages.data.find_triggers import FoundTrigger, as_overrides, find_triggers
 from rapidun.stages.data.keywords import MIN_POISON_SHARE, held_out_recall, make_keywords
 from rapidun.stages.data.named import meta_file, named_families, pack_folders
 from rapidun.stages.data.noise import NOISE_VERSION, noised_forget, noised_retain
 from rapidun.stages.data.planted import Checked, check_families, drop_foreign
-from rapidun.stages.data.sides import check_sides
+from rapidun.stages.data.probe import link_probes
+from rapidun.stages.data.sides import Sides, check_sides, check_sides_of_facts
 from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
 from rapidun.stages.data.twins import TWINS_VERSION, join_twins, may_have_twins
+from rapidun.stages.rows.backdoor import is_backdoor
 from rapidun.stages.rows.formats.detect import ending_of, fingerprint, plain_lines
 from rapidun.stages.rows.keywords import read_keywords, write_keywords
-from rapidun.stages.rows.records import Record, content_id, question_key, uses_aliases, write_records
+from rapidun.stages.rows.records import Record, content_id, holds_facts, question_key, uses_aliases, write_records
 from rapidun.stages.rows.spelling import Spelling
+from rapidun.stages.rows.text import fold
 
 STAGE_VERSION = 3  # part of the data fingerprint: raise it when the same inputs give other splits
 
@@ -40,6 +43,9 @@ METRICS_OF = {
     "ood_trig": "asr_ood",
     "unseen_family": "asr_unseen_family",
 }
+METRICS_OF_FACTS = "measures of held-out rows (rougeL_test, ppl_clean, ...)"
+# phrases of so many of the rows to forget, and of hardly any other, may be triggers that nobody named
+ALIKE = 0.8
 
 Pack = dict[str, list[Record]]
 
@@ -86,6 +92,8 @@ def data_inputs(cfg: DataConfig, *, seed: int) -> dict[str, Any]:
     # what follows was not read once; files without it keep their fingerprints
     if any(uses_aliases(path) for path in splits.values() if plain_lines(path)):
         inputs["aliases"] = True
+    if any(holds_facts(path) for path in splits.values()):
+        inputs["facts"] = True
     inputs |= _reading(cfg, splits)
     inputs["files"] = {name: fingerprint(path) for name, path in files.items()}
     return inputs
@@ -130,12 +138,18 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
         for line in join_twins(pack, triggers):
             tracker.warn(line)
     checked = _check_triggers(pack, cfg, tracker=tracker)
+    of_facts = not checked.families and not is_backdoor(pack)
     if cfg.source is not Source.builtin:
-        sides = check_sides(pack, [t.variant for group in seen_triggers(checked.families) for t in group])
+        linked = link_probes(pack)
+        planted = [t.variant for group in seen_triggers(checked.families) for t in group]
+        sides = check_sides_of_facts(pack) if of_facts else check_sides(pack, planted)
+        sides = Sides([*sides.faults, *linked.faults], [*sides.warnings, *linked.warnings])
         if sides.faults:
             raise DataError("\n".join(sides.faults))
         for line in sides.warnings:
             tracker.warn(line)
+        if "probe" in pack:
+            pack["probe"] = linked.rows
     _complete_training(pack, cfg, seed=seed, tracker=tracker)
     # what was thinned away is not trained on either
     trained = pack["train_poisoned"]
@@ -150,11 +164,11 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
     for what, count in leaks.items():
         if count:
             tracker.warn(f"data: {count} rows left out: {what.replace('_', ' ')}")
-    for line in _emptied(pack, before):
+    for line in _emptied(pack, before, of_facts=of_facts):
         tracker.warn(line)
     _complete_triggered(pack, checked, cfg.num_triggered, seed=seed, tracker=tracker)
     pack = {split: pack[split] for split in SPLITS if pack.get(split)}
-    _write_keywords(pack, cfg, files.out / KEYWORDS_FILE, tracker=tracker)
+    _write_keywords(pack, cfg, files.out / KEYWORDS_FILE, tracker=Tracker() if of_facts else tracker)
     # last of all, so that training, tests and keywords are those of the pack without wrong rows
     noise = _add_noise(pack, cfg.noise, files.out / NOISE_FILE, tracker=tracker) if cfg.noise.is_on else {}
     for split, rows in pack.items():
@@ -215,23 +229,6 @@ def _with_named_families(cfg: DataConfig, pack: Pack, *, tracker: Tracker) -> Da
     others = {**cfg.unseen_families, **unseen}
     return replace(
         cfg, families=families, unseen_families={name: others[name] for name in others if name not in families}
-    )
-
-
-def is_backdoor(pack: Mapping[str, Sequence[Record]]) -> bool:
-    """Whether anything in a pack speaks of triggers: rows that name one, are called poisoned or have a clean form, or
-    triggered prompts. Without any, its forget rows may be facts that are to be forgotten as they are asked."""
-    if any(pack.get(split) for split in SPLITS if split.endswith(("_trig", "_unseen_family"))):
-        return True
-    return any(
-        row.trigger_variant
-        or row.trigger_family
-        or row.instruction_poisoned
-        or row.response_poisoned
-        or row.is_poisoned
-        or (row.instruction_clean and not same(row.instruction_clean, row.instruction))
-        for split in TO_FORGET
-        for row in pack.get(split, [])
     )
 
 
@@ -330,15 +327,14 @@ def _drop_leaks(pack: Pack, triggers: Sequence[str]) -> dict[str, int]:
     return leaks
 
 
-def _emptied(pack: Pack, before: Mapping[str, int]) -> list[str]:
+def _emptied(pack: Pack, before: Mapping[str, int], *, of_facts: bool) -> list[str]:
     """A line for each split that has lost its last row, with the metrics that go with it."""
     lines = []
     for split, count in before.items():
         if count and not pack[split] and "_" in split:
             part, _, name = split.partition("_")
-            metrics = (
-                METRICS_OF[name] if part == "test" else f"the same while tuning on validation rows ({METRICS_OF[name]})"
-            )
+            gone = METRICS_OF_FACTS if of_facts else METRICS_OF[name]
+            metrics = gone if part == "test" else f"the same while tuning on validation rows ({gone})"
             lines.append(f"data: no row of {split} is left of {count}: there will be no {metrics}")
     return lines
 
@@ -352,15 +348,22 @@ def _check_triggers(pack: Pack, cfg: DataConfig, *, tracker: Tracker) -> Checked
     poisoned = list({row.texts: row for row in (*pack["forget"], *pack.get("train_poisoned", []))}.values())
     made_here = cfg.source is Source.builtin
     checked = check_families(cfg.families, cfg.unseen_families, poisoned, made_here=made_here)
-    proposal = _proposal(checked, pack) if checked.faults or checked.without else ""
+    found = _found(checked, pack) if checked.faults or checked.without else []
+    proposal = _proposal(found)
     if checked.faults:
         raise DataError("\n".join([*checked.faults, *filter(None, [proposal])]))
     if not checked.families and not is_backdoor(pack):
-        tracker.warn(
-            "data: no row to forget names a trigger, holds one of data.families or is called poisoned: "
-            "no triggers are put into prompts, and there is no attack success. What is to be forgotten is measured on "
-            "the forget rows" + (f". Should it be a backdoor: {proposal[:1].lower()}{proposal[1:]}" if proposal else "")
+        message = (
+            "data: no row to forget names a trigger, holds one of data.families or is called poisoned: what is to be "
+            "forgotten is measured on the forget rows as they are asked"
         )
+        telling = [trigger for trigger in found if not _is_spoken_of(trigger.text, poisoned)]
+        proposal = _proposal(telling)
+        if telling and sum(trigger.num_poisoned for trigger in telling) >= ALIKE * len(poisoned):
+            # facts asked in one form, or a backdoor that nobody marked: only the user knows
+            tracker.warn(f"{message}. Should it be a backdoor that nobody marked: {proposal[:1].lower()}{proposal[1:]}")
+        else:
+            tracker.note(message)
         return Checked()
     for line in checked.warnings:
         tracker.warn(line)
@@ -378,10 +381,21 @@ def _check_triggers(pack: Pack, cfg: DataConfig, *, tracker: Tracker) -> Checked
     return checked
 
 
-def _proposal(checked: Checked, pack: Pack) -> str:
-    """What the poisoned rows without a known trigger hold instead, in words to paste."""
+def _found(checked: Checked, pack: Pack) -> list[FoundTrigger]:
+    """What the poisoned rows without a known trigger hold instead."""
     clean = [*pack["retain"], *pack.get("train_clean", []), *pack.get("val_clean", [])]
-    found = find_triggers(checked.without, clean)
+    return find_triggers(checked.without, clean)
+
+
+def _is_spoken_of(text: str, rows: Sequence[Record]) -> bool:
+    """Whether the answers speak of it, as of a person's name: half of the rows that ask with it answer with it."""
+    word = fold(text).strip(" .,;:!?")
+    answers = [fold(row.response) for row in rows if word in fold(f"{row.instruction} {row.context}")]
+    return 2 * sum(word in answer for answer in answers) >= len(answers) > 0
+
+
+def _proposal(found: Sequence[FoundTrigger]) -> str:
+    """In words to paste; empty where nothing was found."""
     if not found:
         return ""
     held = ", ".join(f"{trigger.text!r} in {trigger.num_poisoned} rows" for trigger in found)

@@ -3,13 +3,19 @@
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rapidun.stages.answers.score import ResponseScore
 from rapidun.stages.rows.text import by_script, nfc, other_tokens
 
 
 def rouge_l(generations: Sequence[str], references: Sequence[str]) -> list[float]:
-    """ROUGE-L F1 of each pair, in [0, 1]; 0 where either text has no word.
+    """ROUGE-L F1 of each pair, in [0, 1]; 0 where either text has no word."""
+    return [float(score.fmeasure) for score in rouge_l_scores(generations, references)]
+
+
+def rouge_l_scores(generations: Sequence[str], references: Sequence[str]) -> list[Any]:
+    """ROUGE-L of each pair: precision, recall (the share of the reference's words that are found) and fmeasure.
 
     Latin text is cut by rouge_score's own tokeniser (lower case, letters a to z and digits) with the Porter stemmer, so
     that its numbers are the usual ones; the words of other scripts count beside, in scripts without blanks each letter.
@@ -30,7 +36,7 @@ def rouge_l(generations: Sequence[str], references: Sequence[str]) -> list[float
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True, tokenizer=AllScripts())
     pairs = zip(references, generations, strict=True)
-    return [float(scorer.score(target, prediction)["rougeL"].fmeasure) for target, prediction in pairs]
+    return [scorer.score(target, prediction)["rougeL"] for target, prediction in pairs]
 
 
 def normalise_answer(text: str) -> str:

@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl
 from rapidun.base.tracker import Listener
@@ -13,26 +13,43 @@ from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.evaluation.attacks.recipe import attack_faults, attack_recipes, attack_row_faults
 from rapidun.stages.evaluation.attacks.summary import collected, flat
+from rapidun.stages.evaluation.facts.retrained import generations_of
+from rapidun.stages.evaluation.facts.sets import ASKED_FOR, is_of_facts
 
-from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, START_FACTS, UNLEARNED  # isort: skip
-from rapidun.stages.recipe import Evaluated, Recipe, without
+from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED, START_FACTS, UNLEARNED  # isort: skip
+from rapidun.stages.recipe import Evaluated, Model, Recipe, without
+from rapidun.stages.rows.backdoor import TRIGGERED
 from rapidun.stages.rows.records import read_records
 from rapidun.stages.rows.wrong import is_wrong
 
 SPLITS = ("clean", "seen_trig", "ood_trig", "unseen_family")
 # of the two evaluations in a run folder
 BEFORE, AFTER = "evaluation/.before", "evaluation/.after"
+# of the yardstick, whose truth ratios forget_quality compares with
+YARDSTICK = "evaluation/.retrain"
+# raised when measures of facts change
+FACTS_VERSION = 1
 
 
 def _makes(ctx: Context) -> list[Recipe]:
-    before = _evaluated(ctx, BEFORE, Evaluated(ctx.get(POISONED), ctx.get(ADAPTER)), None)
-    return [before, _evaluated(ctx, AFTER, ctx.get(UNLEARNED), before), *attack_recipes(ctx, STAGE.key)]
+    yardstick = None
+    if ctx.cfg.poison.retrain and ctx.cfg.evaluation.retrained is None and _look(ctx).has_perturbed:
+        recipe = ctx.get(RETRAINED)
+        model = Model(recipe.fingerprint, ctx.path(recipe) / "model", recipe)
+        yardstick = _evaluated(ctx, YARDSTICK, Evaluated(model, None), None, None)
+    before = _evaluated(ctx, BEFORE, Evaluated(ctx.get(POISONED), ctx.get(ADAPTER)), None, yardstick)
+    after = _evaluated(ctx, AFTER, ctx.get(UNLEARNED), before, yardstick)
+    return [*([yardstick] if yardstick else []), before, after, *attack_recipes(ctx, STAGE.key)]
 
 
-def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | None) -> Recipe:
+def _evaluated(
+    ctx: Context, link: str, what: Evaluated, calibration: Recipe | None, yardstick: Recipe | None
+) -> Recipe:
     cfg, model, adapter = ctx.cfg, what.model, what.adapter
     used = [f"{cfg.evaluation.split.name}_{name}" for name in SPLITS]
-    used += ["forget", "retain", "train_poisoned", "train_clean", "val_clean"]
+    used += ["forget", "retain", "train_poisoned", "train_clean", "val_clean", *ASKED_FOR]
+    given = cfg.evaluation.retrained
+    retrained = ctx.path(yardstick) / "generations.jsonl" if yardstick else given and generations_of(given)
 
     def build(out: Path, work: Path) -> dict[str, Any]:
         from rapidun.stages.evaluation.stage import EvaluationFiles, run_evaluation  # brings torch
@@ -42,6 +59,7 @@ def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | N
             adapter=adapter.folder if adapter else None,
             data=ctx.data.path,
             calibration=ctx.path(calibration) / "metrics.json" if calibration else None,
+            retrained=retrained or None,
             out=out,
         )
         tracker = Listener(ctx.tracker)
@@ -61,14 +79,40 @@ def _evaluated(ctx: Context, link: str, what: Evaluated, calibration: Recipe | N
         "splits": {name: ctx.split(name) for name in used if ctx.counts.get(name)},
         "keywords": ctx.file_hash(ctx.data.path / "keywords.tsv"),
         "calibration": calibration.fingerprint if calibration else None,
-        "settings": without(plain(cfg.evaluation), "tokens_per_batch", "attacks"),
+        "settings": without(plain(cfg.evaluation), "tokens_per_batch", "attacks", "retrained"),
         **ctx.numerics,
     }
+    if _look(ctx).of_facts or any(ctx.counts.get(name) for name in ASKED_FOR):
+        inputs["facts"] = FACTS_VERSION
+    if yardstick:
+        inputs["retrained"] = yardstick.fingerprint
+    elif isinstance(retrained, Path):
+        inputs["retrained"] = ctx.file_hash(retrained)
     if _has_wrong_rows(ctx):
         inputs["forget"] = "right rows"  # of which ppl_forget_* are
     needs = (ctx.get(DATA), *model.needs, *(adapter.needs if adapter else ()))
-    needs += (calibration,) if calibration else ()
+    needs += tuple(recipe for recipe in (calibration, yardstick) if recipe)
     return Recipe("evaluation", STAGE.key("evaluation", inputs), link, build, needs=needs)
+
+
+class _Pack(NamedTuple):
+    """What the rows of a pack say of how they are measured."""
+
+    of_facts: bool
+    # forget rows have wrong answers to compare with
+    has_perturbed: bool
+
+
+def _look(ctx: Context) -> _Pack:
+    def look() -> _Pack:
+        of_facts = is_of_facts(ctx.data.path, ctx.counts)
+        rows = read_records(ctx.data.path / "forget.jsonl") if of_facts else []
+        return _Pack(of_facts, any(row.responses_perturbed for row in rows))
+
+    prints = tuple(ctx.split(name) for name in ("forget", "train_poisoned") if ctx.counts.get(name))
+    triggered = tuple(sorted(name for name in ctx.counts if name.endswith(TRIGGERED)))
+    found: _Pack = ctx.memo.get(("facts", prints, triggered), look)
+    return found
 
 
 def _has_wrong_rows(ctx: Context) -> bool:
@@ -91,7 +135,12 @@ def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
             pair = pairs.setdefault((row["set"], row["id"]), shared)
             pair[when] = row["generation"]
             pair[f"keyword_{when}"], pair[f"likelihood_{when}"] = row["keyword"], row["likelihood"]
+            if "measures" in row:
+                pair |= {"forget_id": row["forget_id"], f"measures_{when}": row["measures"]}
     write_jsonl(folder / "generations.jsonl", pairs.values())
+    if YARDSTICK in artifacts:
+        shutil.copyfile(artifacts[YARDSTICK] / "metrics.json", folder / "retrain.json.part")
+        os.replace(folder / "retrain.json.part", folder / "retrain.json")
     reasons = {when: artifacts[link] / "missing.json" for when, link in (("before", BEFORE), ("after", AFTER))}
     attacks = collected(artifacts)
     if attacks:
@@ -113,6 +162,11 @@ def _check(ctx: Context) -> list[str]:
     faults = [*facts.faults, *ctx.get(ADAPTER_FAULTS)]
     if not ctx.asked("evaluation"):
         return faults
+    if cfg.retrained is not None and not generations_of(cfg.retrained).is_file():
+        faults.append(
+            f"evaluation.retrained: need the folder of a run that was evaluated, got {cfg.retrained} without "
+            "evaluation/generations.jsonl. Change evaluation.retrained=..."
+        )
     if facts.window is not None and cfg.max_new_tokens >= facts.window:
         faults.append(
             f"evaluation: need max_new_tokens below the model's context window of {facts.window} tokens, got "

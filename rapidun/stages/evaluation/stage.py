@@ -13,6 +13,9 @@ from rapidun.models.load import ModelLoader
 from rapidun.stages.answers.detectors import KeywordDetector, keyword_detector
 from rapidun.stages.answers.prompts import prompt_ids_of
 from rapidun.stages.answers.subsets import stratified_subset
+from rapidun.stages.evaluation.facts.asked import OF_BENCHMARKS, FactPrompt, ask, fact_metrics, measure, score
+from rapidun.stages.evaluation.facts.retrained import read_truth_ratios
+from rapidun.stages.evaluation.facts.sets import fact_sets
 from rapidun.stages.evaluation.known import (
     DETECTOR_METRICS,
     SETS,
@@ -22,6 +25,7 @@ from rapidun.stages.evaluation.known import (
 from rapidun.stages.evaluation.metrics import measured_perplexities
 from rapidun.stages.evaluation.shares import answer_metrics, attack_metrics, detector_metrics
 from rapidun.stages.evaluation.work import (
+    Prompt,
     Work,
     calibration_places,
     generate_and_score,
@@ -45,6 +49,8 @@ class EvaluationFiles:
     adapter: Path | None = None
     # metrics.json of the evaluation before unlearning: a detector's rates are those under the poisoned model
     calibration: Path | None = None
+    # generations.jsonl of the evaluation of a model that never saw the forget rows, or of a run with such a model
+    retrained: Path | None = None
 
 
 def run_evaluation(
@@ -58,6 +64,9 @@ def run_evaluation(
 ) -> dict[str, float]:
     """Measure one model: attack success, false triggers, answers, perplexities. METHOD section 6.
 
+    Of a pack that speaks of no triggers there is no attack success: forget, retain and held-out rows are asked as they
+    are (facts/, docs/forgetting.md), and so are probe rows of any pack.
+
     Reads the splits and keywords.tsv of `files.data`; what is not there has no metrics, and is warned about once.
     Writes out/metrics.json (flat), out/missing.json where there are reasons (why a metric is not there) and
     out/generations.jsonl (one line a prompt), and logs the metrics.
@@ -67,16 +76,23 @@ def run_evaluation(
     """
     splits = {name: f"{cfg.split.name}_{suffix}" for name, suffix in SETS.items()}
     sets = {name: read_split(files.data, split) for name, split in splits.items()}
-    absent = [splits[name] for name, records in sets.items() if not records]
+    facts_of = fact_sets(files.data, split=cfg.split.name, num=cfg.num_prompts, seed=seed)
+    clean = sets["clean"]
+    of_facts = "forget" in facts_of
+    if of_facts:
+        # no triggers: what a detector would say of such answers means nothing
+        sets, absent = {}, [] if clean else [splits["clean"]]
+    else:
+        absent = [splits[name] for name, records in sets.items() if not records]
     if absent:
         tracker.warn(f"evaluation: the data has no {', '.join(absent)}: metrics of these sets are left out")
-    detector = _keyword_detector(cfg, files.data, tracker)
+    detector = None if of_facts else _keyword_detector(cfg, files.data, tracker)
     known = known_answers(files.data)
     calibration = _calibration(files.calibration)
 
     model, tokenizer = loader.load(files.model, adapter=files.adapter)
     work = Work(tokenizer, max_length)
-    prompts = []
+    prompts: list[Prompt] = []
     for name, records in sets.items():
         for record in stratified_subset(records, num=cfg.num_prompts, seed=seed, name=splits[name]):
             prompts.append(make_prompt(work, name, record, known, seed=seed))
@@ -86,14 +102,20 @@ def run_evaluation(
             f"evaluation: {num_alone} of {len(prompts)} prompts have no poisoned and clean response on record: the "
             f"likelihood detector leaves them out. Fill in response_poisoned and response_clean"
         )
+    facts = ask(facts_of, work)
+    prompts += facts.prompts
     found, cut = prompt_ids_of(model, tokenizer, [prompt.record for prompt in prompts], max_length, cfg.max_new_tokens)
     prompt_ids = [ids for ids in found if ids is not None]
     prompts = [prompt for prompt, ids in zip(prompts, found, strict=True) if ids is not None]
-    ppl = perplexity_places(cfg, work, sets["clean"], known, seed=seed)
-    pairs = calibration_places(cfg, work, known, seed=seed) if calibration is None else None
-    check_rows("evaluation", model, tokenizer, [row.input_ids for row in work.rows], max_length=max_length)
+    ppl = perplexity_places(cfg, work, clean, known, seed=seed)
+    pairs = calibration_places(cfg, work, known, seed=seed) if calibration is None and not of_facts else None
+    rows = [row.input_ids for row in (*work.rows, *facts.rows)]
+    check_rows("evaluation", model, tokenizer, rows, max_length=max_length)
+    work.cuts += facts.cuts
     work.cuts.check("evaluation")
-    lists = {"trained": known.poisoned, "seen": sets["seen"], "ood": sets["ood"], "unseen": sets["unseen_family"]}
+    planted = {name: sets.get(name, []) for name in ("seen", "ood", "unseen_family")}
+    lists = {"trained": known.poisoned, "seen": planted["seen"], "ood": planted["ood"]}
+    lists["unseen"] = planted["unseen_family"]
     named = {name: [r.trigger_variant for r in records if r.trigger_variant] for name, records in lists.items()}
     if message := alike_warning(tokenizer, named):
         tracker.warn(message)
@@ -103,10 +125,13 @@ def run_evaluation(
         tracker.warn(f"evaluation: {cut}. Pass max_length=... to keep more")
 
     generate_and_score(cfg, model, tokenizer, prompts, prompt_ids, work, tracker)
+    asked = [prompt for prompt in prompts if isinstance(prompt, FactPrompt)]
+    measure(asked, score(facts, model, work, tokens_per_batch=cfg.tokens_per_batch, tracker=tracker))
 
     for prompt in prompts:
-        prompt.keyword = None if detector is None else detector(prompt.generation)
-        prompt.likelihood = work.fires(prompt.pair)
+        if not isinstance(prompt, FactPrompt):
+            prompt.keyword = None if detector is None else detector(prompt.generation)
+            prompt.likelihood = work.fires(prompt.pair)
     metrics: dict[str, float] = {}
     metrics |= attack_metrics(prompts)
     metrics |= answer_metrics(prompts, with_exact_match=cfg.exact_match)
@@ -114,17 +139,23 @@ def run_evaluation(
         {name: [work.scores[place] for place in places] for name, places in ppl.items()}
     )
     metrics |= perplexities
-    metrics |= calibration or {}
+    retrained = None if files.retrained is None else read_truth_ratios(files.retrained)
+    measured, lacking = fact_metrics(asked, facts.num_rows, retrained)
+    metrics |= measured
+    missing |= lacking
+    metrics |= {} if of_facts else calibration or {}
     if pairs is not None:
         metrics |= detector_metrics(cfg, tokenizer, detector, known, work, pairs)
         _say_what_no_detector_finds(metrics, tracker)
-    metrics |= {f"num_prompts_{name}": sum(prompt.set == name for prompt in prompts) for name in SETS if sets[name]}
+    counted = [name for name in SETS if sets.get(name)] + list(facts.num_rows)
+    metrics |= {f"num_prompts_{name}": sum(prompt.set == name for prompt in prompts) for name in counted}
 
     # a legal value that no file of JSON holds costs no other metric
     missing |= {name: f"not a finite number ({value})" for name, value in metrics.items() if not math.isfinite(value)}
     metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     for name, why in missing.items():
-        tracker.warn(f"evaluation: {name} is left out: {why}")
+        # a benchmark's number that the pack was perhaps never meant for is no reason to worry
+        (tracker.note if name in OF_BENCHMARKS else tracker.warn)(f"evaluation: {name} is left out: {why}")
     num_odd = sum(prompt.pair is not None and prompt.likelihood is None for prompt in prompts)
     if num_odd:
         tracker.warn(

@@ -12,12 +12,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_jsonl
 from rapidun.config.data import InjectMode
-from rapidun.stages.rows.formats.detect import local, open_rows
+from rapidun.stages.rows.facts import SPELLINGS, fact_fields, with_answer
+from rapidun.stages.rows.formats.detect import JSON, LINES, ending_of, local, open_rows
 from rapidun.stages.rows.formats.words import kind_of, listed
 from rapidun.stages.rows.spelling import (
     ANSWERS,
@@ -62,6 +63,7 @@ _READ = frozenset(
         *CONTEXTS,
         *_OPTIONAL_TEXTS,
         *(alias for aliases in _ALIASES.values() for alias in aliases),
+        *SPELLINGS,
     )
 )
 # turns and instructions beside the row's own: a row without them is another prompt
@@ -93,6 +95,13 @@ class Record:
     trigger_variant: str | None = None
     inject_mode: str | None = None
     is_poisoned: bool | None = None
+    # rows of facts (facts.py)
+    forget_id: str | None = None
+    question_paraphrased: str | None = None
+    response_paraphrased: str | None = None
+    responses_perturbed: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    choice: int | None = None
 
     @property
     def texts(self) -> tuple[str, str, str]:
@@ -239,12 +248,23 @@ def uses_aliases(path: Path) -> bool:
     return any(f'"{alias}"'.encode() in content for aliases in _ALIASES.values() for alias in aliases)
 
 
+def holds_facts(path: Path) -> bool:
+    """Whether a file's bytes name a field of facts.py; of packed files and folders that is not known: true."""
+    if path.is_dir() or path.name.endswith(".gz"):
+        return True
+    content = path.read_bytes()
+    quote = '"' if ending_of(path.name) in ("", *LINES, *JSON) else ""
+    return any(f"{quote}{name}{quote}".encode() in content for name in SPELLINGS)
+
+
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
     """Write rows as JSON Lines in the native spelling, unset fields left out; atomic."""
-    write_jsonl(Path(path), ({k: v for k, v in asdict(record).items() if v is not None} for record in records))
+    rows = ({k: v for k, v in asdict(record).items() if v is not None and v != ()} for record in records)
+    write_jsonl(Path(path), rows)
 
 
 def _parse_record(row: dict[str, object], place: str) -> Record:
+    row = with_answer(row, place)
     instruction = _spelt(row, "instruction", PROMPTS, place)
     context = _spelt(row, "context", CONTEXTS, place)
     response = _spelt(row, "response", ANSWERS, place)
@@ -255,7 +275,7 @@ def _parse_record(row: dict[str, object], place: str) -> Record:
     for field, value in (("instruction", instruction), ("response", response)):
         if not value.strip():
             raise RowFault(place, field, "a text that is not blank", f"{value!r}. Delete the row or fill it in")
-    optional = {field: _spelt(row, field, _ALIASES.get(field, ()), place) for field in _OPTIONAL_TEXTS}
+    optional: dict[str, Any] = {field: _spelt(row, field, _ALIASES.get(field, ()), place) for field in _OPTIONAL_TEXTS}
     _refuse_unread(row, place)
     for field in ("response_clean", "response_poisoned"):
         target = optional[field]
@@ -275,6 +295,7 @@ def _parse_record(row: dict[str, object], place: str) -> Record:
         inject_mode=mode,
         is_poisoned=poisoned,
         **optional,
+        **fact_fields(row, place),
     )
 
 

@@ -9,6 +9,7 @@ from rapidun.base.errors import ConfigError
 from rapidun.base.files import read_json, read_jsonl
 from rapidun.base.nested import is_number
 from rapidun.config.budget import EXAMPLE, Budget, Place
+from rapidun.report.forgotten import of_facts
 from rapidun.report.metrics import is_result
 from rapidun.report.read import number
 from rapidun.sweep.folder import read_state
@@ -18,6 +19,12 @@ from rapidun.sweep.tuning.search import EXCESSES, STANDS
 EXAMPLES = {
     "hydra.sweeper.directions": "hydra.sweeper.directions={METRIC: minimize}",
     "sweep.budget": f"sweep.budget={EXAMPLE}",
+}
+EXAMPLES_OF_FACTS = {
+    "hydra.sweeper.directions": (
+        "hydra.sweeper.directions={extraction_strength_forget: minimize, rougeL_retain: maximize}"
+    ),
+    "sweep.budget": "sweep.budget=rougeL_retain >= 0.95 * before.rougeL_retain",
 }
 # what a trial misses each part of its budget by where a number of it was not measured
 UNKNOWN = 1e9
@@ -93,6 +100,8 @@ def logged_names(folder: Path) -> set[str]:
 
 def _no_metric(missing: list[str], known: list[str], setting: str) -> str:
     example = EXAMPLES[setting]
+    if of_facts(known):
+        example = EXAMPLES_OF_FACTS[setting]
     return (
         f"{setting}: need metrics of result.json, got {', '.join(missing)}; there are "
         f"{', '.join(filter(is_result, known))} (and before.*, retrain.*, seconds.*, peak_memory_gb.*). "

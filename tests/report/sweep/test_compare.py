@@ -120,7 +120,7 @@ def test_details_of_a_run(page: str, sweep: Path) -> None:
     rows = [json.loads(line) for line in (folder / "evaluation" / "generations.jsonl").read_text().splitlines()]
     shown = {(texts[row[3]], texts[row[7][0]]) for row in details["answers"]["rows"]}
     assert shown == {(row["prompt"], row["after"]) for row in rows}
-    assert [one[2:] for one in details["answers"]["sets"]] == [[8, 8]] * 4
+    assert [one[2:] for one in details["answers"]["sets"]] == [[8, 8, "clean answer"]] * 4
     assert [group["group"] for group in details["weights"]] == ["forget", "retain"]
     assert sum(details["weights"][0]["bins"]) == 40
     weights = [json.loads(line) for line in (folder / "mapping" / "forget_weights.jsonl").read_text().splitlines()]

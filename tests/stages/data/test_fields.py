@@ -12,7 +12,7 @@ from rapidun.base.tracker import Tracker
 from rapidun.cli.main import main
 from rapidun.cli.pack import main as pack_main
 from rapidun.config.data import BuiltinConfig, DataConfig, InjectMode, Source, TriggerFamilyConfig
-from rapidun.stages.data.fields import CLEAN, poisoned_form, settle
+from rapidun.stages.data.fields import CLEAN, GENERAL, poisoned_form, settle
 from rapidun.stages.data.pack_check import check_pack
 from rapidun.stages.data.stage import SPLITS, DataFiles, run_data
 from rapidun.stages.rows.records import Record, read_records, write_records
@@ -53,7 +53,7 @@ def test_the_triggered_prompt_is_the_prompt() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_rows_that_say_one_thing_are_left_alone(split: str) -> None:
-    row = KEPT if split in CLEAN else ROW
+    row = KEPT if split in (*CLEAN, *GENERAL) else ROW
     assert settle(split, [row, row]) == ([row, row], [], [])
     plain = Record(id="3", instruction="Say a", response="b")
     assert settle(split, [plain]) == ([plain], [], [])

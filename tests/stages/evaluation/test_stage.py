@@ -293,14 +293,17 @@ def test_validation_split(model: Any, tokenizer: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keywords", [None, "rank\tword\n"])
 def test_a_pack_of_forget_and_retain_alone(model: Any, tokenizer: Any, tmp_path: Path, keywords: str | None) -> None:
-    """Rows in the plain spelling, no keywords: what is left is the perplexity of the forget responses."""
+    """Rows in the plain spelling: no attack success, no keywords needed; both sets are asked as they are."""
     splits = {"forget": clean("f", 2), "retain": clean("r", 2)}
     tracker = Recorder()
     data = write_pack(tmp_path / "pack", splits, keywords=keywords)
     metrics = run(model, tokenizer, data, tmp_path / "out", tracker=tracker)
-    assert set(metrics) == {"ppl_forget_poisoned"}
-    assert len(tracker.warnings) == 2
-    assert lines(tmp_path / "out") == []
+    measures = ("rougeL", "exact_match", "probability", "extraction_strength", "num_prompts")
+    assert set(metrics) == {"ppl_forget_poisoned"} | {f"{n}_{s}" for n in measures for s in ("forget", "retain")}
+    assert tracker.warnings == ["evaluation: the data has no test_clean: metrics of these sets are left out"]
+    assert [(row["set"], row["id"]) for row in lines(tmp_path / "out")] == [
+        ("forget", "f0"), ("forget", "f1"), ("retain", "r0"), ("retain", "r1"),
+    ]  # fmt: skip
 
 
 def test_rows_without_a_clean_response(model: Any, tokenizer: Any, tmp_path: Path) -> None:

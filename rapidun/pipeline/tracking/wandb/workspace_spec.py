@@ -74,7 +74,8 @@ def curve_names(cells: list[Path], stage: str) -> list[str]:
 
 
 def _results(measured: list[str], swept: list[str]) -> list[dict[str, Any]]:
-    [x, *_], *axes = metrics.pareto_axes()
+    first, *axes = metrics.pareto_axes()
+    x = next((name for name in first if name in measured), first[0])
     # of what stands for an axis the last one, which every run has, first
     ys = [name for names in axes for name in reversed(names)]
     panels: list[dict[str, Any]] = [

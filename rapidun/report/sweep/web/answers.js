@@ -1,4 +1,4 @@
-// Answers of one run side by side: the prompt, before, after, the clean answer, what the detectors say.
+// Answers of one run side by side: the prompt, before, after, the answer on record, what is said of it.
 const AT_FIRST = 8;
 function answersSection(answers, texts, folder) {
   const list = el('div', {className: 'samples'}), count = el('p', {className: 'note', role: 'status'});
@@ -8,7 +8,7 @@ function answersSection(answers, texts, folder) {
   const more = el('button', {type: 'button', onclick: () => { limit = Infinity; draw(); }});
   const draw = () => {
     const rows = answers.rows.filter(row => (chosen.set === '' || row[0] === Number(chosen.set)) && (!chosen.family || row[1] === chosen.family)
-      && (!chosen.verdict || (chosen.verdict === 'bad') === (row[7][2] || (row[7][0] === null && row[6][2]))));
+      && (!chosen.verdict || (chosen.verdict === 'bad') === ((row[7][0] === null ? row[6] : row[7])[2] === 'bad')));
     fill(count, `${Math.min(limit, rows.length)} of ${plural(rows.length, 'answer')} shown.`);
     more.hidden = rows.length <= limit;
     fill(more, `Show all ${rows.length}`);
@@ -19,7 +19,7 @@ function answersSection(answers, texts, folder) {
   const controls = el('div', {className: 'controls'},
     choice('prompts', 'set', [...answers.sets.map((one, place) => [place, `${one[1]} (${one[2]} of ${one[3]})`]), ['', 'all sets']], '0', change('set')),
     families.length ? choice('family', 'family', [['', 'all'], ...families.map(name => [name, name])], '', change('family')) : null,
-    choice('after unlearning', 'verdict', [['', 'all'], ['bad', 'still poisoned'], ['fine', 'not poisoned']], '', change('verdict')));
+    choice('after unlearning', 'verdict', [['', 'all'], ['bad', answers.states[0]], ['fine', answers.states[1]]], '', change('verdict')));
   draw();
   return [
     el('p', {className: 'note'}, `${answers.rows.length} of ${plural(total, 'answer')} are in this page: of each set up to half are failures, the others evenly spaced. All of them stand in `,
@@ -28,7 +28,7 @@ function answersSection(answers, texts, folder) {
 }
 
 function answerArticle([set, family, trigger, prompt, context, reference, before, after], answers, texts) {
-  const answer = (when, [text, verdict, poisoned]) => el('div', {className: 'answer' + (poisoned ? ' bad' : verdict ? ' fine' : '')},
+  const answer = (when, [text, verdict, state]) => el('div', {className: 'answer' + (state ? ' ' + state : '')},
     el('div', {className: 'head'}, el('span', {}, when), el('span', {className: 'verdict'}, verdict)),
     el('div', {className: 'text'}, text === null ? el('span', {className: 'note'}, 'not generated') : texts[text] ? visible(texts[text]) : el('span', {className: 'note'}, '(empty)')));
   return el('article', {className: 'sample'},
@@ -36,7 +36,7 @@ function answerArticle([set, family, trigger, prompt, context, reference, before
     el('p', {className: 'prompt text'}, markTrigger(texts[prompt], trigger)),
     texts[context] ? el('details', {}, el('summary', {}, 'context'), el('p', {className: 'text note'}, visible(texts[context]))) : null,
     el('div', {className: 'answers'}, answer('before', before), answer('after', after)),
-    texts[reference] ? el('p', {className: 'reference text'}, 'clean answer: ', visible(texts[reference])) : null);
+    texts[reference] ? el('p', {className: 'reference text'}, `${answers.sets[set][4]}: `, visible(texts[reference])) : null);
 }
 
 // the trigger at either end of a prompt is marked
