@@ -40,7 +40,9 @@ class PrivacyConfig:
             privacy__run=self.run,
         )
         faults.need(
-            self.num_rows is None or self.num_rows >= 2, "privacy.num_rows >= 2 or null", privacy__num_rows=self.num_rows
+            self.num_rows is None or self.num_rows >= 2,
+            "privacy.num_rows >= 2 or null",
+            privacy__num_rows=self.num_rows,
         )
         faults.need(0 < self.min_k <= 1, "0 < privacy.min_k <= 1", privacy__min_k=self.min_k)
         faults.need(

@@ -15,6 +15,8 @@ from rapidun.stages.evaluation.attacks.recipe import attack_faults, attack_recip
 from rapidun.stages.evaluation.attacks.summary import collected, flat
 from rapidun.stages.evaluation.facts.retrained import generations_of
 from rapidun.stages.evaluation.facts.sets import ASKED_FOR, is_of_facts
+from rapidun.stages.evaluation.privacy import summary as privacy
+from rapidun.stages.evaluation.privacy.recipe import privacy_recipes
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED, START_FACTS, UNLEARNED  # isort: skip
 from rapidun.stages.recipe import Evaluated, Model, Recipe, without
@@ -39,7 +41,8 @@ def _makes(ctx: Context) -> list[Recipe]:
         yardstick = _evaluated(ctx, YARDSTICK, Evaluated(model, None), None, None)
     before = _evaluated(ctx, BEFORE, Evaluated(ctx.get(POISONED), ctx.get(ADAPTER)), None, yardstick)
     after = _evaluated(ctx, AFTER, ctx.get(UNLEARNED), before, yardstick)
-    return [*([yardstick] if yardstick else []), before, after, *attack_recipes(ctx, STAGE.key)]
+    further = [*attack_recipes(ctx, STAGE.key), *privacy_recipes(ctx, STAGE.key)]
+    return [*([yardstick] if yardstick else []), before, after, *further]
 
 
 def _evaluated(
@@ -79,7 +82,7 @@ def _evaluated(
         "splits": {name: ctx.split(name) for name in used if ctx.counts.get(name)},
         "keywords": ctx.file_hash(ctx.data.path / "keywords.tsv"),
         "calibration": calibration.fingerprint if calibration else None,
-        "settings": without(plain(cfg.evaluation), "tokens_per_batch", "attacks", "retrained"),
+        "settings": without(plain(cfg.evaluation), "tokens_per_batch", "attacks", "privacy", "retrained"),
         **ctx.numerics,
     }
     if _look(ctx).of_facts or any(ctx.counts.get(name) for name in ASKED_FOR):
@@ -145,6 +148,11 @@ def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
     attacks = collected(artifacts)
     if attacks:
         write_json(folder / "attacks.json", attacks)
+    measured = privacy.collected(artifacts)
+    if measured:
+        write_json(folder / "privacy.json", privacy.for_report(measured))
+    if margins := privacy.margins(measured):
+        write_json(folder / "margins.json", margins)
     missing = {when: read_json(path) for when, path in reasons.items() if path.is_file()}
     if missing:
         write_json(folder / "missing.json", missing)
@@ -153,8 +161,8 @@ def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
 def _metrics(artifacts: Mapping[str, Path]) -> dict[str, Any]:
     """The metrics after unlearning under their own names, those before it as `before.<name>`."""
     before, after = (read_json(artifacts[link] / "metrics.json") for link in (BEFORE, AFTER))
-    attacks = flat(collected(artifacts))
-    return {**after, **{f"before.{name}": value for name, value in before.items()}, **attacks}
+    further = {**flat(collected(artifacts)), **privacy.flat(privacy.collected(artifacts))}
+    return {**after, **{f"before.{name}": value for name, value in before.items()}, **further}
 
 
 def _check(ctx: Context) -> list[str]:
@@ -190,7 +198,7 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 5, "attack": 1},
+    versions={"evaluation": 5, "attack": 1, "privacy": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,

@@ -11,6 +11,7 @@ FILES = {
     "edit": ("adapter", "edits.json"),
     "evaluation": ("metrics.json",),
     "attack": ("attack.json",),
+    "privacy": ("privacy.json",),
 }
 
 

@@ -1,4 +1,4 @@
-"""Membership inference: whether rows that were trained on can be told from rows that were not, by how likely they are."""
+"""Membership inference: whether rows that were trained on can be told from others by how likely they are."""
 
 import math
 import zlib
@@ -41,7 +41,7 @@ def membership_scores(stats: TokenStats, text: str, *, min_k: float) -> dict[str
 
 
 def normalised(stats: TokenStats) -> Tensor:
-    """[n], (log p - mu) / sigma; where sigma is 0 a token is as likely as any that can come (0), or cannot come (-inf)."""
+    """[n], (log p - mu) / sigma; where sigma is 0, a token is as likely as any that can come (0) or cannot (-inf)."""
     flat = torch.where(stats.log_probs > -torch.inf, 0.0, -torch.inf).to(stats.log_probs.dtype)
     return torch.where(stats.stds > 0, (stats.log_probs - stats.means) / stats.stds, flat)
 

@@ -56,9 +56,7 @@ def chunks(logits: Tensor) -> Iterator[slice]:
     return (slice(top, top + height) for top in range(0, len(logits), height))
 
 
-def token_stats(
-    model: Any, rows: Sequence[Encoded], *, pad_token_id: int, tokens_per_batch: int
-) -> list[TokenStats]:
+def token_stats(model: Any, rows: Sequence[Encoded], *, pad_token_id: int, tokens_per_batch: int) -> list[TokenStats]:
     """TokenStats of each row, in their order; the other rows of a batch change rounding only."""
     found: dict[int, TokenStats] = {}
     for batch, (tokens,) in packed_batches([model], rows, pad_token_id=pad_token_id, tokens_per_batch=tokens_per_batch):
