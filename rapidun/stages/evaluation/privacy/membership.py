@@ -42,8 +42,9 @@ def membership_scores(stats: TokenStats, text: str, *, min_k: float) -> dict[str
 
 def normalised(stats: TokenStats) -> Tensor:
     """[n], (log p - mu) / sigma; where sigma is 0, a token is as likely as any that can come (0) or cannot (-inf)."""
-    flat = torch.where(stats.log_probs > -torch.inf, 0.0, -torch.inf).to(stats.log_probs.dtype)
-    return torch.where(stats.stds > 0, (stats.log_probs - stats.means) / stats.stds, flat)
+    flat = stats.log_probs.masked_fill(stats.log_probs > -torch.inf, 0.0)
+    # what is no number stays none
+    return torch.where(stats.stds == 0, flat, (stats.log_probs - stats.means) / stats.stds)
 
 
 def lowest_mean(values: Tensor, share: float) -> float:

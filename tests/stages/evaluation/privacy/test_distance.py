@@ -74,5 +74,5 @@ def test_every_token_counts_the_same() -> None:
 def test_other_vocabularies_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     both = [SimpleNamespace(logits=torch.zeros(2, 5)), SimpleNamespace(logits=torch.zeros(2, 6))]
     monkeypatch.setattr(distance, "packed_batches", lambda *args, **more: iter([([0], both)]))
-    with pytest.raises(ArtifactError, match="one vocabulary .* got 5 tokens in the retrained and 6"):
+    with pytest.raises(ArtifactError, match=r"one vocabulary .* got 5 tokens in the retrained and 6"):
         row_kl(None, None, [], pad_token_id=0, tokens_per_batch=9)

@@ -51,6 +51,9 @@ def test_without_spread_a_token_is_plain_or_impossible() -> None:
     given = stats([-math.log(2), -math.inf], means=[-math.log(2)] * 2, stds=[0.0, 0.0])
     assert normalised(given).tolist() == [0.0, -math.inf]
     assert membership_scores(given, "x", min_k=0.5)["mia_min_k_pp"] == -math.inf
+    odd = stats([math.nan, -1.0], means=[math.nan, -1.0], stds=[math.nan, 0.0])
+    assert math.isnan(normalised(odd)[0]) and normalised(odd)[1] == 0
+    assert all(map(math.isnan, membership_scores(odd, "x", min_k=1.0).values()))
 
 
 def pairs(members: np.ndarray, others: np.ndarray) -> float:
