@@ -364,6 +364,12 @@ def _privacy(cfg: RunConfig, key: str) -> Unread | None:
     return None
 
 
+def _lm_eval(cfg: RunConfig, key: str) -> Unread | None:
+    if not cfg.evaluation.lm_eval.tasks and key != "evaluation.lm_eval.tasks":
+        return Unread("evaluation.lm_eval.tasks=[]", "pass evaluation.lm_eval.tasks=[NAME]")
+    return None
+
+
 def _tracking(cfg: RunConfig, key: str) -> Unread | None:
     kind = cfg.tracking.kind
     readers = TRACKERS.get(key.split(".")[1], tuple(TrackerKind))
@@ -398,5 +404,6 @@ RULES = (
     Rule(("unlearning",), _unlearning),
     Rule(("evaluation.attacks",), _attacks),
     Rule(("evaluation.privacy",), _privacy),
+    Rule(("evaluation.lm_eval",), _lm_eval),
     Rule(("tracking",), _tracking),
 )

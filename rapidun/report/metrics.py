@@ -86,6 +86,9 @@ class Metric:
 OTHER = "Other"
 ATTACKED = "Attacks (largest ASR)"
 PRIVACY = "Privacy, and distance to the retrained model"
+CAPABILITY = "Benchmarks (lm-eval)"
+# what a benchmark's names begin with
+LM_EVAL = "lm_eval."
 
 
 def _poisoned(name: str, detector: Detector, **more: Any) -> Metric:
@@ -234,8 +237,21 @@ def in_words(metric: Metric, *, facts: bool) -> Metric:
 
 def find_metric(name: str) -> Metric | None:
     """The entry of a name in result.json; `asr_seen.A_surface`, `before.asr_seen` and `retrain.asr_seen` have
-    that of `asr_seen`."""
-    return METRICS.get(name.removeprefix(BEFORE).removeprefix(RETRAIN).split(".")[0])
+    that of `asr_seen`. Of a benchmark's, which no list can name, one is made."""
+    bare = name.removeprefix(BEFORE).removeprefix(RETRAIN)
+    return _capability(bare) if bare.startswith(LM_EVAL) else METRICS.get(bare.split(".")[0])
+
+
+def _capability(name: str) -> Metric:
+    """`lm_eval.<task>.<metric>`: shares and scores are better large, perplexities and bits small."""
+    task, _, metric = name.removeprefix(LM_EVAL).partition(".")
+    small = metric.startswith(("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score"))
+    kind = Kind.perplexity if "perplexity" in metric else Kind.plain if "bits" in metric else Kind.score
+    return Metric(
+        name=name, group=CAPABILITY, label=f"{task}, {metric.replace('.', ', ')}", kind=kind,
+        better=0 if metric.endswith(".stderr") else -1 if small else 1,
+        meaning=f"{metric} of the benchmark {task}, as lm-evaluation-harness computes it.",
+    )  # fmt: skip
 
 
 def heading_of(name: str) -> str:

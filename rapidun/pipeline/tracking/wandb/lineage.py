@@ -12,6 +12,7 @@ FILES = {
     "evaluation": ("metrics.json",),
     "attack": ("attack.json",),
     "privacy": ("privacy.json",),
+    "lm_eval": ("lm_eval.json",),
 }
 
 
