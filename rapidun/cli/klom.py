@@ -16,8 +16,8 @@ from rapidun.report.sweep.page import gather
 def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="rapidun klom",
-        description="KLOM (arXiv 2410.23232): KL between the margins of unlearned and of retrained models, point by point, "
-        f"over at least {FEWEST} different models of each. Needs runs with evaluation.privacy.run=[margins] and "
+        description="KLOM (arXiv 2410.23232): KL between the margins of unlearned and of retrained models, point by "
+        f"point, over at least {FEWEST} different models of each. Needs runs with evaluation.privacy.run=[margins] and "
         "poison.retrain=true, of several seeds.",
     )
     made.add_argument("paths", nargs="+", type=FOLDER, metavar="DIR", help="a sweep folder, or run folders")

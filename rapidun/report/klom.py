@@ -36,8 +36,9 @@ def klom(
     """KL(margins of models || margins of retrained models) of each point, from histograms; [P] nats.
 
     Margins are cut to [-limit, limit]. The bins are equal parts of the range that both have at this point; shares of
-    models in a bin are p and q, and the sum of p ln(p / q) runs over the bins with p > 0, q being at least eps. A point
-    where all margins are one value has 0. The largest value is ln(1 / eps), about 11.5.
+    models in a bin are p and q, and the sum of p ln(p / q) runs over the bins with p > 0, q being at least eps. The
+    last bin holds its upper end. A point where all margins are one value has 0. The largest value is ln(1 / eps),
+    about 11.5.
 
     Args: models: [N, P]. retrained: [M, P]; N, M >= 3, all finite.
     Raises: ValueError for fewer, or where the points differ.
@@ -142,7 +143,7 @@ def _group_rows(label: str, cells: Sequence[Cell]) -> list[KlomRow]:
             raise DataError(
                 f"klom: {label}: need at least {FEWEST} different {'retrained' if role == 'retrain' else role} models "
                 f"(one distribution over models against another), got {len(found.get(role, {}))} of {len(cells)} runs. "
-                "Run more seeds, with evaluation.privacy.run=[margins] and poison.retrain=true: rapidun -m seed=1,2,3 ..."
+                "Run more seeds, with evaluation.privacy.run=[margins] and poison.retrain=true: rapidun -m seed=1,2,3"
             )
     rows = []
     retrained = list(found["retrain"].values())
