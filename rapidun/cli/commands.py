@@ -60,6 +60,11 @@ SUBCOMMANDS = {
         "build|verify|fit|score|top",
         "an index of a large training set's gradients on disk, and queries to it",
     ),
+    "trace": SubCommand(
+        "rapidun.cli.tracing.command",
+        "QUERIES --rows FILE...",
+        "from bad outputs to the training rows to blame; --pack DIR: what to unlearn",
+    ),
     "completion": SubCommand(
         "rapidun.cli.completion", "bash|zsh|fish", 'the script for TAB: eval "$(rapidun completion bash)"'
     ),

@@ -3,16 +3,15 @@
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import sha256_file
+from rapidun.cli.progress import Progress
 from rapidun.config.index import IndexSettings
 from rapidun.config.influence import InfluenceConfig, Precondition, Score
 from rapidun.models.load import pick_device
@@ -46,7 +45,6 @@ from rapidun.stages.influence.tokenwise import write_tokens
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.records import Record, read_records
 
-LOG_SECONDS = 60.0
 MEND = "Build the index with another --max-length to keep more"
 
 
@@ -69,7 +67,7 @@ def _build(args: argparse.Namespace) -> int:
     manifest = Manifest(args.out, recipe)
     if (args.out / MANIFEST).is_file():
         check_claim(manifest)
-    report = _Progress(args.out)
+    report = Progress(args.out, "shards")
     missing = [shard for shard in range(manifest.num_shards) if not manifest.is_done(shard)]
     if missing and args.workers > 1:
         cuts = count_cuts(settings, model=args.model, records=records, response=args.response)
@@ -83,6 +81,7 @@ def _build(args: argparse.Namespace) -> int:
             rows.check_room()
             # only now: what could not be loaded claims no folder
             claim_folder(args.out, recipe)
+            report.start(manifest.num_shards - len(missing))
             build_shards(manifest, rows.vectors, on_shard=report, tell=lambda line: print(line, file=sys.stderr))
             cuts = rows.cuts
     report.end()
@@ -101,13 +100,14 @@ def _say_cuts(cuts: Cuts, settings: IndexSettings, *, mend: str) -> None:
         print(f"rapidun: {message}", file=sys.stderr)
 
 
-def _build_with_workers(args: argparse.Namespace, report: "_Progress", manifest: Manifest) -> None:
+def _build_with_workers(args: argparse.Namespace, report: Progress, manifest: Manifest) -> None:
     """Raises: ArtifactError if the index is not finished when all workers have ended (says why)."""
     num_gpus = torch.cuda.device_count() if pick_device(args.device) == "cuda" else 0
 
     def done() -> int:
         return sum(map(manifest.is_done, range(manifest.num_shards)))
 
+    report.start(done())
     # the last of two equal options counts
     messages = run_workers(
         ["index", *args.argv, "--workers", "1"],
@@ -132,32 +132,6 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Progress:
-    """One line that changes on a terminal; elsewhere (a job's log) a line a minute."""
-
-    def __init__(self, what: Path, unit: str = "shards") -> None:
-        self.what = what
-        self.unit = unit
-        self._on_terminal = sys.stderr.isatty()
-        self._shown = ""
-        self._time = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        line = f"{self.what}: {done} of {total} {self.unit}"
-        if line == self._shown:
-            return
-        if self._on_terminal:
-            print(f"\r{line}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self._time >= LOG_SECONDS:
-            self._time = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
-        self._shown = line
-
-    def end(self) -> None:
-        if self._on_terminal and self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
 def _fit(args: argparse.Namespace) -> int:
     check_room_for(args.out)
     manifest = open_manifest(args.index)
@@ -173,7 +147,8 @@ def _fit(args: argparse.Namespace) -> int:
     was_there = is_fitted(args.out, recipe)
     if not was_there:
         rows = GradientRows(settings, model=args.model, adapter=args.adapter, records=records, response=args.response)
-        report = _Progress(args.out, "batches")
+        report = Progress(args.out, "batches")
+        report.start()
         curvatures = fit_factors(rows, kind=kind, seed=args.seed, on_batch=lambda done, total, _: report(done, total))
         report.end()
         _say_cuts(rows.cuts, settings, mend=MEND)

@@ -10,11 +10,11 @@ from rapidun.base.nested import at
 from rapidun.config import keys
 from rapidun.config.budget import EXAMPLE, SETTING, Budget
 from rapidun.config.run import STAGES
-from rapidun.report.metrics import BEFORE, COSTS, METRICS, SETS, Detector, rate_names
+from rapidun.report.metrics import BEFORE, COSTS, METRICS, RETRAIN, SETS, Detector, rate_names
 from rapidun.report.sweep.cells import Cell
 
 # what may stand before a metric's name: the model before unlearning, the yardstick
-PREFIXES = (BEFORE, "retrain.")
+PREFIXES = (BEFORE, RETRAIN)
 # --budget of no budget
 NO_BUDGET = "none"
 

@@ -80,7 +80,7 @@ def build_pack(
             f"Give more clean rows or other proportions"
         )
     pool = _response_pool(responses, num_poisoned, 4 * len(test), rng)
-    hosts = set(_stratified_by_category(train, num_poisoned, rng))
+    hosts = set(stratified_by_category(train, num_poisoned, rng))
     triggers = deal(seen, num_poisoned, rng=rng)
     poisoned = [
         poison(train[i], trigger, response=response, seed=seed)
@@ -150,7 +150,7 @@ def _split_by_instruction(
     return test, val, train
 
 
-def _stratified_by_category(rows: Sequence[Record], count: int, rng: random.Random) -> list[int]:
+def stratified_by_category(rows: Sequence[Record], count: int, rng: random.Random) -> list[int]:
     """Indices of `count` rows; each category gives its share, to within one."""
     by_category: dict[str, list[int]] = {}
     for index, row in enumerate(rows):

@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl
 from rapidun.base.tracker import Listener
 from rapidun.config.plain import plain
+from rapidun.config.unlearning import Objective
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.evaluation.attacks.recipe import attack_faults, attack_recipes, attack_row_faults
 from rapidun.stages.evaluation.attacks.summary import collected, flat
 from rapidun.stages.evaluation.benchmarks.recipe import benchmark_faults, benchmark_recipes, benchmarks
-from rapidun.stages.evaluation.facts.retrained import generations_of
-from rapidun.stages.evaluation.facts.sets import ASKED_FOR, is_of_facts
+from rapidun.stages.evaluation.facts.retrained import generations_of, objective_of
+from rapidun.stages.evaluation.facts.sets import ASKED_FOR, HELD_OUT, is_of_facts
 from rapidun.stages.evaluation.privacy import summary as privacy
 from rapidun.stages.evaluation.privacy.recipe import privacy_recipes
 from rapidun.stages.evaluation.roles import ROLES
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED, START_FACTS, UNLEARNED  # isort: skip
 from rapidun.stages.recipe import Evaluated, Model, Recipe, without
-from rapidun.stages.rows.backdoor import TRIGGERED
 from rapidun.stages.rows.records import read_records
 from rapidun.stages.rows.wrong import is_wrong
 
@@ -31,6 +31,8 @@ SPLITS = ("clean", "seen_trig", "ood_trig", "unseen_family")
 BEFORE, AFTER = "evaluation/.before", "evaluation/.after"
 # of the yardstick, whose truth ratios forget_quality compares with
 YARDSTICK = "evaluation/.retrain"
+# the objective whose model never saw the forget rows
+RETRAIN = Objective.retrain.name
 # raised when measures of facts change
 FACTS_VERSION = 1
 
@@ -66,6 +68,7 @@ def _evaluated(
             data=ctx.data.path,
             calibration=ctx.path(calibration) / "metrics.json" if calibration else None,
             retrained=retrained or None,
+            is_yardstick=link == YARDSTICK,
             out=out,
         )
         tracker = Listener(ctx.tracker)
@@ -116,8 +119,8 @@ def _look(ctx: Context) -> _Pack:
         return _Pack(of_facts, any(row.responses_perturbed for row in rows))
 
     prints = tuple(ctx.split(name) for name in ("forget", "train_poisoned") if ctx.counts.get(name))
-    triggered = tuple(sorted(name for name in ctx.counts if name.endswith(TRIGGERED)))
-    found: _Pack = ctx.memo.get(("facts", prints, triggered), look)
+    held_out = tuple(sorted(name for name in ctx.counts if name.startswith(HELD_OUT)))
+    found: _Pack = ctx.memo.get(("facts", prints, held_out), look)
     return found
 
 
@@ -180,6 +183,12 @@ def _check(ctx: Context) -> list[str]:
         faults.append(
             f"evaluation.retrained: need the folder of a run that was evaluated, got {cfg.retrained} without "
             "evaluation/generations.jsonl. Change evaluation.retrained=..."
+        )
+    elif cfg.retrained is not None and objective_of(cfg.retrained) not in (None, RETRAIN):
+        faults.append(
+            f"evaluation.retrained: need a run whose model never saw the forget rows (unlearning={RETRAIN}), got "
+            f"{cfg.retrained} with unlearning.objective={objective_of(cfg.retrained)}. Change evaluation.retrained, "
+            "pass its evaluation/generations.jsonl itself if its model is one, or poison.retrain=true instead"
         )
     if facts.window is not None and cfg.max_new_tokens >= facts.window:
         faults.append(
