@@ -5,7 +5,9 @@ from enum import Enum
 
 from rapidun.config.attacks import AttacksConfig
 from rapidun.config.detectors import DetectorsConfig
+from rapidun.config.lm_eval import LmEvalConfig
 from rapidun.config.parts import Faults
+from rapidun.config.privacy import PrivacyConfig
 
 
 class Split(Enum):
@@ -37,6 +39,10 @@ class EvaluationConfig:
     detectors: DetectorsConfig = field(default_factory=DetectorsConfig)
     # what an adversary may do with the unlearned model; evaluation=attacks
     attacks: AttacksConfig = field(default_factory=AttacksConfig)
+    # what of the forget rows can still be told from it, and how far it is from a retrained one; evaluation=attacks
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    # benchmarks of lm-evaluation-harness, before and after
+    lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
     # folder of a run whose unlearned model never saw the forget rows (unlearning=retrain), for forget_quality of rows
     # with wrong answers (docs/forgetting.md); null = the yardstick of poison.retrain=true, if there is one
     retrained: str | None = None
@@ -56,4 +62,6 @@ class EvaluationConfig:
             faults.need(value >= 1, f"{key} >= 1", **{key: value})
         self.detectors.check(faults)
         self.attacks.check(faults)
+        self.privacy.check(faults)
+        self.lm_eval.check(faults)
         return faults

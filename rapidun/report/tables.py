@@ -13,6 +13,7 @@ from rapidun.report.metrics import (
     ABSENT,
     BESIDE,
     DETECTORS,
+    LM_EVAL,
     METRICS,
     OTHER,
     SUFFIX,
@@ -20,6 +21,7 @@ from rapidun.report.metrics import (
     TRIGGERED,
     Kind,
     Metric,
+    find_metric,
     format_change,
     format_value,
     in_words,
@@ -116,9 +118,10 @@ def before_after_rows(before: Mapping[str, float], after: Mapping[str, float], *
     ]
     names.sort(key=lambda name: not _is_of(METRICS[name], first))
     names += sorted(name for name in {*before, *after} if name not in METRICS and not _is_detail(name))
+    names += sorted(name for name in {*before, *after} if name.startswith(LM_EVAL) and not name.endswith(".stderr"))
     rows = []
     for name in names:
-        metric = METRICS.get(name) or Metric(name=name, group=OTHER, label=name, kind=Kind.plain)
+        metric = find_metric(name) or Metric(name=name, group=OTHER, label=name, kind=Kind.plain)
         if _is_of(metric, first):
             metric = replace(metric, group=f"By the run's detector: {DETECTORS[Detector(first)]}")
         metric = in_words(metric, facts=facts)
