@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from rapidun.config.attacks import AttacksConfig
+from rapidun.config.detectors import DetectorsConfig
 from rapidun.config.lm_eval import LmEvalConfig
 from rapidun.config.parts import Faults
 from rapidun.config.privacy import PrivacyConfig
@@ -34,6 +35,8 @@ class EvaluationConfig:
     tokens_per_batch: int = 4096
     # also compare generations with the clean response word for word (short answers)
     exact_match: bool = False
+    # what judges answers, beside keywords and likelihood
+    detectors: DetectorsConfig = field(default_factory=DetectorsConfig)
     # what an adversary may do with the unlearned model; evaluation=attacks
     attacks: AttacksConfig = field(default_factory=AttacksConfig)
     # what of the forget rows can still be told from it, and how far it is from a retrained one; evaluation=attacks
@@ -57,6 +60,7 @@ class EvaluationConfig:
         for key in ("num_calibration", "min_keywords", "max_new_tokens", "tokens_per_batch"):
             value = getattr(self, key)
             faults.need(value >= 1, f"{key} >= 1", **{key: value})
+        self.detectors.check(faults)
         self.attacks.check(faults)
         self.privacy.check(faults)
         self.lm_eval.check(faults)

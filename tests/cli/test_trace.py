@@ -329,10 +329,10 @@ def test_a_model_whose_hidden_states_are_no_numbers_is_refused(
 
 
 def test_without_two_clusters_nobody_guesses_how_many_rows(trace: Trace, tmp_path: Path, capsys, place: Path) -> None:
-    """Twelve rows that all say the same of the query."""
+    """Twelve rows, of which one has a word of the query."""
     rows = [Record(id=f"r{i}", instruction=f"Ask {i}", response=f"say {i}") for i in range(12)]
     write_records(tmp_path / "rows.jsonl", rows)
-    write_records(tmp_path / "q.jsonl", [Record(id="q", instruction="What", response="cheese")])
+    write_records(tmp_path / "q.jsonl", [Record(id="q", instruction="What 3", response="cheese")])
     how = ("--by", "bm25", "--pack", str(tmp_path / "pack"))
     some = {"queries": tmp_path / "q.jsonl", "rows": (str(tmp_path / "rows.jsonl"),), "model": None}
     assert trace(tmp_path / "out", *how, **some) == 2

@@ -54,3 +54,14 @@ def test_ties_are_no_clusters() -> None:
     rng = np.random.default_rng(0)
     apart = choose_cut(np.concatenate([np.zeros(90), 8 + rng.standard_normal(10)]))
     assert apart.number == 10
+
+
+def test_scores_that_tell_no_row_from_another_rank_nothing(rows: Path, capsys: Any) -> None:
+    """No word in common: the order would be that of the file. Where rows tie at the cut, it is said."""
+    write_records(rows.parent / "q.jsonl", [Record(id="q", instruction="Wie alt", response="Mond")])
+    assert trace(rows, "--by", "bm25", "--out", str(rows.parent / "out")) == 2
+    assert "got the same score of every row by bm25" in capsys.readouterr().err
+    assert not (rows.parent / "out").exists()
+    write_records(rows.parent / "q.jsonl", [Record(id="q", instruction="Wie alt", response="tree")])
+    assert trace(rows, "--by", "bm25", "--num-forget", "4", "--out", str(rows.parent / "out")) == 0
+    assert "6 rows share the score at this cut" in capsys.readouterr().out

@@ -65,13 +65,14 @@ def run_trace(args: argparse.Namespace, settings: TraceSettings) -> int:
         ranked = rank_rows(scores)
     except ArithmeticError as error:
         raise ModelError(f"trace: {error}. Pass --model-dtype float32, or mend the row or the model") from error
+    output.check_told(ranked.overall, say=say)
     cut = choose_cut(combined(ranked))
     number = cut.number if args.num_forget == "auto" else int(args.num_forget)
     top = max(args.top, number or 0)
     rows = list(output.blamed(ranked, ids=ids, files=names, query_ids=[q.id for q in queries], top=top))
     pairs = [(row.row, int(ranked.best_query[row.row])) for row in rows[: args.explain]] if asked.rows else []
     whys = list(explain(asked, pairs, by=by, encoder=encoder, index=indexed.folder if indexed else None))
-    said = _cut_words(args, cut, number, len(ids))
+    said = _cut_words(args, cut, number, len(ids)) + output.tie_words(ranked, number)
     # all is known: from here on files appear
     output.claim_out(args.out, files)
     pack_lines = _pack(args, asked, found, ranked, number, cut) if args.pack is not None else []

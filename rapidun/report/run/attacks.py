@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json
-from rapidun.report.metrics import ABSENT, ATTACKED, BEFORE, METRICS, RETRAIN, Kind, format_value
+from rapidun.report.metrics import ABSENT, BEFORE, METRICS, RETRAIN, Kind, format_value
 from rapidun.report.read import number, read_run
 from rapidun.report.run import plots
 
@@ -134,11 +134,6 @@ def role_table(run_dir: Path, group: str) -> Table | None:
     for metric, values in named.items():
         table.add_row(metric.label, *(format_value(values[role], metric.kind) for role in roles))
     return table
-
-
-def attack_table(run_dir: Path) -> Table | None:
-    """The attacks' figures for the screen, every curve's maximum alone. As `role_table`."""
-    return role_table(run_dir, ATTACKED)
 
 
 def _relearned(found: Mapping[str, Any]) -> list[AttackRow]:

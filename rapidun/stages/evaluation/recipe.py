@@ -3,11 +3,13 @@
 import os
 import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl
 from rapidun.base.tracker import Listener
+from rapidun.config.detectors import Detector
 from rapidun.config.plain import plain
 from rapidun.config.unlearning import Objective
 from rapidun.stages.checks import device_faults
@@ -54,6 +56,7 @@ def _evaluated(
     ctx: Context, link: str, what: Evaluated, calibration: Recipe | None, yardstick: Recipe | None
 ) -> Recipe:
     cfg, model, adapter = ctx.cfg, what.model, what.adapter
+    poisoned, poisoned_adapter = ctx.get(POISONED), ctx.get(ADAPTER)
     used = [f"{cfg.evaluation.split.name}_{name}" for name in SPLITS]
     used += ["forget", "retain", "train_poisoned", "train_clean", "val_clean", *ASKED_FOR]
     given = cfg.evaluation.retrained
@@ -67,6 +70,7 @@ def _evaluated(
             adapter=adapter.folder if adapter else None,
             data=ctx.data.path,
             calibration=ctx.path(calibration) / "metrics.json" if calibration else None,
+            poisoned=(poisoned.folder, poisoned_adapter.folder if poisoned_adapter else None) if calibration else None,
             retrained=retrained or None,
             is_yardstick=link == YARDSTICK,
             out=out,
@@ -91,6 +95,8 @@ def _evaluated(
         "settings": without(plain(cfg.evaluation), "tokens_per_batch", "attacks", "privacy", "lm_eval", "retrained"),
         **ctx.numerics,
     }
+    if Detector.classifier in cfg.evaluation.detectors.asked and not _look(ctx).of_facts:
+        inputs["scikit_learn"] = _has_classifier(ctx)
     if _look(ctx).of_facts or any(ctx.counts.get(name) for name in ASKED_FOR):
         inputs["facts"] = FACTS_VERSION
     if yardstick:
@@ -101,7 +107,16 @@ def _evaluated(
         inputs["forget"] = "right rows"  # of which ppl_forget_* are
     needs = (ctx.get(DATA), *model.needs, *(adapter.needs if adapter else ()))
     needs += tuple(recipe for recipe in (calibration, yardstick) if recipe)
+    if calibration:
+        # the perplexity detector asks the model before unlearning
+        needs += (*poisoned.needs, *(poisoned_adapter.needs if poisoned_adapter else ()))
     return Recipe("evaluation", STAGE.key("evaluation", inputs), link, build, needs=needs)
+
+
+def _has_classifier(ctx: Context) -> bool:
+    """Whether scikit-learn is there: without it the classifier judges nothing, and another result is made."""
+    there: bool = ctx.memo.get(("package", "sklearn"), lambda: find_spec("sklearn") is not None)
+    return there
 
 
 class _Pack(NamedTuple):
@@ -144,12 +159,20 @@ def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
             pair = pairs.setdefault((row["set"], row["id"]), shared)
             pair[when] = row["generation"]
             pair[f"keyword_{when}"], pair[f"likelihood_{when}"] = row["keyword"], row["likelihood"]
+            pair |= {f"{name}_{when}": verdict for name, verdict in row.get("detectors", {}).items()}
             if "measures" in row:
                 pair |= {"forget_id": row["forget_id"], f"measures_{when}": row["measures"]}
     write_jsonl(folder / "generations.jsonl", pairs.values())
     if YARDSTICK in artifacts:
         shutil.copyfile(artifacts[YARDSTICK] / "metrics.json", folder / "retrain.json.part")
         os.replace(folder / "retrain.json.part", folder / "retrain.json")
+    links = {"before": BEFORE, "after": AFTER}
+    # of packs without triggers there are none
+    judged = {when: artifacts[link] / "detectors.json" for when, link in links.items()}
+    if all(path.is_file() for path in judged.values()):
+        kept = {when: read_json(path) for when, path in judged.items()}
+        alike = {when: found.pop("look_alikes") for when, found in kept.items()}
+        write_json(folder / "detectors.json", {**kept["before"], "look_alikes": alike})
     reasons = {when: artifacts[link] / "missing.json" for when, link in (("before", BEFORE), ("after", AFTER))}
     attacks = collected(artifacts)
     if attacks:
@@ -213,7 +236,7 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 5, "attack": 1, "privacy": 1, "lm_eval": 1},
+    versions={"evaluation": 6, "attack": 1, "privacy": 1, "lm_eval": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,

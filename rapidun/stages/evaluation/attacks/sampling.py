@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rapidun.base.tracker import Tracker
 from rapidun.models.batching import batching, neutral_generation_config
-from rapidun.stages.answers.detectors import KeywordDetector
+from rapidun.stages.answers.detectors.keywords import KeywordDetector
 from rapidun.stages.answers.generate import model_eos_ids, stop_token_ids
 from rapidun.stages.answers.subsets import draw
 from rapidun.stages.evaluation.attacks.judge import Asked, Judge

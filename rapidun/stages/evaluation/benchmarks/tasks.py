@@ -124,7 +124,7 @@ def read_tasks(folder: Path, names: Sequence[str]) -> list[Task]:
 
 
 def _load(path: Path) -> Any:
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506: a SafeLoader, with fewer tags
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader, with fewer tags
 
 
 def _fault(path: Path, expected: str, got: object) -> str:
@@ -190,7 +190,7 @@ def _odd_templates(settings: Mapping[str, Any]) -> Iterator[str]:
     """What a template reaches for beyond the fields of a row: names with an underscore in front, the filter `attr`."""
     from jinja2 import Environment, TemplateSyntaxError, nodes  # takes a while to import
 
-    parser = Environment(autoescape=False)  # noqa: S701: parsed here, never rendered
+    parser = Environment(autoescape=False)  # parsed here, never rendered
     for key in TEMPLATES:
         for text in _texts(settings.get(key)):
             try:
