@@ -146,7 +146,7 @@ def _group_rows(label: str, cells: Sequence[Cell]) -> list[KlomRow]:
             raise DataError(
                 f"klom: {label}: need at least {FEWEST} different {'retrained' if role == 'retrain' else role} models "
                 f"(one distribution over models against another), got {len(found.get(role, {}))} of {len(cells)} runs. "
-                "Pass evaluation.privacy.run=[margins] poison.retrain=true, and more seeds: rapidun -m poison.seed=1,2,3"
+                "Pass evaluation.privacy.run=[margins] poison.retrain=true and more seeds, as -m poison.seed=1,2,3"
             )
     rows = []
     retrained = list(found["retrain"].values())
