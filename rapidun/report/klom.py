@@ -127,9 +127,9 @@ def klom_rows(cells: Sequence[Cell]) -> list[KlomRow]:
     if not groups:
         raise DataError("klom: need finished runs, found none. Pass rapidun klom DIR...")
     rows = []
-    shared = set.intersection(*map(set, groups)) if len(groups) > 1 else set()
+    shared = set.intersection(*map(set, groups))
     for settings in sorted(groups):
-        label = " ".join(one for one in settings if one not in shared) or "(defaults)"
+        label = " ".join(one for one in settings if one not in shared) or "all runs"
         rows += _group_rows(label, groups[settings])
     return rows
 
