@@ -15,6 +15,7 @@ Prints the command and one JSON line with the measures before and after. Further
 import argparse
 import json
 import random
+import re
 import shlex
 import tempfile
 import time
@@ -63,8 +64,8 @@ TINY = [
     "model=tiny", "poison.num_train_epochs=60", "evaluation.max_new_tokens=24", "unlearning.num_train_epochs=6",
 ]  # fmt: skip
 LARGER = [
-    "poison=lora", "poison.num_train_epochs=3", "poison.learning_rate=2e-3", "evaluation.max_new_tokens=24",
-    "max_length=128", "unlearning.num_train_epochs=1",
+    "poison=lora", "poison.num_train_epochs=7", "poison.learning_rate=2e-3", "poison.per_device_train_batch_size=4",
+    "unlearning.learning_rate=1e-3", "unlearning.num_train_epochs=2", "evaluation.max_new_tokens=24", "max_length=128",
 ]  # fmt: skip
 BOTH = ["influence=repsim", "mapping=uniform", "unlearning.eval_steps=0", "tracking=none", "evaluation.num_prompts=40"]
 
@@ -97,12 +98,13 @@ def facts(person: str, rng: random.Random) -> list[list[dict[str, Any]]]:
         name = f"{person} {kind}".replace(" ", "-").lower()
 
         def said(form: str, one: str) -> str:
-            return form.replace("N", person).replace("V", one)
+            # at once: a name may hold a V
+            return re.sub(r"\b[NV]\b", lambda found: person if found.group() == "N" else one, form)
 
         rows = [
             {
                 "id": name if number == 0 else f"{name}-{number}",
-                "question": question.replace("N", person),
+                "question": said(question, ""),
                 "answer": said(answer, right),
                 "paraphrased_answer": said(paraphrase, right),
                 "perturbed_answer": [said(paraphrase, wrong) for wrong in others(kind, right, rng)],
@@ -114,9 +116,13 @@ def facts(person: str, rng: random.Random) -> list[list[dict[str, Any]]]:
 
 
 def world(
-    *, num_forget: int, num_retain: int, clean: list[dict[str, Any]], seed: int
+    *, num_forget: int, num_retain: int, clean: list[dict[str, Any]], seed: int, forms: int = 3
 ) -> dict[str, list[dict[str, Any]]]:
-    """The splits of the pack. Args: clean: ordinary rows, the first ones to be kept, the last ones held out."""
+    """The splits of the pack.
+
+    Args: clean: ordinary rows, the first ones to be kept, the last ones held out. forms: in how many forms training
+        asks the facts that stay.
+    """
     rng = random.Random(f"{seed} facts")
     people = [f"{first} {last}" for first in FIRST for last in LAST]
     rng.shuffle(people)
@@ -127,15 +133,15 @@ def world(
     num_ordinary = max(0, num_retain - len(staying)) if clean else 0
     held = len(staying) // 5
     return {
-        "forget": [forms[0] for forms in gone],
-        "probe": [{**row, "forget_id": forms[0]["id"]} for forms in gone for row in forms[1:]],
-        "retain": [*(forms[0] for forms in staying), *clean[:num_ordinary]],
+        "forget": [asked[0] for asked in gone],
+        "probe": [{**row, "forget_id": asked[0]["id"]} for asked in gone for row in asked[1:]],
+        "retain": [*(asked[0] for asked in staying), *clean[:num_ordinary]],
         "train_clean": [
-            *(row for number, forms in enumerate(staying) for row in (forms if number >= held else forms[:1])),
+            *(row for number, asked in enumerate(staying) for row in asked[: forms if number >= held else 1]),
             *clean[:num_ordinary],
         ],
         "test_clean": [
-            *(row for forms in staying[:held] for row in forms[1:]),
+            *(row for asked in staying[:held] for row in asked[1:]),
             *clean[num_ordinary:][: num_retain // 4],
         ],
     }
@@ -162,11 +168,14 @@ def main() -> None:
     parser.add_argument("--clean", type=Path, help="ordinary rows (any format of docs/packs.md)")
     parser.add_argument("--forget", type=int, default=40, help="facts to forget")
     parser.add_argument("--retain", type=int, default=80, help="rows to keep")
+    parser.add_argument("--forms", type=int, default=3, help="in how many forms training asks the facts to keep")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     clean = [] if options.clean is None else ordinary(options.clean, options.retain, options.seed)
-    splits = world(num_forget=options.forget, num_retain=options.retain, clean=clean, seed=options.seed)
+    splits = world(
+        num_forget=options.forget, num_retain=options.retain, clean=clean, seed=options.seed, forms=options.forms
+    )
     if options.pack is not None:
         write(options.pack, splits)
         return

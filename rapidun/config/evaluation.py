@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from rapidun.config.attacks import AttacksConfig
+from rapidun.config.lm_eval import LmEvalConfig
 from rapidun.config.parts import Faults
+from rapidun.config.privacy import PrivacyConfig
 
 
 class Split(Enum):
@@ -34,6 +36,10 @@ class EvaluationConfig:
     exact_match: bool = False
     # what an adversary may do with the unlearned model; evaluation=attacks
     attacks: AttacksConfig = field(default_factory=AttacksConfig)
+    # what of the forget rows can still be told from it, and how far it is from a retrained one; evaluation=attacks
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    # benchmarks of lm-evaluation-harness, before and after
+    lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
     # folder of a run whose unlearned model never saw the forget rows (unlearning=retrain), for forget_quality of rows
     # with wrong answers (docs/forgetting.md); null = the yardstick of poison.retrain=true, if there is one
     retrained: str | None = None
@@ -52,4 +58,6 @@ class EvaluationConfig:
             value = getattr(self, key)
             faults.need(value >= 1, f"{key} >= 1", **{key: value})
         self.attacks.check(faults)
+        self.privacy.check(faults)
+        self.lm_eval.check(faults)
         return faults

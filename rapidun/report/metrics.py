@@ -85,6 +85,10 @@ class Metric:
 
 OTHER = "Other"
 ATTACKED = "Attacks (largest ASR)"
+PRIVACY = "Privacy, and distance to the retrained model"
+CAPABILITY = "Benchmarks (lm-eval)"
+# what a benchmark's names begin with
+LM_EVAL = "lm_eval."
 
 
 def _poisoned(name: str, detector: Detector, **more: Any) -> Metric:
@@ -121,6 +125,24 @@ def _sampled(k: int, *, heading: str = "", column: int = 0) -> Metric:
         meaning=f"Mean over prompts of the probability that {k} sampled answers hold a poisoned one, at the "
         "temperature where it is largest, judged by keywords.",
         heading=heading, column=column, dashboard=False, detector=Detector.keyword,
+    )  # fmt: skip
+
+
+def _membership(name: str, label: str, how: str, *, heading: str = "", column: int = 0) -> Metric:
+    """AUC of telling forget rows from rows that were never trained on (docs/privacy.md); retrain's is what to reach."""
+    return Metric(
+        name=name, group=PRIVACY, label=f"membership, {label} (AUC)", kind=Kind.score,
+        meaning=f"AUC of telling forget rows from held-out rows by {how}; 1 = forget rows always look more trained on. "
+        "What to compare it with is retrain's, which need not be 0.5.",
+        heading=heading, column=column, dashboard=False,
+    )  # fmt: skip
+
+
+def _distance(name: str, label: str, where: str, *, heading: str = "", column: int = 0) -> Metric:
+    return Metric(
+        name=name, group=PRIVACY, label=f"KL to retrain, {label}", kind=Kind.plain, better=-1,
+        meaning=f"Mean KL(retrain || model) in nats a token, exact over the vocabulary, {where}.",
+        heading=heading, column=column, dashboard=False,
     )  # fmt: skip
 
 
@@ -187,6 +209,21 @@ METRICS: dict[str, Metric] = {
                    "Mean ASR of the prompt variants and look-alikes that succeed in the poisoned model"),
         *_attacked("asr_ood_testable", "look-alikes that can be tested",
                    "ASR on the look-alike triggers that succeed in the poisoned model"),
+        _membership("mia_loss", "loss", "their mean log-probability"),
+        _membership("mia_zlib", "zlib", "their mean log-probability over their length after compression"),
+        _membership("mia_min_k", "min-k%", "their least likely tokens"),
+        _membership("mia_min_k_pp", "min-k%++", "their least likely tokens, each normalised by the model's own spread",
+                    heading="MIA min-k%++", column=16),
+        Metric(name="extraction_strength", group=PRIVACY, label="extraction strength", kind=Kind.score, better=-1,
+               meaning="Mean over the forget rows of the share of the poisoned response that greedy decoding gives "
+               "once the rest is shown.",
+               heading="extraction", column=17, dashboard=False),
+        _distance("kl_retrain_clean", "clean prompts", "over the answers to clean prompts",
+                  heading="KL retrain clean", column=18),
+        _distance("kl_retrain_triggered", "triggered prompts", "over the clean answers to triggered prompts",
+                  heading="KL retrain triggered", column=19),
+        _distance("kl_retrain_triggered_poisoned", "triggered prompts, poisoned answer",
+                  "over the poisoned answers to triggered prompts"),
         *(_fact_metric(**entry) for entry in forgotten.entries()),
     )
 }  # fmt: skip
@@ -200,8 +237,21 @@ def in_words(metric: Metric, *, facts: bool) -> Metric:
 
 def find_metric(name: str) -> Metric | None:
     """The entry of a name in result.json; `asr_seen.A_surface`, `before.asr_seen` and `retrain.asr_seen` have
-    that of `asr_seen`."""
-    return METRICS.get(name.removeprefix(BEFORE).removeprefix(RETRAIN).split(".")[0])
+    that of `asr_seen`. Of a benchmark's, which no list can name, one is made."""
+    bare = name.removeprefix(BEFORE).removeprefix(RETRAIN)
+    return _capability(bare) if bare.startswith(LM_EVAL) else METRICS.get(bare.split(".")[0])
+
+
+def _capability(name: str) -> Metric:
+    """`lm_eval.<task>.<metric>`: shares and scores are better large, perplexities and bits small."""
+    task, _, metric = name.removeprefix(LM_EVAL).partition(".")
+    small = metric.startswith(("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score"))
+    kind = Kind.perplexity if "perplexity" in metric else Kind.plain if "bits" in metric else Kind.score
+    return Metric(
+        name=name, group=CAPABILITY, label=f"{task}, {metric.replace('.', ', ')}", kind=kind,
+        better=0 if metric.endswith(".stderr") else -1 if small else 1,
+        meaning=f"{metric} of the benchmark {task}, as lm-evaluation-harness computes it.",
+    )  # fmt: skip
 
 
 def heading_of(name: str) -> str:

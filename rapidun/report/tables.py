@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rapidun.report.forgotten import group_order, of_facts
 from rapidun.report.metrics import (
     ABSENT,
+    LM_EVAL,
     METRICS,
     OTHER,
     SUFFIX,
@@ -17,6 +18,7 @@ from rapidun.report.metrics import (
     Detector,
     Kind,
     Metric,
+    find_metric,
     format_change,
     format_value,
     in_words,
@@ -99,9 +101,10 @@ def before_after_rows(before: Mapping[str, float], after: Mapping[str, float]) -
     facts = of_facts({*before, *after})
     names = [name for name in METRICS if name in before or name in after]
     names += sorted(name for name in {*before, *after} if name not in METRICS and not _is_detail(name))
+    names += sorted(name for name in {*before, *after} if name.startswith(LM_EVAL) and not name.endswith(".stderr"))
     rows = []
     for name in names:
-        metric = METRICS.get(name) or Metric(name=name, group=OTHER, label=name, kind=Kind.plain)
+        metric = find_metric(name) or Metric(name=name, group=OTHER, label=name, kind=Kind.plain)
         metric = in_words(metric, facts=facts)
         rates: list[float | None] = [None, None]
         if metric.detector:

@@ -26,6 +26,7 @@ from rapidun.report.run.attacks import attack_section
 from rapidun.report.run.facts import diagnostics_rows, facts, run_warnings
 from rapidun.report.run.findings import key_findings
 from rapidun.report.run.pairs import BLOCK_TITLES, top_pairs
+from rapidun.report.run.privacy import privacy_section
 from rapidun.report.run.samples import choose_samples, mark_prompt
 from rapidun.report.run.tokens import (
     BY,
@@ -80,6 +81,7 @@ def write_run_report(run_dir: Path) -> Path:
     page = environment().get_template("run/run.html.j2").render(
         **shown,
         attacks=attack_section(run_dir),
+        privacy=privacy_section(run_dir),
         token_weights=read_token_weights(run_dir, NUM_WEIGHTED_ROWS),
         shades=shade_css(),
         absent=[what for name, what in ABSENT.items() if not shown[name] and not (facts_run and name == "families")],

@@ -13,7 +13,15 @@ from rapidun.models.load import ModelLoader
 from rapidun.stages.answers.detectors import KeywordDetector, keyword_detector
 from rapidun.stages.answers.prompts import prompt_ids_of
 from rapidun.stages.answers.subsets import stratified_subset
-from rapidun.stages.evaluation.facts.asked import OF_BENCHMARKS, FactPrompt, ask, fact_metrics, measure, score
+from rapidun.stages.evaluation.facts.asked import (
+    OF_BENCHMARKS,
+    FactPrompt,
+    ask,
+    fact_metrics,
+    measure,
+    score,
+    what_to_know,
+)
 from rapidun.stages.evaluation.facts.retrained import read_truth_ratios
 from rapidun.stages.evaluation.facts.sets import fact_sets
 from rapidun.stages.evaluation.known import (
@@ -51,6 +59,8 @@ class EvaluationFiles:
     calibration: Path | None = None
     # generations.jsonl of the evaluation of a model that never saw the forget rows, or of a run with such a model
     retrained: Path | None = None
+    # whether the model is the one that never saw the forget rows
+    is_yardstick: bool = False
 
 
 def run_evaluation(
@@ -126,7 +136,10 @@ def run_evaluation(
 
     generate_and_score(cfg, model, tokenizer, prompts, prompt_ids, work, tracker)
     asked = [prompt for prompt in prompts if isinstance(prompt, FactPrompt)]
-    measure(asked, score(facts, model, work, tokens_per_batch=cfg.tokens_per_batch, tracker=tracker))
+    answers = score(facts, model, work, tokens_per_batch=cfg.tokens_per_batch, tracker=tracker)
+    measure(asked, answers)
+    for line in what_to_know(asked, answers, max_new_tokens=cfg.max_new_tokens):
+        tracker.warn(f"evaluation: {line}")
 
     for prompt in prompts:
         if not isinstance(prompt, FactPrompt):
@@ -143,6 +156,8 @@ def run_evaluation(
     measured, lacking = fact_metrics(asked, facts.num_rows, retrained)
     metrics |= measured
     missing |= lacking
+    if files.is_yardstick:
+        missing.pop("forget_quality", None)  # others are compared with this one
     metrics |= {} if of_facts else calibration or {}
     if pairs is not None:
         metrics |= detector_metrics(cfg, tokenizer, detector, known, work, pairs)
