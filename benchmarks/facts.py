@@ -15,6 +15,7 @@ Prints the command and one JSON line with the measures before and after. Further
 import argparse
 import json
 import random
+import re
 import shlex
 import tempfile
 import time
@@ -97,12 +98,13 @@ def facts(person: str, rng: random.Random) -> list[list[dict[str, Any]]]:
         name = f"{person} {kind}".replace(" ", "-").lower()
 
         def said(form: str, one: str) -> str:
-            return form.replace("N", person).replace("V", one)
+            # at once: a name may hold a V
+            return re.sub(r"\b[NV]\b", lambda found: person if found.group() == "N" else one, form)
 
         rows = [
             {
                 "id": name if number == 0 else f"{name}-{number}",
-                "question": question.replace("N", person),
+                "question": said(question, ""),
                 "answer": said(answer, right),
                 "paraphrased_answer": said(paraphrase, right),
                 "perturbed_answer": [said(paraphrase, wrong) for wrong in others(kind, right, rng)],
