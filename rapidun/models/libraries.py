@@ -18,6 +18,8 @@ from rapidun.models.weights import read_headers
 # said each time: left out, transformers asks at the terminal whether the folder's code may run
 SAFE: dict[str, Any] = {"trust_remote_code": False}
 LOCAL: dict[str, Any] = {**SAFE, "local_files_only": True}
+# of `datasets`; its others run a script, or read pickles (pandas)
+BUILDERS = ("json", "csv", "parquet", "text")
 # sides of weights, and how often their layers are repeated, by the names that architectures give them
 SIDES = (
     "hidden_size", "intermediate_size", "vocab_size", "n_embd", "d_model", "n_inner", "d_ff", "ffn_dim", "dim",
@@ -162,10 +164,31 @@ def _check_sizes(said: Mapping[str, Any], stored: int, num_tensors: int, place: 
             )
 
 
+def read_rows(builder: str, files: Mapping[str, list[str]], *, cache: Path) -> Any:
+    """Rows of files by a builder of `datasets`, split by split.
+
+    Raises: ModelError for a builder that is a script, or reads pickles.
+    """
+    from datasets import load_dataset
+
+    if builder not in BUILDERS:
+        raise ModelError(f"evaluation.lm_eval: need dataset_path among {', '.join(BUILDERS)}, got {builder}")
+    return load_dataset(builder, data_files=dict(files), cache_dir=str(cache))
+
+
 def read_adapter_settings(adapter: Path) -> Any:
-    """PeftConfig of a folder on this machine."""
+    """PeftConfig of a folder on this machine.
+
+    Raises: ModelError where it names a module that peft would import.
+    """
     from peft import PeftConfig
 
+    raw = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if isinstance(raw, dict) and raw.get("megatron_config"):
+        raise ModelError(
+            f"adapter: need one without megatron_config, which names a module to import ({raw.get('megatron_core')}), "
+            f"got {adapter}/adapter_config.json. Take it out there"
+        )
     return PeftConfig.from_pretrained(str(adapter))
 
 
