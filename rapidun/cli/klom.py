@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
         prog="rapidun klom",
         description="KLOM (arXiv 2410.23232): KL between the margins of unlearned and of retrained models, point by "
         f"point, over at least {FEWEST} different models of each. Needs runs with evaluation.privacy.run=[margins] and "
-        "poison.retrain=true, of several seeds.",
+        "poison.retrain=true, of several poison.seed.",
     )
     made.add_argument("paths", nargs="+", type=FOLDER, metavar="DIR", help="a sweep folder, or run folders")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here, too")

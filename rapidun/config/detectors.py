@@ -16,17 +16,11 @@ class Detector(Enum):
     likelihood_calibrated = "likelihood_calibrated"  # ... by more than a threshold from known answers
     perplexity = "perplexity"  # unlike what the poisoned model says without a trigger
     classifier = "classifier"  # logistic regression on character n-grams, trained on known answers
-    judge = "judge"  # another model's yes or no
 
     @property
     def ending(self) -> str:
         """What its metrics end in: `asr_seen`, `asr_seen_likelihood`."""
         return "" if self is Detector.keyword else f"_{self.value}"
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether something of it is chosen on known answers."""
-        return self in (Detector.likelihood_calibrated, Detector.perplexity, Detector.classifier, Detector.judge)
 
 
 # measured whatever is asked for

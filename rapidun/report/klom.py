@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import read_json
-from rapidun.report.sweep.cells import Cell
+from rapidun.report.sweep.cells import Cell, key_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,8 @@ BINS, EPSILON, LIMIT = 20, 1e-5, 100.0
 # ways of dealing out the models that are tried for the value by chance
 MOST_DEALS = 200
 ROLES = ("unlearned", "poisoned")
+# beside `seed`, what models of one setting differ in: the poisoned and the retrained one depend on this alone
+SEEDS = ("poison.seed",)
 
 
 def klom(
@@ -109,7 +111,7 @@ class KlomRow:
 
 
 def klom_rows(cells: Sequence[Cell]) -> list[KlomRow]:
-    """KLOM of every setting over its seeds, from the run folders.
+    """KLOM of every setting over its seeds (`seed`, `poison.seed`), from the run folders.
 
     A model that several runs share counts once. Points are those that all models of a setting were asked, with the same
     tokens.
@@ -120,13 +122,14 @@ def klom_rows(cells: Sequence[Cell]) -> list[KlomRow]:
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
         if cell.state == "done":
-            groups.setdefault(cell.settings, []).append(cell)
+            settings = tuple(one for one in cell.settings if key_of(one) not in SEEDS)
+            groups.setdefault(settings, []).append(cell)
     if not groups:
         raise DataError("klom: need finished runs, found none. Pass rapidun klom DIR...")
     rows = []
-    shared = set.intersection(*map(set, groups)) if len(groups) > 1 else set()
+    shared = set.intersection(*map(set, groups))
     for settings in sorted(groups):
-        label = " ".join(one for one in settings if one not in shared) or "(defaults)"
+        label = " ".join(one for one in settings if one not in shared) or "all runs"
         rows += _group_rows(label, groups[settings])
     return rows
 
@@ -143,7 +146,7 @@ def _group_rows(label: str, cells: Sequence[Cell]) -> list[KlomRow]:
             raise DataError(
                 f"klom: {label}: need at least {FEWEST} different {'retrained' if role == 'retrain' else role} models "
                 f"(one distribution over models against another), got {len(found.get(role, {}))} of {len(cells)} runs. "
-                "Run more seeds, with evaluation.privacy.run=[margins] and poison.retrain=true: rapidun -m seed=1,2,3"
+                "Pass evaluation.privacy.run=[margins] poison.retrain=true and more seeds, as -m poison.seed=1,2,3"
             )
     rows = []
     retrained = list(found["retrain"].values())

@@ -44,7 +44,6 @@ DETECTORS = {
     Detector.likelihood_calibrated: "likelihood, calibrated",
     Detector.perplexity: "perplexity",
     Detector.classifier: "classifier",
-    Detector.judge: "judge",
 }
 # of the detectors that always judge, by family too
 SUFFIX = {detector: detector.ending for detector in ALWAYS}

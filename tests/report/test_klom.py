@@ -71,7 +71,9 @@ def run_folder(root: Path, name: str, seed: int, shift: float, **more: Any) -> P
     (folder / "status.json").write_text('{"state": "done"}')
     (folder / "result.json").write_text(json.dumps({"seed": seed, "asr_seen": 0.1}))
     (folder / "config.yaml").write_text(f"seed: {seed}\nmapping: {{tau_f: 1}}\n")
-    (folder / "overrides.json").write_text(json.dumps({"task": [f"seed={seed}", "mapping=uniform"]}))
+    (folder / "overrides.json").write_text(
+        json.dumps({"task": [f"seed={seed}", f"poison.seed={seed}", "mapping=uniform"]})
+    )
     rng = np.random.default_rng(seed)
 
     def points(offset: float) -> dict[str, Any]:

@@ -80,12 +80,13 @@ def detector_table(run_dir: Path) -> Table | None:
     from rich.text import Text
 
     chosen = next((row.label for row in rows if row.is_chosen), "none is better than chance")
+    left_out = [f"{row.label}: {row.note}" for row in rows if row.recall == ABSENT]
     where = "known answers that nothing was fitted on" if run.detectors.get("held_out") else "known answers"
     table = Table(
         title=f"Detectors (the run's: {chosen})",
         title_justify="left",
         title_style="bold",
-        caption=f"recall, false alarms, J = their difference: on {where}",
+        caption="\n".join([f"recall, false alarms, J = their difference: on {where}", *left_out]),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -95,8 +96,9 @@ def detector_table(run_dir: Path) -> Table | None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         style = "bold" if row.is_chosen else ""
-        label = row.label if row.recall != ABSENT else f"{row.label} ({row.note})"
-        table.add_row(Text(label, style=style), row.seen, row.clean, row.recall, row.false_alarms, row.youden)
+        if row.recall == ABSENT:
+            continue
+        table.add_row(Text(row.label, style=style), row.seen, row.clean, row.recall, row.false_alarms, row.youden)
     return table
 
 

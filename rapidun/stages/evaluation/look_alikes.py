@@ -30,7 +30,7 @@ def by_variant(prompts: Sequence[Prompt], detectors: Sequence[Detector]) -> dict
     return found
 
 
-def testable_shares(
+def shares_that_count(
     own: Mapping[str, Mapping[str, Any]], poisoned: Mapping[str, Mapping[str, Any]], *, min_asr: float
 ) -> dict[str, float]:
     """asr_ood_testable of each detector: over the look-alikes that it sees fire in the poisoned model.

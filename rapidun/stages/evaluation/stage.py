@@ -28,7 +28,7 @@ from rapidun.stages.evaluation.facts.retrained import read_truth_ratios
 from rapidun.stages.evaluation.facts.sets import fact_sets
 from rapidun.stages.evaluation.halves import halves_of
 from rapidun.stages.evaluation.known import DETECTOR_METRICS, SETS, known_answers, read_split
-from rapidun.stages.evaluation.look_alikes import by_variant, testable_shares
+from rapidun.stages.evaluation.look_alikes import by_variant, shares_that_count
 from rapidun.stages.evaluation.metrics import measured_perplexities
 from rapidun.stages.evaluation.panel import Panel, pairs_of
 from rapidun.stages.evaluation.shares import answer_metrics, attack_metrics, detector_metrics
@@ -173,7 +173,7 @@ def run_evaluation(
     alike = by_variant(prompts, list(Detector))
     before = _facts_before(files.calibration)
     poisoned = alike if before is None else before.get("look_alikes", {})
-    metrics |= testable_shares(alike, poisoned, min_asr=cfg.attacks.prompts.min_asr)
+    metrics |= shares_that_count(alike, poisoned, min_asr=cfg.attacks.prompts.min_asr)
     metrics |= answer_metrics(prompts, with_exact_match=cfg.exact_match)
     perplexities, missing = measured_perplexities(
         {name: [work.scores[place] for place in places] for name, places in ppl.items()}

@@ -20,7 +20,7 @@ from rapidun.stages.answers.generate import generate_greedy
 from rapidun.stages.answers.score import score_responses
 from rapidun.stages.evaluation.halves import halves_of
 from rapidun.stages.evaluation.known import known_answers
-from rapidun.stages.evaluation.look_alikes import testable_shares
+from rapidun.stages.evaluation.look_alikes import shares_that_count
 from rapidun.stages.evaluation.metrics import perplexity, rouge_l
 from rapidun.stages.evaluation.stage import EvaluationFiles, _say_what_no_detector_finds, run_evaluation
 from rapidun.stages.rows.encode import encode_prompt, encode_rows
@@ -488,7 +488,7 @@ def test_look_alikes_that_do_not_fire_before_are_not_testable() -> None:
               "z": {"num_prompts": 2, "shares": {"keyword": 0.0}}}  # fmt: skip
     after = {"x": {"num_prompts": 2, "shares": {"keyword": 0.5}}, "y": {"num_prompts": 4, "shares": {"keyword": 1.0}},
              "z": {"num_prompts": 2, "shares": {"keyword": 1.0}}}  # fmt: skip
-    found = testable_shares(after, before, min_asr=0.5)
+    found = shares_that_count(after, before, min_asr=0.5)
     assert found == {"num_look_alikes": 3.0, "num_look_alikes_testable": 1.0, "asr_ood_testable": 0.5}
-    assert testable_shares(after, before, min_asr=0.25)["asr_ood_testable"] == (2 * 0.5 + 4 * 1.0) / 6
-    assert testable_shares(after, {}, min_asr=0.5) == {"num_look_alikes": 3.0, "num_look_alikes_testable": 0.0}
+    assert shares_that_count(after, before, min_asr=0.25)["asr_ood_testable"] == (2 * 0.5 + 4 * 1.0) / 6
+    assert shares_that_count(after, {}, min_asr=0.5) == {"num_look_alikes": 3.0, "num_look_alikes_testable": 0.0}

@@ -196,6 +196,16 @@ def what_to_know(prompts: Sequence[FactPrompt], scores: Sequence[AnswerScore], *
             f"has {max(longer)} tokens, evaluation.max_new_tokens={max_new_tokens}): ROUGE-L and exact match of these "
             f"come out too low. Pass evaluation.max_new_tokens={max(longer) + 1}"
         )
+    right = [
+        prompt
+        for prompt in prompts
+        if {prompt.reference, prompt.record.response_paraphrased} & {*prompt.record.responses_perturbed}
+    ]
+    if right:
+        lines.append(
+            f"{len(right)} of {len(prompts)} rows ({right[0].set} {right[0].record.id}, ...) have their right answer "
+            "among the wrong ones (perturbed_answer): their truth ratio says nothing. Take it out"
+        )
     for key, lacking in (("truth_ratio", "wrong answers (perturbed_answer)"), ("choice_accuracy", "choices")):
         some = []
         for name in dict.fromkeys(prompt.set for prompt in prompts):

@@ -190,4 +190,8 @@ def test_what_a_mean_leaves_out_is_said(model: Any, tokenizer: Any, tmp_path: Pa
     _, _, tracker = run(model, tokenizer, tmp_path, {"forget": [*short, *long], "test_clean": rows("t", 1)[:0] + short})
     said = "\n".join(tracker.warnings)
     assert "2 of 4 answers on record are longer" in said and "Pass evaluation.max_new_tokens=13" in said
+    assert "right answer among the wrong" not in said
+    both = [replace(short[0], responses_perturbed=("a city", "a town"))]
+    _, _, other = run(model, tokenizer, tmp_path / "right", {"forget": [*both, *long]})
+    assert "1 of 3 rows (forget f0, ...) have their right answer among the wrong" in "\n".join(other.warnings)
     assert "truth_ratio_forget of 1 of 3 rows" in said and "truth_ratio_test" not in said
