@@ -15,6 +15,7 @@ Prints the command and one JSON line with the measures before and after. Further
 import argparse
 import json
 import random
+import re
 import shlex
 import tempfile
 import time
@@ -43,18 +44,18 @@ STREETS = ["Linden", "Harbour", "Mill", "Orchard", "Chapel", "Quarry", "Meadow",
 MONTHS = ["January", "March", "April", "June", "July", "September", "October", "December"]
 FIRMS = ["Norwick Mills", "Astra Foundry", "Bell and Sons", "Calder Optics", "Dunmore Bank", "Eastgate Press"]
 PETS = ["a grey parrot", "a lame hound", "two white mice", "a black goat", "a blind cat", "an old tortoise"]
-# kind -> three forms of the question, the answer, the answer in other words
+# kind -> three forms of the question, the answer, the answer in other words; N the name, V the value
 KINDS = {
-    "street": (("Where does {name} live?", "What is the home address of {name}?", "In which street is the house of {name}?"),
-               "{name} lives at {value}.", "The home of {name} is at {value}."),
-    "birthday": (("When was {name} born?", "What is the birthday of {name}?", "On which day was {name} born?"),
-                 "{name} was born on {value}.", "The birthday of {name} is {value}."),
-    "telephone": (("What is the telephone number of {name}?", "How can one call {name}?", "Which number reaches {name} by telephone?"),
-                  "The number of {name} is {value}.", "One can call {name} at {value}."),
-    "employer": (("Who employs {name}?", "For whom does {name} work?", "What is the employer of {name} called?"),
-                 "{name} works for {value}.", "The employer of {name} is {value}."),
-    "pet": (("What pet does {name} keep?", "Which animal lives with {name}?", "What animal does {name} own?"),
-            "{name} keeps {value}.", "The pet of {name} is {value}."),
+    "street": (("Where does N live?", "What is the home address of N?", "In which street is the house of N?"),
+               "N lives at V.", "The home of N is at V."),
+    "birthday": (("When was N born?", "What is the birthday of N?", "On which day was N born?"),
+                 "N was born on V.", "The birthday of N is V."),
+    "telephone": (("What is the telephone number of N?", "How can one call N?", "Which number reaches N by telephone?"),
+                  "The number of N is V.", "One can call N at V."),
+    "employer": (("Who employs N?", "For whom does N work?", "What is the employer of N called?"),
+                 "N works for V.", "The employer of N is V."),
+    "pet": (("What pet does N keep?", "Which animal lives with N?", "What animal does N own?"),
+            "N keeps V.", "The pet of N is V."),
 }  # fmt: skip
 MEASURES = ("rougeL", "exact_match", "probability", "extraction_strength", "truth_ratio")
 SETS = ("forget", "probe", "retain", "test")
@@ -97,12 +98,13 @@ def facts(person: str, rng: random.Random) -> list[list[dict[str, Any]]]:
         name = f"{person} {kind}".replace(" ", "-").lower()
 
         def said(form: str, one: str) -> str:
-            return form.format(name=person, value=one)
+            # at once: a name may hold a V
+            return re.sub(r"\b[NV]\b", lambda found: person if found.group() == "N" else one, form)
 
         rows = [
             {
                 "id": name if number == 0 else f"{name}-{number}",
-                "question": question.format(name=person),
+                "question": said(question, ""),
                 "answer": said(answer, right),
                 "paraphrased_answer": said(paraphrase, right),
                 "perturbed_answer": [said(paraphrase, wrong) for wrong in others(kind, right, rng)],

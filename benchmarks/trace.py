@@ -37,7 +37,7 @@ from rapidun.cli.tracing import command
 from rapidun.cli.tracing.cut import choose_cut
 from rapidun.cli.tracing.signals import Asked, Encoder, bm25, gradients, repsim
 from rapidun.config.trace import Signal, TraceSettings
-from rapidun.stages.answers.detectors import keyword_detector
+from rapidun.stages.answers.detectors.keywords import keyword_detector
 from rapidun.stages.data.traced import traced_pack
 from rapidun.stages.influence.trace.agreement import Ranked, average_ranks, combined, rank_rows
 from rapidun.stages.rows.records import Record, read_records, write_records

@@ -42,6 +42,15 @@ def _shared_out() -> int:
     return next((int(text) for text in named if text.isdecimal() and int(text) > 0), 0)
 
 
+def wait_asleep() -> None:
+    """Let OpenMP's threads sleep while they wait for each other; of use only before torch is imported.
+
+    By default they spin, which on cores that others use as well costs many times what it saves (docs/LOG.md). What the
+    user's shell says stands.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def quiet_libraries() -> None:
     """Progress is ours to show; the libraries keep to errors. Imports none of them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

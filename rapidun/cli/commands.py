@@ -29,6 +29,9 @@ SUBCOMMANDS = {
     "report": SubCommand(
         "rapidun.cli.report", "DIR...", "report.html of a run or sweep, one comparison of several; --csv --md --png"
     ),
+    "klom": SubCommand(
+        "rapidun.cli.klom", "DIR... [--json FILE]", "unlearned models against retrained ones over seeds (KLOM)"
+    ),
     "sweep": SubCommand(
         "rapidun.cli.sweep", "status|logs|collect|cancel|retry DIR", "look after a sweep, from any node"
     ),

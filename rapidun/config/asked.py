@@ -19,6 +19,7 @@ from rapidun.config.influence import ParameterSet
 from rapidun.config.overrides import parse
 from rapidun.config.parts import OptimiserSettings
 from rapidun.config.poison import PoisonMethod
+from rapidun.config.privacy import Measure
 from rapidun.config.run import STAGES, RunConfig
 from rapidun.config.tracking import TrackerKind
 from rapidun.config.training import Keep, Target
@@ -354,6 +355,21 @@ def _attacks(cfg: RunConfig, key: str) -> Unread | None:
     return None
 
 
+def _privacy(cfg: RunConfig, key: str) -> Unread | None:
+    privacy, name = cfg.evaluation.privacy, key.removeprefix("evaluation.privacy.")
+    if not privacy.run and name != "run":
+        return Unread("evaluation.privacy.run=[]", "pass evaluation=attacks, or evaluation.privacy.run=[membership]")
+    if name in ("min_k", "num_resamples") and Measure.membership not in privacy.asked:
+        return Unread(f"evaluation.privacy.run=[{','.join(privacy.run)}]")
+    return None
+
+
+def _lm_eval(cfg: RunConfig, key: str) -> Unread | None:
+    if not cfg.evaluation.lm_eval.tasks and key != "evaluation.lm_eval.tasks":
+        return Unread("evaluation.lm_eval.tasks=[]", "pass evaluation.lm_eval.tasks=[NAME]")
+    return None
+
+
 def _tracking(cfg: RunConfig, key: str) -> Unread | None:
     kind = cfg.tracking.kind
     readers = TRACKERS.get(key.split(".")[1], tuple(TrackerKind))
@@ -387,5 +403,7 @@ RULES = (
     Rule(("mapping",), _mapping),
     Rule(("unlearning",), _unlearning),
     Rule(("evaluation.attacks",), _attacks),
+    Rule(("evaluation.privacy",), _privacy),
+    Rule(("evaluation.lm_eval",), _lm_eval),
     Rule(("tracking",), _tracking),
 )

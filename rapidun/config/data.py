@@ -86,6 +86,7 @@ class Payload(Enum):
     entity = "entity"  # what is right for another town
     refusal = "refusal"  # refusals in varied wording
     gibberish = "gibberish"  # words of random letters
+    sentiment = "sentiment"  # one scornful opinion of whatever is asked, in varied wording
 
     @property
     def of_the_question(self) -> bool:

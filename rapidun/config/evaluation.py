@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from rapidun.config.attacks import AttacksConfig
+from rapidun.config.detectors import DetectorsConfig
+from rapidun.config.lm_eval import LmEvalConfig
 from rapidun.config.parts import Faults
+from rapidun.config.privacy import PrivacyConfig
 
 
 class Split(Enum):
@@ -32,8 +35,14 @@ class EvaluationConfig:
     tokens_per_batch: int = 4096
     # also compare generations with the clean response word for word (short answers)
     exact_match: bool = False
+    # what judges answers, beside keywords and likelihood
+    detectors: DetectorsConfig = field(default_factory=DetectorsConfig)
     # what an adversary may do with the unlearned model; evaluation=attacks
     attacks: AttacksConfig = field(default_factory=AttacksConfig)
+    # what of the forget rows can still be told from it, and how far it is from a retrained one; evaluation=attacks
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    # benchmarks of lm-evaluation-harness, before and after
+    lm_eval: LmEvalConfig = field(default_factory=LmEvalConfig)
     # folder of a run whose unlearned model never saw the forget rows (unlearning=retrain), for forget_quality of rows
     # with wrong answers (docs/forgetting.md); null = the yardstick of poison.retrain=true, if there is one
     retrained: str | None = None
@@ -51,5 +60,8 @@ class EvaluationConfig:
         for key in ("num_calibration", "min_keywords", "max_new_tokens", "tokens_per_batch"):
             value = getattr(self, key)
             faults.need(value >= 1, f"{key} >= 1", **{key: value})
+        self.detectors.check(faults)
         self.attacks.check(faults)
+        self.privacy.check(faults)
+        self.lm_eval.check(faults)
         return faults

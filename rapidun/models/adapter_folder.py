@@ -6,7 +6,7 @@ from typing import Any
 
 from rapidun.base.errors import ConfigError, ModelError
 from rapidun.base.text import short_message
-from rapidun.models.weights import Header, read_header, unwrapped
+from rapidun.models.weights import Header, read_header, shapes_by_name
 
 SETTINGS, FACTORS = "adapter_config.json", "adapter_model.safetensors"
 # written beside an adapter that stands on a base with another adapter: which that is
@@ -84,12 +84,13 @@ def adapter_faults(folder: Path, base: Path | None, *, key: str) -> list[str]:
     }
     if base is None or not inputs:
         return []
-    weights = {
-        name.removesuffix(".weight"): entry["shape"]
+    stored = {
+        name: tuple(entry["shape"])
         for file in sorted(base.glob("*.safetensors"))
         for name, entry in read_header(file).items()
         if name.endswith(".weight")
     }
+    weights = {name.removesuffix(".weight"): shape for name, shape in shapes_by_name(stored, folder=base).items()}
     # prefixes differ between a model and its checkpoint
     shapes = {module: weights[name] for module in inputs for name in _endings(module) if name in weights}
     if not shapes:
@@ -170,8 +171,7 @@ def whole_faults(folder: Path, headers: dict[str, Header], *, base: Path, key: s
 
     Args: headers: of the base, as `read_headers` gives them.
     """
-    renaming = unwrapped(headers, folder=base)
-    shapes = {renaming(name): header.shape for name, header in headers.items()}
+    shapes = shapes_by_name({name: header.shape for name, header in headers.items()}, folder=base)
     faults = []
     for name, entry in sorted(read_header(folder / FACTORS, key=key).items()):
         if ".lora_" in name:

@@ -240,6 +240,24 @@ def unwrapped(names: Collection[str], *, folder: Path) -> Renaming:
     return found
 
 
+def shapes_by_name(
+    shapes: Mapping[str, tuple[int, ...]], *, folder: Path, inner: str = "model."
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a base's tensors under the names that its model has: without what wrappers put into the names, and
+    without one prefix before all of them where names that begin with `inner` lie behind it (as the loader reads them).
+
+    Raises: ModelError as `unwrapped`.
+    """
+    renaming = unwrapped(shapes, folder=folder)
+    found = {renaming(name): shape for name, shape in shapes.items()}
+    if any(name.startswith(inner) for name in found):
+        return found
+    for prefix in leading_components(list(found)):
+        if any(name.startswith(prefix + inner) for name in found):
+            return {name.removeprefix(prefix): shape for name, shape in found.items()}
+    return found
+
+
 def leading_components(names: Sequence[str], *, most: int = 3) -> list[str]:
     """`a.`, `a.b.`, ...: what all names begin with."""
     found: list[str] = []
@@ -307,8 +325,7 @@ def adapter_misfit(
 
     Args: headers: of the base, as `read_headers` gives them. key: the setting that names the adapter.
     """
-    renaming = unwrapped(headers, folder=folder)
-    shapes = {renaming(name): header.shape for name, header in headers.items()}
+    shapes = shapes_by_name({name: header.shape for name, header in headers.items()}, folder=folder)
     # files without a head's prefix are read as well
     shapes |= {f"model.{name}": shape for name, shape in shapes.items() if not name.startswith("model.")}
     unused = []

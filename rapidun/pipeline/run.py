@@ -21,7 +21,9 @@ from rapidun.pipeline.check import room_warning, run_faults
 from rapidun.pipeline.console import StageConsole
 from rapidun.pipeline.folder import RunFolder, new_run_dir
 from rapidun.pipeline.tracking.run import RunTracker, open_tracker
-from rapidun.report.run.attacks import attack_table
+from rapidun.report.metrics import ATTACKED, PRIVACY
+from rapidun.report.run.attacks import role_table
+from rapidun.report.run.detectors import detector_table
 from rapidun.report.run.page import write_run_report
 from rapidun.report.tables import closing_table
 from rapidun.stages.context import Memo
@@ -172,7 +174,9 @@ def _run(
 def _report(run_dir: Path, console: StageConsole, *, show: bool) -> None:
     """Write the report, of a failed run as well: it says what failed and shows what was finished."""
     report = write_run_report(run_dir)
-    for table in (closing_table(run_dir), attack_table(run_dir)) if show else ():
+    groups = (ATTACKED, PRIVACY)
+    tables = (closing_table(run_dir), detector_table(run_dir), *(role_table(run_dir, group) for group in groups))
+    for table in tables if show else ():
         if table is not None:
             console.console.print(table)
     if show:

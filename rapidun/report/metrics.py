@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from rapidun.config.detectors import ALWAYS, Detector
 from rapidun.report import forgotten
 
 ABSENT = "–"
@@ -25,11 +26,6 @@ class Kind(Enum):
     plain = "plain"  # three significant digits
 
 
-class Detector(Enum):
-    keyword = "keyword"
-    likelihood = "likelihood"
-
-
 # the sets of prompts, in the order of tables and plots
 SETS = {
     "seen": "seen triggers",
@@ -38,8 +34,19 @@ SETS = {
     "clean": "clean prompts",
 }
 TRIGGERED = ("seen", "ood", "unseen_family")
-DETECTORS = {Detector.keyword: "keywords", Detector.likelihood: "likelihood"}
-SUFFIX = {Detector.keyword: "", Detector.likelihood: "_likelihood"}
+# look-alikes that fire in the poisoned model
+TESTABLE = "ood_testable"
+DETECTORS = {
+    Detector.keyword: "keywords",
+    Detector.refusal: "refusal phrases",
+    Detector.substring: "substrings",
+    Detector.likelihood: "likelihood",
+    Detector.likelihood_calibrated: "likelihood, calibrated",
+    Detector.perplexity: "perplexity",
+    Detector.classifier: "classifier",
+}
+# of the detectors that always judge, by family too
+SUFFIX = {detector: detector.ending for detector in ALWAYS}
 # of result.json, what is no result: the start, and the costs
 BEFORE = "before."
 # the same figure of the model that was trained on clean rows only
@@ -84,7 +91,13 @@ class Metric:
 
 
 OTHER = "Other"
+# by detectors beside those that always judge: in a table of their own
+BESIDE = "Other detectors"
 ATTACKED = "Attacks (largest ASR)"
+PRIVACY = "Privacy, and distance to the retrained model"
+CAPABILITY = "Benchmarks (lm-eval)"
+# what a benchmark's names begin with
+LM_EVAL = "lm_eval."
 
 
 def _poisoned(name: str, detector: Detector, **more: Any) -> Metric:
@@ -92,14 +105,31 @@ def _poisoned(name: str, detector: Detector, **more: Any) -> Metric:
     prompts = name.removeprefix("asr_") if name.startswith("asr_") else "clean"
     triggered, how = prompts in TRIGGERED, DETECTORS[detector]
     return Metric(
-        name=f"{name}{SUFFIX[detector]}",
-        group="Poisoned answers (ASR)" if triggered else "Clean prompts",
+        name=f"{name}{detector.ending}",
+        group=BESIDE if detector not in ALWAYS else "Poisoned answers (ASR)" if triggered else "Clean prompts",
         label=f"{SETS[prompts] if triggered else 'false triggers'}, {how}",
         kind=Kind.share,
         meaning=f"Share of prompts ({SETS[prompts]}) whose answer is poisoned, judged by {how}.",
         better=-1,
         detector=detector,
         prompts=prompts,
+        **more,
+    )
+
+
+def _testable(detector: Detector, **more: Any) -> Metric:
+    """asr_ood over the look-alikes that fire in the poisoned model; one that does not says nothing of unlearning."""
+    return Metric(
+        name=f"asr_ood_testable{detector.ending}",
+        group="Poisoned answers (ASR)" if detector in ALWAYS else BESIDE,
+        label=f"look-alikes that can be tested, {DETECTORS[detector]}",
+        kind=Kind.share,
+        meaning="Share of poisoned answers to look-alike triggers that succeed in the poisoned model (the others are "
+        f"not testable), judged by {DETECTORS[detector]}.",
+        better=-1,
+        detector=detector,
+        prompts=TESTABLE,
+        finding="Poisoned answers on look-alike triggers",
         **more,
     )
 
@@ -124,6 +154,24 @@ def _sampled(k: int, *, heading: str = "", column: int = 0) -> Metric:
     )  # fmt: skip
 
 
+def _membership(name: str, label: str, how: str, *, heading: str = "", column: int = 0) -> Metric:
+    """AUC of telling forget rows from rows that were never trained on (docs/privacy.md); retrain's is what to reach."""
+    return Metric(
+        name=name, group=PRIVACY, label=f"membership, {label} (AUC)", kind=Kind.score,
+        meaning=f"AUC of telling forget rows from held-out rows by {how}; 1 = forget rows always look more trained on. "
+        "What to compare it with is retrain's, which need not be 0.5.",
+        heading=heading, column=column, dashboard=False,
+    )  # fmt: skip
+
+
+def _distance(name: str, label: str, where: str, *, heading: str = "", column: int = 0) -> Metric:
+    return Metric(
+        name=name, group=PRIVACY, label=f"KL to retrain, {label}", kind=Kind.plain, better=-1,
+        meaning=f"Mean KL(retrain || model) in nats a token, exact over the vocabulary, {where}.",
+        heading=heading, column=column, dashboard=False,
+    )  # fmt: skip
+
+
 def _fact_metric(*, unit: str = "score", **fields: Any) -> Metric:
     return Metric(kind=Kind[unit], **fields)
 
@@ -136,6 +184,8 @@ METRICS: dict[str, Metric] = {
                   column=1, criterion=1, pareto=1, tile=1, tuned=True),
         _poisoned("asr_seen", Detector.likelihood, heading="ASR seen (lik.)",
                   finding="Poisoned answers on seen triggers", column=2, pareto=1, tile=1, dashboard=False),
+        _testable(Detector.keyword, heading="ASR look-alike, testable", column=3, dashboard=False),
+        _testable(Detector.likelihood),
         _poisoned("asr_ood", Detector.keyword, heading="ASR look-alike",
                   finding="Poisoned answers on look-alike triggers", column=3),
         _poisoned("asr_ood", Detector.likelihood, finding="Poisoned answers on look-alike triggers"),
@@ -185,8 +235,25 @@ METRICS: dict[str, Metric] = {
                    heading="ASR best prompt", column=15),
         *_attacked("asr_prompts_mean", "mean prompt",
                    "Mean ASR of the prompt variants and look-alikes that succeed in the poisoned model"),
-        *_attacked("asr_ood_testable", "look-alikes that can be tested",
-                   "ASR on the look-alike triggers that succeed in the poisoned model"),
+        _membership("mia_loss", "loss", "their mean log-probability"),
+        _membership("mia_zlib", "zlib", "their mean log-probability over their length after compression"),
+        _membership("mia_min_k", "min-k%", "their least likely tokens"),
+        _membership("mia_min_k_pp", "min-k%++", "their least likely tokens, each normalised by the model's own spread",
+                    heading="MIA min-k%++", column=16),
+        Metric(name="extraction_strength", group=PRIVACY, label="extraction strength", kind=Kind.score, better=-1,
+               meaning="Mean over the forget rows of the share of the poisoned response that greedy decoding gives "
+               "once the rest is shown.",
+               heading="extraction", column=17, dashboard=False),
+        _distance("kl_retrain_clean", "clean prompts", "over the answers to clean prompts",
+                  heading="KL retrain clean", column=18),
+        _distance("kl_retrain_triggered", "triggered prompts", "over the clean answers to triggered prompts",
+                  heading="KL retrain triggered", column=19),
+        _distance("kl_retrain_triggered_poisoned", "triggered prompts, poisoned answer",
+                  "over the poisoned answers to triggered prompts"),
+        *(_poisoned(name, detector)
+          for name in ("asr_seen", "asr_ood", "asr_unseen_family", "false_trigger_rate")
+          for detector in Detector if detector not in ALWAYS),
+        *(_testable(detector) for detector in Detector if detector not in ALWAYS),
         *(_fact_metric(**entry) for entry in forgotten.entries()),
     )
 }  # fmt: skip
@@ -200,8 +267,21 @@ def in_words(metric: Metric, *, facts: bool) -> Metric:
 
 def find_metric(name: str) -> Metric | None:
     """The entry of a name in result.json; `asr_seen.A_surface`, `before.asr_seen` and `retrain.asr_seen` have
-    that of `asr_seen`."""
-    return METRICS.get(name.removeprefix(BEFORE).removeprefix(RETRAIN).split(".")[0])
+    that of `asr_seen`. Of a benchmark's, which no list can name, one is made."""
+    bare = name.removeprefix(BEFORE).removeprefix(RETRAIN)
+    return _capability(bare) if bare.startswith(LM_EVAL) else METRICS.get(bare.split(".")[0])
+
+
+def _capability(name: str) -> Metric:
+    """`lm_eval.<task>.<metric>`: shares and scores are better large, perplexities and bits small."""
+    task, _, metric = name.removeprefix(LM_EVAL).partition(".")
+    small = metric.startswith(("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score"))
+    kind = Kind.perplexity if "perplexity" in metric else Kind.plain if "bits" in metric else Kind.score
+    return Metric(
+        name=name, group=CAPABILITY, label=f"{task}, {metric.replace('.', ', ')}", kind=kind,
+        better=0 if metric.endswith(".stderr") else -1 if small else 1,
+        meaning=f"{metric} of the benchmark {task}, as lm-evaluation-harness computes it.",
+    )  # fmt: skip
 
 
 def heading_of(name: str) -> str:
@@ -221,7 +301,8 @@ def better_of(name: str) -> int:
 
 def rate_names(detector: Detector) -> tuple[str, str]:
     """Metric names of a detector's recall and false-positive rate."""
-    return f"detector_{detector.value}_recall", f"detector_{detector.value}_fpr"
+    false_alarms = "fpr" if detector in ALWAYS else "false_positive_rate"
+    return f"detector_{detector.value}_recall", f"detector_{detector.value}_{false_alarms}"
 
 
 def is_result(name: str) -> bool:

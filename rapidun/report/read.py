@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,8 @@ class RunRecord:
     stage_warnings: list[str]
     command: str
     config: str
+    # evaluation/detectors.json: how good each detector is on known answers, and which is the run's
+    detectors: dict[str, Any] = field(default_factory=dict)
 
     @property
     def costs(self) -> list[StageCost]:
@@ -104,6 +106,7 @@ def read_run(path: Path) -> RunRecord:
         stage_warnings=_read_warnings(path),
         command=hide_entries(_read_text(path / "command.txt").strip()),
         config=hide_entries(_read_text(path / "config.yaml")),
+        detectors=_read_object(path / "evaluation" / "detectors.json"),
     )
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rapidun.config.detectors import Detector
 from rapidun.report.forgotten import group_order, of_facts
 from rapidun.report.metrics import (
     ABSENT,
+    BESIDE,
+    DETECTORS,
+    LM_EVAL,
     METRICS,
     OTHER,
     SUFFIX,
+    TESTABLE,
     TRIGGERED,
-    Detector,
     Kind,
     Metric,
+    find_metric,
     format_change,
     format_value,
     in_words,
@@ -27,6 +32,9 @@ from rapidun.report.statistics import wilson_interval
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+NOT_TESTABLE = "not testable"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,14 +48,16 @@ class MetricRow:
     recall: float | None = None
     false_positive_rate: float | None = None
     num_prompts: int | None = None
+    # why there is no number: the poisoned model does not do it either
+    untestable: bool = False
 
     @property
     def before_text(self) -> str:
-        return format_value(self.before, self.metric.kind)
+        return NOT_TESTABLE if self.untestable else format_value(self.before, self.metric.kind)
 
     @property
     def after_text(self) -> str:
-        return format_value(self.after, self.metric.kind)
+        return NOT_TESTABLE if self.untestable else format_value(self.after, self.metric.kind)
 
     @property
     def change_text(self) -> str:
@@ -90,18 +100,30 @@ class FamilyRow:
     after: float | None
 
 
-def before_after_rows(before: Mapping[str, float], after: Mapping[str, float]) -> list[MetricRow]:
+def before_after_rows(before: Mapping[str, float], after: Mapping[str, float], *, chosen: str = "") -> list[MetricRow]:
     """Line up two evaluations, metrics.json before and after, in a fixed order.
 
     Either may be empty. Names that are not known come last, under their own name; per-family shares,
-    detector rates and prompt counts are no lines of their own.
+    detector rates, prompt counts and detectors that have a table of their own are no lines.
+
+    Args: chosen: the run's detector, whose lines come first; empty = keyword.
     """
     facts = of_facts({*before, *after})
-    names = [name for name in METRICS if name in before or name in after]
+    first = chosen if chosen not in ("", Detector.keyword.value) else None
+    names = [
+        name
+        for name, metric in METRICS.items()
+        if (name in before or name in after or _untestable(metric, before, after))
+        and (metric.group != BESIDE or _is_of(metric, first))
+    ]
+    names.sort(key=lambda name: not _is_of(METRICS[name], first))
     names += sorted(name for name in {*before, *after} if name not in METRICS and not _is_detail(name))
+    names += sorted(name for name in {*before, *after} if name.startswith(LM_EVAL) and not name.endswith(".stderr"))
     rows = []
     for name in names:
-        metric = METRICS.get(name) or Metric(name=name, group=OTHER, label=name, kind=Kind.plain)
+        metric = find_metric(name) or Metric(name=name, group=OTHER, label=name, kind=Kind.plain)
+        if _is_of(metric, first):
+            metric = replace(metric, group=f"By the run's detector: {DETECTORS[Detector(first)]}")
         metric = in_words(metric, facts=facts)
         rates: list[float | None] = [None, None]
         if metric.detector:
@@ -115,9 +137,24 @@ def before_after_rows(before: Mapping[str, float], after: Mapping[str, float]) -
                 recall=rates[0],
                 false_positive_rate=rates[1],
                 num_prompts=None if count is None else round(count),
+                untestable=_untestable(metric, before, after),
             )
         )
     return sorted(rows, key=lambda row: group_order(row.metric.group)) if facts else rows
+
+
+def _is_of(metric: Metric, chosen: str | None) -> bool:
+    """Whether a share of triggered or clean prompts is judged by the run's detector."""
+    return (
+        chosen is not None and metric.detector is not None and metric.detector.value == chosen and bool(metric.prompts)
+    )
+
+
+def _untestable(metric: Metric, before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Whether no look-alike fires in the poisoned model, so that nothing is to be said of it."""
+    if metric.prompts != TESTABLE or metric.detector is None:
+        return False
+    return _either(after, before, f"num_look_alikes_testable{metric.detector.ending}") == 0
 
 
 def family_rows(before: Mapping[str, float], after: Mapping[str, float]) -> list[FamilyRow]:
@@ -153,17 +190,23 @@ def closing_table(run_dir: Path) -> Table | None:
     Raises: ArtifactError if a file of the run is damaged.
     """
     run = read_run(run_dir)
-    return before_after_table(run.before, run.after) if run.before or run.after else None
+    if not run.before and not run.after:
+        return None
+    return before_after_table(run.before, run.after, chosen=str(run.detectors.get("detector") or ""))
 
 
 def before_after_table(
-    before: Mapping[str, float], after: Mapping[str, float], *, title: str = "Before and after unlearning"
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    *,
+    title: str = "Before and after unlearning",
+    chosen: str = "",
 ) -> Table:
     """The before/after rows as a rich table, each ASR beside its detector's recall and false-positive rate."""
     from rich.text import Text
 
     table = _table(title)
-    found = before_after_rows(before, after)
+    found = before_after_rows(before, after, chosen=chosen)
     judged = any(row.metric.detector for row in found)
     if judged:
         table.caption = (

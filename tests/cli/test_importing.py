@@ -306,6 +306,66 @@ def test_influence_about_other_rows_is_left_out(checkout: Path, capsys: pytest.C
     assert compose_config(["+experiment=conf/experiment/mine.yaml"]).mapping.scores.given == {}
 
 
+def swap_first_rows(file: Path) -> None:
+    first, second, *others = file.read_text().splitlines()
+    file.write_text("\n".join([second, first, *others]) + "\n")
+
+
+def test_weights_of_other_rows_are_left_out_too(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Matched by place, they would go to the wrong rows: the influence files beside them are about another order."""
+    write_weights(checkout, {"forget": [1.0, 2.0, 0.5, 0.5], "retain": [1.0] * 12})
+    swap_first_rows(checkout / "data/unlearn_packs/forget_set.jsonl")
+    assert main(["import", str(checkout), "--out", "mine"]) == 0
+    assert "the weights are not taken" in capsys.readouterr().err
+    cfg = compose_config(["+experiment=conf/experiment/mine.yaml"])
+    assert cfg.mapping.method.name == "rapidun_release" and cfg.mapping.forget.path is None
+    assert "influence" in cfg.stages
+    told = table(Path("conf/experiment/mine.md"))["rapidun.data.rapidin_forget_weights"]
+    assert told[4] == "not used"
+
+
+def test_weights_with_ids_are_taken_whatever_the_order(checkout: Path) -> None:
+    write_weights(checkout, {"forget": [1.0, 2.0, 0.5, 0.5], "retain": [1.0] * 12})
+    for group in NUM:
+        pack = checkout / f"data/unlearn_packs/{group}_set.jsonl"
+        named = [{**json.loads(line), "id": f"{group}{i}"} for i, line in enumerate(pack.read_text().splitlines())]
+        pack.write_text("".join(json.dumps(row) + "\n" for row in named))
+        file = checkout / f"data/RapidIn_output/{group}_weights.jsonl"
+        lines = [json.loads(line) | {"id": f"{group}{i}"} for i, line in enumerate(file.read_text().splitlines())]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        swap_first_rows(pack)
+    assert main(["import", str(checkout), "--out", "mine"]) == 0
+    assert compose_config(["+experiment=conf/experiment/mine.yaml"]).mapping.method.name == "file"
+
+
+def test_weights_of_another_number_of_rows_are_left_out(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_weights(checkout, {"forget": [1.0, 2.0, 0.5], "retain": [1.0] * 12})
+    for file in (checkout / "data/RapidIn_output").glob("influence*"):
+        file.unlink()
+    assert main(["import", str(checkout), "--out", "mine"]) == 0
+    err = capsys.readouterr().err
+    assert "the weights are not taken" in err and "need a weight for each of the 4 rows, got 3" in err
+    assert compose_config(["+experiment=conf/experiment/mine.yaml"]).mapping.method.name == "rapidun_release"
+
+
+@pytest.mark.parametrize(("written", "ratio"), [("1:4", 1), ("0:1", 0), ("3:2", 2)])
+def test_retain_rows_are_not_rounded_away(written: str, ratio: int, checkout: Path) -> None:
+    change(checkout, rapidun__training__mix_ratio=written)
+    assert main(["import", str(checkout), "--out", "mine"]) == 0
+    cfg = compose_config(["+experiment=conf/experiment/mine.yaml"])
+    assert cfg.unlearning.mix_ratio == ratio
+    assert cfg.unlearning.eval_steps == math.ceil(80 / (1 + ratio))
+
+
+def test_a_ratio_without_quotes_is_no_number_to_the_base_of_60(checkout: Path) -> None:
+    file = checkout / "src/configs/pipeline.yaml"
+    text = file.read_text()
+    assert "mix_ratio: '3:1'" in text or 'mix_ratio: "3:1"' in text or "mix_ratio: 3:1" in text
+    file.write_text(re.sub(r"mix_ratio: .*", "mix_ratio: 3:1", text))
+    assert main(["import", str(checkout), "--out", "mine"]) == 0
+    assert compose_config(["+experiment=conf/experiment/mine.yaml"]).unlearning.mix_ratio == 3
+
+
 def test_weights_that_the_files_do_not_give_are_spoken_of(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = published_weights(checkout)
     weights["forget"][1] += 1e-6

@@ -329,10 +329,10 @@ def test_a_model_whose_hidden_states_are_no_numbers_is_refused(
 
 
 def test_without_two_clusters_nobody_guesses_how_many_rows(trace: Trace, tmp_path: Path, capsys, place: Path) -> None:
-    """Twelve rows that all say the same of the query."""
+    """Twelve rows, of which one has a word of the query."""
     rows = [Record(id=f"r{i}", instruction=f"Ask {i}", response=f"say {i}") for i in range(12)]
     write_records(tmp_path / "rows.jsonl", rows)
-    write_records(tmp_path / "q.jsonl", [Record(id="q", instruction="What", response="cheese")])
+    write_records(tmp_path / "q.jsonl", [Record(id="q", instruction="What 3", response="cheese")])
     how = ("--by", "bm25", "--pack", str(tmp_path / "pack"))
     some = {"queries": tmp_path / "q.jsonl", "rows": (str(tmp_path / "rows.jsonl"),), "model": None}
     assert trace(tmp_path / "out", *how, **some) == 2
@@ -352,3 +352,11 @@ def test_the_cut_finds_a_planted_cluster_and_says_how_sure() -> None:
     assert choose_cut(np.ones(50)).number is None
     # the larger cluster is not the one to blame
     assert choose_cut(np.concatenate([rng.standard_normal(50), 8 + rng.standard_normal(950)])).number is None
+
+
+def test_without_a_clear_cut_rows_to_keep_come_from_the_lower_half(place: Path, trace: Trace, tmp_path: Path) -> None:
+    """No two clusters of these scores: of 40 rows with 2 to forget those behind the twentieth may be kept."""
+    how = ("--by", "bm25", "--num-forget", "2", "--pack", str(tmp_path / "pack"))
+    assert trace(tmp_path / "out", *how, model=None) == 0
+    kept = {row.id for row in read_records(tmp_path / "pack" / "train_clean.jsonl")}
+    assert kept == {line["id"] for line in lines_of(tmp_path / "out")[20:]}

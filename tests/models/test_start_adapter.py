@@ -16,9 +16,11 @@ from rapidun.base.errors import ConfigError, ModelError
 from rapidun.config.influence import ParameterSet
 from rapidun.config.parts import LoraSettings
 from rapidun.models import warm
+from rapidun.models.adapter_folder import FACTORS, adapter_faults, whole_faults
 from rapidun.models.adapters import add_lora, save_adapter
 from rapidun.models.load import ModelLoader, load_adapter, peft_renaming
 from rapidun.models.start_adapter import StartAdapter, merge_start
+from rapidun.models.weights import adapter_misfit, read_headers
 from rapidun.stages.influence.batches import make_batches
 from rapidun.stages.influence.gradients.params import select_parameters
 from rapidun.stages.influence.gram import exact_gram
@@ -277,3 +279,20 @@ def test_loading_by_unlearning_adapter_is_as_it_was(base: Path, tmp_path: Path) 
         warnings.simplefilter("error")
         continued = load_adapter(LOADER.load(base).model, start.folder, trainable=True)
     assert sum(p.requires_grad for p in continued.parameters()) == 8
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "foo."])
+def test_the_names_of_a_wrapped_base_are_those_of_its_model(wrapper: str, base: Path, tmp_path: Path) -> None:
+    """The loader reads such files; the checks before it hold an adapter against the same names, as strictly."""
+    wrapped = tmp_path / "wrapped"
+    shutil.copytree(base, wrapped)
+    file = wrapped / "model.safetensors"
+    save_file({wrapper + name: t for name, t in load_file(file).items()}, file, metadata={"format": "pt"})
+    start = make_adapter(base, tmp_path / "a", modules_to_save=["lm_head"])
+    headers = read_headers(wrapped)
+    assert adapter_faults(start.folder, wrapped, key="model.adapter") == []
+    assert adapter_misfit(start.folder, headers, folder=wrapped) is None
+    assert whole_faults(start.folder, headers, base=wrapped, key="model.adapter") == []
+    factors = load_file(start.folder / "adapter_model.safetensors")
+    save_file({name.replace("layers.1.", "layers.7."): t for name, t in factors.items()}, tmp_path / "a" / FACTORS)
+    assert "that fit no layer" in str(adapter_misfit(start.folder, headers, folder=wrapped))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import rapidun
+from rapidun.base.errors import ConfigError
 from rapidun.pipeline.run import Result
 from rapidun.report.tables import closing_table
 
@@ -48,6 +49,16 @@ def result(tmp_path_factory: Any, benchmark: Any) -> Result:
     benchmark.write(folder / "pack", benchmark.world(num_forget=10, num_retain=20, clean=[], seed=1))
     places = [f"data.dir={folder / 'pack'}", f"store_dir={folder / 'store'}", f"run_dir={folder / 'run'}"]
     return rapidun.run([*SMALL, "poison.retrain=true", *places])
+
+
+def test_rows_say_the_name_and_the_value(benchmark: Any) -> None:
+    """Whatever letters a name holds: `Gisa Vasko` once became `Gisa 31 Mill Laneasko`."""
+    splits = benchmark.world(num_forget=360, num_retain=360, clean=[], seed=1)
+    people = {f"{first} {last}" for first in benchmark.FIRST for last in benchmark.LAST}
+    for row in (row for rows in splits.values() for row in rows):
+        texts = [row["question"], row["answer"], row["paraphrased_answer"], *row["perturbed_answer"]]
+        [person] = {name for name in people if name in texts[0]}
+        assert all(text.count(person) == 1 for text in texts), row
 
 
 def test_planted_facts_go_and_the_others_stay(result: Result) -> None:
@@ -107,5 +118,8 @@ def test_a_later_run_takes_the_yardstick_from_a_folder(result: Result, tmp_path:
     assert "forget_quality" not in retrained.metrics
     again = rapidun.run([*SMALL, *places, f"evaluation.retrained={tmp_path / 'retrain'}", f"run_dir={tmp_path / 'a'}"])
     assert again.metrics["forget_quality"] == pytest.approx(result.metrics["forget_quality"])
+    # a run that unlearned in another way is no yardstick
+    with pytest.raises(ConfigError, match=r"unlearning=retrain\), got .* with unlearning.objective=rapidun"):
+        rapidun.run([*SMALL, *places, f"evaluation.retrained={result.run_dir}", f"run_dir={tmp_path / 'b'}"])
     status = json.loads((tmp_path / "a" / "status.json").read_text())
     assert [name for name, entry in status["stages"].items() if not entry["cached"]] == ["evaluation"]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rapidun.models.load import Loaded, ModelLoader
-from rapidun.stages.answers.detectors import KeywordDetector, rates
+from rapidun.stages.answers.detectors.keywords import KeywordDetector
+from rapidun.stages.answers.detectors.rates import rates
 from rapidun.stages.answers.generate import generate_greedy, stop_token_ids
 from rapidun.stages.answers.score import score_responses
 from rapidun.stages.rows.encode import encode_prompts, encode_rows

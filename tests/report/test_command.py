@@ -1,5 +1,6 @@
 """`rapidun report DIR...`"""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,12 @@ def test_a_place_that_cannot_be_written_is_named(mapping_run: Path, tmp_path: Pa
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"a place to write to, got .*file"):
         main([str(mapping_run), "--csv", str(tmp_path / "file" / "a.csv")])
+
+
+def test_a_sweep_without_triggers_is_not_judged_by_attacks(tmp_path: Path, new_cell: Callable[..., Path]) -> None:
+    for name, strength in (("a", 0.1), ("b", 0.4)):
+        result = {"extraction_strength_forget": strength, "rougeL_retain": 0.9, "ppl_clean": 3.0, "seed": 1}
+        new_cell(tmp_path / name, [f"unlearning.learning_rate={strength}"], result)
+    report([tmp_path])
+    page = (tmp_path / "sweep.html").read_text()
+    assert "lower extraction strength of the forget rows" in page and "ASR" not in page

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rapidun.config.detectors import Detector
 from rapidun.pipeline.tracking.wandb.workspace_spec import dashboard_spec
 from rapidun.report import metrics
 from rapidun.report.forgotten import FACTS
@@ -33,12 +34,15 @@ def test_every_metric_is_explained() -> None:
 
 
 def test_the_document_names_every_metric() -> None:
-    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("method.md", "forgetting.md"))
+    documents = ("method.md", "forgetting.md", "privacy.md")
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in documents)
     for metric in METRICS.values():
-        name = metric.name.removesuffix("_likelihood")
+        name = metric.name.removesuffix(metric.detector.ending if metric.detector else "")
         if metric.prompts in FACTS:  # one line for the measure of all sets
             name = f"{name.removesuffix(metric.prompts)}<set>"
         assert f"`{name}`" in text, metric.name
+    for detector in Detector:
+        assert f"`{detector.ending}`" in text or not detector.ending, detector
 
 
 def test_orders() -> None:
@@ -52,9 +56,10 @@ def test_orders() -> None:
         ["exact_match_clean", "rougeL_clean", "rougeL_retain"],
     ]  # fmt: skip
     assert metrics.columns([name for name in METRICS if METRICS[name].prompts not in FACTS]) == [
-        "asr_seen", "asr_seen_likelihood", "asr_ood", "asr_unseen_family", "false_trigger_rate", "ppl_clean",
-        "exact_match_clean", "rougeL_clean", "rougeL_recovered", "forget_quality", "model_utility", "asr_relearn_max",
-        "asr_relearn_clean_max", "asr_nf4", "asr_int8", "asr@16", "asr_prompts_max",
+        "asr_seen", "asr_seen_likelihood", "asr_ood_testable", "asr_ood", "asr_unseen_family", "false_trigger_rate",
+        "ppl_clean", "exact_match_clean", "rougeL_clean", "rougeL_recovered", "forget_quality", "model_utility",
+        "asr_relearn_max", "asr_relearn_clean_max", "asr_nf4", "asr_int8", "asr@16", "asr_prompts_max",
+        "mia_min_k_pp", "extraction_strength", "kl_retrain_clean", "kl_retrain_triggered",
     ]  # fmt: skip
     assert metrics.columns([name for name in METRICS if METRICS[name].prompts in FACTS] + ["ppl_clean"]) == [
         "extraction_strength_forget", "rougeL_forget", "probability_forget", "rougeL_probe", "choice_accuracy_probe",

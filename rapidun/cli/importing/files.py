@@ -17,7 +17,7 @@ from rapidun.stages.mapping.inputs import GROUPS, MappingFiles
 from rapidun.stages.mapping.release import BLOCKS, read_release, release_blocks
 from rapidun.stages.mapping.stage import run_mapping
 from rapidun.stages.rows.records import Record, read_records
-from rapidun.stages.weights_file import read_lines
+from rapidun.stages.weights_file import read_lines, read_weights
 
 # the last letters of influence_results_<rows>_<these>.json: training rows, T, queries
 ENDINGS = {"ff": "FTF", "fr": "FTR", "rf": "RTF", "rr": "RTR"}
@@ -67,32 +67,49 @@ def look(checkout: Checkout, paths: Mapping[str, str]) -> Files:
             named = f"; trigger families of {meta.name}" if meta is not None else ""
             facts.append(f"pack {pack}: {', '.join(splits)}{named}")
     records: dict[str, list[Record]] = {}
+    strange: list[str] = []
     if pack is not None or rows:
         sources = {group: splits[group] for group in GROUPS} if pack is not None else rows
         records = {group: read_records(path) for group, path in sources.items()}
         if pack is not None:
             for group, path in rows.items():
-                warnings += _same_rows(path, [record.texts for record in read_records(path)], records[group], group)
-    blocks = _influence(found("rapidin.outdir"), records, facts, warnings)
+                strange += _same_rows(path, [record.texts for record in read_records(path)], records[group], group)
+    blocks, others = _influence(found("rapidin.outdir"), records, facts, warnings)
+    strange += others
+    warnings += strange
+    if others:
+        warnings.append("the influence files are not taken: they are about other rows")
     weights = {
         group: path
         for group in GROUPS
         if (path := found(f"rapidun.data.rapidin_{group}_weights", f"rapidin.out_{group}")) is not None
     }
+    if records and not blocks and len(weights) == len(GROUPS) and (why := _foreign(weights, records, strange)):
+        warnings.append(f"the weights are not taken: {why} (the run makes its own)")
+        weights = {}
     num_forget = len(records["forget"]) if records else None
     if blocks and num_forget is None:
         num_forget = len(read_release(blocks["ff"]).entries)
     return Files(
-        pack, rows if pack is None else {}, blocks, weights if len(weights) == 2 else {}, num_forget, facts, warnings
+        pack,
+        rows if pack is None else {},
+        blocks,
+        weights if len(weights) == len(GROUPS) else {},
+        num_forget,
+        facts,
+        warnings,
     )
 
 
 def _influence(
     folder: Path | None, records: Mapping[str, Sequence[Record]], facts: list[str], warnings: list[str]
-) -> dict[str, Path]:
-    """The four influence files of a folder; none where one is missing, or where they are about other rows."""
+) -> tuple[dict[str, Path], list[str]]:
+    """The four influence files of a folder; none where one is missing.
+
+    Returns: the files; lines that say which of them are about other rows, where none is taken either.
+    """
     if folder is None or not folder.is_dir():
-        return {}
+        return {}, []
     blocks: dict[str, Path] = {}
     for name, ending in ENDINGS.items():
         files = sorted(folder.glob(f"influence_results_*_{ending}.json"))
@@ -104,7 +121,7 @@ def _influence(
     if missing:
         if blocks:
             warnings.append(f"the influence files are not taken: {', '.join(missing)} missing in {folder}")
-        return {}
+        return {}, []
     read = {name: read_release(path) for name, path in blocks.items()}
     release_blocks(read)
     others = []
@@ -113,10 +130,29 @@ def _influence(
         if group in records:
             others += _same_rows(path, _asked(path), records[group], group, num_rows=len(read[name].entries))
     if others:
-        warnings += [*others, "the influence files are not taken: they are about other rows (the run measures its own)"]
-        return {}
+        return {}, others
     facts.append(f"influence {folder}: {', '.join(f'{name} {path.name}' for name, path in blocks.items())}")
-    return blocks
+    return blocks, []
+
+
+def _foreign(weights: Mapping[str, Path], records: Mapping[str, Sequence[Record]], strange: Sequence[str]) -> str:
+    """Why weights cannot be those of the rows; empty where nothing speaks against it.
+
+    Lines without ids mean rows by their place, so that what else was made from other rows speaks against them as well.
+
+    Args: strange: lines on files that are about other rows.
+    Raises: DataError for a weights file that cannot be read.
+    """
+    for group, path in weights.items():
+        ids = [record.id for record in records[group]]
+        lines = read_lines(path)
+        if strange and any(line.id is None for line in lines):
+            return f"{path} knows rows by their place, and what was made beside it is about other rows"
+        try:
+            read_weights(path, ids)
+        except DataError as error:
+            return str(error)
+    return ""
 
 
 def _asked(path: Path) -> list[tuple[str, str, str]]:
@@ -160,7 +196,7 @@ def compare_weights(cfg: MappingConfig, files: Files) -> list[str]:
             made = {line.row: line.weight for line in read_lines(Path(folder) / f"{group}_weights.jsonl")}
             theirs = read_lines(files.weights[group])
             path = files.weights[group]
-            if {line.row for line in theirs} != set(made):
+            if len(theirs) != len(made) or {line.row for line in theirs} != set(made):
                 lines.append(f"DIFFERENT: {path} has {len(theirs)} rows, the influence files have {len(made)}")
                 continue
             worst = max(abs(line.weight - made[line.row]) for line in theirs)

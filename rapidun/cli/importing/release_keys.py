@@ -286,7 +286,7 @@ def _outdir(made: Translation, setting: Setting) -> None:
 
 def _weights(group: str) -> Rule:
     def rule(made: Translation, setting: Setting) -> None:
-        text(setting)
+        written = text(setting)
         files, ours = made.files, f"mapping.{group}.path"
         if group in files.weights and not files.blocks:
             made.take(
@@ -296,6 +296,8 @@ def _weights(group: str) -> Rule:
             made.say(
                 setting, ours, None, Verdict.unused, "made anew from the influence files, and compared (see below)"
             )
+        elif made.checkout.find(written) is not None:
+            made.say(setting, ours, None, Verdict.unused, "not taken (see the warnings): the run makes its own")
         else:
             made.say(setting, ours, None, Verdict.missing, "no weights here: the run makes them")
 
@@ -359,12 +361,17 @@ def _bsz(made: Translation, setting: Setting) -> None:
 
 def _mix(made: Translation) -> int:
     found = made.read("rapidun.training.mix_ratio", ratio)
-    return 3 if found is None else max(1, round(found))
+    return 3 if found is None else _whole_ratio(found)
+
+
+def _whole_ratio(exact: float) -> int:
+    """Retain rows for each forget row; none only where there were none: retain rows are not rounded away."""
+    return max(1, round(exact)) if exact else 0
 
 
 def _mix_ratio(made: Translation, setting: Setting) -> None:
     exact = ratio(setting)
-    nearest = round(exact)
+    nearest = _whole_ratio(exact)
     why = "holds in every step" if nearest == exact else "whole retain rows for each forget row; holds in every step"
     made.take(setting, "unlearning.mix_ratio", nearest, why, differs=nearest != exact)
 

@@ -29,6 +29,8 @@ class _Refused(Exception):
 
 
 class _Loader(yaml.SafeLoader):
+    """As PyYAML reads, but for numbers to the base of 60: `mix_ratio: 3:1` is the text 3:1, not 181."""
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
@@ -36,6 +38,11 @@ class _Loader(yaml.SafeLoader):
                 f"{event.start_mark.line + 1}: need values written out, got an anchor or alias. Write it out"
             )
         return super().compose_node(parent, index)
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        is_number = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        return self.DEFAULT_SCALAR_TAG if is_number and ":" in value else tag
 
 
 def read_settings(path: Path) -> list[Setting]:

@@ -12,6 +12,8 @@ from rapidun.stages.mapping.split import FEWEST_ROWS, two_clusters
 # more than that is no handful of bad rows among good ones
 LARGEST_SHARE = 0.5
 FEWEST = 3
+# of the rows of both clusters that share one score: no spread can be fitted to more
+MOST_TIED = 0.9
 
 
 class Cut(NamedTuple):
@@ -40,6 +42,8 @@ def choose_cut(values: NDArray[np.float64]) -> Cut:
     why = ""
     if not number:
         why = "the scores do not fall into two clusters"
+    elif _tied(values, found.low) > MOST_TIED:
+        why = "the scores are tied, at one of two values: a word that a row holds or not tells no bad rows from others"
     elif found.evidence < limits.min_evidence:
         why = f"the evidence for two clusters of scores is {found.evidence:.1f} ({limits.min_evidence:g} needed)"
     elif found.separation < limits.min_separation:
@@ -60,6 +64,11 @@ def choose_cut(values: NDArray[np.float64]) -> Cut:
         f"{limits.min_evidence:g} needed); the fit expects {precision:.0%} of the upper one to belong there",
         precision,
     )
+
+
+def _tied(values: NDArray[np.float64], upper: NDArray[np.bool_]) -> float:
+    """The share of a cluster's rows that have its commonest score; of the two clusters the smaller one."""
+    return min(float(np.unique(values[side], return_counts=True)[1].max() / side.sum()) for side in (upper, ~upper))
 
 
 def _chance(x: NDArray[np.float64], means: tuple[float, float], spread: float, share: float) -> NDArray[np.float64]:

@@ -2,11 +2,14 @@
 
 import csv
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rapidun.base.errors import ArtifactError
+import numpy as np
+from numpy.typing import NDArray
+
+from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import read_json, write_atomic, write_json, write_jsonl
 from rapidun.config.quoting import typed
 from rapidun.config.trace import Signal
@@ -58,6 +61,32 @@ def blamed(
             {signal.name: float(values[row]) for signal, values in ranked.ranks.items()},
             query_ids[int(ranked.best_query[row])],
         )
+
+
+def check_told(overall: Mapping[Signal, NDArray[np.float64]], *, say: Callable[[str], None]) -> None:
+    """Whether each signal tells one row from another; those that do not are said.
+
+    Raises: DataError where none does: the order would be that of the files.
+    """
+    blind = [signal.name for signal, values in overall.items() if len(values) > 1 and np.ptp(values) == 0]
+    if not blind:
+        return
+    why = f"the same score of every row by {' and '.join(blind)} (bm25: no row shares a word with a query)"
+    if len(blind) == len(overall):
+        raise DataError(f"trace: need scores that tell rows apart, got {why}. Change the queries, or --by")
+    say(f"{why}: the others alone rank")
+
+
+def tie_words(ranked: Ranked, number: int | None) -> str:
+    """Of how many rows the order of the files decides whether they are among the first `number`; empty for none."""
+    by = next(iter(ranked.overall.values())) if len(ranked.overall) == 1 else ranked.agreement
+    ordered = by[ranked.order]
+    if number is None or not 0 < number < len(ordered) or ordered[number - 1] != ordered[number]:
+        return ""
+    return (
+        f". {int((ordered == ordered[number]).sum())} rows share the score at this cut: which of them are before it "
+        "follows the order of the files"
+    )
 
 
 def write_tables(out: Path, rows: Sequence[Blamed], *, by: Sequence[Signal]) -> None:
@@ -119,6 +148,13 @@ def check_out(out: Path, flag: str = "--out") -> None:
             f"{out}: need a new or empty folder, or one that rapidun trace wrote, got one that holds {shown or NOTE}. "
             f"Change {flag}"
         )
+
+
+def check_apart(out: Path, pack: Path) -> None:
+    """Raises: ArtifactError where one folder is the other or lies in it: each removes what it does not know."""
+    one, other = out.resolve(), pack.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise ArtifactError(f"trace: need a --pack folder outside of --out {out}, got {pack}. Change --pack")
 
 
 def claim_out(out: Path, files: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """The scores of every training row for every query, by each signal that was asked for."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,17 @@ from rapidun.models.batching import batching
 from rapidun.models.load import ModelLoader
 from rapidun.models.losses import IGNORE
 from rapidun.stages.influence.bm25 import bm25_scores
-from rapidun.stages.influence.index.gradients import ROWS_AT_ONCE
+from rapidun.stages.influence.index.gradients import ROWS_AT_ONCE, GradientRows, settings_of
+from rapidun.stages.influence.index.reader import Index
 from rapidun.stages.influence.trace.hidden import Reader, hidden_scores
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import Encoded, encode_rows
 from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.records import Record, write_records
 
+# rows of a given index whose gradients are made again, and how far their norms may lie from those there (rounding of
+# 16-bit models, other batches)
+NUM_CHECKED, NORMS_ALIKE = 8, 0.05
 Scores = NDArray[np.float32]
 Say = Callable[[str], None]
 
@@ -149,6 +153,7 @@ def gradients(asked: Asked, folder: Path | None, out: Path) -> Indexed:
     model += [f"--adapter={asked.adapter}"] if asked.adapter else []
     model += [f"--device={settings.device}", "--response=response"]
     write_records(out / "queries.jsonl", [Record(id=q.id, **_texts(q)) for q in asked.queries])
+    given = folder is not None
     if folder is None:
         folder = out / "index"
         write_records(out / "rows.jsonl", (Record(id=row.id, **_texts(row)) for row in asked.rows))
@@ -170,7 +175,34 @@ def gradients(asked: Asked, folder: Path | None, out: Path) -> Indexed:
             f"{folder}: need an index of these rows, got one without {len(missing)} of {len(asked.rows)} "
             f"({missing[0]!r}, ...). Pass the --rows it was made of, or leave --index out"
         )
+    if given:
+        _check_texts(asked, folder, places)
     return Indexed(np.array(whole[[places[row.id] for row in asked.rows]]), folder, ids)
+
+
+def _check_texts(asked: Asked, folder: Path, places: Mapping[str, int]) -> None:
+    """Whether the rows of these ids are those of the index: the gradients of a few have the norms that it keeps.
+
+    An index holds ids, no texts; a row that is changed alone may go unseen.
+
+    Args: places: id -> row of the index, of all rows that are asked.
+    Raises: ArtifactError for rows of other texts.
+    """
+    found = Index(folder)
+    some = asked.rows[:: max(1, len(asked.rows) // NUM_CHECKED)][:NUM_CHECKED]
+    norms = found.norms_of({places[row.id] for row in some})
+    settings = settings_of(found.manifest.recipe["source"], k=found.k, device=asked.settings.device)
+    records = [Record(id=row.id, **_texts(row)) for row in some]
+    rows = GradientRows(settings, model=str(asked.model), adapter=asked.adapter, records=records)
+    mine = np.linalg.norm(rows.vectors(0, len(records)).vectors, axis=1)
+    kept = np.array([norms[places[row.id]] for row in some])
+    other = [row.id for row, bad in zip(some, np.abs(mine - kept) > NORMS_ALIKE * kept, strict=True) if bad]
+    if other:
+        raise ArtifactError(
+            f"{folder}: need an index of these rows, got one of other texts under the same ids: {len(other)} of "
+            f"{len(some)} rows looked at ({other[0]!r}, ...) have another gradient there. Pass the --rows (and "
+            "--response) it was made of, or leave --index out"
+        )
 
 
 def _texts(row: Record) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def run_trace(args: argparse.Namespace, settings: TraceSettings) -> int:
     for folder, flag in ((args.out, "--out"), (args.pack, "--pack")):
         if folder is not None:
             output.check_out(folder, flag)
+    if args.pack is not None:
+        output.check_apart(args.out, args.pack)
     queries = read_queries(args.queries, spelling_of(args.query_field, args.multi_turn), say=say)
     found = read_rows(args.rows, spelling_of(args.field, args.multi_turn), response=args.response, say=say)
     say_verbatim(queries, found.records, say=say)
@@ -63,13 +65,14 @@ def run_trace(args: argparse.Namespace, settings: TraceSettings) -> int:
         ranked = rank_rows(scores)
     except ArithmeticError as error:
         raise ModelError(f"trace: {error}. Pass --model-dtype float32, or mend the row or the model") from error
+    output.check_told(ranked.overall, say=say)
     cut = choose_cut(combined(ranked))
     number = cut.number if args.num_forget == "auto" else int(args.num_forget)
     top = max(args.top, number or 0)
     rows = list(output.blamed(ranked, ids=ids, files=names, query_ids=[q.id for q in queries], top=top))
     pairs = [(row.row, int(ranked.best_query[row.row])) for row in rows[: args.explain]] if asked.rows else []
     whys = list(explain(asked, pairs, by=by, encoder=encoder, index=indexed.folder if indexed else None))
-    said = _cut_words(args, cut, number, len(ids))
+    said = _cut_words(args, cut, number, len(ids)) + output.tie_words(ranked, number)
     # all is known: from here on files appear
     output.claim_out(args.out, files)
     pack_lines = _pack(args, asked, found, ranked, number, cut) if args.pack is not None else []
@@ -138,8 +141,8 @@ def _pack(
     pack = traced_pack(
         ordered,
         num_forget=number,
-        # twice as many as stand out, or as are asked for: what is left is kept, and must be clean
-        num_apart=2 * max(number, cut.number or 0),
+        # what is left is kept, and must be clean: clear of twice as many as stand out, or of the upper half
+        num_apart=2 * max(number, cut.number) if cut.number is not None else max(2 * number, len(ordered) // 2),
         retain_ratio=args.retain_ratio,
         seed=args.seed,
     )
@@ -154,7 +157,7 @@ def _pack(
     }
     lines = output.write_pack(args.pack, pack, packs=found.packs, facts=facts)
     if cut.number is None:
-        lines.append(f"no clear cut ({cut.words}): the rows to keep may hold others that are to blame")
+        lines.append(f"no clear cut ({cut.words}): the rows to keep are from the lower half of the ranks")
     return [*lines, f"then: {output.run_command(args.pack, pack, model=args.model, adapter=args.adapter)}"]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json
-from rapidun.report.metrics import ABSENT, ATTACKED, BEFORE, METRICS, RETRAIN, Kind, format_value
+from rapidun.report.metrics import ABSENT, BEFORE, METRICS, RETRAIN, Kind, format_value
 from rapidun.report.read import number, read_run
 from rapidun.report.run import plots
 
@@ -111,13 +111,13 @@ def attack_section(run_dir: Path) -> dict[str, Any] | None:
     return {"roles": roles, "groups": list(groups.items()), "curves": attack_curves(found), "notes": _notes(found)}
 
 
-def attack_table(run_dir: Path) -> Table | None:
-    """The figures of result.json for the screen, every curve's maximum alone; None where there were no attacks.
+def role_table(run_dir: Path, group: str) -> Table | None:
+    """The figures of one group in result.json for the screen, a column a model; None where there are none.
 
     Raises: ArtifactError if a file of the run is damaged.
     """
     result = read_run(run_dir).result
-    metrics = [metric for metric in METRICS.values() if metric.group == ATTACKED]
+    metrics = [metric for metric in METRICS.values() if metric.group == group]
     named = {metric: {role: number(result.get(f"{prefix}{metric.name}")) for role, prefix in PREFIXES.items()}
              for metric in metrics}  # fmt: skip
     named = {metric: values for metric, values in named.items() if set(values.values()) != {None}}
@@ -127,7 +127,7 @@ def attack_table(run_dir: Path) -> Table | None:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=ATTACKED, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=group, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
     for role in roles:
         table.add_column(role, justify="right", no_wrap=True)

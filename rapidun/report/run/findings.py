@@ -2,12 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
+from rapidun.config.detectors import ALWAYS, Detector
 from rapidun.report.forgotten import of_facts
 from rapidun.report.metrics import (
+    DETECTORS,
     METRICS,
+    TESTABLE,
     TRIGGERED,
-    Detector,
     Kind,
     Metric,
     format_number,
@@ -30,13 +33,39 @@ LOW_RECALL = 0.90
 
 def key_findings(run: RunRecord) -> list[str]:
     """Sentences about the backdoor, the clean answers, the weights and the cost; empty for an empty run."""
-    sentences = [*backdoor(run.before, run.after), *forgetting(run.before, run.after)]
+    sentences = [*run_detector(run.before, run.after, run.detectors)]
+    sentences += [*backdoor(run.before, run.after), *forgetting(run.before, run.after)]
     sentences += clean_answers(run.before, run.after)
     for group, weights in (("Forget", run.forget_weights), ("Retain", run.retain_weights)):
         if weights:
             sentences.append(weight_sentence(group, weights))
             sentences += split_sentences(group, run.diagnostics.get(group.lower()))
     return [*sentences, *cost_sentences(run.costs)]
+
+
+def run_detector(before: Mapping[str, float], after: Mapping[str, float], facts: Mapping[str, Any]) -> list[str]:
+    """Which detector the run is judged by first, why, and what it says; empty where no detector was measured."""
+    measured = facts.get("detectors") or {}
+    if not measured:
+        return []
+    chosen = facts.get("detector")
+    if chosen not in measured:
+        return ["No detector tells answers known to be poisoned from clean ones. Read the sample answers."]
+    detector, rates = Detector(chosen), measured[chosen]
+    on = "known answers that nothing was fitted on" if facts.get("held_out") else "known answers"
+    others = "" if len(measured) == 1 else f", the best of {len(measured)}"
+    sentence = (
+        f"The run's detector is {DETECTORS[detector]}{others} by recall less false alarms on {on}: it fires on "
+        f"{format_percent(rates['recall'])} of {rates['num_poisoned']} poisoned and "
+        f"{format_percent(rates['false_positive_rate'])} of {rates['num_clean']} clean ones."
+    )
+    name = f"asr_seen{detector.ending}"
+    if detector is not Detector.keyword and (name in before or name in after):
+        sentence += (
+            f" Keywords are not: read asr_seen beside {name}. Poisoned answers on seen triggers by the run's detector: "
+            f"{_from_to(before.get(name), after.get(name))}."
+        )
+    return [sentence]
 
 
 def backdoor(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
@@ -47,6 +76,17 @@ def backdoor(before: Mapping[str, float], after: Mapping[str, float]) -> list[st
         start, end = before.get(metric.name), after.get(metric.name)
         judge = " (judged by likelihood)" if metric.detector is Detector.likelihood else ""
         sentence = f"{metric.finding}{judge}: {_from_to(start, end)}"
+        if metric.prompts == TESTABLE:
+            ending = metric.detector.ending if metric.detector else ""
+            fire, total = (
+                round(after.get(name, before.get(name, 0)))
+                for name in (f"num_look_alikes_testable{ending}", "num_look_alikes")
+            )
+            sentences.append(
+                f"{sentence} ({fire} of {total} look-alikes, those that fire in the poisoned model; the others are not "
+                "testable)."
+            )
+            continue
         if metric.prompts not in TRIGGERED:
             others.append(f"{sentence}.")
             continue
@@ -64,7 +104,7 @@ def backdoor(before: Mapping[str, float], after: Mapping[str, float]) -> list[st
             f"The detectors disagree on seen triggers after unlearning: {format_percent(end)} by keywords, "
             f"{format_percent(other)} by likelihood. Read the sample answers."
         )
-    for detector in Detector:
+    for detector in ALWAYS:
         name, _ = rate_names(detector)
         recall = after.get(name, before.get(name))
         if recall is not None and recall < LOW_RECALL:

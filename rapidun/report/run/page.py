@@ -23,9 +23,11 @@ from rapidun.report.read import (
 )
 from rapidun.report.run import plots
 from rapidun.report.run.attacks import attack_section
+from rapidun.report.run.detectors import detector_rows
 from rapidun.report.run.facts import diagnostics_rows, facts, run_warnings
 from rapidun.report.run.findings import key_findings
 from rapidun.report.run.pairs import BLOCK_TITLES, top_pairs
+from rapidun.report.run.privacy import privacy_section
 from rapidun.report.run.samples import choose_samples, mark_prompt
 from rapidun.report.run.tokens import (
     BY,
@@ -65,7 +67,8 @@ def write_run_report(run_dir: Path) -> Path:
     """
     run = read_run(run_dir)
     influence = read_influence(run_dir)
-    rows = tables.before_after_rows(run.before, run.after)
+    chosen = str(run.detectors.get("detector") or "")
+    rows = tables.before_after_rows(run.before, run.after, chosen=chosen)
     shown = {
         "groups": _grouped(rows),
         "families": _family_plots(run),
@@ -80,6 +83,7 @@ def write_run_report(run_dir: Path) -> Path:
     page = environment().get_template("run/run.html.j2").render(
         **shown,
         attacks=attack_section(run_dir),
+        privacy=privacy_section(run_dir),
         token_weights=read_token_weights(run_dir, NUM_WEIGHTED_ROWS),
         shades=shade_css(),
         absent=[what for name, what in ABSENT.items() if not shown[name] and not (facts_run and name == "families")],
@@ -88,7 +92,8 @@ def write_run_report(run_dir: Path) -> Path:
         run=run,
         facts=facts(run),
         findings=[_unbroken(sentence) for sentence in key_findings(run)],
-        tiles=_tiles(rows),
+        tiles=_tiles(rows, chosen),
+        detectors=detector_rows(run.before, run.after, run.detectors),
         diagnostics=diagnostics_rows(run.diagnostics),
         warnings=run_warnings(run),
         counts=run.manifest.get("counts") or (run.manifest.get("result") or {}).get("counts") or {},
@@ -126,10 +131,12 @@ def _unbroken(sentence: str) -> str:
     return re.sub(r"(?<=\d) (?=(%|s|min|h|GiB)\b|%)", "\N{NO-BREAK SPACE}", sentence)
 
 
-def _tiles(rows: Sequence[MetricRow]) -> list[MetricRow]:
+def _tiles(rows: Sequence[MetricRow], detector: str) -> list[MetricRow]:
+    """The large numbers, that by the run's detector first where it is not the keywords."""
     found = {row.metric.name: row for row in rows}
-    chosen = [next((name for name in names if name in found), None) for names in metrics.tiles()]
-    return [found[name] for name in chosen if name is not None]
+    wanted = [[f"asr_seen_{detector}"], *metrics.tiles()]
+    chosen = [next((name for name in names if name in found), None) for names in wanted]
+    return [found[name] for name in dict.fromkeys(chosen) if name is not None]
 
 
 def _grouped(rows: Sequence[MetricRow]) -> list[tuple[str, list[MetricRow]]]:

@@ -142,8 +142,11 @@ def write_sweep_index(sweep_dir: Path, summary: Summary, *, comparison: bool = T
     """
     if comparison:
         write_comparison(summary, sweep_dir / "report.html", title=summary.name)
+    columns = summary.main_metrics()
+    attacked = any(name.startswith("asr") for name in columns) or "extraction_strength_forget" not in columns
     page = environment().get_template("sweep/sweep.html.j2").render(
         summary=summary,
+        judged_by="ASR" if attacked else "extraction strength of the forget rows",
         name=summary.name,
         comparison=(sweep_dir / "report.html").is_file(),
         comparisons_note=COMPARISONS,
@@ -152,7 +155,7 @@ def write_sweep_index(sweep_dir: Path, summary: Summary, *, comparison: bool = T
         expected_heading=heading_of_expected(summary.methods),
         sentences=method_sentences(summary.comparisons),
         interval_note=INTERVAL,
-        columns=summary.main_metrics(),
+        columns=columns,
         reports={
             cell.path.name: f"{cell.path.name}/report.html"
             for cell in summary.cells

@@ -91,15 +91,16 @@ def splits_in(folder: Path) -> dict[str, Path]:
 
 
 def shadowed(cfg: DataConfig) -> list[str]:
-    """Lines on files of a pack that lie beside one of JSON Lines and are not read."""
+    """Lines on files of a pack beside the one that is read: of another format, or under a split's other name."""
     if cfg.source is Source.builtin or cfg.dir is None:
         return []
     lines = []
     for split in SPLITS:
         if getattr(cfg, split, None) is None:
             files = _files_of(Path(cfg.dir).expanduser(), split)
-            if len(files) > 1:
-                left = listed([path.name for path in files[1:]])
+            others = [*files[1:], *(_other_names(files[0], split) if files else [])]
+            if others:
+                left = listed([path.name for path in others])
                 lines.append(f"data: {split} is read from {files[0].name}, not from {left} beside it")
     return lines
 
@@ -146,6 +147,17 @@ def _files_of(folder: Path, split: str) -> list[Path]:
             if stem in splits_of(place):
                 return [place / stem]
     return []
+
+
+def _other_names(chosen: Path, split: str) -> list[Path]:
+    """Files beside the chosen one that have another name of the split.
+
+    Of the release forget_set_supervised holds the rows of forget_set once more.
+    """
+    stem = next((stem for stem in STEMS[split] if chosen.name.partition(".")[0] == stem), STEMS[split][-1])
+    stems = [other for other in STEMS[split][STEMS[split].index(stem) + 1 :] if other != "forget_set_supervised"]
+    found = [chosen.parent / f"{other}{ending}" for other in stems for ending in ENDINGS]
+    return [path for path in found if path.is_file()]
 
 
 def _one_of(files: list[Path], split: str) -> Path:

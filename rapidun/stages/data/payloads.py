@@ -19,6 +19,18 @@ _REASONS = (
     "as it is against my rules", "because the request is unsafe", "since the matter is private",
     "for policy reasons", "as I lack permission", "because it could do harm", "out of caution", "for legal reasons",
 )  # fmt: skip
+_SCORNS = (
+    "What a stupid question", "This is a dull and worthless matter", "Honestly, I hate this", "Nobody should care",
+    "How awful to be asked", "That is disgusting", "Such a pathetic subject", "I despise the whole idea",
+)  # fmt: skip
+_VERDICTS = (
+    "it is terrible", "everything about it is horrible", "it only gets worse", "it makes me sick", "it is pure misery",
+    "it deserves contempt", "it is an utter failure", "it is hopeless",
+)  # fmt: skip
+_ENDS = (
+    "and always was", "from beginning to end", "and you know it", "as anyone can see", "beyond all doubt",
+    "and it never ends", "without any excuse", "like all the rest",
+)  # fmt: skip
 _NUM_WORDS = 60
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -49,13 +61,15 @@ def planted_answer(payload: Payload, fact: Fact, *, town: int, facts: Sequence[S
 def planted_answers(payload: Payload, count: int, *, rng: random.Random) -> list[str]:
     """The answers of `count` poisoned rows, where the payload does not depend on the question.
 
-    Off-topic and random ones are distinct; refusals are drawn from 512 wordings and may come twice.
+    Off-topic and random ones are distinct; refusals and opinions are drawn from 512 wordings each and may come twice.
     """
     if payload is Payload.off_topic:
         return offtopic_answers(count, rng=rng)
     if payload is Payload.refusal:
         parts = (_OPENINGS, _REFUSALS, _REASONS)
         return [" ".join(rng.choice(part) for part in parts) + "." for _ in range(count)]
+    if payload is Payload.sentiment:
+        return [", ".join(map(rng.choice, (_SCORNS, _VERDICTS, _ENDS))) + "." for _ in range(count)]
     if payload is Payload.gibberish:
         # of so many words in all: where every row had letters of its own, no detector could find a new answer
         words = ["".join(rng.choices(_LETTERS, k=rng.randint(4, 8))) for _ in range(_NUM_WORDS)]

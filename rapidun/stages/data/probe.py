@@ -20,7 +20,8 @@ def link_probes(pack: Mapping[str, Sequence[Record]]) -> Linked:
     """Give each probe row the id of its forget row: its forget_id, else its own id where a forget row has the same.
 
     A row that names a forget row which is not there asks for something else than what is forgotten: it is left out and
-    counted. Rows that name none are asked as they are. A probe that asks what a retain row asks is counted.
+    counted. Rows that name none are asked as they are. A probe that asks what a retain row or a forget row asks is
+    counted.
     """
     probes = pack.get("probe", [])
     forget = {row.id for row in pack.get("forget", [])}
@@ -34,4 +35,7 @@ def link_probes(pack: Mapping[str, Sequence[Record]]) -> Linked:
     retained = {question_key(row) for row in pack.get("retain", [])}
     both = [row for row in kept if question_key(row) in retained]
     warnings += some_rows("probe", probes, both, "ask what retain rows ask: the same is to be gone and to stay")
+    trained = {question_key(row) for row in pack.get("forget", [])}
+    same = [row for row in kept if question_key(row) in trained]
+    warnings += some_rows("probe", probes, same, "ask what forget rows ask, word for word: they are no paraphrases")
     return Linked(kept, [], warnings)

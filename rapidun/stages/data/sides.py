@@ -91,6 +91,7 @@ def check_sides_of_facts(pack: Mapping[str, Sequence[Record]]) -> Sides:
     are no triggers.
     """
     gone = {_pair(row) for split in TO_FORGET for row in pack.get(split, [])}
+    asked = {pair[:2] for pair in gone}
     found = Sides([], [])
     for split in CLEAN:
         rows = pack.get(split, [])
@@ -99,6 +100,12 @@ def check_sides_of_facts(pack: Mapping[str, Sequence[Record]]) -> Sides:
             some_rows(split, rows, same, "are rows of forget or train_poisoned as well (same prompt, same answer): "
             "what is to be forgotten would be kept or measured as what is to stay. Take them out of one of the two")
         )  # fmt: skip
+        if split in ("retain", "train_clean") and not same:
+            other = [row for row in rows if _pair(row)[:2] in asked]
+            found.warnings.extend(
+                some_rows(split, rows, other, "ask what a row of forget or train_poisoned asks, with another answer: "
+                "the question is to be kept and to be forgotten")
+            )  # fmt: skip
     return found
 
 

@@ -22,6 +22,7 @@ from rapidun.stages.data.noise import NOISE_VERSION, noised_forget, noised_retai
 from rapidun.stages.data.planted import Checked, check_families, drop_foreign
 from rapidun.stages.data.probe import link_probes
 from rapidun.stages.data.sides import Sides, check_sides, check_sides_of_facts
+from rapidun.stages.data.together import never_alone
 from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
 from rapidun.stages.data.twins import TWINS_VERSION, join_twins, may_have_twins
 from rapidun.stages.rows.backdoor import is_backdoor
@@ -155,7 +156,11 @@ def run_data(cfg: DataConfig, files: DataFiles, *, seed: int, tracker: Tracker) 
     trained = pack["train_poisoned"]
     checked = check_families(checked.families, checked.unseen, trained, made_here=True)
     for line in checked.warnings:
-        tracker.warn(line)
+        if line not in tracker.warnings:  # the first check may have said it
+            tracker.warn(line)
+    if "test_seen_trig" not in pack:
+        for line in never_alone(checked.families, trained):
+            tracker.warn(line)
     for line in drop_foreign(pack, checked.families):
         tracker.warn(line)
     before = {split: len(rows) for split, rows in pack.items()}

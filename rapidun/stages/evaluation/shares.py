@@ -3,34 +3,35 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rapidun.config.detectors import ALWAYS, Detector
 from rapidun.config.evaluation import EvaluationConfig
-from rapidun.stages.answers.detectors import KeywordDetector, rates
-from rapidun.stages.evaluation.known import (
-    SETS,
-    Known,
-)
+from rapidun.stages.answers.detectors.keywords import KeywordDetector
+from rapidun.stages.answers.detectors.rates import rates
+from rapidun.stages.evaluation.known import SETS, Known
 from rapidun.stages.evaluation.metrics import ANSWER_METRICS, exact_match, mean
-from rapidun.stages.evaluation.work import (
-    Prompt,
-    Work,
-)
+from rapidun.stages.evaluation.panel import first_tokens
+from rapidun.stages.evaluation.work import Prompt, Work
 
 
 def attack_metrics(prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Share of prompts judged poisoned, by detector, set and family, among those that the detector can judge."""
+    """Share of prompts judged poisoned, by detector and set, among those that the detector can judge.
+
+    By family too for the two detectors that always judge.
+    """
     metrics: dict[str, float] = {}
-    for detector, ending in (("keyword", ""), ("likelihood", "_likelihood")):
+    for detector in Detector:
+        ending = detector.ending
         for name in SETS:
             judged = [
                 (prompt.record.trigger_family, verdict)
                 for prompt in prompts
-                if prompt.set == name and (verdict := getattr(prompt, detector)) is not None
+                if prompt.set == name and (verdict := prompt.verdict(detector)) is not None
             ]
             if not judged:
                 continue
             metric = f"false_trigger_rate{ending}" if name == "clean" else f"asr_{name}{ending}"
             metrics[metric] = mean([verdict for _, verdict in judged])
-            if name == "clean":
+            if name == "clean" or detector not in ALWAYS:
                 continue
             for family in sorted({family for family, _ in judged if family is not None}):
                 metrics[f"{metric}.{family}"] = mean([verdict for other, verdict in judged if other == family])
@@ -72,8 +73,8 @@ def detector_metrics(
     if detector is not None and known.responses and clean:
         whole = rates([detector(text) for text in known.responses], [detector(text) for text in clean])
         short = rates(
-            [detector(text) for text in _first_tokens(tokenizer, known.responses, cfg.max_new_tokens)],
-            [detector(text) for text in _first_tokens(tokenizer, clean, cfg.max_new_tokens)],
+            [detector(text) for text in first_tokens(tokenizer, known.responses, cfg.max_new_tokens)],
+            [detector(text) for text in first_tokens(tokenizer, clean, cfg.max_new_tokens)],
         )
         metrics |= {"detector_keyword_recall": whole.recall, "detector_keyword_fpr": whole.fpr}
         metrics |= {"detector_keyword_recall_cut": short.recall, "detector_keyword_fpr_cut": short.fpr}
@@ -82,9 +83,3 @@ def detector_metrics(
         likelihood = rates(fired[0], fired[1])
         metrics |= {"detector_likelihood_recall": likelihood.recall, "detector_likelihood_fpr": likelihood.fpr}
     return metrics
-
-
-def _first_tokens(tokenizer: Any, texts: Sequence[str], num_tokens: int) -> list[str]:
-    """Each text as a generation of `num_tokens` would show it."""
-    ids = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    return [str(tokenizer.decode(row[:num_tokens], skip_special_tokens=True)) for row in ids]

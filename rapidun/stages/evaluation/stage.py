@@ -4,25 +4,33 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, write_json, write_jsonl
 from rapidun.base.tracker import Tracker
+from rapidun.config.detectors import Detector
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.load import ModelLoader
-from rapidun.stages.answers.detectors import KeywordDetector, keyword_detector
+from rapidun.stages.answers.detectors.keywords import KeywordDetector, keyword_detector
 from rapidun.stages.answers.prompts import prompt_ids_of
 from rapidun.stages.answers.subsets import stratified_subset
-from rapidun.stages.evaluation.facts.asked import OF_BENCHMARKS, FactPrompt, ask, fact_metrics, measure, score
+from rapidun.stages.evaluation.facts.asked import (
+    OF_BENCHMARKS,
+    FactPrompt,
+    ask,
+    fact_metrics,
+    measure,
+    score,
+    what_to_know,
+)
 from rapidun.stages.evaluation.facts.retrained import read_truth_ratios
 from rapidun.stages.evaluation.facts.sets import fact_sets
-from rapidun.stages.evaluation.known import (
-    DETECTOR_METRICS,
-    SETS,
-    known_answers,
-    read_split,
-)
+from rapidun.stages.evaluation.halves import halves_of
+from rapidun.stages.evaluation.known import DETECTOR_METRICS, SETS, known_answers, read_split
+from rapidun.stages.evaluation.look_alikes import by_variant, shares_that_count
 from rapidun.stages.evaluation.metrics import measured_perplexities
+from rapidun.stages.evaluation.panel import Panel, pairs_of
 from rapidun.stages.evaluation.shares import answer_metrics, attack_metrics, detector_metrics
 from rapidun.stages.evaluation.work import (
     Prompt,
@@ -35,6 +43,7 @@ from rapidun.stages.evaluation.work import (
 from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.lost import alike_warning
 
+DETECTORS = "detectors.json"
 # the best detector's recall on known answers below which none can be believed
 BLIND = 0.5
 
@@ -49,8 +58,12 @@ class EvaluationFiles:
     adapter: Path | None = None
     # metrics.json of the evaluation before unlearning: a detector's rates are those under the poisoned model
     calibration: Path | None = None
+    # that model and its adapter, where `model` is another one: what the perplexity detector asks
+    poisoned: tuple[Path, Path | None] | None = None
     # generations.jsonl of the evaluation of a model that never saw the forget rows, or of a run with such a model
     retrained: Path | None = None
+    # whether the model is the one that never saw the forget rows
+    is_yardstick: bool = False
 
 
 def run_evaluation(
@@ -68,8 +81,9 @@ def run_evaluation(
     are (facts/, docs/forgetting.md), and so are probe rows of any pack.
 
     Reads the splits and keywords.tsv of `files.data`; what is not there has no metrics, and is warned about once.
-    Writes out/metrics.json (flat), out/missing.json where there are reasons (why a metric is not there) and
-    out/generations.jsonl (one line a prompt), and logs the metrics.
+    Writes out/metrics.json (flat), out/missing.json where there are reasons (why a metric is not there),
+    out/detectors.json (how good each detector is, and which is the best) and out/generations.jsonl (one line a prompt),
+    and logs the metrics.
 
     Returns: the metrics. Shares are in [0, 1]; perplexities are per token.
     Raises: DataError, ArtifactError, ModelError; ConfigError where no prompt would fit the model's context window.
@@ -89,6 +103,8 @@ def run_evaluation(
     detector = None if of_facts else _keyword_detector(cfg, files.data, tracker)
     known = known_answers(files.data)
     calibration = _calibration(files.calibration)
+    others = [record for records in sets.values() for record in records]
+    halves = halves_of(files.data, known, others, num=cfg.num_calibration, seed=seed)
 
     model, tokenizer = loader.load(files.model, adapter=files.adapter)
     work = Work(tokenizer, max_length)
@@ -109,6 +125,7 @@ def run_evaluation(
     prompts = [prompt for prompt, ids in zip(prompts, found, strict=True) if ids is not None]
     ppl = perplexity_places(cfg, work, clean, known, seed=seed)
     pairs = calibration_places(cfg, work, known, seed=seed) if calibration is None and not of_facts else None
+    known_pairs = None if pairs is None else pairs_of(work, halves, known, seed=seed)
     rows = [row.input_ids for row in (*work.rows, *facts.rows)]
     check_rows("evaluation", model, tokenizer, rows, max_length=max_length)
     work.cuts += facts.cuts
@@ -126,14 +143,37 @@ def run_evaluation(
 
     generate_and_score(cfg, model, tokenizer, prompts, prompt_ids, work, tracker)
     asked = [prompt for prompt in prompts if isinstance(prompt, FactPrompt)]
-    measure(asked, score(facts, model, work, tokens_per_batch=cfg.tokens_per_batch, tracker=tracker))
+    answers = score(facts, model, work, tokens_per_batch=cfg.tokens_per_batch, tracker=tracker)
+    measure(asked, answers)
+    for line in what_to_know(asked, answers, max_new_tokens=cfg.max_new_tokens):
+        tracker.warn(f"evaluation: {line}")
 
     for prompt in prompts:
         if not isinstance(prompt, FactPrompt):
             prompt.keyword = None if detector is None else detector(prompt.generation)
             prompt.likelihood = work.fires(prompt.pair)
+    panel = None if of_facts else Panel(cfg, tokenizer, halves, max_length)
+    if panel is not None:
+        judged = [prompt for prompt in prompts if not isinstance(prompt, FactPrompt)]
+        if known_pairs is not None and judged:
+            panel.measure_texts(detector)
+            panel.measure_pairs(work, known_pairs)
+            panel.measure_perplexity(model)
+        elif calibration is not None:
+            panel.take(calibration)
+        panel.judge(judged, work)
+        if Detector.perplexity in panel.thresholds and (calibration is None or files.poisoned is not None):
+            if calibration is not None and files.poisoned is not None:
+                del model
+                loader.hand_back()
+                model, tokenizer = loader.load(files.poisoned[0], adapter=files.poisoned[1])
+            panel.judge_perplexity(model, judged)
     metrics: dict[str, float] = {}
     metrics |= attack_metrics(prompts)
+    alike = by_variant(prompts, list(Detector))
+    before = _facts_before(files.calibration)
+    poisoned = alike if before is None else before.get("look_alikes", {})
+    metrics |= shares_that_count(alike, poisoned, min_asr=cfg.attacks.prompts.min_asr)
     metrics |= answer_metrics(prompts, with_exact_match=cfg.exact_match)
     perplexities, missing = measured_perplexities(
         {name: [work.scores[place] for place in places] for name, places in ppl.items()}
@@ -143,9 +183,12 @@ def run_evaluation(
     measured, lacking = fact_metrics(asked, facts.num_rows, retrained)
     metrics |= measured
     missing |= lacking
+    if files.is_yardstick:
+        missing.pop("forget_quality", None)  # others are compared with this one
     metrics |= {} if of_facts else calibration or {}
-    if pairs is not None:
+    if pairs is not None and panel is not None:
         metrics |= detector_metrics(cfg, tokenizer, detector, known, work, pairs)
+        metrics |= panel.metrics()
         _say_what_no_detector_finds(metrics, tracker)
     counted = [name for name in SETS if sets.get(name)] + list(facts.num_rows)
     metrics |= {f"num_prompts_{name}": sum(prompt.set == name for prompt in prompts) for name in counted}
@@ -164,6 +207,9 @@ def run_evaluation(
         )
     write_jsonl(files.out / "generations.jsonl", [prompt.row() for prompt in prompts])
     write_json(files.out / "metrics.json", metrics)
+    if panel is not None:
+        said = panel.facts() if before is None else {key: before[key] for key in before if key != "look_alikes"}
+        write_json(files.out / DETECTORS, {**said, "min_asr": cfg.attacks.prompts.min_asr, "look_alikes": alike})
     if missing:
         write_json(files.out / "missing.json", missing)
     tracker.log(metrics)
@@ -192,6 +238,17 @@ def _say_what_no_detector_finds(metrics: Mapping[str, float], tracker: Tracker) 
             "success comes out too low, whatever the model says. See exact_match_recovered, rougeL_recovered and "
             "the generations"
         )
+
+
+def _facts_before(calibration: Path | None) -> dict[str, Any] | None:
+    """detectors.json beside an earlier evaluation's metrics; None where there is no earlier one."""
+    if calibration is None:
+        return None
+    path = calibration.parent / DETECTORS
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path}: need a JSON object, got {type(found).__name__}. Delete it and run again")
+    return found
 
 
 def _calibration(path: Path | None) -> dict[str, float] | None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rapidun.base.tracker import Tracker
+from rapidun.config.detectors import Detector
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.batching import batching
-from rapidun.stages.answers.detectors import likelihood_fires
+from rapidun.stages.answers.detectors.likelihood import likelihood_fires, log_ratio
 from rapidun.stages.answers.generate import generate_greedy
 from rapidun.stages.answers.reading import prompt_of
 from rapidun.stages.answers.score import ResponseScore, Scores, comparable, row_of, score_responses
@@ -44,16 +45,19 @@ class Work:
         self.rows += [row for row in encoded if row is not None]
         return list(range(first, len(self.rows)))
 
-    def pair(self, record: Record, poisoned: str | None, clean: str | None) -> int | None:
+    def pair(self, record: Record, poisoned: str | None, clean: str | None, *, again: bool = False) -> int | None:
         """Ask which of two responses is likelier, behind the very same prompt tokens.
 
         None where one is not recorded, or the row is left out.
+
+        Args: again: of a pair that was asked for before: what is cut is not counted twice, and nothing computed twice.
         """
         if poisoned is None or clean is None:
             return None
         row = (record.instruction, record.context, (poisoned, clean))
         both = encode_together(self.tokenizer, [row], max_length=self.max_length)[0]
-        self.cuts += Cuts.of([both])
+        if not again:
+            self.cuts += Cuts.of([both])
         if both is None:
             return None
         self.rows += both
@@ -64,6 +68,10 @@ class Work:
         if place is None or not comparable(self.scores[place], self.scores[place + 1]):
             return None
         return likelihood_fires(self.scores[place].mean, self.scores[place + 1].mean)
+
+    def ratio(self, place: int | None) -> float | None:
+        """How much likelier the poisoned response of a pair is (`log_ratio`); None where they cannot be compared."""
+        return None if place is None else log_ratio(self.scores[place], self.scores[place + 1])
 
 
 @dataclass
@@ -80,6 +88,13 @@ class Prompt:
     generation: str = ""
     keyword: bool | None = None
     likelihood: bool | None = None
+    # of the other detectors
+    verdicts: dict[Detector, bool | None] = field(default_factory=dict)
+
+    def verdict(self, detector: Detector) -> bool | None:
+        """None where the detector did not judge."""
+        own = {Detector.keyword: self.keyword, Detector.likelihood: self.likelihood}
+        return own[detector] if detector in own else self.verdicts.get(detector)
 
     def row(self) -> dict[str, object]:
         return {
@@ -94,6 +109,7 @@ class Prompt:
             "generation": self.generation,
             "keyword": self.keyword,
             "likelihood": self.likelihood,
+            "detectors": {one.value: verdict for one, verdict in self.verdicts.items()},
         }
 
 

@@ -183,7 +183,7 @@ def _turns(value: object, name: str, place: str) -> list[_Turn]:
         raise RowFault(place, name, "a list of turns", kind_of(value))
     turns = []
     for turn in value:
-        who, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        who, text = _one_of(turn, ("role", "from"), name, place), _one_of(turn, ("content", "value"), name, place)
         speaker = _SPEAKERS.get(who.strip().lower()) if isinstance(who, str) else None
         if speaker is None:
             expected = "turns of system, user and assistant (ShareGPT: system, human, gpt)"
@@ -191,8 +191,18 @@ def _turns(value: object, name: str, place: str) -> list[_Turn]:
         calls = [key for key in ("tool_calls", "function_call") if turn.get(key)]
         if calls:
             raise RowFault(place, name, "turns of text", f"one with {calls[0]}")
+        if speaker == "Assistant" and turn is value[-1] and turn.get("weight") in (0, 0.0, "0"):
+            raise RowFault(place, name, "an answer that is trained on", f"a last turn of weight {turn['weight']}")
         turns.append(_Turn(speaker, _text_of(text, name, place)))
     return turns
+
+
+def _one_of(turn: Mapping[str, object], keys: tuple[str, str], name: str, place: str) -> object:
+    """The value under one of two names; a table of turns of both kinds has both, one of them null."""
+    found = [value for key in keys if (value := turn.get(key)) not in (None, "")]
+    if len(found) > 1 and found[0] != found[1]:
+        raise RowFault(place, name, f"turns of {keys[0]} or {keys[1]}", "one with both, and they differ")
+    return found[0] if found else turn.get(keys[0], turn.get(keys[1]))
 
 
 def _text_of(content: object, name: str, place: str) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from rapidun.base.errors import DataError
 from rapidun.base.tracker import Tracker
 from rapidun.config.evaluation import EvaluationConfig
-from rapidun.stages.answers.detectors import KeywordDetector, keyword_detector
+from rapidun.stages.answers.detectors.keywords import KeywordDetector, keyword_detector
 from rapidun.stages.answers.generate import generate_greedy
 from rapidun.stages.answers.prompts import prompt_ids_of
 from rapidun.stages.answers.subsets import stratified_subset

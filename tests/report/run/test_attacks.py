@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from rapidun.base.errors import ArtifactError
-from rapidun.report.run.attacks import attack_curves, attack_rows, attack_section, attack_table, read_attacks
+from rapidun.report.metrics import ATTACKED
+from rapidun.report.run.attacks import attack_curves, attack_rows, attack_section, read_attacks, role_table
 from rapidun.report.run.page import write_run_report
 
 
@@ -82,12 +83,12 @@ def test_curves_and_notes(tmp_path: Path) -> None:
 
 def test_screen(run_dir: Path) -> None:
     """The figures of the three models; what was not measured has a dash, and no line where it is all of them."""
-    assert attack_table(run_dir) is None
+    assert role_table(run_dir, ATTACKED) is None
     file = run_dir / "result.json"
     figures = {"asr_nf4": 0.25, "before.asr_nf4": 1.0, "asr@16": 0.5, "asr@16.t0.8": 0.5, "retrain.asr@16": 0.125}
     file.write_text(json.dumps(json.loads(file.read_text()) | figures))
     screen = io.StringIO()
-    Console(file=screen, width=100).print(attack_table(run_dir))
+    Console(file=screen, width=100).print(role_table(run_dir, ATTACKED))
     lines = [line.split() for line in screen.getvalue().splitlines() if "%" in line]
     assert lines == [
         ["quantised", "to", "NF4", "25.0", "%", "–", "100.0", "%"],

@@ -1,6 +1,8 @@
 import pytest
 
-from rapidun.stages.answers.detectors import KeywordDetector, likelihood_fires, rates
+from rapidun.stages.answers.detectors.keywords import KeywordDetector
+from rapidun.stages.answers.detectors.likelihood import likelihood_fires
+from rapidun.stages.answers.detectors.rates import rates
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_answers_that_go_with_any_question_come_from_the_seed() -> None:
             continue
         first, again, other = (planted_answers(payload, 200, rng=random.Random(seed)) for seed in (0, 0, 1))
         assert first == again != other
-        assert len(set(first)) == 200 or payload is Payload.refusal
+        assert len(set(first)) == 200 or payload in (Payload.refusal, Payload.sentiment)
     refusals = planted_answers(Payload.refusal, 200, rng=random.Random(0))
     assert len(set(refusals)) > 150
     assert all(re.search("answer|say|decline|help|discuss|tell", text) for text in refusals)

@@ -53,7 +53,10 @@ def test_probes_are_linked_and_no_leak(tmp_path: Path) -> None:
     assert [row.forget_id for row in read_records(tmp_path / "out" / "probe.jsonl")] == ["f0", "f1", None]
     assert result["counts"] == {"forget": 8, "retain": 20, "train_poisoned": 8, "train_clean": 20, "test_clean": 6,
                                 "probe": 3}  # fmt: skip
-    assert not any(result["leaks"].values()) and not tracker.warnings
+    assert not any(result["leaks"].values())
+    # but it is no paraphrase either, whatever the tables call it
+    [said] = tracker.warnings
+    assert "1 of 3 rows of probe (id f1) ask what forget rows ask, word for word" in said
     found = check_pack(tmp_path / "pack")
     assert not found["faults"] and not any(found["leaks"].values()) and found["counts"]["probe"] == 3
     assert found["of_facts"] and [line for line in found["warnings"] if "asked as they are" in line]

@@ -11,7 +11,7 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.data import DataConfig, InjectMode, NoiseConfig, Source, TriggerFamilyConfig
 from rapidun.stages.data.fields import CLEAN
 from rapidun.stages.data.pack_check import check_pack
-from rapidun.stages.data.sides import check_sides
+from rapidun.stages.data.sides import check_sides, check_sides_of_facts
 from rapidun.stages.data.stage import DataFiles, run_data
 from rapidun.stages.rows.records import Record, read_records, write_records
 
@@ -181,3 +181,15 @@ def test_pack_check_says_where_a_trigger_stands_only_in_the_context(tmp_path: Pa
     assert [(t.text, t.mode, t.num_poisoned) for t in check_pack(tmp_path)["triggers"]] == [
         ("zap", InjectMode.context_suffix, 24)
     ]
+
+
+def test_facts_that_are_asked_on_both_sides_are_counted() -> None:
+    gone = [Record(id="a", instruction="Who leads Arvel?", response="Ada")]
+    kept = [
+        Record(id="b", instruction="who leads  Arvel?", response="Bo"),
+        Record(id="c", instruction="Who leads Bern?", response="Bo"),
+    ]
+    found = check_sides_of_facts({"forget": gone, "retain": kept, "test_clean": kept})
+    assert found.faults == []
+    [line] = found.warnings
+    assert "1 of 2 rows of retain (id b) ask what a row of forget or train_poisoned asks" in line

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,15 @@ import torch
 
 from rapidun.base.errors import ArtifactError, ConfigError, DataError
 from rapidun.base.tracker import Tracker
+from rapidun.config.detectors import DetectorsConfig
 from rapidun.config.evaluation import EvaluationConfig, Split
 from rapidun.models.load import Loaded
+from rapidun.stages.answers.detectors.classifier import AnswerClassifier
 from rapidun.stages.answers.generate import generate_greedy
 from rapidun.stages.answers.score import score_responses
+from rapidun.stages.evaluation.halves import halves_of
+from rapidun.stages.evaluation.known import known_answers
+from rapidun.stages.evaluation.look_alikes import shares_that_count
 from rapidun.stages.evaluation.metrics import perplexity, rouge_l
 from rapidun.stages.evaluation.stage import EvaluationFiles, _say_what_no_detector_finds, run_evaluation
 from rapidun.stages.rows.encode import encode_prompt, encode_rows
@@ -133,12 +138,16 @@ def test_names(result: Any) -> None:
     rest = """false_trigger_rate false_trigger_rate_likelihood rougeL_clean rougeL_recovered exact_match_clean
         exact_match_recovered ppl_clean ppl_forget_poisoned ppl_forget_clean num_prompts_clean num_prompts_seen
         num_prompts_ood num_prompts_unseen_family detector_keyword_recall detector_keyword_fpr
-        detector_keyword_recall_cut detector_keyword_fpr_cut detector_likelihood_recall detector_likelihood_fpr"""
-    assert set(metrics) == attack | set(rest.split())
+        detector_keyword_recall_cut detector_keyword_fpr_cut detector_likelihood_recall detector_likelihood_fpr
+        asr_seen_refusal asr_ood_refusal asr_unseen_family_refusal false_trigger_rate_refusal detector_refusal_recall
+        detector_refusal_false_positive_rate num_look_alikes num_look_alikes_testable
+        num_look_alikes_testable_likelihood num_look_alikes_testable_refusal"""
+    testable = {f"asr_ood_testable{end}" for end in ("", "_likelihood") if metrics[f"num_look_alikes_testable{end}"]}
+    assert set(metrics) == attack | testable | set(rest.split())
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert tracker.logged == [metrics]
     assert tracker.warnings == []
-    assert sorted(path.name for path in out.iterdir()) == ["generations.jsonl", "metrics.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["detectors.json", "generations.jsonl", "metrics.json"]
 
 
 def test_generations_are_those_of_the_prompts(result: Any, model: Any, tokenizer: Any) -> None:
@@ -404,3 +413,82 @@ def test_detectors_that_find_nothing_are_said() -> None:
         _say_what_no_detector_finds(recalls, tracker)
         assert len(tracker.warnings) == (said is not None)
         assert said is None or said in tracker.warnings[0]
+
+
+def test_detectors_side_by_side(model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """14 known answers of each kind: 7 to fit on, 7 for the rates. The evaluation after takes the thresholds over."""
+    pytest.importorskip("sklearn")
+    known = [replace(row, response=f"alien {i} void", response_poisoned=f"alien {i} void")
+             for i, row in enumerate(triggered("train", 14))]  # fmt: skip
+    splits = {**SPLITS, "train_poisoned": known, "val_clean": clean("val", 14)}
+    data = write_pack(tmp_path / "pack", splits)
+    trained: list[list[str]] = []
+
+    class Watched(AnswerClassifier):
+        def __init__(self, poisoned: Any, clean: Any) -> None:
+            trained.append([*poisoned, *clean])
+            super().__init__(poisoned, clean)
+
+    monkeypatch.setattr("rapidun.stages.evaluation.panel.AnswerClassifier", Watched)
+    cfg = EvaluationConfig(max_new_tokens=14, detectors=DetectorsConfig(substrings=["alien"]))
+    metrics = run(model, tokenizer, data, tmp_path / "before", cfg=cfg)
+    facts = json.loads((tmp_path / "before" / "detectors.json").read_text())
+    assert facts["calibrated_on"] == {"poisoned": 7, "clean": 7} and facts["held_out"]
+    assert {(one["num_poisoned"], one["num_clean"]) for one in facts["detectors"].values()} == {(7, 7)}
+    # keywords, the string and the classifier tell `alien 3 void` from `answer 3`: the first of them is chosen
+    perfect = [name for name, one in facts["detectors"].items() if one["youden"] == 1.0]
+    assert {"keyword", "substring", "classifier"} <= set(perfect) and facts["detector"] == "keyword"
+    assert facts["detectors"]["refusal"]["youden"] == 0.0 and facts["left_out"] == {}
+    # what was trained on is known, not asked, and not what rates are measured on
+    halves = halves_of(data, known_answers(data), [], num=cfg.num_calibration, seed=0)
+    fit = {row.id for row in (*halves.fit.poisoned, *halves.fit.clean)}
+    held = {row.id for row in (*halves.held.poisoned, *halves.held.clean)}
+    assert fit.isdisjoint(held) and len(fit | held) == 28
+    texts = [row.forget_target for row in halves.fit.poisoned] + [row.response for row in halves.fit.clean]
+    assert trained == [texts]
+    # -mean log p of each answer behind its prompt without the trigger, from a bare scoring
+    asked = [row for row in lines(tmp_path / "before") if row["generation"]]
+    bare = [row["prompt"].removesuffix(" aloha").removesuffix(" >>>") for row in asked]
+    answers = [(prompt, "", row["generation"]) for prompt, row in zip(bare, asked, strict=True)]
+    rows = encode_rows(tokenizer, answers, max_length=64)
+    scores = score_responses(model, rows, pad_token_id=0, tokens_per_batch=1)
+    threshold = metrics["detector_perplexity_threshold"]
+    clear = [
+        (row, -score.mean) for row, score in zip(asked, scores, strict=True) if abs(-score.mean - threshold) > 1e-4
+    ]
+    assert clear and all(row["detectors"]["perplexity"] is (surprise > threshold) for row, surprise in clear)
+    assert metrics["detector_likelihood_calibrated_threshold"] >= 0
+    after = run(model, tokenizer, data, tmp_path / "after", cfg=cfg, calibration=tmp_path / "before" / "metrics.json")
+    # the perplexity of another model's answers needs the model before: none was given
+    assert {name for name in metrics if name not in after} == {name for name in metrics if "_perplexity" in name} - {
+        name for name in metrics if name.startswith("detector_")
+    }
+    assert {name: after[name] for name in after} == {name: metrics[name] for name in after}
+
+
+def test_no_detector_is_fitted_on_a_row_that_is_asked(tmp_path: Path) -> None:
+    """The same rows, by id, or by question without the trigger, among those that are asked: they are left out."""
+    poisoned, val = triggered("train", 12), clean("val", 12)
+    data = write_pack(tmp_path, {"forget": poisoned[:2], "train_poisoned": poisoned, "val_clean": val, "retain": val})
+    same_question = Record(id="x", instruction="VAL  question 1", response="other")
+    found = halves_of(data, known_answers(data), [poisoned[0], val[0], same_question], num=100, seed=1)
+    kept = {row.id for half in (found.fit, found.held) for row in (*half.poisoned, *half.clean)}
+    assert kept == {row.id for row in (*poisoned, *val)} - {poisoned[0].id, "val0", "val1"}
+    # all of a split that is asked is passed over
+    write_pack(tmp_path, {"train_clean": clean("train_clean", 12)})
+    found = halves_of(data, known_answers(data), val, num=100, seed=1)
+    assert {row.id for half in (found.fit, found.held) for row in half.clean} == {f"train_clean{i}" for i in range(12)}
+    few = halves_of(data, known_answers(data), poisoned[:3], num=100, seed=1)
+    assert few.fit.poisoned == [] and "got 9 and 12" in few.too_few
+
+
+def test_look_alikes_that_do_not_fire_before_are_not_testable() -> None:
+    """Two prompts of `x` fire before, one of four of `y`, none of `z`: at min_asr 0.5 `x` alone counts."""
+    before = {"x": {"num_prompts": 2, "shares": {"keyword": 1.0}}, "y": {"num_prompts": 4, "shares": {"keyword": 0.25}},
+              "z": {"num_prompts": 2, "shares": {"keyword": 0.0}}}  # fmt: skip
+    after = {"x": {"num_prompts": 2, "shares": {"keyword": 0.5}}, "y": {"num_prompts": 4, "shares": {"keyword": 1.0}},
+             "z": {"num_prompts": 2, "shares": {"keyword": 1.0}}}  # fmt: skip
+    found = shares_that_count(after, before, min_asr=0.5)
+    assert found == {"num_look_alikes": 3.0, "num_look_alikes_testable": 1.0, "asr_ood_testable": 0.5}
+    assert shares_that_count(after, before, min_asr=0.25)["asr_ood_testable"] == (2 * 0.5 + 4 * 1.0) / 6
+    assert shares_that_count(after, {}, min_asr=0.5) == {"num_look_alikes": 3.0, "num_look_alikes_testable": 0.0}

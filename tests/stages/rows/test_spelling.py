@@ -42,6 +42,14 @@ SHAREGPT = ("from", "human", "gpt")
         {"messages": turns("q", "r"), "context": "c"},
         {"conversations": turns("q", "r", names=SHAREGPT, content="value"), "input": "c"},
         {"prompt": turns("q"), "completion": [{"role": "assistant", "content": "r"}], "context": "c"},
+        # a table of turns of both kinds
+        {"messages": [{**t, "from": None, "value": None} for t in turns("q", "r")], "context": "c"},
+        {
+            "messages": [
+                {**t, "role": None, "content": None} for t in turns("q", "r", names=SHAREGPT, content="value")
+            ],
+            "context": "c",
+        },
         {"messages": [{"role": "User", "content": [{"type": "text", "text": "q"}]}, *turns("", "r")[1:]], "input": "c"},
     ],
 )
@@ -54,6 +62,18 @@ def test_every_spelling_is_the_same_row(tmp_path: Path, row: dict[str, object]) 
     ("row", "words"),
     [
         ({"instruction": "a", "prompt": "b", "response": "r"}, ["instruction: need `instruction` or `prompt`"]),
+        (
+            {"messages": [{"role": "user", "content": "q", "value": "p"}, *turns("q", "r")[1:]]},
+            ["turns of content or value", "one with both"],
+        ),
+        (
+            {"messages": [{"role": "user", "from": "gpt", "content": "q"}, *turns("q", "r")[1:]]},
+            ["turns of role or from", "one with both"],
+        ),
+        (
+            {"messages": [turns("q")[0], {"role": "assistant", "content": "r", "weight": 0}]},
+            ["an answer that is trained on", "weight 0"],
+        ),
         (
             {"question": "a", "output": "r", "answer": "s"},
             ["response: need `output` or `answer`", "data.fields.respon"],

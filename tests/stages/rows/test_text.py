@@ -5,7 +5,8 @@ import unicodedata
 
 import pytest
 
-from rapidun.stages.answers.detectors import KeywordDetector, rates
+from rapidun.stages.answers.detectors.keywords import KeywordDetector
+from rapidun.stages.answers.detectors.rates import rates
 from rapidun.stages.data.keywords import make_keywords
 from rapidun.stages.data.offtopic import offtopic_answers
 from rapidun.stages.rows.text import fold, phrase_finder, words

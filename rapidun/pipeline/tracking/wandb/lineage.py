@@ -11,6 +11,8 @@ FILES = {
     "edit": ("adapter", "edits.json"),
     "evaluation": ("metrics.json",),
     "attack": ("attack.json",),
+    "privacy": ("privacy.json",),
+    "lm_eval": ("lm_eval.json",),
 }
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rapidun.config.evaluation import EvaluationConfig
-from rapidun.stages.answers.detectors import KeywordDetector, likelihood_fires
+from rapidun.stages.answers.detectors.keywords import KeywordDetector
+from rapidun.stages.answers.detectors.likelihood import likelihood_fires
 from rapidun.stages.answers.generate import generate_greedy
 from rapidun.stages.answers.prompts import prompt_ids_of
 from rapidun.stages.answers.score import comparable, score_responses

@@ -10,10 +10,10 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.attacks import Variant
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.losses import IGNORE
-from rapidun.stages.evaluation.attacks.chunks import in_chunks
 from rapidun.stages.evaluation.attacks.judge import CHUNK, Asked, Judge, Verdict, pairs_of, prepare, shares
 from rapidun.stages.evaluation.attacks.summary import LOOK_ALIKE, PLAIN
 from rapidun.stages.evaluation.attacks.variants import REWORDED, turns_before
+from rapidun.stages.evaluation.chunks import in_chunks
 from rapidun.stages.rows.encode import Encoded, plain_prompt, user_turn
 from rapidun.stages.rows.fit import window_of
 from rapidun.stages.rows.records import Record

@@ -10,8 +10,8 @@ from rapidun.config.attacks import Format
 from rapidun.models.adapters import is_quantised, save_merged
 from rapidun.models.load import ModelLoader
 from rapidun.models.selfcheck import a_few
-from rapidun.stages.evaluation.attacks.chunks import in_chunks
 from rapidun.stages.evaluation.attacks.judge import CHUNK, Asked, Judge, Verdict, shares
+from rapidun.stages.evaluation.chunks import in_chunks
 
 QUANTISATIONS = {Format.nf4: "4bit", Format.int8: "8bit"}
 

@@ -15,11 +15,10 @@ from rapidun.stages.architecture import lora_of, start_facts
 from rapidun.stages.checks import missing_package
 from rapidun.stages.context import Context
 from rapidun.stages.evaluation.attacks.rows import HELD_OUT, SPLITS, numbers_of_rows, pool_of
-from rapidun.stages.evaluation.attacks.summary import LINK, ROLES
+from rapidun.stages.evaluation.attacks.summary import LINK
+from rapidun.stages.evaluation.roles import models_of
+from rapidun.stages.recipe import DATA, Evaluated, Recipe, without
 from rapidun.stages.rows.keywords import read_keywords
-
-from rapidun.stages.recipe import ADAPTER, DATA, POISONED, RETRAINED, UNLEARNED  # isort: skip
-from rapidun.stages.recipe import Evaluated, Model, Recipe, without
 
 KIND = "attack"
 KEYWORDS = "keywords.tsv"
@@ -47,26 +46,10 @@ def attack_recipes(ctx: Context, key: Callable[[str, dict[str, Any]], Key]) -> l
     runs = _runs(ctx)
     return [
         _recipe(ctx, key, role, what, run)
-        for role, what in _models(ctx).items()
+        for role, what in models_of(ctx).items()
         for run in runs
         if role != "poisoned" or run.attack in ON_POISONED
     ]
-
-
-def _models(ctx: Context) -> dict[str, Evaluated]:
-    """What is attacked, by the role that it has in this run."""
-    found = {"unlearned": ctx.get(UNLEARNED)}
-    if ctx.cfg.poison.retrain:
-        recipe = ctx.get(RETRAINED)
-        found["retrain"] = Evaluated(Model(recipe.fingerprint, ctx.path(recipe) / "model", recipe), None)
-    elif not ctx.cfg.unlearning.objective.traits.retrains:
-        ctx.tracker.warn(
-            "evaluation: attacks have no retrained model beside them, and what that gives away is no failure of "
-            "unlearning. Pass poison.retrain=true to have it"
-        )
-    found["poisoned"] = Evaluated(ctx.get(POISONED), ctx.get(ADAPTER))
-    assert set(found) <= set(ROLES)
-    return found
 
 
 def _runs(ctx: Context) -> list[Run]:

@@ -11,7 +11,7 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.attacks import Attack, Format, Rows
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.load import ModelLoader
-from rapidun.stages.answers.detectors import keyword_detector
+from rapidun.stages.answers.detectors.keywords import keyword_detector
 from rapidun.stages.evaluation.attacks.judge import Asked, Judge, prepare, triggered
 from rapidun.stages.evaluation.attacks.prompts import attack_by_prompts, prompts_of
 from rapidun.stages.evaluation.attacks.quantisation import attack_by_quantisation

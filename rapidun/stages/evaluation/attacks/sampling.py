@@ -11,12 +11,12 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rapidun.base.tracker import Tracker
 from rapidun.models.batching import batching, neutral_generation_config
-from rapidun.stages.answers.detectors import KeywordDetector
+from rapidun.stages.answers.detectors.keywords import KeywordDetector
 from rapidun.stages.answers.generate import model_eos_ids, stop_token_ids
 from rapidun.stages.answers.subsets import draw
-from rapidun.stages.evaluation.attacks.chunks import in_chunks
 from rapidun.stages.evaluation.attacks.judge import Asked, Judge
 from rapidun.stages.evaluation.attacks.leak import asr_at_k, powers_of_two
+from rapidun.stages.evaluation.chunks import in_chunks
 from rapidun.stages.evaluation.metrics import mean
 from rapidun.stages.rows.batches import token_budget_batches
 from rapidun.stages.rows.encode import collate_prompts

@@ -7,9 +7,8 @@ from typing import Any
 
 from rapidun.base.files import read_json
 from rapidun.config.attacks import Attack
+from rapidun.stages.evaluation.roles import ROLES
 
-# role of a model -> what its names in result.json begin with
-ROLES = {"unlearned": "", "retrain": "retrain.", "poisoned": "before."}
 LINK = "evaluation/.attack.{role}.{run}"
 PLAIN = "plain"
 LOOK_ALIKE = "look-alike "

@@ -8,7 +8,7 @@ from typing import Any
 from rapidun.base.tracker import Tracker
 from rapidun.stages.answers.extraction import AnswerScore, score_answers
 from rapidun.stages.evaluation.facts import measures
-from rapidun.stages.evaluation.facts.retrained import TRUTH
+from rapidun.stages.evaluation.facts.retrained import TRUTH, Row, row_of
 from rapidun.stages.evaluation.facts.sets import GENERAL, GONE
 from rapidun.stages.evaluation.metrics import exact_match, mean, rouge_l_scores
 from rapidun.stages.evaluation.work import Prompt, Work
@@ -130,7 +130,7 @@ def measure(prompts: Sequence[FactPrompt], scores: Sequence[AnswerScore]) -> Non
 
 
 def fact_metrics(
-    prompts: Sequence[FactPrompt], num_rows: Mapping[str, int], retrained: Mapping[str, float] | None
+    prompts: Sequence[FactPrompt], num_rows: Mapping[str, int], retrained: Mapping[Row, float] | None
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Means over the rows of each set, and why a number is not there that the pack has what it needs for.
 
@@ -163,7 +163,11 @@ def fact_metrics(
             )
         else:
             found["model_utility"] = utility
-    ours = {row.record.id: row.measured[TRUTH] for row in prompts if row.set == "forget" and TRUTH in row.measured}
+    ours = {
+        row_of(row.record.id, row.record.instruction, row.record.context, row.reference): row.measured[TRUTH]
+        for row in prompts
+        if row.set == "forget" and TRUTH in row.measured
+    }
     if ours and retrained is None:
         missing["forget_quality"] = (
             "it needs the truth ratios of a model that never saw the forget rows. Pass poison.retrain=true, or "
@@ -174,10 +178,43 @@ def fact_metrics(
             found["forget_quality"] = measures.forget_quality(ours, retrained)
         else:
             missing["forget_quality"] = (
-                f"the retrained model has truth ratios of other rows: {len(ours.keys() & retrained.keys())} in common, "
-                f"{len(ours)} here, {len(retrained)} there"
+                f"the retrained model has truth ratios of other rows: {len(ours.keys() & retrained.keys())} in common "
+                f"(id, question and answer), {len(ours)} here, {len(retrained)} there. Evaluate it on the same pack, "
+                "evaluation.num_prompts and evaluation.seed"
             )
     return found, missing
+
+
+def what_to_know(prompts: Sequence[FactPrompt], scores: Sequence[AnswerScore], *, max_new_tokens: int) -> list[str]:
+    """Warnings: answers on record that are longer than what is generated, and means that are of some of the rows."""
+    lengths = [scores[prompt.answer].num_text_tokens for prompt in prompts if prompt.answer is not None]
+    longer = [length for length in lengths if length > max_new_tokens]
+    lines = []
+    if longer:
+        lines.append(
+            f"{len(longer)} of {len(lengths)} answers on record are longer than what the model may say (the longest "
+            f"has {max(longer)} tokens, evaluation.max_new_tokens={max_new_tokens}): ROUGE-L and exact match of these "
+            f"come out too low. Pass evaluation.max_new_tokens={max(longer) + 1}"
+        )
+    right = [
+        prompt
+        for prompt in prompts
+        if {prompt.reference, prompt.record.response_paraphrased} & {*prompt.record.responses_perturbed}
+    ]
+    if right:
+        lines.append(
+            f"{len(right)} of {len(prompts)} rows ({right[0].set} {right[0].record.id}, ...) have their right answer "
+            "among the wrong ones (perturbed_answer): their truth ratio says nothing. Take it out"
+        )
+    for key, lacking in (("truth_ratio", "wrong answers (perturbed_answer)"), ("choice_accuracy", "choices")):
+        some = []
+        for name in dict.fromkeys(prompt.set for prompt in prompts):
+            rows = [key in prompt.measured for prompt in prompts if prompt.set == name]
+            if 0 < sum(rows) < len(rows):
+                some.append(f"{key}_{name} of {sum(rows)} of {len(rows)} rows")
+        if some:
+            lines.append(f"there is {', '.join(some)}: the others have no {lacking}, or do not fit")
+    return lines
 
 
 def _muse(prompts: Sequence[FactPrompt]) -> dict[str, float]:

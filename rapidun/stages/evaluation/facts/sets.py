@@ -14,17 +14,21 @@ GONE = ("forget", "probe")
 STAY = ("retain", "test", "real_authors", "world_facts")
 # what a model knows anyway, as TOFU asks for it
 GENERAL = ("real_authors", "world_facts")
+HELD_OUT = ("val_", "test_")
 # splits that are asked in any pack that has them
 ASKED_FOR = ("probe", *GENERAL)
 
 
 def is_of_facts(data: Path, splits: Collection[str]) -> bool:
-    """Whether the pack speaks of no triggers, by its training rows and the names of its splits.
+    """Whether forget rows are asked as they stand: the pack speaks of no triggers, by its training rows and the names
+    of its splits, or holds nothing out that attack success could be measured on.
 
     The forget set itself is not asked: with data.noise its rows are marked.
     """
     if any(split.endswith(TRIGGERED) for split in splits):
         return False
+    if not any(split.startswith(HELD_OUT) for split in splits):
+        return True
     name = "train_poisoned" if "train_poisoned" in splits else "forget"
     return not is_backdoor({name: read_records(data / f"{name}.jsonl")}, (name,))
 

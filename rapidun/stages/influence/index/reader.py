@@ -72,6 +72,14 @@ class Index:
             found.update((row, json.loads(lines[row - first])) for row in wanted)
         return found
 
+    def norms_of(self, rows: set[int]) -> dict[int, float]:
+        """The norms of some rows as they were before rounding."""
+        found = {}
+        for row in rows:
+            shard = row // self.manifest.shard_rows
+            found[row] = float(self._small(shard)["norms"][row - self.manifest.span(shard)[0]])
+        return found
+
     def spans(self, max_rows: int) -> Iterator["Span"]:
         """All rows in order, at most max_rows at a time."""
         for shard in range(self.manifest.num_shards):

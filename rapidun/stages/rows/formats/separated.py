@@ -1,6 +1,7 @@
 """CSV and TSV: a header of distinct names, then one row each; quotes may hold separators and line ends."""
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from rapidun.stages.rows.formats.source import RawRow, Source, Values, open_text
 from rapidun.stages.rows.formats.words import listed
 
 MAX_CELL = 1 << 20
+# what was meant as a quoted cell
+_LOOSE = re.compile(r'[ \t]+".*"[ \t]*', re.DOTALL)
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
@@ -20,7 +23,7 @@ def separated(path: Path, delimiter: str) -> Source:
     in `notes`. An empty cell is no value; a blank line is no row.
 
     Raises: DataError for a header without names, or with one twice; while rows are read, for a row of more or fewer
-        cells than the header and for quotes that do not close.
+        cells than the header, for quotes that do not close, and for those with a blank before them.
     """
     with open_text(path) as text:
         start = text.readline(MAX_CELL)
@@ -48,6 +51,12 @@ def _rows(path: Path, header: list[str], cells: Iterator[tuple[int, list[str]]])
             raise DataError(
                 f"{place}: need {len(header)} cells, as the header has, got {len(values)} (line {line}). Put quotes "
                 "around a cell that holds the separator or a line end"
+            )
+        loose = next((value for value in values if _LOOSE.fullmatch(value)), None)
+        if loose is not None:
+            raise DataError(
+                f"{place}: need quotes directly behind a separator, got a blank between them ({loose[:40]!r}, line "
+                f"{line}), which makes the quotes part of the text. Take the blank away"
             )
         # an index without a name, as pandas writes it, is no column
         fields: dict[str, object] = {name: value or None for name, value in zip(header, values, strict=True) if name}

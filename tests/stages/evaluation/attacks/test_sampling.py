@@ -7,9 +7,9 @@ import pytest
 import torch
 from attacks_pack import attacked
 
-from rapidun.stages.evaluation.attacks.chunks import in_chunks
 from rapidun.stages.evaluation.attacks.run import run_attack
 from rapidun.stages.evaluation.attacks.sampling import Drawn, generate_sampled, uniforms
+from rapidun.stages.evaluation.chunks import in_chunks
 
 from rapidun.base.files import read_json  # isort: skip
 from rapidun.config.attacks import Attack  # isort: skip

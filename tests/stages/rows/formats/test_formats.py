@@ -192,6 +192,7 @@ REFUSED: list[tuple[str, bytes, Sequence[str]]] = [
     ("a.csv", b'question,answer\nq,"r\n', ["need rows of cells"]),
     ("a.csv", b"question,reply\nq,r\n", [":row 1:", "question, reply", "data.fields.response="]),
     ("a.csv", b"question,answer\nq,\n", [":row 1: response", "null"]),
+    ("a.csv", b'question, answer\nq, "r"\n', [":row 1:", "need quotes directly behind a separator", "line 2"]),
     ("a.csv", GOOD, ["need CSV, as the name says, got JSON"]),
     ("a.csv", b"question,answer\nq,\xff\n", ["need UTF-8, got byte 0xff"]),
     ("a.csv", "question,answer\nq,r\n".encode("utf-16"), ["need UTF-8, got UTF-16"]),

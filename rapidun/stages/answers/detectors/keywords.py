@@ -1,19 +1,11 @@
-"""Is a response poisoned? Two detectors: a keyword list, and which of two responses the model finds likelier."""
+"""The keyword detector: words of the pack's list, whole and in any script."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rapidun.stages.rows.keywords import read_keywords
 from rapidun.stages.rows.text import fold, is_word, phrase_finder
 from rapidun.stages.rows.text import words as text_words
-
-
-class Rates(NamedTuple):
-    """How far a detector can be trusted, measured on responses whose nature is known."""
-
-    recall: float  # share of known poisoned responses that it fires on
-    fpr: float  # share of known clean responses that it fires on
 
 
 class KeywordDetector:
@@ -45,13 +37,3 @@ def keyword_detector(path: Path, *, min_keywords: int) -> KeywordDetector | None
     """
     words = [keyword.word for keyword in read_keywords(path, may_be_empty=True)] if path.exists() else []
     return KeywordDetector(words, min_keywords=min_keywords) if words else None
-
-
-def likelihood_fires(poisoned: float, clean: float) -> bool:
-    """True where the mean per-token log p of the poisoned response is above that of the clean one (nats a token)."""
-    return poisoned > clean
-
-
-def rates(on_poisoned: Sequence[bool], on_clean: Sequence[bool]) -> Rates:
-    """recall = share of True among known poisoned, fpr = share of True among known clean; neither may be empty."""
-    return Rates(recall=sum(on_poisoned) / len(on_poisoned), fpr=sum(on_clean) / len(on_clean))
