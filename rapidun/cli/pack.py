@@ -10,6 +10,7 @@ from rapidun.base.files import write_json
 from rapidun.cli.commands import FOLDER, MODEL
 from rapidun.config.data import DataConfig, FieldsConfig, MultiTurn, Source
 from rapidun.config.quoting import typed
+from rapidun.models.libraries import read_tokenizer, refused
 from rapidun.stages.data.fields import settle_clean
 from rapidun.stages.data.files import SPLITS
 from rapidun.stages.data.find_triggers import as_overrides
@@ -175,13 +176,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _load_tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"--tokenizer: need a Hugging Face folder or hub id, got {name}: {reason}") from None
+    with refused(lambda why: f"--tokenizer: need a Hugging Face folder or hub id, got {name}: {why}"):
+        return read_tokenizer(name, fetch=True)
 
 
 def _leak_line(leaks: Mapping[str, int]) -> str:

@@ -15,7 +15,15 @@ import hydra
 from rapidun.base import processes
 from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json
-from rapidun.config.compose import CONFIG_NAME, VERSION_BASE, compose_config, compose_run, register_schema, spell
+from rapidun.config.compose import (
+    CONFIG_NAME,
+    VERSION_BASE,
+    check_steady,
+    compose_config,
+    compose_run,
+    register_schema,
+    spell,
+)
 from rapidun.config.overrides import TUNER
 from rapidun.config.paths import config_dir
 from rapidun.config.plain import config_yaml
@@ -92,7 +100,10 @@ def _sweep(overrides: list[str], extra: Path | None) -> int:
 
     begin(overrides, extra_dir=extra)
     tuned = any(text.lstrip("+") == TUNER for text in overrides)
-    if not tuned:
+    if tuned:
+        # Hydra makes objects of its own settings before the sweeper is asked
+        check_steady(overrides, extra_dir=extra)
+    else:
         handover.composed = compose_sweep(overrides, extra_dir=extra, on_progress=_progress("checking"))
     status = call_hydra(["--multirun", *_config_dir(extra), *spell(overrides, extra_dir=extra)])
     if handover.error is not None:

@@ -23,9 +23,11 @@ from rapidun.base.errors import ConfigError
 from rapidun.config import keys, paths
 from rapidun.config.asked import Asked
 from rapidun.config.experiments import GROUP, is_path, placed, search_path
+from rapidun.config.hydra_settings import section_faults
 from rapidun.config.overrides import check_overrides, convert, is_leaf, is_special, parse, values
 from rapidun.config.quoting import quoted
 from rapidun.config.run import RunConfig
+from rapidun.config.yaml_files import use_plain_files
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
@@ -34,6 +36,7 @@ VERSION_BASE = "1.3"
 def register_schema() -> None:
     """Make `- schema` in conf/config.yaml mean RunConfig."""
     ConfigStore.instance().store(name="schema", node=RunConfig, provider="rapidun")
+    use_plain_files()
 
 
 @contextmanager
@@ -70,6 +73,9 @@ def compose_row(overrides: Sequence[str], extra: Sequence[Path]) -> tuple[Compos
         composed = compose(
             CONFIG_NAME, [*found.overrides, *search_path([*extra, *found.folders])], return_hydra_config=True
         )
+        forbidden = section_faults(composed.hydra)
+        if forbidden:
+            return None, "\n".join(forbidden)
         choices: dict[str, str | None] = dict(composed.hydra.runtime.choices)
         sweeper = composed.hydra.sweeper
         params: Any = OmegaConf.to_container(sweeper.params, resolve=True) if sweeper.get("params") else {}
@@ -77,6 +83,8 @@ def compose_row(overrides: Sequence[str], extra: Sequence[Path]) -> tuple[Compos
             del composed["hydra"]
         refers = is_special(OmegaConf.to_container(composed, resolve=False))
         run: Any = OmegaConf.to_object(composed)
+    except RecursionError:
+        return None, "config files: need defaults and values that end, got a file that leads back to itself"
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         return None, composition_fault(error)
     return ComposedRow(run, choices, params, not refers), ""
@@ -202,6 +210,18 @@ def compose_run(overrides: Sequence[str] = (), *, extra_dir: Path | None = None)
     refuse([*checked.faults, *faults])
     assert composed is not None
     return Run(composed.cfg, asked.warnings)
+
+
+def check_steady(overrides: Sequence[str], *, extra_dir: Path | None = None) -> None:
+    """Check what Hydra itself composes for a sweep whose cells are not known yet: all but the swept values.
+
+    Raises: ConfigError.
+    """
+    checked = check_overrides(overrides, groups=paths.config_groups(extra_dir), multirun=True)
+    steady = [text for text in checked.overrides if not parse(text).is_sweep_override()]
+    with hydra_ready(extra_dir) as extra:
+        composed, fault = compose_row(steady, extra)
+    refuse([*checked.faults, *([fault] if composed is None else [])])
 
 
 def spell(overrides: Sequence[str], *, extra_dir: Path | None = None) -> list[str]:

@@ -14,7 +14,11 @@ from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes, InvalidExpressi
 from rapidun.base.errors import ConfigError
 
 MAX_LENGTH = 2000
-FUNCTIONS = {"min": min, "max": max, "abs": abs, "round": round, "len": len}
+# a whole number of more digits than this is no measurement: what makes one would go on for hours
+MOST_BITS = 4096
+# of a text or a list that an expression makes
+MOST_ITEMS = 100_000
+MOST_DIGITS = 100
 CONSTANTS = {"true": True, "false": False, "null": None}
 _OPERATORS = (
     ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.USub, ast.UAdd, ast.Not, ast.Eq, ast.NotEq, ast.Gt, ast.Lt,
@@ -28,6 +32,34 @@ _BY_SIZE = (ast.Gt, ast.Lt, ast.GtE, ast.LtE)
 _WORKED_OUT = "comparisons, and/or/not, arithmetic, in, if/else, min, max, abs, round, len"
 # what working one out may raise
 ERRORS = (InvalidExpression, ArithmeticError, LookupError, TypeError, ValueError, RecursionError)
+
+
+def _round(number: Any, digits: Any = None) -> Any:
+    if digits is not None and not (isinstance(digits, int) and abs(digits) <= MOST_DIGITS):
+        raise InvalidExpression(f"round: need at most {MOST_DIGITS} digits, got {digits!r}")
+    return round(_bounded(number), digits)
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise InvalidExpression(f"need numbers of at most {MOST_BITS} bits, got one of {value.bit_length()}")
+    if isinstance(value, str | list | tuple) and len(value) > MOST_ITEMS:
+        raise InvalidExpression(f"need texts and lists of at most {MOST_ITEMS:,} items, got {len(value):,}")
+    return value
+
+
+def _times(a: Any, b: Any) -> Any:
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, str | list | tuple) and isinstance(other, int) and len(one) * other > MOST_ITEMS:
+            raise InvalidExpression(f"need texts and lists of at most {MOST_ITEMS:,} items, got {len(one) * other:,}")
+    return _bounded(_bounded(a) * _bounded(b))
+
+
+def _plus(a: Any, b: Any) -> Any:
+    return _bounded(_bounded(a) + _bounded(b))
+
+
+FUNCTIONS = {"min": min, "max": max, "abs": abs, "round": _round, "len": len}
 
 
 def _modulo(a: Any, b: Any) -> Any:
@@ -57,7 +89,8 @@ class Expression:
         if faults:
             raise ConfigError(faults)
         self._evaluator = EvalWithCompoundTypes(
-            operators={kind: DEFAULT_OPERATORS[kind] for kind in _OPERATORS} | {ast.Mod: _modulo, ast.Pow: _power},
+            operators={kind: DEFAULT_OPERATORS[kind] for kind in _OPERATORS}
+            | {ast.Mod: _modulo, ast.Pow: _power, ast.Mult: _times, ast.Add: _plus},
             functions=dict(FUNCTIONS),
         )
         asked = dict.fromkeys(node.id for node in ast.walk(self._node) if isinstance(node, ast.Name))

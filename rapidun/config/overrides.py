@@ -14,13 +14,26 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rapidun.base.errors import ConfigError
-from rapidun.config import experiments, keys
+from rapidun.config import experiments, hydra_settings, keys
 from rapidun.config.run import RunConfig
 
 TUNER = "hydra/sweeper=rapidun_optuna"
 # of one axis; more is a slip of the pen
 MAX_VALUES = 100_000
 _WEIGHTS_FILE = re.compile(r"(\+{0,2}mapping\.(?:forget|retain))=(?!\s*\{)")
+
+
+# the grammar's parser calls itself for each bracket
+MAX_LENGTH = 1_000_000
+MAX_NESTED = 50
+
+
+def _depth(text: str) -> int:
+    depth = most = 0
+    for letter in text:
+        depth += (letter in "[{(") - (letter in ")}]")
+        most = max(most, depth)
+    return most
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,8 @@ def parse(text: str) -> Override:
 
     Raises: HydraException.
     """
+    if len(text) > MAX_LENGTH or _depth(text) > MAX_NESTED:
+        raise HydraException(f"need at most {MAX_LENGTH:,} letters, nested at most {MAX_NESTED} brackets deep")
     return OverridesParser.create().parse_override(text)
 
 
@@ -105,6 +120,8 @@ def _check_hydra(override: Override) -> list[str]:
     key = override.key_or_group
     if override.is_sweep_override():
         return [f"{key}: Hydra's own settings cannot be swept. Pass one value"]
+    if fault := hydra_settings.key_fault(key, override.value()):
+        return [fault]
     known = keys.HYDRA_CHOICES.get(key)
     if known is None or override.is_delete() or override.value() in known:
         return []
@@ -293,6 +310,8 @@ def _unreadable(text: str, error: Exception) -> str:
     """Say that an override is not of the form key=value."""
     if "=" not in text and not text.startswith("~"):
         return f"{text!r}: need key=value or a sub-command (rapidun --help lists both)"
+    if len(text) > MAX_LENGTH or _depth(text) > MAX_NESTED:
+        return f"{text[:60]!r}...: {error}"
     lines = [line for line in str(error).splitlines() if line.strip() and "hydra.cc" not in line]
     reason = lines[1].strip() if len(lines) > 1 else "not understood"
     return f"{text!r}: cannot be read ({reason}). Put values with blanks, commas or brackets in quotes: 'key=\"a, b\"'"

@@ -7,6 +7,7 @@ from rapidun.config.evaluation import EvaluationConfig
 from rapidun.config.influence import WITHOUT_GRADIENTS, InfluenceConfig, Score
 from rapidun.config.mapping import MappingConfig, Weighting
 from rapidun.config.model import Dtype, ModelConfig, Quantisation
+from rapidun.config.numbers import number_faults
 from rapidun.config.poison import PoisonConfig, PoisonMethod
 from rapidun.config.sweep import ClusterConfig, ResourcesConfig, SweepConfig
 from rapidun.config.tracking import TrackingConfig
@@ -58,6 +59,10 @@ class RunConfig:
 
     def check(self) -> list[str]:
         """Every fault of every section, then those between sections. Empty when all is well."""
+        faults = number_faults(self)
+        if faults:
+            # comparisons with NaN, and sums with what overflows, say nothing more
+            return faults
         faults = self._check_run()
         sections = [value for one in fields(self) if is_dataclass(value := getattr(self, one.name))]
         for section in sections:

@@ -11,6 +11,7 @@ from torch import nn
 from rapidun.base.errors import ConfigError
 from rapidun.config.parts import LoraSettings
 from rapidun.models.layers import layer_names, resolved
+from rapidun.models.libraries import put_factors
 from rapidun.models.load import ModelLoader, Over, load_adapter, peft_renaming
 from rapidun.models.selfcheck import Row, confirm, mean_loss
 from rapidun.models.tied import is_quantised, note_untied, untie_adapted
@@ -173,7 +174,7 @@ def confirm_adapter(model: Any, folder: Path, *, rows: Sequence[Row], section: s
     def read() -> Any:
         # its first weights are drawn at random before those of the file take their places
         with torch.random.fork_rng(devices=devices), peft_renaming():
-            model.load_adapter(str(folder), AGAIN, is_trainable=False)
+            put_factors(model, folder, trainable=False, name=AGAIN)
         model.set_adapter(AGAIN)
         return model
 

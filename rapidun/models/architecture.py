@@ -11,6 +11,7 @@ from typing import Any
 
 from rapidun.base.errors import ModelError
 from rapidun.base.text import short_message
+from rapidun.models.libraries import read_model_config, refused
 from rapidun.models.weights import check_plain, read_headers, untied_head
 
 # architectures whose linear layers, the head aside, are exactly LORA_TARGETS: no model need be built to know (a test
@@ -260,15 +261,15 @@ def _not_causal_of(config: Any) -> str | None:
 
 
 def configuration(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # each architecture checks its settings in its own way
-        raise ModelError(
-            f"model: need an architecture that transformers knows without code from the folder, got {folder} "
-            f"({short_message(error)}). Change model.path=..."
-        ) from error
+    """AutoConfig of a folder. Raises: ModelError for an architecture that transformers does not know."""
+    # each architecture checks its settings in its own way
+    with refused(
+        lambda why: (
+            f"model: need an architecture that transformers knows without code from the folder, got {folder} ({why}). "
+            "Change model.path=..."
+        )
+    ):
+        return read_model_config(folder)
 
 
 def gguf_architecture(file: Path) -> str:

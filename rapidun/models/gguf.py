@@ -9,11 +9,10 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rapidun.base.errors import ModelError
-from rapidun.base.text import short_message
 from rapidun.models.converted import save_converted
+from rapidun.models.libraries import read_gguf, refused
 from rapidun.models.load import ModelLoader, hide_library_bars
 from rapidun.models.weights import Renaming, misfit
 
@@ -43,19 +42,10 @@ def convert_gguf(source: Path, out: Path) -> None:
     except ImportError:
         raise ModelError("model: need the package gguf to read .gguf files. Run: pip install 'rapidun[gguf]'") from None
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     hide_library_bars()
-    place: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)
-        loaded, report = AutoModelForCausalLM.from_pretrained(
-            source.parent, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **place
-        )
-    except Exception as error:  # the core of the tokenizers raises plain ones
-        raise ModelError(
-            f"model: need a GGUF file that transformers reads, got {source} ({short_message(error)})"
-        ) from error
+    with refused(lambda why: f"model: need a GGUF file that transformers reads, got {source} ({why})"):
+        tokenizer, loaded, report = read_gguf(source)
     wrong = misfit(loaded, report, {}, Renaming())
     if wrong:
         raise ModelError(f"model: need a GGUF file with every tensor of {type(loaded).__name__}, got {source}: {wrong}")

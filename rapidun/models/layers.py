@@ -9,10 +9,10 @@ from inspect import getsource
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from rapidun.base.errors import ConfigError, ModelError
-from rapidun.base.text import short_message
+from rapidun.base.errors import ConfigError
 from rapidun.config.parts import ALL_LINEAR, LORA_TARGETS, LoraSettings
 from rapidun.models.architecture import LIKE_LLAMA, configuration, read_config
+from rapidun.models.libraries import check_sizes, make_model, refused
 
 # architectures in which peft refuses some layers, whose weights the fast path of the code uses without calling them
 MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
@@ -54,19 +54,20 @@ def _built_names(folder: Path, changed: int) -> LayerNames:
 def _without_weights(folder: Path) -> Any:
     """The model on torch's meta device: its modules, no numbers."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = configuration(folder)
+    check_sizes(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # whatever the architecture's own code raises
-        raise ModelError(
-            f"model: need an architecture that can be built, got {folder} ({short_message(error)}). "
-            "Change model.path=..."
-        ) from error
+    with (
+        # whatever the architecture's own code raises
+        refused(
+            lambda why: f"model: need an architecture that can be built, got {folder} ({why}). Change model.path=..."
+        ),
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta"),
+    ):
+        return make_model(config)
 
 
 def layer_names(model: Any) -> LayerNames:

@@ -15,6 +15,14 @@ from rapidun.base.processes import local_rank, world_size
 from rapidun.base.text import short_message
 from rapidun.models import warm
 from rapidun.models.architecture import check_own_code, folder_quantisation, read_config
+from rapidun.models.libraries import (
+    check_sizes,
+    put_factors,
+    read_adapter_settings,
+    read_model,
+    read_tokenizer,
+    refused,
+)
 from rapidun.models.weights import (
     WRAPPERS,
     Header,
@@ -198,31 +206,25 @@ def _read_model(
 ) -> tuple[Any, Misfit]:
     """Load a model, and say what of it the files do not hold, and what of theirs it does not take."""
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     patterns = renaming.patterns(headers)
-    try:
-        # tensors that are missing are drawn at random before the report tells of them
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[], enabled=bool(renaming)):
-            # bitsandbytes warns about a transpose that its own CPU kernels do
-            warnings.filterwarnings("ignore", module="bitsandbytes")
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-                # reported by name, with both shapes
-                ignore_mismatched_sizes=True,
-                key_mapping=dict.fromkeys(patterns, "") or None,
-                **options,
-            )
-    except (
-        *(OSError, ValueError, ImportError, RuntimeError, SafetensorError),
-        *(KeyError, TypeError, AttributeError, IndexError, NotImplementedError),
-    ) as error:
-        raise ModelError(f"model: need a causal LM in safetensors, got {path} ({short_message(error)})") from error
+    check_sizes(folder)
+    # tensors that are missing are drawn at random before the report tells of them
+    with (
+        refused(lambda why: f"model: need a causal LM in safetensors, got {path} ({why})"),
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[], enabled=bool(renaming)),
+    ):
+        # bitsandbytes warns about a transpose that its own CPU kernels do
+        warnings.filterwarnings("ignore", module="bitsandbytes")
+        model, report = read_model(
+            folder,
+            output_loading_info=True,
+            # reported by name, with both shapes
+            ignore_mismatched_sizes=True,
+            key_mapping=dict.fromkeys(patterns, "") or None,
+            **options,
+        )
     # saving would put the names back
     if patterns:
         conversions = getattr(model, "_weight_conversions", None) or []
@@ -237,14 +239,8 @@ def load_tokenizer(folder: str | Path, *, model: Path | None = None) -> Any:
     Args: model: the folder of the model, where that is another one.
     Raises: ModelError if there is none.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"model: need a tokenizer in {folder} (tokenizer.json), got none ({short_message(error)})"
-        ) from error
+    with refused(lambda why: f"model: need a tokenizer in {folder} (tokenizer.json), got none ({why})"):
+        tokenizer = read_tokenizer(folder)
     if not tokenizer.chat_template and (processor := Path(folder) / "chat_template.json").is_file():
         # a processor's file, which the library reads for processors only
         try:
@@ -298,25 +294,22 @@ def load_adapter(
     Raises: ModelError if the folder is no adapter or does not fit the model: a factor that is in no file, one that has
         no place in the model, another shape, a number that is none.
     """
-    from peft import PeftConfig, get_peft_model
+    from peft import get_peft_model
 
     if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
         raise ModelError(
             f"adapter: need a PEFT folder (adapter_config.json, adapter_model.safetensors), got {adapter}. "
             f"Change {key}=..."
         )
-    try:
-        with peft_renaming():
-            config = PeftConfig.from_pretrained(str(adapter))
-            config.inference_mode = not trainable
-            # a hint only: what fits decides. peft would warn of another name
-            base, config.base_model_name_or_path = config.base_model_name_or_path, None
-            adapted = get_peft_model(model, config)
-            config.base_model_name_or_path = base
-            # as PeftModel.from_pretrained does, which keeps what it found of the names to itself
-            report = adapted.load_adapter(str(adapter), "default", is_trainable=trainable)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
-        raise ModelError(f"adapter: need one made for this model, got {adapter} ({short_message(error)})") from error
+    with refused(lambda why: f"adapter: need one made for this model, got {adapter} ({why})"), peft_renaming():
+        config = read_adapter_settings(adapter)
+        config.inference_mode = not trainable
+        # a hint only: what fits decides. peft would warn of another name
+        base, config.base_model_name_or_path = config.base_model_name_or_path, None
+        adapted = get_peft_model(model, config)
+        config.base_model_name_or_path = base
+        # as PeftModel.from_pretrained does, which keeps what it found of the names to itself
+        report = put_factors(adapted, adapter, trainable=trainable)
     _check_adapter(adapted, report, adapter, say, key)
     return adapted
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rapidun.base.errors import ModelError
-from rapidun.base.text import short_message
 from rapidun.config.poison import PoisonMethod
 from rapidun.config.run import RunConfig
+from rapidun.models.libraries import gguf_reader, refused
 from rapidun.models.weights import read_header
 
 # weights in one number of a quantised folder: bitsandbytes packs two into a byte, GPTQ and AWQ eight into an int32
@@ -94,12 +94,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _of_gguf(file: Path) -> int:
     try:
-        from gguf import GGUFReader
+        import gguf  # noqa: F401
     except ImportError:
         raise ModelError("model: need the package gguf to read .gguf files. Run: pip install 'rapidun[gguf]'") from None
-    try:
-        return sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ModelError(
-            f"model: need a GGUF file, got {file} ({short_message(error)}). Change model.path=..."
-        ) from None
+    with refused(lambda why: f"model: need a GGUF file, got {file} ({why}). Change model.path=..."):
+        return sum(int(tensor.n_elements) for tensor in gguf_reader(file).tensors)

@@ -141,7 +141,7 @@ def read_influence(path: Path) -> Influence | None:
     try:
         with safe_open(str(scores), framework="numpy") as tensors:
             blocks = {name: tensors.get_tensor(name) for name in BLOCKS}
-    except SafetensorError as error:
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ArtifactError(f"{scores}: need the tensors {', '.join(BLOCKS)}, got {error}") from None
     asked = ids.get("queries")
     queries = None if asked is None else (list(map(str, asked["forget"])), list(map(str, asked["retain"])))

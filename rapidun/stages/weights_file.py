@@ -10,6 +10,8 @@ from rapidun.base.errors import DataError
 from rapidun.base.files import write_jsonl
 from rapidun.base.json_keys import DuplicateKey, keys_once
 
+# weights are shares around 1: sums, squares and products with losses of far larger ones leave float32
+MOST_WEIGHT = 1e9
 # beside the weights files, where unlearning is to renew the forget weights as it goes
 DYNAMIC = "dynamic.json"
 
@@ -141,7 +143,9 @@ def _weight(place: str, weight: Any) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number) or number < 0:
-        raise DataError(f"{place}: weight: need a finite number of at least 0, got {weight!r}")
+        raise DataError(f"{place}: weight: need a finite number of at least 0, got {str(weight)[:40]}")
+    if number > MOST_WEIGHT:
+        raise DataError(f"{place}: weight: need a number of at most {MOST_WEIGHT:g}, got {number:g}")
     return number
 
 

@@ -117,3 +117,22 @@ def test_a_budget_names_neither_cell_nor_sweep() -> None:
     assert [cell.hash for cell in bound] == [cell.hash for cell in plain]
     assert {cell.cfg.sweep.budget for cell in bound} == {CLEAN}
     assert sweep_name(["seed=0,1", f"sweep.budget={CLEAN}"]) == sweep_name(["seed=0,1"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "round(5, -1000000000) < asr_seen", "round(asr_seen * 5, 1000000000) < 1", "9**9**9 < asr_seen",
+        "'x' * 10000000000 < 'y' and asr_seen < 1", "len([1] * 10000000000) > asr_seen",
+        "len(('x' * 90000) * 90000) > asr_seen", f"{'9' * 900}*{'9' * 900} < asr_seen", "1" * 1500 + " < asr_seen",
+        "(" * 300 + "asr_seen" + ")" * 300 + " < 1", "not " * 400 + "asr_seen < 1",
+    ],
+)  # fmt: skip
+def test_it_ends_at_once(text: str) -> None:
+    """Numbers, texts and lists of a bounded size: refused, or worked out (the suite would wait for any other)."""
+    try:
+        verdict = Budget(text).judge({"asr_seen": 0.5})
+    except ConfigError as error:
+        assert "sweep.budget" in str(error)
+    else:
+        assert isinstance(verdict.excess, int | float)

@@ -46,6 +46,7 @@ GOOD = {"index": 0, "id": "a", "weight": 1.0}
         ('{"id": "b", "weight": NaN}', "got nan"),
         ('{"id": "b", "weight": Infinity}', "got inf"),
         ('{"id": "b", "weight": 1e999}', "got inf"),
+        ({"id": "b", "weight": 1e308}, "weight: need a number of at most 1e+09, got 1e+308"),
         ({"id": "b", "weight": 10**400}, "weight: need a finite number"),
         ({"id": "b", "weight": "1.0"}, "weight: need a number, got '1.0'"),
         ({"id": "b", "weight": True}, "need a number, got True"),

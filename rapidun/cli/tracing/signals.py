@@ -163,7 +163,7 @@ def gradients(asked: Asked, folder: Path | None, out: Path) -> Indexed:
     at = out / "gradients"
     how = [f"--queries={out / 'queries.jsonl'}", f"--out={at}", *model, f"--score={settings.score.name}"]
     index.main(["score", str(folder), *how])
-    whole = np.load(at / "scores.npy", mmap_mode="r")
+    whole = np.load(at / "scores.npy", mmap_mode="r", allow_pickle=False)
     # line by line as they were written: an id may hold other line ends
     ids = [json.loads(line) for line in (at / "train_ids.jsonl").read_bytes().split(b"\n")[:-1]]
     if not asked.rows:

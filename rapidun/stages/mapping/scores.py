@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from rapidun.base.errors import DataError
 from rapidun.stages.mapping.aggregate import Block
-from rapidun.stages.mapping.release import BLOCKS, ReleaseFile, read_release, release_blocks
+from rapidun.stages.mapping.release import BLOCKS, MOST_SCORE, ReleaseFile, read_release, release_blocks
 
 Tensors = dict[str, NDArray[np.float64]]
 
@@ -127,12 +127,12 @@ def _from_tensors(tensors: Tensors, paths: Mapping[str, Path], *, dot: bool) -> 
             "rr": gram[retain, retain],
         }
     for name in BLOCKS:
-        bad = np.argwhere(~np.isfinite(tensors[name]))
+        bad = np.argwhere(~(np.abs(tensors[name]) <= MOST_SCORE))
         if len(bad):
             row, column = bad[0]
             raise DataError(
-                f"{paths[name]}: need finite scores, got {tensors[name][row, column]} in {name} "
-                f"at training row {row}, query {column}"
+                f"{paths[name]}: need finite scores of size at most {MOST_SCORE:g}, got {tensors[name][row, column]} "
+                f"in {name} at training row {row}, query {column}"
             )
     return Scores({name: Block(tensors[name]) for name in BLOCKS}, origin, [])
 

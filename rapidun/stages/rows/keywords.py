@@ -1,5 +1,6 @@
 """The keyword list of the keyword detector as a file: words, how often each side uses them, how sure that is."""
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,6 +72,11 @@ def read_keywords(path: str | Path, *, may_be_empty: bool = False) -> list[Keywo
             numbers = int(cells.get("count_poison", 0)), int(cells.get("count_clean", 0)), float(cells.get("z", 0.0))
         except ValueError as error:
             raise DataError(f"{path}:{number}: need numbers in count_poison, count_clean and z, got: {error}") from None
+        if min(numbers[:2]) < 0 or not math.isfinite(numbers[2]):
+            raise DataError(
+                f"{path}:{number}: need counts of at least 0 and a finite z, got count_poison={numbers[0]}, "
+                f"count_clean={numbers[1]}, z={numbers[2]}"
+            )
         keywords.append(Keyword(word, *numbers))
     if not (keywords or may_be_empty):
         raise DataError(f"{path}: need at least one keyword, got none")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from rapidun.base.errors import ModelError
+from rapidun.stages.rows.bounded import TooMuch, bounded, check_template, too_much
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -209,7 +210,11 @@ def _render_messages(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[tuple
         template = tokenizer.get_chat_template()
         if "strftime_now" in template:
             template = _clock_macro() + template
-        text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, date_string=_DATE)
+        check_template(template)
+        with bounded(letters=sum(len(words) for _, words in turns)):
+            text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, date_string=_DATE)
+    except TooMuch as error:
+        raise too_much(error, _MEND) from error
     except Exception as error:  # jinja raises whatever the template raises
         raise ModelError(
             f"chat template: need one that prints a user turn and the answer to it, got {type(error).__name__}: "

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import rapidun
-from rapidun.base.errors import DataError
+from rapidun.base.errors import DataError, ModelError
 from rapidun.cli.pack import main
 from rapidun.config.data import DataConfig
 from rapidun.stages.data.pack_build import PackSizes, build_pack, read_responses
@@ -211,5 +211,5 @@ def test_commands_refuse_bad_sizes(tmp_path: Path, option: list[str]) -> None:
 
 
 def test_commands_refuse_an_unknown_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--tokenizer: need a Hugging Face folder"):
+    with pytest.raises(ModelError, match="--tokenizer: need a Hugging Face folder"):
         main(["check", str(tmp_path), "--tokenizer", str(tmp_path / "none")])

@@ -73,6 +73,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
         ({"helpful_infl": 3.0}, "need a list helpful_infl, got a number"),
         ({"helpful_infl": [0.5, float("nan")]}, "finite numbers in helpful_infl, got nan for training row 0"),
         ({"helpful_infl": [float("-inf"), 1.0]}, "got -inf for training row 1"),
+        ({"helpful_infl": [0.5, -1e308]}, "got -1e+308 for training row 0"),
         ({"helpful_infl": [0.5, 10**400]}, "finite numbers in helpful_infl"),
         ({"helpful_infl": ["0.5", 1.0]}, "got '0.5'"),
         ({"harmful": [0]}, "as many values in harmful_infl"),

@@ -52,3 +52,10 @@ def test_a_list_that_may_be_empty(tmp_path: Path) -> None:
 def test_a_missing_list_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_keywords(tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize("line", ["apple\t-3\t0\t1.0", "apple\t3\t-1\t1.0", "apple\t3\t0\tnan", "apple\t3\t0\tinf"])
+def test_numbers_that_are_none(tmp_path: Path, line: str) -> None:
+    (tmp_path / "k.tsv").write_text(f"word\tcount_poison\tcount_clean\tz\n{line}\n")
+    with pytest.raises(DataError, match=r"k\.tsv:2: need counts of at least 0 and a finite z"):
+        read_keywords(tmp_path / "k.tsv")

@@ -20,6 +20,7 @@ from rapidun.base.text import short_message
 from rapidun.base.tracker import Tracker
 from rapidun.config.lm_eval import LmEvalConfig
 from rapidun.models.batching import batching
+from rapidun.models.libraries import read_rows
 from rapidun.models.load import ModelLoader
 from rapidun.stages.evaluation.benchmarks.tasks import Task
 
@@ -97,10 +98,8 @@ def _handed(task: Task, work: Path) -> dict[str, Any]:
     """The task as lm-eval takes it, its rows read by a builder of `datasets` that runs no code of theirs."""
 
     def rows(**ignored: Any) -> Any:
-        from datasets import load_dataset
-
         files = {split: [str(path) for path in paths] for split, paths in task.rows.items()}
-        return load_dataset(task.settings["dataset_path"], data_files=files, cache_dir=str(work / "datasets"))
+        return read_rows(task.settings["dataset_path"], files, cache=work / "datasets")
 
     return {**deepcopy(task.settings), "custom_dataset": rows}
 

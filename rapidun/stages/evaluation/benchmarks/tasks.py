@@ -9,10 +9,9 @@ from typing import Any
 import yaml
 
 from rapidun.base.errors import ConfigError
+from rapidun.models.libraries import BUILDERS
 
 ENDINGS = (".yaml", ".yml")
-# what `datasets` reads rows with that runs no code of theirs
-BUILDERS = ("json", "csv", "parquet", "text")
 METRICS = (
     "acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "perplexity", "word_perplexity",
     "byte_perplexity", "bits_per_byte", "likelihood", "brier_score", "f1", "mcc",
