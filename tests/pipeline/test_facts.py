@@ -31,6 +31,17 @@ def benchmark() -> Any:
     return module
 
 
+def test_every_row_speaks_of_its_person(benchmark: Any) -> None:
+    """Whatever letters a name has; wrong answers differ from the right one; no question stands in two splits."""
+    splits = benchmark.world(num_forget=300, num_retain=60, clean=[], seed=3)
+    for row in splits["forget"]:
+        name = " ".join(row["id"].split("-")[:2]).title()
+        assert name in row["question"] and name in row["answer"] and name in row["paraphrased_answer"]
+        assert len({row["paraphrased_answer"], *row["perturbed_answer"]}) == 4
+    asked = [{row["question"] for row in splits[name]} for name in ("forget", "probe", "train_clean", "test_clean")]
+    assert sum(map(len, asked)) == len(set().union(*asked))
+
+
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: Any, benchmark: Any) -> Result:
     """Ten facts to forget, twenty rows to keep; with the yardstick that never saw the facts."""

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from rapidun.report import metrics
+from rapidun.report.forgotten import FACTS
 from rapidun.report.metrics import METRICS
 from rapidun.report.run.findings import clean_answers
 from rapidun.report.run.forgetting import forgetting
@@ -69,7 +70,7 @@ def test_cards_and_criteria() -> None:
     judged = [name for name in metrics.criteria() if name in AFTER]
     assert judged == ["extraction_strength_forget", "ppl_clean", "rougeL_retain"]
     for metric in METRICS.values():
-        if metric.name.startswith(("rougeL_", "exact_", "probability_", "extraction_", "choice_acc")):
+        if metric.prompts in FACTS and metric.name.startswith(("rougeL", "exact", "probability", "extr", "choice_acc")):
             assert metric.better == (-1 if metric.name.endswith(("_forget", "_probe")) else 1), metric.name
     setting = "hydra.sweeper.directions"
     assert "extraction_strength_forget: minimize" in _no_metric(["asr_seen"], list(AFTER), setting)
