@@ -35,6 +35,13 @@ OPTIONAL = {
         "packs in Parquet and `datasets` folders", "pip install 'rapidun[datasets]', or give the rows as JSON Lines"
     ),
     "bm25s": Optional("influence=bm25", "pip install 'rapidun[bm25]', or choose another influence=..."),
+    "scikit-learn": Optional(
+        "the detector that is trained on known answers",
+        "pip install 'rapidun[classifier]'; without it the other detectors judge",
+    ),
+    "lm-eval": Optional(
+        "evaluation.lm_eval.tasks=[...]", "pip install 'rapidun[lm-eval]', or pass evaluation.lm_eval.tasks=[]"
+    ),
     "tensorboard": Optional("tracking=tensorboard", "pip install 'rapidun[tensorboard]', or pass tracking=none"),
     "trackio": Optional("tracking=trackio", "pip install 'rapidun[trackio]', or pass tracking=none"),
     "wandb-workspaces": Optional("`rapidun dashboard DIR --publish`", "pip install 'rapidun[dashboard]'"),
@@ -75,6 +82,8 @@ def _is_needed(name: str, request: Request) -> bool:
         return request.any(lambda cfg: str(cfg.model.path).endswith(".gguf"))
     if name == "bm25s":
         return request.any(lambda cfg: cfg.influence.method.name == "bm25")
+    if name == "lm-eval":
+        return request.any(lambda cfg: bool(cfg.evaluation.lm_eval.tasks))
     kinds = {kind.name: kind for kind in TrackerKind}
     return name in kinds and request.any(lambda cfg: cfg.tracking.kind is kinds[name])
 

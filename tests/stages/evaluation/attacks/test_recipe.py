@@ -31,7 +31,7 @@ def recipes(store: Store, *overrides: str, tracker: Tracker | None = None) -> di
 
 def test_what_is_made(store: Store) -> None:
     assert set(recipes(store)) == {"before", "after"}
-    made = recipes(store, "evaluation=attacks_quick", "poison.retrain=true")
+    made = recipes(store, "evaluation=attacks_quick", "poison.retrain=true", "evaluation.privacy.run=[]")
     each = ["quantisation", "sampling", "prompts"]
     trained = ["relearning.poisoned.2", "relearning.clean.2"]
     wanted = {f"attack.{role}.{name}" for role in ("unlearned", "retrain") for name in [*each, *trained]}
