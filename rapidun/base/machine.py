@@ -42,13 +42,14 @@ def _shared_out() -> int:
     return next((int(text) for text in named if text.isdecimal() and int(text) > 0), 0)
 
 
-def wait_asleep() -> None:
-    """Let OpenMP's threads sleep while they wait for each other; of use only before torch is imported.
+def spin_less() -> None:
+    """Let OpenMP's threads fall asleep a tenth of a millisecond into waiting for each other, in place of a whole one.
 
-    By default they spin, which on cores that others use as well costs many times what it saves (docs/LOG.md). What the
-    user's shell says stands.
+    That costs nothing on cores of one's own, and much less on cores that others use as well (docs/LOG.md). What the
+    user's shell says stands. Of use only before torch is imported, with the OpenMP of GNU.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
 def quiet_libraries() -> None:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from rapidun.base.errors import ConfigError, RapidunError
-from rapidun.base.machine import wait_asleep
+from rapidun.base.machine import spin_less
 from rapidun.cli.commands import SUBCOMMANDS, parse_run
 from rapidun.cli.help import help_text, version
 
@@ -21,7 +21,7 @@ HYDRA_ONLY = ("--hydra-help", "--shell-completion", "-sc")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    wait_asleep()
+    spin_less()
     try:
         if argv and argv[0] in SUBCOMMANDS:
             # on import it misses a kernel that quantised models on the CPU could be faster with; a run says no more

@@ -32,9 +32,15 @@ def test_numbers_are_there_when_the_block_fails() -> None:
     assert measured.peak_memory_gb > 0
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_the_command_line_lets_threads_sleep_unless_told_otherwise(given: dict[str, str], expected: str) -> None:
-    program = "from rapidun.cli.main import main; main(['--version']); import os; print(os.environ['OMP_WAIT_POLICY'])"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_the_command_line_lets_threads_spin_less_unless_told_otherwise(given: dict[str, str], expected: str) -> None:
+    program = (
+        "from rapidun.cli.main import main; main(['--version']); import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == expected
