@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-import math
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ArtifactError, ConfigError
 from rapidun.cli.commands import FOLDER, MODEL, Parser
+from rapidun.cli.flags import add_setting, count, positive, positive_float
 from rapidun.config import keys
 from rapidun.config.index import RESPONSES, IndexSettings
 from rapidun.config.influence import InfluenceConfig, Precondition, Score
@@ -57,12 +56,12 @@ def parser() -> Parser:
         if name == "lora":
             lora = LoraSettings()
             text = f"rank, for --params lora without --adapter (default {lora.r})"
-            build.add_argument("--lora-r", type=_positive, help=text)
+            build.add_argument("--lora-r", type=positive, help=text)
             text = f"what it adapts (default {lora.target_modules})"
             build.add_argument("--lora-targets", metavar="A,B,C", help=text)
         elif name != "device":
-            _add_setting(build, name)
-    build.add_argument("--workers", type=_positive, default=1, help="processes on this machine")
+            add_setting(build, IndexSettings, name)
+    build.add_argument("--workers", type=positive, default=1, help="processes on this machine")
 
     verify = verbs.add_parser("verify", help="read all of an index and check it")
     verify.add_argument("index", type=FOLDER, metavar="DIR")
@@ -86,9 +85,9 @@ def parser() -> Parser:
 
     top = verbs.add_parser("top", help="write the best rows of every query, and the best queries of every row")
     _add_query(top)
-    top.add_argument("--k", type=_positive, default=100, help="rows of a query")
-    top.add_argument("--per-row", type=_count, default=0, metavar="M", help="also the best M queries of every row")
-    top.add_argument("--tokens", type=_count, default=0, metavar="M",
+    top.add_argument("--k", type=positive, default=100, help="rows of a query")
+    top.add_argument("--per-row", type=count, default=0, metavar="M", help="also the best M queries of every row")
+    top.add_argument("--tokens", type=count, default=0, metavar="M",
                      help="also tokens.json: a query's best M rows token by token, exact (needs --rows)")  # fmt: skip
     top.add_argument("--rows", type=Path, metavar="FILE", help="the rows the index was made of, for --tokens")
     top.add_argument("--by", choices=["position", "loss"], default="position",
@@ -96,27 +95,10 @@ def parser() -> Parser:
     return made
 
 
-def _add_setting(verb: argparse.ArgumentParser, name: str) -> None:
-    """The flag of a setting: type, choices and default as the field has them; None where it would be ignored."""
-    setting, kind = SETTINGS[name], keys.hints(IndexSettings)[name]
-    shown, default = dict(setting.metadata), setting.default
-    more: dict[str, Any] = {"help": shown.get("help"), "metavar": shown.get("metavar")}
-    if "only" in shown:
-        more["help"] += f" (default {default})" if default is not None else ""
-        default = None
-    choices = [member.name for member in shown.get("choices", ())] or keys.choices(kind)
-    if choices:
-        more["choices"] = choices
-    elif kind is int:
-        more["type"] = int if "any" in shown else _positive
-    default = default.name if isinstance(default, Enum) else default
-    verb.add_argument(f"--{name.replace('_', '-')}", default=default, **more)
-
-
 def _add_model(verb: argparse.ArgumentParser, responses: str) -> None:
     verb.add_argument("--model", type=MODEL, required=True, metavar="DIR", help="a model folder or hub id")
     verb.add_argument("--adapter", type=FOLDER, metavar="DIR", help="a PEFT adapter on it")
-    _add_setting(verb, "device")
+    add_setting(verb, IndexSettings, "device")
     verb.add_argument("--response", choices=list(RESPONSES), help=f"{responses} (default response)")
 
 
@@ -128,12 +110,10 @@ def _add_query(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--score", choices=[s.name for s in Score], default=STAGE.score.name)
     verb.add_argument("--precondition", type=FOLDER, metavar="DIR",
                       help="the factors of rapidun index fit, for the queries' gradients")  # fmt: skip
-    verb.add_argument("--damping-factor", type=_positive_float, metavar="X",
+    verb.add_argument("--damping-factor", type=positive_float, metavar="X",
                       help="added to each eigenvalue, as a share of their mean in the layer "
                       f"(default {STAGE.damping_factor})")  # fmt: skip
-    verb.add_argument(
-        "--memory-gb", type=_positive_float, default=1.0, help="for scoring, beside the model (default 1)"
-    )
+    verb.add_argument("--memory-gb", type=positive_float, default=1.0, help="for scoring, beside the model (default 1)")
     verb.add_argument("--drop-cache", action="store_true", help="keep what was read out of the system's file cache")
 
 
@@ -207,24 +187,3 @@ def _check_query(args: argparse.Namespace) -> None:
         )
     if args.rows is None:
         raise ConfigError("index top: need the rows of the index for --tokens, got none. Pass --rows FILE")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"need a number >= 1, got {text}")
-    return value
-
-
-def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"need a number > 0, got {text}")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"need a number >= 0, got {text}")
-    return value

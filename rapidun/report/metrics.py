@@ -51,6 +51,8 @@ SUFFIX = {detector: detector.ending for detector in ALWAYS}
 BEFORE = "before."
 # the same figure of the model that was trained on clean rows only
 RETRAIN = "retrain."
+# role of a model -> what its names in result.json begin with
+ROLES = {"unlearned": "", "retrain": RETRAIN, "poisoned": BEFORE}
 COSTS = ("seconds.", "peak_memory_gb.")
 
 

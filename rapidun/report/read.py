@@ -91,22 +91,22 @@ def read_run(path: Path) -> RunRecord:
     """
     return RunRecord(
         path=path,
-        settings=hide(_read_object(path / "settings.json")),
-        result=_read_object(path / "result.json"),
-        status=_read_object(path / "status.json"),
+        settings=hide(read_object(path / "settings.json")),
+        result=read_object(path / "result.json"),
+        status=read_object(path / "status.json"),
         before=_read_numbers(path / "evaluation" / "before.json"),
         after=_read_numbers(path / "evaluation" / "after.json"),
         generations=_read_rows(path / "evaluation" / "generations.jsonl"),
         logged=_read_log(path),
-        diagnostics=_read_object(path / "mapping" / "diagnostics.json"),
+        diagnostics=read_object(path / "mapping" / "diagnostics.json"),
         forget_weights=_read_weights(path / "mapping" / "forget_weights.jsonl"),
         retain_weights=_read_weights(path / "mapping" / "retain_weights.jsonl"),
         row_scores=_read_rows(path / "mapping" / "row_scores.jsonl"),
-        manifest=_read_object(path / "data" / "manifest.json"),
+        manifest=read_object(path / "data" / "manifest.json"),
         stage_warnings=_read_warnings(path),
         command=hide_entries(_read_text(path / "command.txt").strip()),
         config=hide_entries(_read_text(path / "config.yaml")),
-        detectors=_read_object(path / "evaluation" / "detectors.json"),
+        detectors=read_object(path / "evaluation" / "detectors.json"),
     )
 
 
@@ -115,7 +115,7 @@ def read_status_and_result(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises: ArtifactError if one is damaged.
     """
-    return _read_object(path / "status.json"), _read_object(path / "result.json")
+    return read_object(path / "status.json"), read_object(path / "result.json")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     Raises: ArtifactError if the file is damaged.
     """
-    return _read_object(path / "settings.json")
+    return read_object(path / "settings.json")
 
 
 def read_influence(path: Path) -> Influence | None:
@@ -136,7 +136,7 @@ def read_influence(path: Path) -> Influence | None:
         return None
     from safetensors import SafetensorError, safe_open
 
-    ids = _read_object(ids_file)
+    ids = read_object(ids_file)
     forget, retain = [list(map(str, ids.get(group, []))) for group in ("forget", "retain")]
     try:
         with safe_open(str(scores), framework="numpy") as tensors:
@@ -216,7 +216,7 @@ def error_line(error: object) -> str:
 
 def read_overrides(path: Path) -> list[str]:
     """Overrides of a sweep cell, `["mapping.tau_f=0.3", ...]`; empty where the file is absent."""
-    task = _read_object(path / "overrides.json").get("task", [])
+    task = read_object(path / "overrides.json").get("task", [])
     # pages and summaries are passed on; the run folder's own files keep what a rerun needs
     return [hide_entries(str(override)) for override in task] if isinstance(task, list) else []
 
@@ -248,7 +248,8 @@ def series(logged: Sequence[dict[str, Any]], stage: str) -> dict[str, list[tuple
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A file's JSON object, empty where there is none. Raises: ArtifactError if it is damaged."""
     if not path.is_file():
         return {}
     value = read_json(path)
@@ -258,7 +259,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_numbers(path: Path) -> dict[str, float]:
-    numbers = {name: number(value) for name, value in _read_object(path).items()}
+    numbers = {name: number(value) for name, value in read_object(path).items()}
     return {name: value for name, value in numbers.items() if value is not None}
 
 
@@ -275,7 +276,7 @@ def _read_warnings(path: Path) -> list[str]:
     """Warnings that the stages left in their artifacts' manifests."""
     found = []
     for stage in ("data", "influence", "mapping", "unlearning"):
-        result = _read_object(path / stage / "manifest.json").get("result")
+        result = read_object(path / stage / "manifest.json").get("result")
         warnings = result.get("warnings") if isinstance(result, dict) else None
         found += [str(warning) for warning in warnings] if isinstance(warnings, list) else []
     return found

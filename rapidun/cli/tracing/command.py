@@ -3,12 +3,11 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from rapidun.base.errors import ConfigError
 from rapidun.cli.commands import FOLDER, MODEL, Parser
+from rapidun.cli.flags import add_setting, count, positive
 from rapidun.config import keys
 from rapidun.config.data import FieldsConfig, MultiTurn
 from rapidun.config.index import RESPONSES
@@ -51,13 +50,13 @@ def parser() -> Parser:
     made.add_argument("--by", nargs="+", metavar="SIGNAL", choices=[s.name for s in Signal], default=default.split(),
                       help="repsim: hidden states; bm25: words; gradients: what training on the row does to the query; "
                       f"of several their agreement ranks (default {default})")  # fmt: skip
-    made.add_argument("--top", type=_positive, default=1000, metavar="N", help="rows of the table (default 1000)")
-    made.add_argument("--explain", type=_count, default=10, metavar="N",
+    made.add_argument("--top", type=positive, default=1000, metavar="N", help="rows of the table (default 1000)")
+    made.add_argument("--explain", type=count, default=10, metavar="N",
                       help="rows shown token by token in trace.html (default 10)")  # fmt: skip
     made.add_argument("--pack", type=FOLDER, metavar="DIR", help="also write the first rows as a pack to unlearn")
     made.add_argument("--num-forget", type=_number_or_auto, default=AUTO, metavar="N|auto",
                       help="rows to forget; auto: the upper of two clusters of scores, if there are two")  # fmt: skip
-    made.add_argument("--retain-ratio", type=_positive, default=3, metavar="N",
+    made.add_argument("--retain-ratio", type=positive, default=3, metavar="N",
                       help="rows to keep for each row to forget (default 3)")  # fmt: skip
     made.add_argument("--seed", type=int, default=42, help="of the draw of rows to keep (default 42)")
     made.add_argument("--response", choices=list(RESPONSES),
@@ -69,22 +68,8 @@ def parser() -> Parser:
     made.add_argument("--multi-turn", choices=list(MultiTurn.__members__), default=MultiTurn.refuse.name,
                       help="rows of several turns")  # fmt: skip
     for name in SETTINGS:
-        _add_setting(made, name)
+        add_setting(made, TraceSettings, name, show_default=True)
     return made
-
-
-def _add_setting(made: argparse.ArgumentParser, name: str) -> None:
-    """The flag of a setting: type, choices and default as the field has them."""
-    setting, kind = SETTINGS[name], keys.hints(TraceSettings)[name]
-    shown = dict(setting.metadata)
-    default = setting.default.name if isinstance(setting.default, Enum) else setting.default
-    more: dict[str, Any] = {"default": default, "help": f"{shown.get('help', '')} (default {default})".strip()}
-    choices = [member.name for member in shown.get("choices", ())] or keys.choices(kind)
-    if choices:
-        more["choices"] = choices
-    elif kind is int:
-        more["type"] = int if "any" in shown else _positive
-    made.add_argument(f"--{name.replace('_', '-')}", **more)
 
 
 def _settings(args: argparse.Namespace) -> TraceSettings:
@@ -120,18 +105,4 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _number_or_auto(text: str) -> int | str:
-    return AUTO if text == AUTO else _positive(text)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"need a number >= 1, got {text}")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"need a number >= 0, got {text}")
-    return value
+    return AUTO if text == AUTO else positive(text)

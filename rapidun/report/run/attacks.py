@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapidun.base.errors import ArtifactError
-from rapidun.base.files import read_json
-from rapidun.report.metrics import ABSENT, BEFORE, METRICS, RETRAIN, Kind, format_value
-from rapidun.report.read import number, read_run
+from rapidun.report.metrics import ABSENT, METRICS, ROLES, Kind, format_value
+from rapidun.report.read import number, read_object, read_run
 from rapidun.report.run import plots
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-# role of a model -> what its names in result.json begin with
-PREFIXES = {"unlearned": "", "retrain": RETRAIN, "poisoned": BEFORE}
-ROLES = tuple(PREFIXES)
 ENDINGS = ("", "_likelihood")
 NOT_TESTABLE = "not testable"
 FORMATS = {"unquantised": "as it is", "nf4": "NF4", "int8": "int8"}
@@ -59,13 +54,7 @@ def read_attacks(run_dir: Path) -> dict[str, Any]:
 
     Raises: ArtifactError if it is damaged.
     """
-    path = run_dir / "evaluation" / "attacks.json"
-    if not path.is_file():
-        return {}
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: need a JSON object, got {type(value).__name__}")
-    return value
+    return read_object(run_dir / "evaluation" / "attacks.json")
 
 
 def attack_rows(found: Mapping[str, Any]) -> list[AttackRow]:
@@ -118,7 +107,7 @@ def role_table(run_dir: Path, group: str) -> Table | None:
     """
     result = read_run(run_dir).result
     metrics = [metric for metric in METRICS.values() if metric.group == group]
-    named = {metric: {role: number(result.get(f"{prefix}{metric.name}")) for role, prefix in PREFIXES.items()}
+    named = {metric: {role: number(result.get(f"{prefix}{metric.name}")) for role, prefix in ROLES.items()}
              for metric in metrics}  # fmt: skip
     named = {metric: values for metric, values in named.items() if set(values.values()) != {None}}
     roles = [role for role in ROLES if any(values[role] is not None for values in named.values())]

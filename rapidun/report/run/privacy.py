@@ -5,11 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapidun.base.errors import ArtifactError
-from rapidun.base.files import read_json
-from rapidun.report.metrics import ABSENT, METRICS, PRIVACY, Metric, format_value
-from rapidun.report.read import number
-from rapidun.report.run.attacks import ROLES
+from rapidun.report.metrics import ABSENT, METRICS, PRIVACY, ROLES, Metric, format_value
+from rapidun.report.read import number, read_object
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +33,7 @@ class PrivacyRow:
 
 def read_privacy(run_dir: Path) -> dict[str, Any]:
     """evaluation/privacy.json of a run folder, empty where nothing was measured. Raises: ArtifactError if damaged."""
-    path = run_dir / "evaluation" / "privacy.json"
-    if not path.is_file():
-        return {}
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path}: need a JSON object, got {type(value).__name__}")
-    return value
+    return read_object(run_dir / "evaluation" / "privacy.json")
 
 
 def privacy_rows(found: Mapping[str, Any]) -> list[PrivacyRow]:

@@ -1,5 +1,6 @@
 """Numbers from generated text and from log-probabilities."""
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +22,10 @@ def rouge_l_scores(generations: Sequence[str], references: Sequence[str]) -> lis
     that its numbers are the usual ones; the words of other scripts count beside, in scripts without blanks each letter.
     Source: Lin 2004, "ROUGE: a package for automatic evaluation of summaries".
     """
-    from rouge_score.rouge_scorer import RougeScorer  # takes a while to import
-    from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
+    # slow to import; brings absl, whose log handler closes the stderr that it finds unless it is the process's
+    with contextlib.redirect_stderr(sys.__stderr__):
+        from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
     latin = DefaultTokenizer(use_stemmer=True)
 

@@ -12,6 +12,7 @@ from rapidun.base.tracker import Listener
 from rapidun.config.detectors import Detector
 from rapidun.config.plain import plain
 from rapidun.config.unlearning import Objective
+from rapidun.report.metrics import ROLES
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.evaluation.attacks.recipe import attack_faults, attack_recipes, attack_row_faults
@@ -21,7 +22,6 @@ from rapidun.stages.evaluation.facts.retrained import generations_of, objective_
 from rapidun.stages.evaluation.facts.sets import ASKED_FOR, HELD_OUT, is_of_facts
 from rapidun.stages.evaluation.privacy import summary as privacy
 from rapidun.stages.evaluation.privacy.recipe import privacy_recipes
-from rapidun.stages.evaluation.roles import ROLES
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, RETRAINED, START_FACTS, UNLEARNED  # isort: skip
 from rapidun.stages.recipe import Evaluated, Model, Recipe, without

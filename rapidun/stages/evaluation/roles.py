@@ -1,12 +1,10 @@
 """The models that attacks, privacy measures and benchmarks are run on, and the names that each has in result.json."""
 
+from rapidun.report.metrics import ROLES
 from rapidun.stages.context import Context
 
 from rapidun.stages.recipe import ADAPTER, POISONED, RETRAINED, UNLEARNED  # isort: skip
 from rapidun.stages.recipe import Evaluated, Model
-
-# role of a model -> what its names in result.json begin with
-ROLES = {"unlearned": "", "retrain": "retrain.", "poisoned": "before."}
 
 
 def models_of(ctx: Context) -> dict[str, Evaluated]:

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -112,3 +114,18 @@ def test_perplexities_that_are_no_numbers_have_reasons() -> None:
 )
 def test_what_can_be_compared(one: ResponseScore, other: ResponseScore, expected: bool) -> None:
     assert comparable(one, other) is comparable(other, one) is expected
+
+
+def test_a_stream_that_stood_for_stderr_is_left_open() -> None:
+    """absl, which rouge_score brings, closes it when somebody sets up logging anew, as Hydra does."""
+    program = (
+        "import contextlib, io, logging.config\n"
+        "from rapidun.stages.evaluation.metrics import rouge_l\n"
+        "stream = io.StringIO()\n"
+        "with contextlib.redirect_stderr(stream):\n"
+        "    rouge_l(['a'], ['a'])\n"
+        "logging.config.dictConfig({'version': 1})\n"
+        "print(stream.closed)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from rapidun.base.files import read_json
 from rapidun.config.attacks import Attack
-from rapidun.stages.evaluation.roles import ROLES
+from rapidun.report.metrics import ROLES
 
 LINK = "evaluation/.attack.{role}.{run}"
 PLAIN = "plain"

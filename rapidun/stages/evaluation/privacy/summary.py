@@ -7,7 +7,7 @@ from typing import Any
 
 from rapidun.base.files import read_json
 from rapidun.config.privacy import Measure
-from rapidun.stages.evaluation.roles import ROLES
+from rapidun.report.metrics import ROLES
 
 LINK = "evaluation/.privacy.{role}.{measure}"
 
