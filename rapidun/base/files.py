@@ -3,19 +3,18 @@
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ArtifactError
+from rapidun.base.parts import part_of
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a `.part` file beside `path`, flush it to disk, then rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # not the process id: two hosts may share one
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    part = part_of(path)
     try:
         write(part)
         sync(part)

@@ -111,20 +111,33 @@ def run_pipeline(
         if settled and in_sweep.show:
             console.note(settled)
         in_sweep = replace(in_sweep, memo=memo)
-        return _run(cfg, run_dir, overrides, config_yaml, console, in_sweep, warnings)
+        folder = RunFolder(run_dir)
+        stack.callback(folder.close)
+        return _run(cfg, folder, overrides, config_yaml, console, in_sweep, warnings)
 
 
 def _run(
     cfg: RunConfig,
-    run_dir: Path,
+    folder: RunFolder,
     overrides: list[str],
     config_yaml: str,
     console: StageConsole,
     in_sweep: InSweep,
     warnings: Sequence[str],
 ) -> Result:
-    folder = RunFolder(run_dir)
-    folder.open(config=plain(cfg), config_yaml=config_yaml, overrides=overrides, job=in_sweep.job)
+    run_dir = folder.path
+    said: list[str] = []
+    folder.open(
+        config=plain(cfg),
+        config_yaml=config_yaml,
+        overrides=overrides,
+        job=in_sweep.job,
+        # a job that was queued again may start before the lease of its lost node has run out
+        waits=bool(in_sweep.job),
+        tell=said.append,
+        on_wait=console.note,
+    )
+    warnings = [*warnings, *said]
 
     def on_progress(done: int, total: int, note: str = "") -> None:
         folder.heartbeat.progress(str(folder.status["stage"]), done, total)
@@ -152,7 +165,7 @@ def _run(
             _run_only(in_sweep.only, artifacts, folder, console)
         else:
             metrics = _run_stages(artifacts, folder, console, check=in_sweep.show)
-        folder.finish(metrics)
+        folder.finish(metrics, tell=tracker.warn)
         ending = False
     except BaseException as error:
         ending = error
@@ -166,7 +179,7 @@ def _run(
             tracker.finish(metrics, failed=ending, run_dir=run_dir)
         # one that Ctrl-C stopped amid a sweep goes on soon, and somebody waits for the prompt
         hurried = isinstance(ending, KeyboardInterrupt) and not in_sweep.show
-        if in_sweep.only is None and processes.is_main() and not hurried:
+        if in_sweep.only is None and processes.is_main() and not hurried and folder.is_ours():
             _report(run_dir, console, show=in_sweep.show)
     return Result(run_dir, metrics)
 

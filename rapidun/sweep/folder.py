@@ -9,7 +9,6 @@ outputs/sweeps/<name>/
   stop.json             why no further cell of this launch is started
 """
 
-import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 from rapidun.base import heartbeat
 from rapidun.base.errors import ArtifactError, ConfigError
 from rapidun.base.files import read_json, write_json
+from rapidun.base.grown import append_line, read_grown
 from rapidun.base.locks import Lease
 
 SWEEPS = Path("outputs/sweeps")
@@ -142,9 +142,8 @@ class SweepFolder:
         """Note one failed cell of this launch; return how many there are."""
         path = self.path / "failures.jsonl"
         # one write of one short line: processes on several nodes may append at once
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"folder": name}) + "\n")
-        return len(set(path.read_text(encoding="utf-8").splitlines()))
+        append_line(path, {"folder": name})
+        return len({str(line["folder"]) for line in read_grown(path, "folder")[0]})
 
 
 class SweepLock:
