@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ArtifactError
-from rapidun.base.files import read_json, sha256_file, sha256_json
+from rapidun.base.files import fits_its_seal, read_json, sealed, sha256_file, sha256_json
 from rapidun.base.manifest import Artifact, size_faults
 from rapidun.base.parts import part_of
 
@@ -98,16 +98,14 @@ class Hashes:
             return {}
         if not isinstance(found, dict):
             return {}
-        # notes of earlier versions have no checksum
-        check = found.pop("check", None)
-        return found if check in (None, sha256_json(found)) else {}
+        return found if fits_its_seal(found) else {}
 
     def _write(self, note: Path, value: dict[str, Any]) -> None:
         """Without waiting for the disk: a note that is lost costs a read, and so does one that cannot be written."""
         part = part_of(note)
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({**value, "check": sha256_json(value)}), encoding="utf-8")
+            part.write_text(json.dumps(sealed(value)), encoding="utf-8")
             os.replace(part, note)
         with suppress(OSError):
             part.unlink(missing_ok=True)

@@ -6,16 +6,14 @@
 Manifests of earlier versions have no `reads` and no `check`, and are taken as they are.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ArtifactError
-from rapidun.base.files import read_json, sha256_json
+from rapidun.base.files import fits_its_seal, read_json, sha256_json
 
 MANIFEST = "manifest.json"
-CHECK = "check"
 # the log of making it, with the hours in it: no stage reads it
 LOG = "metrics.jsonl"
 
@@ -65,12 +63,6 @@ class Artifact:
         return sha256_json({name: entry.get("sha256") for name, entry in self.files.items() if name != LOG})
 
 
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with its checksum, as it will be read back."""
-    plain = json.loads(json.dumps(manifest, allow_nan=False))
-    return {**plain, CHECK: sha256_json(plain)}
-
-
 def read_artifact(folder: Path) -> Artifact:
     """What lies in `<store>/<kind>/<fingerprint>`; of its files only the manifest is looked at.
 
@@ -83,8 +75,7 @@ def read_artifact(folder: Path) -> Artifact:
         raise DamagedArtifact(folder, [str(error)]) from None
     if not _is_manifest(manifest):
         raise DamagedArtifact(folder, [f"{path}: need what an artifact says of itself, got JSON of another shape"])
-    rest = {key: value for key, value in manifest.items() if key != CHECK}
-    if CHECK in manifest and manifest[CHECK] != sha256_json(rest):
+    if not fits_its_seal(manifest):
         raise DamagedArtifact(folder, [f"{path}: need a manifest that fits its own checksum, got a changed one"])
     kind, fingerprint = folder.parent.name, folder.name
     theirs = f"{manifest.get('stage', kind)}/{manifest.get('fingerprint', fingerprint)}"

@@ -26,11 +26,11 @@ from typing import Any
 from rapidun.base import processes
 from rapidun.base.claims import Claim, remove_folder
 from rapidun.base.errors import ArtifactError, ConfigError
-from rapidun.base.files import sha256_file, sha256_json, sync, write_json, write_text
+from rapidun.base.files import sealed, sha256_file, sha256_json, sync, write_json, write_text
 from rapidun.base.hashes import Hashes
 from rapidun.base.locks import Lease, Wait, new_token
 from rapidun.base.machine import Measured
-from rapidun.base.manifest import MANIFEST, Artifact, DamagedArtifact, read_artifact, sealed, size_faults
+from rapidun.base.manifest import MANIFEST, Artifact, DamagedArtifact, read_artifact, size_faults
 from rapidun.base.parts import sweep_parts
 
 # a finished artifact may reach this process's view of a shared filesystem later than the message that says so

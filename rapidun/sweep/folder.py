@@ -22,6 +22,7 @@ from rapidun.base.errors import ArtifactError, ConfigError
 from rapidun.base.files import read_json, write_json
 from rapidun.base.grown import append_line, read_grown
 from rapidun.base.locks import Lease
+from rapidun.base.parts import sweep_parts
 
 SWEEPS = Path("outputs/sweeps")
 # states of a cell; `waiting` has no status.json yet, `lost` says running but has not been heard of for long
@@ -167,6 +168,7 @@ class SweepLock:
                 f"sweep: need {self.folder.path} for this process alone, but {self.lease.holder()} drives it (this is "
                 f"process {os.getpid()}). rapidun sweep status {self.folder.path} looks on; or pass sweep.name=..."
             )
+        sweep_parts(self.folder.path, self.folder.path / "jobs")
 
     def __exit__(self, *error: object) -> None:
         self.lease.release()
