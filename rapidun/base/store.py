@@ -260,7 +260,7 @@ class Store:
             "seconds": measured.seconds,
             "peak_memory_gb": measured.peak_memory_gb,
             "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "packages": _versions(),
+            "packages": package_versions(),
             "reads": dict(reads),
             "files": {
                 str(file.relative_to(out)): {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
@@ -364,7 +364,8 @@ def linked_artifacts(outputs: Path, runs: Sequence[Path] = ()) -> set[Path]:
     return found
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Of the packages that results may depend on, as far as they are installed."""
     found = {}
     for name in NOTED_PACKAGES:
         try:

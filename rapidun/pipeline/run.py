@@ -12,14 +12,14 @@ from typing import Any
 from rapidun.base import preemption, processes
 from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.base.files import read_jsonl
-from rapidun.base.nested import numbers
 from rapidun.config import plain as plain_values
 from rapidun.config.plain import plain
 from rapidun.config.run import RunConfig
 from rapidun.pipeline.artifacts import Artifacts
 from rapidun.pipeline.check import room_warning, run_faults
 from rapidun.pipeline.console import StageConsole
-from rapidun.pipeline.folder import RunFolder, new_run_dir
+from rapidun.pipeline.folder import RunFolder, known_stages, new_run_dir
+from rapidun.pipeline.result import final_metrics
 from rapidun.pipeline.tracking.run import RunTracker, open_tracker
 from rapidun.report.metrics import ATTACKED, PRIVACY
 from rapidun.report.run.attacks import role_table
@@ -246,7 +246,9 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, 
         publish = STAGES[stage].publish
         if publish is not None:
             publish(folder.path / stage, {link: artifact.path for link, artifact in links.items()})
-    return _final_metrics(cfg, artifacts, folder)
+    return final_metrics(
+        cfg.stages, name=cfg.name, seed=cfg.seed, links=artifacts.links, costs=known_stages(folder.status)
+    )
 
 
 def _check_rows(artifacts: Artifacts) -> None:
@@ -261,19 +263,3 @@ def _check_rows(artifacts: Artifacts) -> None:
     warning = room_warning(artifacts.recipes, missing)
     if warning:
         artifacts.tracker.warn(warning)
-
-
-def _final_metrics(cfg: RunConfig, artifacts: Artifacts, folder: RunFolder) -> dict[str, Any]:
-    """The flat contents of result.json."""
-    metrics: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed}
-    for name in cfg.stages:
-        shown = STAGES[name].metrics
-        if shown is not None:
-            metrics.update(shown({link: artifact.path for link, artifact in artifacts.links[name].items()}))
-    for name, stage in STAGES.items():
-        for artifact in artifacts.links.get(name, {}).values() if stage.numbers else ():
-            metrics.update(numbers(artifact.result, f"{name}."))
-    for name, status in folder.status["stages"].items():
-        metrics[f"seconds.{name}"] = status["seconds"]
-        metrics[f"peak_memory_gb.{name}"] = status["peak_memory_gb"]
-    return metrics

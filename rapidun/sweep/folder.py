@@ -91,8 +91,8 @@ class SweepFolder:
         entries = found if isinstance(found, list) else []
         good = [entry for entry in entries if _is_cell(entry)]
         if len(good) < len(entries):
-            self.say_odd(f"{self.path / 'sweep.json'}: {len(entries) - len(good)} of {len(entries)} cells are left out: "
-                      "they are not as a launch writes them")  # fmt: skip
+            number = len(entries) - len(good)
+            self.say_odd(f"{self.path / 'sweep.json'}: {number} cells are left out, being not as a launch writes them")
         return good
 
     def jobs(self) -> dict[str, dict[str, Any]]:
