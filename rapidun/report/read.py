@@ -129,7 +129,7 @@ def is_status(value: object) -> bool:
     return (
         isinstance(value.get("state", ""), str)
         and all(value.get(key) is None or isinstance(value[key], str) for key in ("stage", "job", "git_commit"))
-        and isinstance(value.get("error") or {}, dict)
+        and isinstance(value.get("error") or "", dict | str)
         and is_number(value.get("restarts", 0))
         and isinstance(stages, dict)
         and all(map(_is_stage, stages.values()))

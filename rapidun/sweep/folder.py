@@ -225,12 +225,12 @@ def read_state(folder: Path) -> CellState:
     since = heartbeat.seconds_since(folder / "alive.json")
     if state == "running" and since is not None and since > heartbeat.STALE_SECONDS:
         state = "lost"
-    stages = status.get("stages", {})
+    stages, said = status.get("stages", {}), status.get("error")
     return CellState(
         state=state,
         stage=status.get("stage"),
         progress=_share(alive.get("done"), alive.get("total")),
-        error=str((status.get("error") or {}).get("message", "")).split("\n")[0],
+        error=str(said.get("message", "") if isinstance(said, dict) else said or "").split("\n")[0],
         seconds=sum(stage.get("seconds", 0) for stage in stages.values() if not stage.get("cached")),
         restarts=int(status.get("restarts", 0)),
         job=status.get("job"),
