@@ -13,7 +13,7 @@ from rapidun.base.files import sha256_file
 HERE = Path(__file__).parent
 sys.path.append(str(HERE))
 
-from grids import ROOT, Grid
+from grids import ROOT, Grid  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
