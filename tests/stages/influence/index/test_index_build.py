@@ -14,6 +14,7 @@ import pytest
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, sha256_file
 from rapidun.base.locks import Lease
+from rapidun.stages.influence.index.manifest import open_manifest
 from rapidun.stages.influence.index.reader import Index
 from rapidun.stages.influence.index.verify import drop_damaged, verify_index
 from rapidun.stages.influence.index.writer import build_shards, write_note
