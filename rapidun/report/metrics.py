@@ -44,6 +44,7 @@ DETECTORS = {
     Detector.likelihood_calibrated: "likelihood, calibrated",
     Detector.perplexity: "perplexity",
     Detector.classifier: "classifier",
+    Detector.judge: "judge model",
 }
 # of the detectors that always judge, by family too
 SUFFIX = {detector: detector.ending for detector in ALWAYS}
