@@ -17,7 +17,12 @@ from rapidun.models.load import fingerprint_files
 from rapidun.report.metrics import ROLES
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
-from rapidun.stages.evaluation.attacks.recipe import attack_faults, attack_recipes, attack_row_faults
+from rapidun.stages.evaluation.attacks.recipe import (
+    attack_faults,
+    attack_recipes,
+    attack_row_faults,
+    verdict_recipes,
+)
 from rapidun.stages.evaluation.attacks.summary import collected, flat
 from rapidun.stages.evaluation.benchmarks.recipe import benchmark_faults, benchmark_recipes, benchmarks
 from rapidun.stages.evaluation.facts.retrained import generations_of, objective_of
@@ -50,7 +55,9 @@ def _makes(ctx: Context) -> list[Recipe]:
         yardstick = _evaluated(ctx, YARDSTICK, Evaluated(model, None), None, None)
     before = _evaluated(ctx, BEFORE, Evaluated(ctx.get(POISONED), ctx.get(ADAPTER)), None, yardstick)
     after = _evaluated(ctx, AFTER, ctx.get(UNLEARNED), before, yardstick)
-    further = [*attack_recipes(ctx, STAGE.key), *privacy_recipes(ctx, STAGE.key)]
+    attacks = attack_recipes(ctx, STAGE.key)
+    verdicts = [] if _look(ctx).of_facts else verdict_recipes(ctx, STAGE.key, attacks, before)
+    further = [*attacks, *verdicts, *privacy_recipes(ctx, STAGE.key)]
     further += benchmark_recipes(ctx, STAGE.key)
     return [*([yardstick] if yardstick else []), before, after, *further]
 
@@ -278,7 +285,7 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 6, "attack": 1, "privacy": 1, "lm_eval": 1},
+    versions={"evaluation": 6, "attack": 2, "attack_verdicts": 1, "privacy": 1, "lm_eval": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,
