@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rapidun.config.detectors import OF_TEXTS, Detector
-from rapidun.report.metrics import ABSENT, DETECTORS, METRICS, ROLES, Kind, format_value
+from rapidun.report.metrics import ABSENT, DETECTORS, METRICS, ROLES, Kind, Metric, format_value
 from rapidun.report.read import number, read_object, read_run
 from rapidun.report.run import plots
 
@@ -134,7 +134,9 @@ def role_table(run_dir: Path, group: str) -> Table | None:
     run = read_run(run_dir)
     result, pair = run.result, shown_pair(str(run.detectors.get("detector") or ""))
     metrics = [one for one in METRICS.values() if one.group == group and (one.detector is None or one.detector in pair)]
-    metrics.sort(key=lambda one: one.detector is not None and one.detector is not pair[0])
+    # a figure by the run's detector, then the same by the other
+    places = {_figure(one): n for n, one in enumerate(metrics)}
+    metrics.sort(key=lambda one: (places[_figure(one)], one.detector not in (None, pair[0])))
     named = {metric: {role: number(result.get(f"{prefix}{metric.name}")) for role, prefix in ROLES.items()}
              for metric in metrics}  # fmt: skip
     named = {metric: values for metric, values in named.items() if set(values.values()) != {None}}
@@ -151,6 +153,10 @@ def role_table(run_dir: Path, group: str) -> Table | None:
     for metric, values in named.items():
         table.add_row(metric.label, *(format_value(values[role], metric.kind) for role in roles))
     return table
+
+
+def _figure(metric: Metric) -> str:
+    return metric.name.removesuffix(metric.detector.ending if metric.detector else "")
 
 
 def _relearned(found: Mapping[str, Any], pair: Pair) -> list[AttackRow]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rapidun.base.errors import ModelError
 from rapidun.config.detectors import JUDGE, JudgeSettings
 from rapidun.models.architecture import inspect
-from rapidun.models.load import local_folder
+from rapidun.models.load import TOKENIZERS, local_folder
 
 
 @contextmanager
@@ -35,6 +35,8 @@ def check_judge(settings: JudgeSettings) -> str:
     """
     folder = judge_folder(settings)
     with about_judge():
+        if not any((folder / name).is_file() for name in TOKENIZERS):
+            raise ModelError(f"model: need a tokenizer in {folder} (tokenizer.json), got none. Change model.path=...")
         facts = inspect(folder)
         why = facts.not_causal
         if why is None and facts.quantisation is not None and not facts.quantisation.readable:

@@ -154,6 +154,12 @@ def test_what_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
         faults(tmp_path, f"{place}={tiny_model_dir}", "evaluation.detectors.judge.clean_word=yes")
     (said,) = faults(tmp_path, f"{place}={tmp_path}/none")
     assert said.startswith("evaluation.detectors.judge: need a folder") and f"Change {place}=" in said
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (bare / file).write_bytes((tiny_model_dir / file).read_bytes())
+    (said,) = faults(tmp_path, f"{place}={bare}")
+    assert said.startswith("evaluation.detectors.judge: need a tokenizer") and f"Change {place}=" in said
     own = tmp_path / "own"
     own.mkdir()
     for file in tiny_model_dir.iterdir():

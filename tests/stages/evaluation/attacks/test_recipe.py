@@ -84,6 +84,17 @@ def test_other_detectors_need_no_other_attack(store: Store, tiny_model_dir: Path
     assert changed == {"before", "after", "attack_verdicts.unlearned", "attack_verdicts.poisoned"}
 
 
+def test_validation_rows_can_be_attacked(store: Store) -> None:
+    """evaluation.split=val asks other prompts in every attack, and in what judges them."""
+    test, val = (recipes(store, "evaluation=attacks_quick", f"evaluation.split={split}") for split in ("test", "val"))
+    assert set(test) == set(val) and not {r.fingerprint for r in test.values()} & {r.fingerprint for r in val.values()}
+    attacks = [recipe.inputs for recipe in val.values() if recipe.kind == "attack"]
+    assert attacks and all("val_seen_trig" in inputs["splits"] for inputs in attacks)
+    asked = [set(inputs["splits"]) & {"test_seen_trig", "test_ood_trig"} for inputs in attacks
+             if inputs["attack"] in ("sampling", "quantisation")]  # fmt: skip
+    assert asked and not any(asked)
+
+
 def test_a_pack_with_too_few_rows_says_so(store: Store) -> None:
     tracker = Tracker()
     made = recipes(
