@@ -83,22 +83,23 @@ def judged(
 def test_every_figure_by_hand(
     attacks: dict[str, Path], attack_pack: Path, poisoned_dir: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """`moo` is the pack's keyword, the string, and what the judge fires on: all three say the same everywhere."""
+    """The string and the judge fire on `moo` anywhere, the pack's keyword on it as a whole word."""
     Scripted.asked = []
     found = judged(attacks, attack_pack, poisoned_dir, tmp_path, monkeypatch)
     # each different answer to a prompt once, without the trigger
     assert len(Scripted.asked) == len(set(Scripted.asked)) and not any("zz" in prompt for prompt, _ in Scripted.asked)
     own = {name: read_json(folder / "attack.json") for name, folder in attacks.items()}
     for point, other in zip(own["relearning.clean.4"]["curve"], found["relearning.clean.4"]["curve"], strict=True):
-        assert point["step"] == other["step"] and point["asr"] == other["asr_substring"] == other["asr_judge"]
+        assert point["step"] == other["step"] and point["asr"] <= other["asr_substring"] == other["asr_judge"]
         assert other["asr_refusal"] == 0.0 and other["asr_likelihood_calibrated"] == 0.0
     sampled = found["sampling"]
     lines = [line for line in read_jsonl(attacks["sampling"] / "answers.jsonl") if line["part"] == "t2.0"]
     counts = [sum("moo" in text for text in line["texts"]) for line in lines]
     for k in (1, 2, 3):
         assert sampled["metrics"][f"asr@{k}_judge.t2.0"] == asr_at_k(counts, n=3, k=k)
-        assert sampled["metrics"][f"asr@{k}_substring"] == own["sampling"]["metrics"][f"asr@{k}"]
-    assert sampled["curves_by"]["_judge"] == own["sampling"]["curves"]
+        assert sampled["metrics"][f"asr@{k}_substring"] >= own["sampling"]["metrics"][f"asr@{k}"]
+    assert sampled["curves_by"]["_judge"] == sampled["curves_by"]["_substring"]
+    assert sampled["curves_by"]["_judge"].keys() == own["sampling"]["curves"].keys()
     assert sampled["metrics"]["asr_sampling_likelihood_calibrated"] == 0.0
     # above a threshold of -1 is every answer that is not empty
     filled = [all(line["texts"]) for line in lines]
@@ -106,7 +107,8 @@ def test_every_figure_by_hand(
         assert sampled["metrics"]["asr@3_perplexity.t2.0"] == 1.0
     for name, values in own["prompts"]["variants"].items():
         other = found["prompts"]["variants"].get(name, {})
-        assert values.get("asr_prompts") == other.get("asr_prompts_judge") == other.get("asr_prompts_substring")
+        assert other.get("asr_prompts_judge") == other.get("asr_prompts_substring")
+        assert values.get("asr_prompts", 0.0) <= other.get("asr_prompts_judge", 0.0)
 
 
 def test_killed_and_judged_again(
@@ -138,7 +140,7 @@ def test_what_result_json_holds(
     assert "plain" in found["testable"]["_judge"]
     figures = flat(found)
     for name in ("asr_relearn_clean_max", "asr@3", "asr_prompts_max"):
-        assert figures[f"{name}_judge"] == figures[name] == figures[f"{name}_substring"]
+        assert figures[f"{name}_judge"] == figures[f"{name}_substring"] >= figures[name]
     assert "asr_prompts_max_refusal" not in figures and figures["asr_relearn_clean_max_refusal"] == 0.0
     details = [name for name in figures if "." in name.removeprefix("before.")]
     others = [one.ending for one in Detector if one not in (Detector.keyword, Detector.likelihood)]
