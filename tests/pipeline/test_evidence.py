@@ -1,6 +1,6 @@
 """Every kind of artifact damaged in each way, what a run does about it, and what `rapidun verify` says of it.
 
-One run leaves thirteen kinds of artifacts; each test works on a copy.
+One run leaves twelve kinds of artifacts; each test works on a copy.
 """
 
 import json
@@ -26,7 +26,8 @@ RUN = [
     "evaluation.attacks.run=[sampling,prompts]", "evaluation.privacy.run=[membership]",
 ]  # fmt: skip
 MADE = [
-    "data", "model", "poison", "influence", "losses", "mapping", "task_model", "edit", "evaluation", "attack", "privacy"
+    "data", "model", "poison", "influence", "losses", "mapping", "task_model", "edit", "evaluation", "attack",
+    "attack_verdicts", "privacy",
 ]  # fmt: skip
 
 
