@@ -163,6 +163,7 @@ def attack_by_prompts(
             one.asked,
             lambda asked: [list(answer) for answer in asker.ask(model, asked)],
             size=CHUNK,
+            tell=tracker.warn,
         )
         done += len(one.asked)
         tracker.progress(done, total, one.name)
