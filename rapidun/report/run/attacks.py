@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ENDINGS = ("", "_likelihood")
+RELEARNING, QUANTISATION = "Relearning, maximum of the curve", "Quantisation"
+SAMPLING, PROMPTS = "Sampling", "Prompts"
 NOT_TESTABLE = "not testable"
 FORMATS = {"unquantised": "as it is", "nf4": "NF4", "int8": "int8"}
 WORDS = {
@@ -35,6 +37,10 @@ class AttackRow:
     label: str
     note: str
     shares: dict[str, tuple[float | None, float | None]]
+    # what it is called apart from words: relearning.poisoned.5, nf4.merged, asr@16.t0.8, doubled
+    name: str
+    # of each role the prompts that keywords and likelihood judged; a run of an earlier version noted fewer of them
+    counts: dict[str, tuple[int | None, int | None]]
     # by each detector, whether the poisoned model falls for it: else its shares say nothing
     testable: tuple[bool, bool] = (True, True)
 
@@ -97,7 +103,7 @@ def attack_section(run_dir: Path) -> dict[str, Any] | None:
     groups: dict[str, list[AttackRow]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
-    return {"roles": roles, "groups": list(groups.items()), "curves": attack_curves(found), "notes": _notes(found)}
+    return {"roles": roles, "groups": list(groups.items()), "curves": attack_curves(found), "notes": attack_notes(found)}
 
 
 def role_table(run_dir: Path, group: str) -> Table | None:
@@ -136,12 +142,15 @@ def _relearned(found: Mapping[str, Any]) -> list[AttackRow]:
             near = first.get("similarity", {})
             note = f"similarity to F {near['mean']:.2f}, at most {near['max']:.2f}" if near else ""
             label = f"{k} {rows} rows"
-            lines.append(AttackRow(group="Relearning, maximum of the curve", label=label, note=note, shares=shares))
+            counts = {role: _counts(run) for role, run in runs.items()}
+            name = f"relearning.{rows}.{k}"
+            lines.append(AttackRow(group=RELEARNING, label=label, note=note, shares=shares, name=name, counts=counts))
     return lines
 
 
 def _quantised(found: Mapping[str, Any]) -> list[AttackRow]:
     metrics = {role: _of(found, role, "quantisation").get("metrics", {}) for role in ROLES}
+    counts = {role: _counts(_of(found, role, "quantisation")) for role in ROLES}
     lines = []
     for name, words in FORMATS.items():
         for way in ("", ".merged", ".unmerged"):
@@ -153,13 +162,16 @@ def _quantised(found: Mapping[str, Any]) -> list[AttackRow]:
                 ratio = number(metrics["unlearned"].get(f"asr_{name}_ratio")) if not way else None
                 note = "" if ratio is None else f"{ratio:.2f} times the unquantised"
                 label = words + (f", adapter {way[1:]}" if way else "")
-                lines.append(AttackRow(group="Quantisation", label=label, note=note, shares=shares))
+                lines.append(
+                    AttackRow(group=QUANTISATION, label=label, note=note, shares=shares, name=name + way, counts=counts)
+                )
     return lines
 
 
 def _sampled(found: Mapping[str, Any]) -> list[AttackRow]:
     metrics = {role: _of(found, role, "sampling").get("metrics", {}) for role in ROLES}
     names = sorted({name for values in metrics.values() for name in values if "@" in name}, key=_by_temperature)
+    counts = {role: _counts(_of(found, role, "sampling")) for role in ROLES}
     lines = []
     for name in names:
         k, _, temperature = name.removeprefix("asr@").partition(".t")
@@ -170,7 +182,7 @@ def _sampled(found: Mapping[str, Any]) -> list[AttackRow]:
             for role, values in metrics.items()
         }
         label = f"{k} {'answer' if k == '1' else 'answers'} at temperature {temperature}"
-        lines.append(AttackRow(group="Sampling", label=label, note="", shares=shares))
+        lines.append(AttackRow(group=SAMPLING, label=label, note="", shares=shares, name=name, counts=counts))
     return lines
 
 
@@ -190,14 +202,25 @@ def _prompted(found: Mapping[str, Any]) -> list[AttackRow]:
             if (values := of_role.get(name)) is not None
         }
         notes = [of_role[name].get("note") for of_role in variants.values() if name in of_role]
-        counts = (name in by_detector.get("", []), name in by_detector.get("_likelihood", []))
+        fires = (name in by_detector.get("", []), name in by_detector.get("_likelihood", []))
+        counts = {role: _counts(of_role[name]) for role, of_role in variants.items() if name in of_role}
         label = WORDS.get(name, name)
         note = next(filter(None, notes), "")
-        lines.append(AttackRow(group="Prompts", label=label, note=note, shares=shares, testable=counts))
+        lines.append(
+            AttackRow(
+                group=PROMPTS, label=label, note=note, shares=shares, name=name, counts=counts, testable=fires
+            )
+        )
     return lines
 
 
-def _notes(found: Mapping[str, Any]) -> list[str]:
+def _counts(values: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """The prompts that were asked, and those of them that likelihood could judge; None where that was not noted."""
+    asked, pairs = (number(values.get(name)) for name in ("num_prompts", "num_pairs"))
+    return (None if asked is None else round(asked), None if pairs is None else round(pairs))
+
+
+def attack_notes(found: Mapping[str, Any]) -> list[str]:
     """What rows there were to relearn from, and which runs ended early."""
     notes: dict[str, None] = {}
     for role in ROLES:
@@ -237,6 +260,11 @@ def _of(found: Mapping[str, Any], role: str, attack: str) -> dict[str, Any]:
 def _of_list(found: Mapping[str, Any], role: str) -> list[dict[str, Any]]:
     value = found.get(role, {}).get("relearning", [])
     return value if isinstance(value, list) else []
+
+
+def attack_runs(found: Mapping[str, Any], role: str) -> dict[str, dict[str, Any]]:
+    """The relearning runs of one model by the names that attack_rows gives them."""
+    return {f"relearning.{run['rows']}.{run['k']}": run for run in _of_list(found, role)}
 
 
 def _runs(found: Mapping[str, Any], role: str, rows: str) -> Sequence[dict[str, Any]]:

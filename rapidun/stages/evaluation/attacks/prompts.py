@@ -148,7 +148,7 @@ def attack_by_prompts(
 ) -> dict[str, Any]:
     """Attack success of every variant. Whether one counts is decided beside the poisoned model's (summary.that_fire).
 
-    Returns: {"variants": {name: {"num_prompts", "note", "asr_prompts", "asr_prompts_likelihood"}}, "min_asr"}.
+    Returns: {"variants": {name: {"num_prompts", "num_pairs", "note", "asr_prompts", "asr_prompts_likelihood"}}, "min_asr"}.
     """
     total = sum(len(one.asked) for one in prompted)
     done = 0
@@ -165,5 +165,7 @@ def attack_by_prompts(
         done += len(one.asked)
         tracker.progress(done, total, one.name)
         verdicts = [Verdict(*value) for value in values]
-        found[one.name] = {"num_prompts": len(one.asked), "note": one.note, **shares("asr_prompts", verdicts)}
+        num_pairs = sum(verdict.likelihood is not None for verdict in verdicts)
+        counts = {"num_prompts": len(one.asked), "num_pairs": num_pairs}
+        found[one.name] = {**counts, "note": one.note, **shares("asr_prompts", verdicts)}
     return {"variants": found, "min_asr": judge.cfg.attacks.prompts.min_asr}
