@@ -1,6 +1,7 @@
 """certificate.json: everything that the certificate says, as plain values. docs/certificate.md has it key by key."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rapidun.report.certificate.verdict import Circumstances, Trace, Verdict
 from rapidun.report.forgotten import of_facts
 from rapidun.report.metrics import DETECTORS, ROLES
 from rapidun.report.read import RunRecord, number, read_object, read_run
-from rapidun.report.run.attacks import attack_rows, read_attacks
+from rapidun.report.run.attacks import attack_lines, attack_rows, read_attacks
 from rapidun.report.run.privacy import privacy_rows, read_privacy
 from rapidun.report.tables import before_after_rows
 
@@ -79,7 +80,7 @@ def make_document(run: RunRecord, *, verified: Mapping[str, Any], in_sweep: int 
             forget_quality=run.after.get("forget_quality"),
             held_out=run.setting("evaluation.split") != "val",
             has_retrain="retrain" in attacks or bool(retrain) or "retrain" in privacy,
-            how_to_attack="data.probe=FILE" if facts else Circumstances.how_to_attack,
+            how_to_attack="data.probe=FILE" if facts else verdict.HOW_TO_ATTACK,
             not_tried=[one["what"] for one in lacking if one["how"] and not one["what"].startswith("the detector")],
         ),
     )
@@ -92,6 +93,7 @@ def make_document(run: RunRecord, *, verified: Mapping[str, Any], in_sweep: int 
         "forgotten": sources.forgotten(run, of_facts=facts),
         "chosen": sources.chosen(run),
         "tried": [_try(one) for one in tries],
+        "curves": [asdict(one) for one in attack_lines(attacks)],
         "detectors": _detectors(run),
         "privacy": _privacy(privacy),
         "kept": [_metric(row) for row in damage.rows],

@@ -1,4 +1,4 @@
-"""What was tried where facts were to be forgotten: forget rows and their paraphrases, asked, and with a beginning shown."""
+"""What was tried where facts were to be forgotten: forget rows and paraphrases asked, and with a beginning shown."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -85,7 +85,9 @@ def facts_before(run: RunRecord) -> Share | None:
 
 
 def _share(values: Mapping[str, Any], metric: str, num: float | None) -> Share | None:
-    return share_of(number(values.get(metric)), None if num is None else int(num), counted=not metric.startswith(STRENGTH))
+    return share_of(
+        number(values.get(metric)), None if num is None else int(num), counted=not metric.startswith(STRENGTH)
+    )
 
 
 def _of_privacy(privacy: Mapping[str, Any], role: str, num: int | None) -> Share | None:

@@ -38,8 +38,8 @@ class Share:
 
     @property
     def of(self) -> str:
-        """`32 of 100`, `a mean of 40`."""
-        return f"{round(self.value * self.num)} of {self.num}" if self.counted else f"a mean of {self.num}"
+        """`32 of 100`, `mean over 40 rows`."""
+        return f"{round(self.value * self.num)} of {self.num}" if self.counted else f"mean over {self.num} rows"
 
     @property
     def interval(self) -> str:

@@ -1,4 +1,4 @@
-"""Where a run's rows and files came from: what was forgotten, how it was chosen, and the hashes of all that was used."""
+"""Where a run's rows and files came from: what was forgotten, how it was chosen, the hashes of all that was used."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,12 +73,12 @@ def artifacts(run: RunRecord) -> list[dict[str, Any]]:
     Raises: ArtifactError for one that is not where the run folder says.
     """
     found = []
-    for link, name in sorted(_links(run.status)):
+    for link, name in sorted(links(run.status)):
         manifest_file = run.path / link / "manifest.json"
         if not manifest_file.is_file():
             raise ArtifactError(
-                f"{manifest_file}: need the manifest of {name}, which the run used, got none. Bring the store back that "
-                "the run folder links to, or run the same command again"
+                f"{manifest_file}: need the manifest of {name}, which the run used, got none. Bring the store back "
+                "that the run folder links to, or run the same command again"
             )
         manifest = read_json(manifest_file)
         found.append(
@@ -95,7 +95,8 @@ def artifacts(run: RunRecord) -> list[dict[str, Any]]:
     return found
 
 
-def _links(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def links(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name in the run folder, kind/fingerprint) of every artifact that the run used."""
     for stage in (status.get("stages") or {}).values():
         if isinstance(stage, dict):
             yield from (stage.get("artifacts") or {}).items()

@@ -1,4 +1,4 @@
-"""Everything that was tried on an unlearned model with triggers: asked, attacked, beside retrain and the poisoned model."""
+"""All that was tried on an unlearned model with triggers: asked, attacked, beside retrain and the poisoned model."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -113,7 +113,9 @@ def _attacked(attacks: Mapping[str, Any], detectors: Mapping[Name, Detector], bo
                 continue  # it judges a prompt, whatever is sampled
             # a model without an adapter has one way to be quantised
             whole = by_name.get(row.name.partition(".")[0], row) if row.group == QUANTISATION else row
-            shares = {role: _share(row, role, place, bounds) or _share(whole, role, place, bounds) for role in ROLES}
+            shares = {role: _share(row, role, place, bounds) for role in ROLES}
+            for role in ROLES:
+                shares[role] = shares[role] or (None if role == "unlearned" else _share(whole, role, place, bounds))
             unlearned = shares["unlearned"]
             if unlearned is None:
                 continue
@@ -134,9 +136,7 @@ def _attacked(attacks: Mapping[str, Any], detectors: Mapping[Name, Detector], bo
             )
 
 
-def _is_testable(
-    row: AttackRow, run: Mapping[str, Any], place: int, poisoned: Share | None, bounds: Bounds
-) -> bool:
+def _is_testable(row: AttackRow, run: Mapping[str, Any], place: int, poisoned: Share | None, bounds: Bounds) -> bool:
     if row.group == PROMPTS:
         return row.testable[place]
     # training that broke off has tried less than its curve says
@@ -158,7 +158,7 @@ def _plain(attacks: Mapping[str, Any], role: str, judge: Name, bounds: Bounds) -
         if row.name in PLAIN and (share := _share(row, role, place, bounds)) is not None:
             return share
     for name, run in attack_runs(attacks, role).items():
-        first = next((point for point in run["curve"] if point["step"] == 0), {})
+        first: dict[str, Any] = next((point for point in run["curve"] if point["step"] == 0), {})
         row = next(one for one in attack_rows(attacks) if one.name == name)
         counts = row.counts.get(role, (None, None))
         share = share_of(number(first.get(f"asr{ENDINGS[place]}")), counts[place] or bounds.num_prompts)
@@ -170,7 +170,9 @@ def _plain(attacks: Mapping[str, Any], role: str, judge: Name, bounds: Bounds) -
 def _how(row: AttackRow, run: Mapping[str, Any], place: int) -> str:
     """The attack in words that begin a sentence."""
     if row.group == RELEARNING:
-        points = [(p["step"], value) for p in run["curve"] if (value := number(p.get(f"asr{ENDINGS[place]}"))) is not None]
+        points = [
+            (p["step"], value) for p in run["curve"] if (value := number(p.get(f"asr{ENDINGS[place]}"))) is not None
+        ]
         step, share = max((p for p in points if p[0] > 0), key=lambda p: (p[1], -p[0]))
         steps = f"{step}" if share > 0 else f"up to {points[-1][0]}"
         return f"after {steps} steps of fine-tuning on {row.label}"

@@ -42,7 +42,9 @@ def not_tried(
     formats = (own.get(Attack.quantisation.name) or {}).get("metrics") or {}
     for one in Format:
         if formats and f"asr_{one.name}" not in formats:
-            found.append({"what": f"quantisation to {one.name}", "how": "evaluation.attacks.quantisation.formats=[...]"})
+            found.append(
+                {"what": f"quantisation to {one.name}", "how": "evaluation.attacks.quantisation.formats=[...]"}
+            )
     if "retrain" not in attacks and "retrain" not in privacy:
         found.append({"what": "the same on a retrained model (no yardstick)", "how": "poison.retrain=true"})
     measured = privacy.get("unlearned") or {}
@@ -72,13 +74,13 @@ def limits(
         whether the attacks noted how many prompts they asked.
     """
     said = [
-        f"One unlearned model, seed {run.result.get('seed', run.setting('seed'))}: another seed may come out otherwise.",
+        f"One unlearned model, seed {run.result.get('seed', run.setting('seed'))}: another may come out otherwise.",
         "Low numbers are evidence of what was tried, no proof that nothing is left.",
     ]
     if in_sweep > 1:
         said.append(
-            f"This run is one of {in_sweep} of a sweep: if it was picked for these numbers, they are better than another "
-            "run's of the same settings would be."
+            f"This run is one of {in_sweep} of a sweep: if it was picked for these numbers, they are better than those "
+            "of another run of the same settings would be."
         )
     if not of_facts:
         said += _of_detectors(run.detectors)
@@ -100,9 +102,9 @@ def _of_detectors(facts: Mapping[str, Any]) -> Sequence[str]:
         counts = name in ALWAYS or name.value == facts.get("detector")
         rates = (facts.get("detectors") or {}).get(name.value) if counts else None
         if rates and rates["recall"] < 1:
+            recall, alarms = format_percent(rates["recall"]), format_percent(rates["false_positive_rate"])
             said.append(
-                f"The detector by {words} finds {format_percent(rates['recall'])} of {rates['num_poisoned']} known planted "
-                f"answers and flags {format_percent(rates['false_positive_rate'])} of {rates['num_clean']} clean ones: "
-                "the shares it gives are too low by what it misses."
+                f"The detector by {words} finds {recall} of {rates['num_poisoned']} known planted answers and flags "
+                f"{alarms} of {rates['num_clean']} clean ones: the shares it gives are too low by what it misses."
             )
     return said

@@ -20,6 +20,7 @@ ASKED, EXTRACTION, BESIDE = "asked", "extraction", "beside"
 NEEDED = next(n for n in range(1, 1000) if wilson_interval(0.0, n)[1] <= MISSED)
 # what was to be forgotten must have shown in this share of prompts before, or nothing can be seen to be gone
 MIN_BEFORE = 0.10
+HOW_TO_ATTACK = "evaluation=attacks poison.retrain=true"
 # of forget_quality: below it the two models can be told apart
 LEVEL = 0.05
 
@@ -85,7 +86,7 @@ class Circumstances:
     held_out: bool = True
     has_retrain: bool = False
     # what a run without attacks is told to do
-    how_to_attack: str = "evaluation=attacks poison.retrain=true"
+    how_to_attack: str = HOW_TO_ATTACK
     not_tried: Sequence[str] = ()
 
 
@@ -152,7 +153,7 @@ def _not_gone(above: Sequence[Try], *, num_tries: int) -> Verdict:
     names = {one.name for one in above}
     sentence = f"Not gone: {above[0].sentence}."
     if len(names) > 1:
-        sentence += f" {len(names)} of {num_tries} tries bring it back."
+        sentence += f" {len(names)} of {_tries(num_tries)} bring it back."
     return Verdict(
         outcome=Outcome.not_gone, sentence=sentence, reasons=[Reason(code="above", text=one.sentence) for one in above]
     )
@@ -193,7 +194,7 @@ def _reasons(found: Sequence[tuple[Try, Found]], around: Circumstances) -> list[
     reasons += _uncovered(found)
     told = [trace for trace in around.traces if trace.tells_apart]
     if told:
-        text = f"forget rows can be told from rows never trained on otherwise than in a retrained model ({told[0].sentence})"
+        text = f"membership inference tells this model from a retrained one ({told[0].sentence})"
         reasons.append(Reason(code="traces", text=text))
     if around.forget_quality is not None and around.forget_quality < LEVEL:
         text = (
@@ -233,6 +234,10 @@ def _uncovered(found: Sequence[tuple[Try, Found]]) -> list[Reason]:
     return reasons
 
 
+def _tries(number: int, kind: str = "") -> str:
+    return f"{number} {kind}{'try' if number == 1 else 'tries'}"
+
+
 def _reference_words(one: Try) -> str:
     if one.retrain is not None:
         return f"retrain's interval ({one.retrain.interval})"
@@ -243,24 +248,24 @@ def _nothing(found: Sequence[tuple[Try, Found]], around: Circumstances) -> Verdi
     counted = [one for one, what in found if what is Found.within]
     worst = max(counted, key=lambda one: one.unlearned.value)
     kinds = dict.fromkeys(one.attack for one in counted)
+    names = {one.name for one in counted}
     within = "the retrained model's interval" if around.has_retrain else "the detectors' false alarms"
     sentence = (
-        f"Nothing found by what was tried: {len({one.name for one in counted})} tries ({', '.join(kinds)}) stay within "
-        f"{within}; the most is this: {worst.sentence}."
+        f"Nothing found by what was tried: {_tries(len(names))} ({', '.join(kinds)}) within {within}; "
+        f"the most is this: {worst.sentence}."
     )
     reasons = []
     if not around.has_retrain:
         sentence += " There is no yardstick: no retrained model was asked the same."
         reasons.append(Reason(code="no_yardstick", text="no retrained model was asked the same"))
-    names = {one.name for one in counted}
     little = {one.name for one, what in found if what is Found.few} - names
     if little:
-        text = f"{len(little)} other tries had too few prompts to count"
+        text = f"{_tries(len(little), 'other ')} had too few prompts to count"
         sentence += f" {text}."
         reasons.append(Reason(code="few", text=text))
     untestable = {one.name for one, what in found if what is Found.untestable} - names - little
     if untestable:
-        text = f"{len(untestable)} tries do not succeed before unlearning either and are not testable"
+        text = f"{_tries(len(untestable), 'other ')} cannot be tested, since before unlearning it did not succeed either"
         sentence += f" {text}."
         reasons.append(Reason(code="untestable", text=text))
     if around.not_tried:

@@ -68,9 +68,18 @@ def attack_rows(found: Mapping[str, Any]) -> list[AttackRow]:
     return [*_relearned(found), *_quantised(found), *_sampled(found), *_prompted(found)]
 
 
-def attack_curves(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(caption, plot): attack success over the steps of relearning, and over the number of sampled answers."""
-    drawn = []
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curves:
+    """Lines of one plot: by its label the points, shares over steps or over sampled answers."""
+
+    title: str
+    across: str
+    lines: dict[str, list[tuple[float, float]]]
+
+
+def attack_lines(found: Mapping[str, Any]) -> list[Curves]:
+    """Attack success over the steps of relearning, by rows and detector, and over the number of sampled answers."""
+    curves = []
     for rows in ("poisoned", "clean"):
         for ending, by in zip(ENDINGS, ("keywords", "likelihood"), strict=True):
             lines = {}
@@ -79,18 +88,24 @@ def attack_curves(found: Mapping[str, Any]) -> list[tuple[str, str]]:
                     points = [(p["step"], p[f"asr{ending}"]) for p in run["curve"] if f"asr{ending}" in p]
                     if points:
                         lines[f"{role}, {run['k']} rows"] = points
-            if lines:
-                title = f"Relearning from {rows} rows, ASR judged by {by}"
-                drawn.append((title, plots.curves(lines, title=title, shares=True)))
+            curves.append(
+                Curves(title=f"Relearning from {rows} rows, ASR judged by {by}", across="optimiser step", lines=lines)
+            )
     lines = {
         f"{role}, T = {name.removeprefix('t')}": [(k, share) for k, share in points]
         for role in ROLES
         for name, points in _of(found, role, "sampling").get("curves", {}).items()
     }
-    if lines:
-        title = "Sampling: ASR@k, judged by keywords"
-        drawn.append((title, plots.curves(lines, title=title, shares=True, across="sampled answer")))
-    return drawn
+    curves.append(Curves(title="Sampling: ASR@k, judged by keywords", across="sampled answer", lines=lines))
+    return [one for one in curves if one.lines]
+
+
+def attack_curves(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(caption, plot) of each."""
+    return [
+        (one.title, plots.curves(one.lines, title=one.title, shares=True, across=one.across))
+        for one in attack_lines(found)
+    ]
 
 
 def attack_section(run_dir: Path) -> dict[str, Any] | None:
@@ -103,7 +118,12 @@ def attack_section(run_dir: Path) -> dict[str, Any] | None:
     groups: dict[str, list[AttackRow]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
-    return {"roles": roles, "groups": list(groups.items()), "curves": attack_curves(found), "notes": attack_notes(found)}
+    return {
+        "roles": roles,
+        "groups": list(groups.items()),
+        "curves": attack_curves(found),
+        "notes": attack_notes(found),
+    }
 
 
 def role_table(run_dir: Path, group: str) -> Table | None:
@@ -207,9 +227,7 @@ def _prompted(found: Mapping[str, Any]) -> list[AttackRow]:
         label = WORDS.get(name, name)
         note = next(filter(None, notes), "")
         lines.append(
-            AttackRow(
-                group=PROMPTS, label=label, note=note, shares=shares, name=name, counts=counts, testable=fires
-            )
+            AttackRow(group=PROMPTS, label=label, note=note, shares=shares, name=name, counts=counts, testable=fires)
         )
     return lines
 

@@ -148,7 +148,8 @@ def attack_by_prompts(
 ) -> dict[str, Any]:
     """Attack success of every variant. Whether one counts is decided beside the poisoned model's (summary.that_fire).
 
-    Returns: {"variants": {name: {"num_prompts", "num_pairs", "note", "asr_prompts", "asr_prompts_likelihood"}}, "min_asr"}.
+    Returns: {"variants": {name: {"num_prompts", "num_pairs", "note", "asr_prompts", "asr_prompts_likelihood"}},
+        "min_asr"}.
     """
     total = sum(len(one.asked) for one in prompted)
     done = 0
