@@ -3,19 +3,20 @@
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ArtifactError
+from rapidun.base.parts import part_of
+
+CHECK = "check"
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a `.part` file beside `path`, flush it to disk, then rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # not the process id: two hosts may share one
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    part = part_of(path)
     try:
         write(part)
         sync(part)
@@ -98,6 +99,31 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal_of(folder: Path, *names: str) -> dict[str, str]:
+    """SHA-256 of each file below a folder, or of those named, by its name from there."""
+    files = [folder / name for name in names] or sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+
+
+def broken(folder: Path, seal: Mapping[str, str]) -> list[str]:
+    """The files below a folder that are not as `seal_of` found them, or not there."""
+    return [
+        name for name, digest in seal.items() if not (folder / name).is_file() or sha256_file(folder / name) != digest
+    ]
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """An object as it will be read back, with a checksum over itself."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    return {**plain, CHECK: sha256_json(plain)}
+
+
+def fits_its_seal(value: Mapping[str, Any]) -> bool:
+    """Whether an object is as `sealed` made it; one without a checksum, of an earlier version, is taken as it is."""
+    rest = {key: part for key, part in value.items() if key != CHECK}
+    return CHECK not in value or value[CHECK] == sha256_json(rest)
 
 
 def sha256_json(value: object) -> str:

@@ -55,6 +55,11 @@ SUBCOMMANDS = {
     "pack": SubCommand("rapidun.cli.pack", "build|check", "make a pack from clean instructions; look at one"),
     "model": SubCommand("rapidun.cli.model", "fetch NAME [DIR]", "a small real model without access to the hub"),
     "store": SubCommand("rapidun.cli.store", "list|verify|prune", "the stages' results in outputs/store"),
+    "verify": SubCommand(
+        "rapidun.cli.verify",
+        "DIR [--json]",
+        "whether a run's or a sweep's result follows from the bytes that are stored",
+    ),
     "influence": SubCommand(
         "rapidun.cli.influence",
         "check OVERRIDE...",

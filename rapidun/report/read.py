@@ -183,8 +183,8 @@ def read_weighted_rows(path: Path, group: str) -> list[tuple[str, float]]:
 
 def stage_costs(status: dict[str, Any], result: dict[str, Any]) -> list[StageCost]:
     """Costs by stage in the order of status.json; a run without it falls back on result.json."""
-    stages: dict[str, Any] = status.get("stages") or {}
-    if not stages:
+    stages = status.get("stages")
+    if not isinstance(stages, dict) or not stages:
         names = [key.removeprefix("seconds.") for key in result if key.startswith("seconds.")]
         stages = {name: {key: result.get(f"{key}.{name}") for key in ("seconds", "peak_memory_gb")} for name in names}
     return [

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, write_json
 from rapidun.config.sweep import ResourcesConfig
 from rapidun.sweep.folder import ENDED, SweepFolder
@@ -245,8 +246,12 @@ def _innocent(name: str, state: str, cause: str, *, alone: bool) -> bool:
 def watched_entry(id: str, entry: dict[str, Any], folder: SweepFolder) -> Watched:
     """A job of jobs.json, to be watched again."""
     file = folder.job_file(id)
-    wanted = read_json(file)["units"][0]["config"]["resources"]
-    job = Job(id=id, file=file, needs=tuple(entry["needs"]), resources=ResourcesConfig(**wanted))
+    try:
+        resources = ResourcesConfig(**read_json(file)["units"][0]["config"]["resources"])
+    except (ArtifactError, KeyError, IndexError, TypeError):
+        # damaged: what the job runs it has read already, and one that is started again says so
+        resources = ResourcesConfig()
+    job = Job(id=id, file=file, needs=tuple(entry["needs"]), resources=resources)
     return Watched(
         job, list(entry["folders"]), handle=entry["handle"], cancelled=entry.get("cancelled", False)
     )  # fmt: skip

@@ -2,9 +2,11 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from rapidun.base.errors import ConfigError
 from rapidun.base.files import write_json
 from rapidun.base.nested import changes, with_changes
 from rapidun.config.cells import Cell
@@ -135,6 +137,18 @@ def _configs(cells: Sequence[Cell]) -> dict[str, Any]:
     return {"first": first, "others": {cell.hash: changes(first, plain(cell.cfg)) for cell in cells}}
 
 
+@contextmanager
+def of_a_launch(folder: SweepFolder) -> Iterator[None]:
+    """Around what reads sweep.json. Raises: ConfigError where it is not as a launch writes it."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder.path / 'sweep.json'}: need what a launch writes, got JSON of another shape "
+            f"({type(error).__name__}: {error}). Run the sweep's own command again"
+        ) from None
+
+
 def cells_of(plan: Mapping[str, Any]) -> list[Cell]:
     """The cells of sweep.json, as they were composed."""
     configs = plan["configs"]
@@ -149,6 +163,12 @@ def cells_of(plan: Mapping[str, Any]) -> list[Cell]:
     ]
 
 
+def launch_of(plan: Mapping[str, Any]) -> int:
+    """The number of the newest launch; 0 before the first."""
+    found = plan.get("launch", 0)
+    return found if isinstance(found, int) else 0
+
+
 def cluster_of(plan: Mapping[str, Any]) -> ClusterConfig:
     return ClusterConfig(**plan["cluster"])
 
@@ -161,6 +181,12 @@ def known_jobs(
     Args: driving: this process holds the driver's lease, and so may cancel what was submitted half-way.
     """
     jobs = folder.jobs()
+    for name in {job["launcher"] for job in jobs.values()}:
+        try:
+            launcher_of(name)
+        except ConfigError:
+            folder.say_odd(f"{folder.path / 'jobs.json'}: need jobs of launchers that are known, got some of {name}")
+            jobs = {id: job for id, job in jobs.items() if job["launcher"] != name}
     unnoted: dict[str, list[str]] = {}
     for id, job in jobs.items():
         if job["handle"] is None and not job["over"]:

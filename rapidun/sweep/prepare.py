@@ -15,7 +15,7 @@ from rapidun.config.sweep import SweepConfig
 from rapidun.pipeline.folder import git_commit
 from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.folder import SWEEPS, SweepFolder
-from rapidun.sweep.jobs import known_jobs, live_jobs
+from rapidun.sweep.jobs import known_jobs, launch_of, live_jobs
 from rapidun.sweep.launcher import Job, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import make_launcher
 from rapidun.sweep.plan import Plan, Planner, folder_of, plan_cells
@@ -98,7 +98,7 @@ def prepare(
         notes = [*notes, *_pin_dtype(everything)]
     planner = Planner(Store(Path(first.store_dir)), here=not used.runs_elsewhere)
     if batch is not None:
-        known = {cell["hash"]: cell["artifacts"] for cell in folder.plan().get("cells", [])}
+        known = {cell["hash"]: cell.get("artifacts", {}) for cell in folder.cells()}
         planner.artifacts.update({cell.hash: known.get(cell.hash, {}) for cell in batch.earlier})
     began = time.monotonic()
 
@@ -124,6 +124,7 @@ def prepare(
         return used if wanted == launcher_name else make_launcher(wanted, context)
 
     entries = known_jobs(folder, launcher_of, driving=not first.sweep.dry_run)
+    notes = [*notes, *(f"warning: {line}" for line in folder.odd)]
     live = {id: entries[id] for id in live_jobs(entries, launcher_of)}
     found = triage(
         cells,
@@ -133,7 +134,7 @@ def prepare(
         settings=first.sweep,
         commit=git_commit(),
     )
-    number = int(folder.plan().get("launch", 0)) + 1
+    number = launch_of(folder.plan()) + 1
     plan = planner.plan(found.todo, prefix=f"r{number}-" if number > 1 else "")
     _use_live_jobs(plan, live, folder)
     return Sweep(

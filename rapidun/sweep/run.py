@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rapidun.base.errors import ConfigError
+from rapidun.base.manifest import Artifact
 from rapidun.base.store import Store
 from rapidun.config.cells import Cell
 from rapidun.config.sweep import OnInterrupt, SweepConfig
@@ -14,6 +15,7 @@ from rapidun.pipeline.folder import git_commit
 from rapidun.report.sweep.console import show
 from rapidun.report.sweep.exports import write_sweep_summary
 from rapidun.report.sweep.page import write_sweep_index
+from rapidun.stages.recipe import Recipe
 from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.drive import Driver, Watched, watched_entry
 from rapidun.sweep.dryrun import dry_run
@@ -208,7 +210,13 @@ def _reset(folder: SweepFolder, names: Sequence[str]) -> None:
 def _make_now(node: Node) -> None:
     """A light artifact that several cells share and nothing has to be waited for."""
     store = Store(Path(node.cell.cfg.store_dir))
+    reads = {}
     for need in node.recipe.needs:
-        if store.find(need.key) is None:
-            store.make(need.key, need.build)
-    store.make(node.recipe.key, node.recipe.build)
+        reads[need.id] = _obtain(store, need).digest
+    store.set_aside_damaged(node.recipe.key)
+    store.make(node.recipe.key, node.recipe.build, reads=reads)
+
+
+def _obtain(store: Store, recipe: Recipe) -> Artifact:
+    found = store.whole(recipe.key)
+    return store.make(recipe.key, recipe.build)[0] if found is None else found

@@ -19,6 +19,7 @@ from rapidun.base.files import read_json, write_json
 from rapidun.base.redact import hide_entries
 from rapidun.base.text import first_line
 from rapidun.config.plain import config_yaml, from_plain
+from rapidun.pipeline.folder import FolderTaken
 from rapidun.pipeline.run import InSweep, run_pipeline
 from rapidun.stages.context import Memo
 from rapidun.sweep.folder import SweepFolder, read_state
@@ -122,7 +123,7 @@ def _run_unit(
         if not isinstance(error, UpstreamFailed | RapidunError):
             traceback.print_exc()
         print(f"{unit['folder']}: failed: {first_line(error)}", file=sys.stderr, flush=True)
-        if processes.is_main():
+        if processes.is_main() and not isinstance(error, FolderTaken):
             if read_state(folder).state not in ("failed", "interrupted"):
                 # it did not get as far as writing its own status
                 sweep.mark(unit["folder"], first_line(error))

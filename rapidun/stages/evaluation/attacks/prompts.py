@@ -162,6 +162,7 @@ def attack_by_prompts(
             one.asked,
             lambda asked: [list(verdict) for verdict in judge.verdicts(model, asked)],
             size=CHUNK,
+            tell=tracker.warn,
         )
         done += len(one.asked)
         tracker.progress(done, total, one.name)

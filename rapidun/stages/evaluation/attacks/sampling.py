@@ -138,6 +138,7 @@ def attack_by_sampling(
             partial(_counts, model, judge, detector, num_samples=num_samples, temperature=temperature, seed=seed),
             size=max(1, CHUNK // num_samples),
             on_done=partial(_report, tracker, number * len(asked), len(asked) * len(temperatures)),
+            tell=tracker.warn,
         )
         curves[f"t{temperature!r}"] = [[k, asr_at_k(counts, n=num_samples, k=k)] for k in ks]
     for k, values in zip(ks, zip(*curves.values(), strict=True), strict=True):
