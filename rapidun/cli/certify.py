@@ -5,13 +5,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rapidun.base.errors import DataError
-from rapidun.base.files import read_json, sha256_file
 from rapidun.cli.commands import FOLDER, Parser
+from rapidun.pipeline.evidence.ledger import Ledger
+from rapidun.pipeline.evidence.run import verify_run
 from rapidun.report.certificate.document import make_document, read_certifiable
 from rapidun.report.certificate.page import HTML_FILE, JSON_FILE, write_certificate
-from rapidun.report.certificate.sources import links
 from rapidun.report.read import is_run
 from rapidun.report.sweep.cells import cell_folders
 
@@ -38,10 +39,10 @@ def main(argv: Sequence[str]) -> int:
     found = parser().parse_args(argv)
     path, out = found.path, found.out or found.path
     _check_is_run(path)
-    run = read_certifiable(path)
-    faults, verified = verify(path)
+    faults, verified = _verify(path)
     if faults:
         return _refuse(path, out, faults)
+    run = read_certifiable(path)
     document = make_document(run, verified=verified, in_sweep=_cells_beside(path))
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
@@ -57,25 +58,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def verify(path: Path) -> tuple[list[str], dict[str, int]]:
-    """Compare every stored file that the run links to with the hash that its manifest has.
-
-    Returns: the faults, and what was looked at.
-    """
-    faults, num_files, stored = [], 0, sorted(links(read_json(path / "status.json")))
-    for link, name in stored:
-        manifest = path / link / "manifest.json"
-        if not manifest.is_file():
-            faults.append(f"{link}: {name} is not there")
-            continue
-        for file, entry in read_json(manifest)["files"].items():
-            num_files += 1
-            place = manifest.parent / file
-            if not place.is_file():
-                faults.append(f"{place}: need this file of {name}, found none")
-            elif sha256_file(place) != entry["sha256"]:
-                faults.append(f"{place}: need SHA-256 {entry['sha256'][:12]}..., got another: the file was changed")
-    return faults, {"artifacts": len(stored), "files": num_files}
+def _verify(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """What `rapidun verify` finds: the faults; and what it read, with its notes."""
+    ledger = Ledger()
+    verify_run(path, ledger)
+    read = {
+        "artifacts": ledger.num_artifacts,
+        "files": len(ledger.hashes),
+        "bytes": ledger.num_bytes,
+        "digest": ledger.digest,
+        "notes": list(ledger.notes),
+    }
+    return ledger.faults, read
 
 
 def _check_is_run(path: Path) -> None:

@@ -73,7 +73,7 @@ def artifacts(run: RunRecord) -> list[dict[str, Any]]:
     Raises: ArtifactError for one that is not where the run folder says.
     """
     found = []
-    for link, name in sorted(links(run.status)):
+    for link, name in sorted(_links(run.status)):
         manifest_file = run.path / link / "manifest.json"
         if not manifest_file.is_file():
             raise ArtifactError(
@@ -95,7 +95,7 @@ def artifacts(run: RunRecord) -> list[dict[str, Any]]:
     return found
 
 
-def links(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _links(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(name in the run folder, kind/fingerprint) of every artifact that the run used."""
     for stage in (status.get("stages") or {}).values():
         if isinstance(stage, dict):

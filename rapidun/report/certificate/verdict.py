@@ -265,7 +265,9 @@ def _nothing(found: Sequence[tuple[Try, Found]], around: Circumstances) -> Verdi
         reasons.append(Reason(code="few", text=text))
     untestable = {one.name for one, what in found if what is Found.untestable} - names - little
     if untestable:
-        text = f"{_tries(len(untestable), 'other ')} cannot be tested, since before unlearning it did not succeed either"
+        text = (
+            f"{_tries(len(untestable), 'other ')} cannot be tested, since before unlearning it did not succeed either"
+        )
         sentence += f" {text}."
         reasons.append(Reason(code="untestable", text=text))
     if around.not_tried:
