@@ -117,15 +117,18 @@ def _tries(
     is_facts: bool,
 ) -> list[Try]:
     counts: dict[str, int] = (run.manifest.get("result") or {}).get("counts") or {}
+    # a pack with triggers may have paraphrases too
+    of_rows = fact_tries(run, retrain, privacy, counts=counts)
     if is_facts:
-        return fact_tries(run, retrain, privacy, counts=counts)
+        return of_rows
     split = f"{run.setting('evaluation.split') or 'test'}_seen_trig"
     most = _smallest(counts.get(split), run.setting("evaluation.attacks.num_prompts"))
     min_asr = number(run.setting("evaluation.attacks.prompts.min_asr"))
     bounds = Bounds(num_prompts=most, min_asr=MIN_ASR if min_asr is None else min_asr)
     num_forget = counts.get("forget", 0)
     num_rows = _smallest(num_forget, run.setting("evaluation.privacy.num_rows")) or 0
-    return [*triggered_tries(run, attacks, bounds), *extraction_try(privacy, num_rows=num_rows, num_forget=num_forget)]
+    extraction = extraction_try(privacy, num_rows=num_rows, num_forget=num_forget)
+    return [*triggered_tries(run, attacks, bounds), *extraction, *of_rows]
 
 
 def _smallest(*numbers: Any) -> int | None:

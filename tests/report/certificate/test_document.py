@@ -259,6 +259,20 @@ def test_an_artifact_that_is_gone_is_named(run: Path) -> None:
         document(run)
 
 
+def test_every_key_is_documented(run: Path) -> None:
+    (run / "evaluation" / "attacks.json").write_text(json.dumps(attacks_of(unlearned=0.32)))
+    text = (Path(__file__).parents[3] / "docs" / "certificate.md").read_text(encoding="utf-8")
+    table = text.partition("## certificate.json")[2].partition("## ")[0]
+    rows = dict(re.findall(r"^\| (`[a-z_]+`) \| (.+) \|$", table, re.MULTILINE))
+    made = document(run)
+    assert list(rows) == [f"`{name}`" for name in made]
+    for name, value in made.items():
+        inner = value if isinstance(value, dict) else value[0] if isinstance(value, list) and value else {}
+        if name not in ("verified", "files", "limits") and isinstance(inner, dict):
+            missing = [key for key in inner if f"`{key}`" not in rows[f"`{name}`"] and key != "thresholds"]
+            assert not missing or (name, missing) == ("kept", ["before_text", "after_text"]), (name, missing)
+
+
 class Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
