@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rapidun.config.attacks import Attack, Format, Variant
+from rapidun.config.attacks import Attack, Format, Rows, Variant
 from rapidun.config.detectors import ALWAYS
 from rapidun.config.privacy import Measure
 from rapidun.report.metrics import DETECTORS, format_percent
@@ -18,6 +18,10 @@ NEVER = (
     "rows, families and triggers that the pack does not name",
     "another model, another seed, another quantiser than those named here",
 )
+HOW_TO_RELEARN = {
+    Rows.poisoned: "rows of train_poisoned outside the forget set, evaluation.attacks.relearning.rows=[...,poisoned]",
+    Rows.clean: "rows of train_clean, evaluation.attacks.relearning.rows=[...,clean]",
+}
 MEASURES = {
     Measure.membership: "membership inference",
     Measure.extraction: "extraction of the forget rows from their beginnings",
@@ -35,6 +39,10 @@ def not_tried(
             continue
         how = "" if of_facts else f"evaluation.attacks.run=[...,{attack.name}]"
         found.append({"what": attack.name + (" (it needs triggers)" if of_facts else ""), "how": how})
+    relearned = {one.get("rows") for one in own.get(Attack.relearning.name) or []}
+    for rows in Rows:
+        if relearned and rows.name not in relearned:
+            found.append({"what": f"relearning from {rows.name} rows", "how": HOW_TO_RELEARN[rows]})
     variants = (own.get(Attack.prompts.name) or {}).get("variants") or {}
     for variant in Variant:
         if variants and variant.name not in variants:

@@ -128,7 +128,12 @@ def found_by(one: Try) -> Found:
 def decide(tries: Sequence[Try], around: Circumstances) -> Verdict:
     """The outcome, its sentence, and what led to it."""
     found = [(one, found_by(one)) for one in tries]
-    above = sorted((one for one, what in found if what is Found.above), key=_excess, reverse=True)
+    # what needs no attack at all first, then the largest
+    above = sorted(
+        (one for one, what in found if what is Found.above),
+        key=lambda one: (one.attack == ASKED, _excess(one)),
+        reverse=True,
+    )
     if above:
         return _not_gone(above, num_tries=len({one.name for one in tries}))
     reasons = _reasons(found, around)
@@ -245,7 +250,7 @@ def _reference_words(one: Try) -> str:
 
 
 def _nothing(found: Sequence[tuple[Try, Found]], around: Circumstances) -> Verdict:
-    counted = [one for one, what in found if what is Found.within]
+    counted = [one for one, what in found if what is Found.within and one.attack != BESIDE]
     worst = max(counted, key=lambda one: one.unlearned.value)
     kinds = dict.fromkeys(one.attack for one in counted)
     names = {one.name for one in counted}

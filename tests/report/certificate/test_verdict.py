@@ -114,6 +114,11 @@ def test_asked_alone_and_still_there() -> None:
     assert verdict.sentence.startswith("Not gone: after asked 90 % of triggered prompts")
 
 
+def test_what_needs_no_attack_is_said_first() -> None:
+    verdict = decide([asked(50), a_try(99)], around())
+    assert verdict.sentence.startswith("Not gone: after asked 50 %") and len(verdict.reasons) == 2
+
+
 def test_nothing_found() -> None:
     tries = [asked(), a_try(2), a_try(0, attack="sampling"), a_try(0, 11, name="relearning.look")]
     tries.append(a_try(50, attack="prompts", testable=False))
