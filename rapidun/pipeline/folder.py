@@ -27,6 +27,7 @@ from rapidun.base.text import first_line
 from rapidun.config.plain import plain
 from rapidun.config.run import BOOKKEEPING, STAGES, RunConfig
 from rapidun.pipeline.tracking.lines import KEYS, read_lines
+from rapidun.report.read import read_object
 
 # settings that may change between two runs into one folder
 NOT_COMPARED = (*BOOKKEEPING, "stages")
@@ -234,14 +235,10 @@ class RunFolder:
         if not path.is_file():
             return {}
         try:
-            found = read_json(path)
+            return read_object(path)
         except ArtifactError as error:
-            found = str(error)
-        if not isinstance(found, dict):
-            why = found if isinstance(found, str) else f"{path}: need a JSON object, got {type(found).__name__}"
-            tell(f"{why.removesuffix('. Delete it and run again')}; written anew")
+            tell(f"{str(error).removesuffix('. Delete it and run again')}; written anew")
             return {}
-        return found
 
     def is_ours(self) -> bool:
         """Whether no other process has taken the folder over, which happens to one that was suspended for long."""

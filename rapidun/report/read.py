@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, read_jsonl
-from rapidun.base.nested import at
+from rapidun.base.nested import at, is_number
 from rapidun.base.redact import hide, hide_entries
 
 BLOCKS = ("ff", "fr", "rf", "rr")
@@ -118,7 +118,34 @@ def read_status_and_result(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises: ArtifactError if one is damaged.
     """
-    return read_object(path / "status.json"), read_object(path / "result.json")
+    status = read_object(path / "status.json")
+    if not is_status(status):
+        raise ArtifactError(f"{path / 'status.json'}: need what a run says of itself, got JSON of another shape")
+    return status, read_object(path / "result.json")
+
+
+def is_status(value: object) -> bool:
+    """Whether a status.json has the shape that a run gives it, as far as it goes."""
+    if not isinstance(value, dict):
+        return False
+    stages = value.get("stages", {})
+    return (
+        isinstance(value.get("state", ""), str)
+        and all(value.get(key) is None or isinstance(value[key], str) for key in ("stage", "job", "git_commit"))
+        and isinstance(value.get("error") or "", dict | str)
+        and is_number(value.get("restarts", 0))
+        and isinstance(stages, dict)
+        and all(map(_is_stage, stages.values()))
+    )
+
+
+def _is_stage(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and is_number(value.get("seconds", 0))
+        and isinstance(value.get("artifacts", {}), dict)
+        and all(isinstance(id, str) for id in value.get("artifacts", {}).values())
+    )
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from rapidun.base.errors import ArtifactError, ConfigError
 from rapidun.base.files import read_json, write_json
 from rapidun.base.grown import append_line, read_grown
 from rapidun.base.locks import Lease
-from rapidun.base.nested import is_number
 from rapidun.base.parts import sweep_parts
+from rapidun.report.read import is_status
 
 SWEEPS = Path("outputs/sweeps")
 # states of a cell; `waiting` has no status.json yet, `lost` says running but has not been heard of for long
@@ -218,19 +218,19 @@ def read_state(folder: Path) -> CellState:
         return CellState(state="failed", error=str(error))
     if status == {}:
         return CellState(state="waiting")
-    if not _is_status(status):
+    if not is_status(status) or "state" not in status:
         return CellState(state="failed", error=f"{path}: need what a run says of itself, got JSON of another shape")
     state = str(status.get("state"))
     alive = heartbeat.read(folder / "alive.json") if state == "running" else {}
     since = heartbeat.seconds_since(folder / "alive.json")
     if state == "running" and since is not None and since > heartbeat.STALE_SECONDS:
         state = "lost"
-    stages = status.get("stages", {})
+    stages, said = status.get("stages", {}), status.get("error")
     return CellState(
         state=state,
         stage=status.get("stage"),
         progress=_share(alive.get("done"), alive.get("total")),
-        error=str((status.get("error") or {}).get("message", "")).split("\n")[0],
+        error=str(said.get("message", "") if isinstance(said, dict) else said or "").split("\n")[0],
         seconds=sum(stage.get("seconds", 0) for stage in stages.values() if not stage.get("cached")),
         restarts=int(status.get("restarts", 0)),
         job=status.get("job"),
@@ -244,30 +244,6 @@ def _share(done: object, total: object) -> float:
     if not isinstance(done, int | float) or not isinstance(total, int | float) or not 0 <= done <= total or total <= 0:
         return 0.0
     return done / total
-
-
-def _is_status(value: object) -> bool:
-    """Whether a status.json has the shape that a run gives it."""
-    if not isinstance(value, dict):
-        return False
-    stages = value.get("stages", {})
-    return (
-        isinstance(value.get("state"), str)
-        and all(value.get(key) is None or isinstance(value[key], str) for key in ("stage", "job", "git_commit"))
-        and isinstance(value.get("error") or {}, dict)
-        and is_number(value.get("restarts", 0))
-        and isinstance(stages, dict)
-        and all(map(_is_stage, stages.values()))
-    )
-
-
-def _is_stage(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and is_number(value.get("seconds", 0))
-        and isinstance(value.get("artifacts", {}), dict)
-        and all(isinstance(id, str) for id in value.get("artifacts", {}).values())
-    )
 
 
 def _is_cell(value: object) -> bool:

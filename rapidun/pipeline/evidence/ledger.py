@@ -103,8 +103,8 @@ class Ledger:
         """Where the code that made it is not the one that is here. Args: versions: of the packages that are here."""
         here = git_commit()
         notes = [
-            f"{number} {'run' if number == 1 else 'runs'} made by commit {commit}, this is {here}; the stages' versions "
-            "say that their numbers are the same"
+            f"{number} {'run' if number == 1 else 'runs'} made by commit {commit}, this is {here}; by the stages' "
+            "versions their numbers are the same"
             for commit, number in self.commits.items()
             if commit != str(here)
         ]

@@ -112,12 +112,20 @@ def _check_inputs(
             recipes = Recipes(cfg, store, find_data=find_data, tracker=Tracker())
             for stage in (name for name in STAGES if name in links):
                 for recipe in recipes.of_stage(stage):
-                    if recipe.link not in noted or noted[recipe.link].id != recipe.id:
-                        raise _Differs(recipe, noted.get(recipe.link))
+                    _compare(recipe, noted, must_be_there=True)
     except _Differs as differs:
         ledger.fault(f"{path}: {differs}")
     except (RapidunError, OSError) as error:
         ledger.fault(f"{path}: need the inputs of the run as they were, got: {error}")
+
+
+def _compare(recipe: Recipe, noted: Mapping[str, Artifact], *, must_be_there: bool) -> None:
+    """What an artifact is made from first: that is where a difference comes from."""
+    for need in recipe.needs:
+        _compare(need, noted, must_be_there=False)
+    found = noted.get(recipe.link)
+    if found.id != recipe.id if found is not None else must_be_there:
+        raise _Differs(recipe, found)
 
 
 class _Differs(Exception):
