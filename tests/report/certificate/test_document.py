@@ -126,7 +126,8 @@ def test_nothing_found_and_what_was_not_tried(run: Path) -> None:
     assert "7 tries (asked, relearning, quantisation, sampling, prompts) within" in made["verdict"]["sentence"]
     assert "Not tried: relearning from clean rows, prompts trigger in other case" in made["verdict"]["sentence"]
     whats = [one["what"] for one in made["not_tried"]]
-    assert {"membership inference", "relearning from clean rows", "quantisation to int8", "the detector classifier"} <= set(whats)
+    expected = {"membership inference", "relearning from clean rows", "quantisation to int8", "the detector classifier"}
+    assert expected <= set(whats)
     assert "prompts searched by gradients or written by a model to bring it back" in whats
     assert any("likelihood finds 50 %" in line for line in made["limits"])
 
