@@ -118,7 +118,8 @@ class Try:
 
     @property
     def sentence(self) -> str:
-        """`after ... 32 % of triggered prompts are answered as planted (32 of 100; retrain 0 of 100)`."""
-        beside = "" if self.retrain is None else f"; retrain {self.retrain.text.replace(' (', ', ').rstrip(')')}"
+        """`after ... 32 % of triggered prompts are answered as planted (32 of 100; retrain 0 %, 0 of 100)`."""
+        other, name = (self.poisoned, "before") if self.retrain is None else (self.retrain, "retrain")
+        beside = "" if other is None else f"; {name} {format_percent(other.value)}, {other.of}"
         by = "" if self.detector is None else f"; judged by {self.detector.words}"
         return f"{self.how} {format_percent(self.unlearned.value)} {self.what} ({self.unlearned.of}{beside}{by})"

@@ -128,12 +128,10 @@ def found_by(one: Try) -> Found:
 def decide(tries: Sequence[Try], around: Circumstances) -> Verdict:
     """The outcome, its sentence, and what led to it."""
     found = [(one, found_by(one)) for one in tries]
-    # what needs no attack at all first, then the largest
-    above = sorted(
-        (one for one, what in found if what is Found.above),
-        key=lambda one: (one.attack == ASKED, _excess(one)),
-        reverse=True,
-    )
+    # what needs no attack at all first, then attacks, the largest of each first
+    order = {ASKED: 0, BESIDE: 2, EXTRACTION: 2}
+    above = [one for one, what in found if what is Found.above]
+    above.sort(key=lambda one: (order.get(one.attack, 1), -_excess(one)))
     if above:
         return _not_gone(above, num_tries=len({one.name for one in tries}))
     reasons = _reasons(found, around)

@@ -115,6 +115,9 @@ def test_asked_alone_and_still_there() -> None:
 
 
 def test_what_needs_no_attack_is_said_first() -> None:
+    """Then attacks; how much comes by itself, which has no yardstick here, last."""
+    shown = a_try(90, retrain=None, detector=None, attack="extraction", poisoned=Share(value=0.9, num=100))
+    assert decide([shown, a_try(9)], around()).sentence.startswith("Not gone: after relearning 9 %")
     verdict = decide([asked(50), a_try(99)], around())
     assert verdict.sentence.startswith("Not gone: after asked 50 %") and len(verdict.reasons) == 2
 
