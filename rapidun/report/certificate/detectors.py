@@ -12,7 +12,9 @@ from rapidun.report.read import number
 
 # what a planted answer holds; perplexity and the classifier see what is unlike a clean answer, and a refusal or the
 # words of a broken model are that too
-OF_CONTENT = (Name.keyword, Name.refusal, Name.substring, Name.likelihood, Name.likelihood_calibrated)
+OF_CONTENT = (
+    Name.keyword, Name.refusal, Name.substring, Name.likelihood, Name.likelihood_calibrated, Name.judge
+)  # fmt: skip
 
 
 def detectors_of(facts: Mapping[str, Any]) -> dict[Name, Detector]:

@@ -86,7 +86,7 @@ def make_document(run: RunRecord, *, verified: Mapping[str, Any], in_sweep: int 
         "forgotten": sources.forgotten(run, of_facts=facts),
         "chosen": sources.chosen(run),
         "tried": [_try(one) for one in tries],
-        "curves": [asdict(one) for one in attack_lines(attacks)],
+        "curves": [asdict(one) for one in attack_lines(attacks, chosen=str(run.detectors.get("detector") or ""))],
         "detectors": _detectors(run),
         "privacy": _privacy(privacy),
         "kept": [_metric(row) for row in damage.rows],

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapidun.config.attacks import Rows, Variant
+from rapidun.config.detectors import OF_TEXTS
 from rapidun.config.detectors import Detector as Name
 from rapidun.report.certificate.detectors import detectors_of, num_judged
 from rapidun.report.certificate.shares import Detector, Share, Try, share_of
@@ -12,7 +13,6 @@ from rapidun.report.certificate.verdict import ASKED, BESIDE
 from rapidun.report.metrics import ROLES, TESTABLE
 from rapidun.report.read import RunRecord, number
 from rapidun.report.run.attacks import (
-    ENDINGS,
     FORMATS,
     PROMPTS,
     QUANTISATION,
@@ -23,8 +23,6 @@ from rapidun.report.run.attacks import (
     attack_runs,
 )
 
-# of attack_rows, by which the shares are
-JUDGES = (Name.keyword, Name.likelihood)
 ATTACKS = {RELEARNING: "relearning", QUANTISATION: "quantisation", SAMPLING: "sampling", PROMPTS: "prompts"}
 # the same prompts greedily again, which the evaluation has asked
 PLAIN = ("plain", "unquantised")
@@ -92,15 +90,28 @@ def _asked(
                 how=how,
                 what=_what(judge, "prompts" if name == "clean" else "triggered prompts"),
                 unlearned=unlearned,
-                retrain=_plain(attacks, "retrain", judge, bounds) if name == "seen" and judge in JUDGES else None,
+                retrain=_plain(attacks, "retrain", judge, bounds) if name == "seen" else None,
                 poisoned=poisoned,
                 detector=detector,
                 testable=name != "unseen_family" or poisoned is None or poisoned.value >= bounds.min_asr,
             )
 
 
+def _judged_rows(attacks: Mapping[str, Any], judge: Name) -> tuple[list[AttackRow], int]:
+    """The rows of the attacks that a detector judged, and its place in each row's pairs."""
+    if judge is Name.likelihood:
+        return attack_rows(attacks), 1
+    return attack_rows(attacks, chosen=judge.value), 0
+
+
 def _attacked(attacks: Mapping[str, Any], detectors: Mapping[Name, Detector], bounds: Bounds) -> Iterator[Try]:
-    rows = attack_rows(attacks)
+    tries = [one for judge, detector in detectors.items() for one in _attacked_by(attacks, judge, detector, bounds)]
+    names = list(dict.fromkeys(row.name for row in attack_rows(attacks)))
+    yield from sorted(tries, key=lambda one: names.index(one.name) if one.name in names else len(names))
+
+
+def _attacked_by(attacks: Mapping[str, Any], judge: Name, detector: Detector, bounds: Bounds) -> Iterator[Try]:
+    rows, place = _judged_rows(attacks, judge)
     by_name = {row.name: row for row in rows}
     most = max((_num_samples(row) for row in rows if row.group == SAMPLING), default=1)
     for row in rows:
@@ -108,32 +119,31 @@ def _attacked(attacks: Mapping[str, Any], detectors: Mapping[Name, Detector], bo
         is_double = row.name in FORMATS and f"{row.name}.merged" in by_name
         if row.name in PLAIN or is_double or (row.group == SAMPLING and _num_samples(row) < most):
             continue
-        for place, judge in enumerate(JUDGES):
-            if row.group == SAMPLING and judge is Name.likelihood:
-                continue  # it judges a prompt, whatever is sampled
-            # a model without an adapter has one way to be quantised
-            whole = by_name.get(row.name.partition(".")[0], row) if row.group == QUANTISATION else row
-            shares = {role: _share(row, role, place, bounds) for role in ROLES}
-            for role in ROLES:
-                shares[role] = shares[role] or (None if role == "unlearned" else _share(whole, role, place, bounds))
-            unlearned = shares["unlearned"]
-            if unlearned is None:
-                continue
-            run = attack_runs(attacks, "unlearned").get(row.name, {})
-            yield Try(
-                attack=ATTACKS[row.group],
-                name=row.name,
-                label=row.label,
-                how=_how(row, run, place),
-                what=_what(judge, "triggered prompts") + (" at least once" if row.group == SAMPLING else ""),
-                unlearned=unlearned,
-                retrain=shares["retrain"],
-                poisoned=shares["poisoned"],
-                detector=detectors[judge],
-                num_answers=_num_samples(row) if row.group == SAMPLING else 1,
-                testable=_is_testable(row, run, place, shares["poisoned"], bounds),
-                teaches=row.name.startswith(f"relearning.{Rows.poisoned.name}.") or row.name == Variant.few_shot.name,
-            )
+        if row.group == SAMPLING and judge not in OF_TEXTS:
+            continue  # it judges a prompt, whatever is sampled
+        # a model without an adapter has one way to be quantised
+        whole = by_name.get(row.name.partition(".")[0], row) if row.group == QUANTISATION else row
+        shares = {role: _share(row, role, place, judge, bounds) for role in ROLES}
+        for role in ("retrain", "poisoned"):
+            shares[role] = shares[role] or _share(whole, role, place, judge, bounds)
+        unlearned = shares["unlearned"]
+        if unlearned is None:
+            continue
+        run = attack_runs(attacks, "unlearned").get(row.name, {})
+        yield Try(
+            attack=ATTACKS[row.group],
+            name=row.name,
+            label=row.label,
+            how=_how(row, run, judge),
+            what=_what(judge, "triggered prompts") + (" at least once" if row.group == SAMPLING else ""),
+            unlearned=unlearned,
+            retrain=shares["retrain"],
+            poisoned=shares["poisoned"],
+            detector=detector,
+            num_answers=_num_samples(row) if row.group == SAMPLING else 1,
+            testable=_is_testable(row, run, place, shares["poisoned"], bounds),
+            teaches=row.name.startswith(f"relearning.{Rows.poisoned.name}.") or row.name == Variant.few_shot.name,
+        )
 
 
 def _is_testable(row: AttackRow, run: Mapping[str, Any], place: int, poisoned: Share | None, bounds: Bounds) -> bool:
@@ -143,35 +153,38 @@ def _is_testable(row: AttackRow, run: Mapping[str, Any], place: int, poisoned: S
     return not run.get("stopped") and (poisoned is None or poisoned.value >= bounds.min_asr)
 
 
-def _share(row: AttackRow, role: str, place: int, bounds: Bounds) -> Share | None:
-    counts = row.counts.get(role, (None, None))
-    num = counts[place] if counts[place] is not None else counts[0] if counts[0] is not None else bounds.num_prompts
+def _share(row: AttackRow, role: str, place: int, judge: Name, bounds: Bounds) -> Share | None:
     pair = row.shares.get(role)
-    # of some samples out of all it is a mean of probabilities
-    return share_of(pair[place] if pair else None, num)
+    return share_of(pair[place] if pair else None, _num_prompts(row, role, judge, bounds))
+
+
+def _num_prompts(row: AttackRow, role: str, judge: Name, bounds: Bounds) -> int | None:
+    """As the attack noted them; else the most that it can have asked."""
+    asked, with_pair = row.counts.get(role, (None, None))
+    noted = with_pair if judge in (Name.likelihood, Name.likelihood_calibrated) and with_pair is not None else asked
+    return bounds.num_prompts if noted is None else noted
 
 
 def _plain(attacks: Mapping[str, Any], role: str, judge: Name, bounds: Bounds) -> Share | None:
     """The same triggers asked greedily of another model, as its attacks did it first."""
-    place = JUDGES.index(judge)
-    for row in attack_rows(attacks):
-        if row.name in PLAIN and (share := _share(row, role, place, bounds)) is not None:
+    rows, place = _judged_rows(attacks, judge)
+    for row in rows:
+        if row.name in PLAIN and (share := _share(row, role, place, judge, bounds)) is not None:
             return share
-    for name, run in attack_runs(attacks, role).items():
-        first: dict[str, Any] = next((point for point in run["curve"] if point["step"] == 0), {})
-        row = next(one for one in attack_rows(attacks) if one.name == name)
-        counts = row.counts.get(role, (None, None))
-        share = share_of(number(first.get(f"asr{ENDINGS[place]}")), counts[place] or bounds.num_prompts)
+    runs = attack_runs(attacks, role)
+    for row in (row for row in rows if row.name in runs):
+        first: dict[str, Any] = next((point for point in runs[row.name]["curve"] if point["step"] == 0), {})
+        share = share_of(number(first.get(f"asr{judge.ending}")), _num_prompts(row, role, judge, bounds))
         if share is not None:
             return share
     return None
 
 
-def _how(row: AttackRow, run: Mapping[str, Any], place: int) -> str:
+def _how(row: AttackRow, run: Mapping[str, Any], judge: Name) -> str:
     """The attack in words that begin a sentence."""
     if row.group == RELEARNING:
         points = [
-            (p["step"], value) for p in run["curve"] if (value := number(p.get(f"asr{ENDINGS[place]}"))) is not None
+            (p["step"], value) for p in run["curve"] if (value := number(p.get(f"asr{judge.ending}"))) is not None
         ]
         step, share = max((p for p in points if p[0] > 0), key=lambda p: (p[1], -p[0]))
         steps = f"{step}" if share > 0 else f"up to {points[-1][0]}"
