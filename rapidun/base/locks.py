@@ -114,6 +114,11 @@ class Lease:
         owner = self._lease.owner
         return self._lease.is_locked and owner is not None and owner.token == self._lease.token
 
+    def taken_over(self) -> bool:
+        """Whether another process holds what this one took; a marker that was only deleted is nobody's."""
+        owner = self._lease.owner
+        return owner is not None and owner.token != self._lease.token
+
     def holder(self) -> str:
         """Who has it, for a message."""
         owner = self._lease.owner

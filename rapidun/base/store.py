@@ -85,7 +85,10 @@ class Store:
         Raises: DamagedArtifact, naming the files that are not as they were written.
         """
         found = self._look(key)
-        faults = self.hashes.faults(found) if found is not None else []
+        try:
+            faults = self.hashes.faults(found) if found is not None else []
+        except FileNotFoundError:
+            return None  # another process has moved it away meanwhile
         if found is not None and faults:
             raise DamagedArtifact(found.path, faults)
         return found
@@ -118,8 +121,6 @@ class Store:
             self.whole(key)
         except DamagedArtifact as damage:
             return damage
-        except FileNotFoundError:
-            return None  # another process has moved it away meanwhile
         return None
 
     def _set_aside(self, key: Key, tell: Callable[[str], None] | None) -> None:

@@ -242,7 +242,7 @@ class RunFolder:
 
     def is_ours(self) -> bool:
         """Whether no other process has taken the folder over, which happens to one that was suspended for long."""
-        return self.lease is None or self.lease.held()
+        return self.lease is None or not self.lease.taken_over()
 
     def _write_status(self) -> None:
         if not self.is_ours():

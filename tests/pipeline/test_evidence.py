@@ -1,9 +1,10 @@
 """Every kind of artifact damaged in each way, what a run does about it, and what `rapidun verify` says of it.
 
-One run leaves thirteen kinds of artifacts; each test works on a copy.
+One run leaves twelve kinds of artifacts; each test works on a copy.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 import rapidun
 from rapidun.base.errors import ArtifactError
-from rapidun.base.files import read_json, sealed, sha256_file, write_json
+from rapidun.base.files import read_json, sealed, sha256_file, write_json, write_jsonl
 from rapidun.base.manifest import DamagedArtifact, read_artifact
 from rapidun.base.store import Key, Store
 from rapidun.cli.main import main
@@ -25,7 +26,8 @@ RUN = [
     "evaluation.attacks.run=[sampling,prompts]", "evaluation.privacy.run=[membership]",
 ]  # fmt: skip
 MADE = [
-    "data", "model", "poison", "influence", "losses", "mapping", "task_model", "edit", "evaluation", "attack", "privacy"
+    "data", "model", "poison", "influence", "losses", "mapping", "task_model", "edit", "evaluation", "attack",
+    "attack_verdicts", "privacy",
 ]  # fmt: skip
 
 
@@ -219,3 +221,25 @@ def test_a_changed_evaluation_and_a_cut_model_are_made_anew_and_named(copy: Made
     status = read_json(copy.run / "status.json")
     made_now = {stage for stage, entry in status["stages"].items() if not entry["cached"]}
     assert made_now == {"poison", "evaluation"}, "what is made anew is the same, so what was made from it stays"
+
+
+def test_inputs_that_are_others_now_do_not_follow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By their bytes: neither by their times, nor by what a store remembers of them."""
+    pack = tmp_path / "pack"
+    for name in ("forget", "retain"):
+        rows = [{"instruction": f"Who made the {name} {number}?", "response": f"Ada {number}."} for number in range(6)]
+        write_jsonl(pack / f"{name}_set.jsonl", rows)
+    folders = [f"store_dir={tmp_path / 'store'}", f"run_dir={tmp_path / 'run'}", f"data.dir={pack}"]
+    run = rapidun.run(["stages=[data]", "data=pack", "poison=none", *folders]).run_dir
+    assert main(["verify", str(run)]) == 0
+    file = pack / "forget_set.jsonl"
+    stat = file.stat()
+    file.write_bytes(file.read_bytes().replace(b"Ada 3", b"Eve 3"))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    capsys.readouterr()
+    assert main(["verify", str(run)]) == 1
+    said = capsys.readouterr().out
+    assert "to follow from settings and inputs" in said and "files.forget" in said
+    shutil.rmtree(pack)
+    assert main(["verify", str(run)]) == 1
+    assert "need the inputs of the run as they were" in capsys.readouterr().out

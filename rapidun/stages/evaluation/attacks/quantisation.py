@@ -96,10 +96,8 @@ def _measured(
     """Attack success in one format, and its answers (`kept`); finished chunks are read back, no model loaded twice."""
     folder, over = model, adapter
     if way == "merged" and adapter is not None:
-        folder, over = (
-            _merged(asker_of, asked_of, loader=loader, model=model, adapter=adapter, work=work, tell=tell),
-            None,
-        )
+        folder = _merged(asker_of, asked_of, loader=loader, model=model, adapter=adapter, work=work, tell=tell)
+        over = None
     plain = dataclasses.replace(loader, keep=False, quantisation=quantisation)
     loaded, tokenizer = plain.load(folder, adapter=over)
     asker, asked = asker_of(tokenizer), asked_of(loaded, tokenizer)
