@@ -32,6 +32,11 @@ SUBCOMMANDS = {
     "klom": SubCommand(
         "rapidun.cli.klom", "DIR... [--json FILE]", "unlearned models against retrained ones over seeds (KLOM)"
     ),
+    "certify": SubCommand(
+        "rapidun.cli.certify",
+        "DIR [--out FOLDER]",
+        "certificate.html and .json of a run: what was tried, what came of it, what was not",
+    ),
     "sweep": SubCommand(
         "rapidun.cli.sweep", "status|logs|collect|cancel|retry DIR", "look after a sweep, from any node"
     ),

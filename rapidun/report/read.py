@@ -61,6 +61,8 @@ class RunRecord:
     config: str
     # evaluation/detectors.json: how good each detector is on known answers, and which is the run's
     detectors: dict[str, Any] = field(default_factory=dict)
+    # evaluation/missing.json: before and after, why a metric is not there
+    missing: dict[str, Any] = field(default_factory=dict)
 
     @property
     def costs(self) -> list[StageCost]:
@@ -107,6 +109,7 @@ def read_run(path: Path) -> RunRecord:
         command=hide_entries(_read_text(path / "command.txt").strip()),
         config=hide_entries(_read_text(path / "config.yaml")),
         detectors=read_object(path / "evaluation" / "detectors.json"),
+        missing=read_object(path / "evaluation" / "missing.json"),
     )
 
 
