@@ -49,6 +49,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2,default_queue_depth=1000
 SlurmctldParameters=preempt_send_user_signal
 MaxArraySize={max_array_size}
+MaxJobCount={max_job_count}
 MinJobAge={min_job_age}
 KillWait=3
 OverTimeLimit=0
@@ -78,6 +79,7 @@ class Cluster:
         memory_mb: int = 16000,
         gpus: int = 2,
         max_array_size: int = 1001,
+        max_job_count: int = 10000,
         max_time: str = "01:00:00",
         min_job_age: int = 3600,
     ) -> None:
@@ -95,6 +97,7 @@ class Cluster:
             default_mb=memory_mb // cpus,
             gres=f" Gres=gpu:{gpus}" if gpus else "",
             max_array_size=max_array_size,
+            max_job_count=max_job_count,
             max_time=max_time,
             min_job_age=min_job_age,
         )

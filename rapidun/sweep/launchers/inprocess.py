@@ -4,6 +4,7 @@ import contextlib
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rapidun.base.machine import visible_gpus
 from rapidun.base.text import first_line
@@ -35,7 +36,7 @@ class InProcessLauncher(Launcher):
             if job.resources.num_processes > 1
         ]
 
-    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str], **steps: Any) -> dict[str, str]:
         for job in jobs:
             log = job.file.with_suffix(".log")
             with (
