@@ -18,9 +18,10 @@ from rapidun.base.heartbeat import Heartbeat
 from rapidun.base.nested import differences, filled
 from rapidun.base.preemption import Preempted, Pruned
 from rapidun.base.processes import PeerFailed
+from rapidun.base.redact import HIDDEN, hide, hide_entries
 from rapidun.base.store import Artifact
 from rapidun.base.text import first_line
-from rapidun.config.plain import plain
+from rapidun.config.plain import as_yaml, plain
 from rapidun.config.run import BOOKKEEPING, RunConfig
 
 # settings that may change between two runs into one folder
@@ -63,6 +64,10 @@ class RunFolder:
         Args: job: what a sweep's worker notes of the job that this run is part of.
         Raises: ConfigError if the folder cannot be written, or holds a run of other settings.
         """
+        # others read run folders
+        shown = hide(config)
+        if shown != config:
+            config, config_yaml = shown, as_yaml(shown)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_other_settings(config)
@@ -72,7 +77,7 @@ class RunFolder:
                 write_text(self.path / "config.yaml", config_yaml)
                 write_json(self.path / "settings.json", config)
                 entry = ["python", "sweep.py"] if Path(sys.argv[0]).name == "sweep.py" else ["rapidun"]
-                write_text(self.path / "command.txt", shlex.join([*entry, *overrides]) + "\n")
+                write_text(self.path / "command.txt", shlex.join([*entry, *map(hide_entries, overrides)]) + "\n")
         except OSError as error:
             raise _not_writable(self.path, error) from None
         if self.metrics_path.is_file():
@@ -106,7 +111,8 @@ class RunFolder:
         differing = [
             f"{key}: {json.dumps(old)} there, {json.dumps(new)} asked for"
             for key, old, new in differences(before, config)
-            if key.split(".")[0] not in NOT_COMPARED
+            # what is hidden there says nothing
+            if key.split(".")[0] not in NOT_COMPARED and HIDDEN not in str(old)
         ]
         if differing:
             raise ConfigError(
@@ -158,14 +164,14 @@ class RunFolder:
 
     def fail(self, error: BaseException) -> None:
         """Keep the error where a user looks first; a run that was only stopped goes on when it is started again."""
-        trace = "".join(traceback.format_exception(error))
+        trace = hide("".join(traceback.format_exception(error)))
         state = "failed"
         if isinstance(error, Preempted | KeyboardInterrupt) or _peer_stopped(error):
             state = "interrupted"
         elif isinstance(error, Pruned):
             state = "pruned"
         self.status.update(
-            state=state, finished=_now(), error={"message": first_line(error), "traceback": trace}
+            state=state, finished=_now(), error={"message": hide(first_line(error)), "traceback": trace}
         )  # fmt: skip
         self._write_status()
         self.heartbeat.stop()

@@ -91,9 +91,9 @@ def read_run(path: Path) -> RunRecord:
     """
     return RunRecord(
         path=path,
-        settings=hide(read_object(path / "settings.json")),
+        settings=read_settings(path),
         result=read_object(path / "result.json"),
-        status=read_object(path / "status.json"),
+        status=hide(read_object(path / "status.json")),
         before=_read_numbers(path / "evaluation" / "before.json"),
         after=_read_numbers(path / "evaluation" / "after.json"),
         generations=_read_rows(path / "evaluation" / "generations.jsonl"),
@@ -115,15 +115,15 @@ def read_status_and_result(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises: ArtifactError if one is damaged.
     """
-    return read_object(path / "status.json"), read_object(path / "result.json")
+    return hide(read_object(path / "status.json")), read_object(path / "result.json")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The resolved settings of a run folder, nested; empty where absent.
+    """The resolved settings of a run folder, nested, without secrets; empty where absent.
 
     Raises: ArtifactError if the file is damaged.
     """
-    return read_object(path / "settings.json")
+    return hide(read_object(path / "settings.json"))
 
 
 def read_influence(path: Path) -> Influence | None:
@@ -217,7 +217,6 @@ def error_line(error: object) -> str:
 def read_overrides(path: Path) -> list[str]:
     """Overrides of a sweep cell, `["mapping.tau_f=0.3", ...]`; empty where the file is absent."""
     task = read_object(path / "overrides.json").get("task", [])
-    # pages and summaries are passed on; the run folder's own files keep what a rerun needs
     return [hide_entries(str(override)) for override in task] if isinstance(task, list) else []
 
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rapidun.base.files import read_json, write_json
+from rapidun.base.files import read_json
 from rapidun.config.sweep import ResourcesConfig
 from rapidun.sweep.folder import ENDED, SweepFolder
 from rapidun.sweep.interrupts import deferred
@@ -244,8 +244,8 @@ class Driver:
         content = read_json(watched.job.file)
         content["id"] = id
         content["units"] = [unit for unit in content["units"] if unit["folder"] in names]
-        file = watched.job.file.with_name(f"{id}.json")
-        write_json(file, content)
+        file = self.sweep.job_file(id)
+        self.sweep.write_job(id, content)
         for name, found in self.sweep.states(names).items():
             if found.state in ("running", "lost"):
                 self.sweep.mark(name, "its job ended; it goes on in another", state="interrupted")

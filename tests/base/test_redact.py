@@ -45,7 +45,7 @@ def test_users_in_addresses_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("+cluster.environment={A_KEY:abc,HF_HOME:/data}", "+cluster.environment={A_KEY:(hidden),HF_HOME:/data}"),
+        ("+cluster.environment={A_KEY:abc,HF_HOME:/data}", "+cluster.environment={A_KEY:(hidden),HF_HOME:(hidden)}"),
         ("cluster.environment.HF_TOKEN=abc seed=1", "cluster.environment.HF_TOKEN=(hidden) seed=1"),
         ("  HF_TOKEN: 'a b'\n  tokenizer: x\n", "  HF_TOKEN: (hidden)\n  tokenizer: x\n"),
         ("max_new_tokens=3 'keywords=[a,b]' +cluster.token", "max_new_tokens=3 'keywords=[a,b]' +cluster.token"),
