@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sweeps import wait_until
+from sweeps import PATIENCE_S, wait_until
 
 from rapidun.config.sweep import ClusterConfig, ResourcesConfig
 from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
@@ -41,7 +41,7 @@ class Sweep:
     def states(self) -> dict[str, JobState]:
         return self.launcher.states(self.handles)
 
-    def wait(self, *names: str, timeout_s: float = 60.0) -> dict[str, JobState]:
+    def wait(self, *names: str, timeout_s: float = PATIENCE_S) -> dict[str, JobState]:
         wanted = names or tuple(self.handles)
         wait_until(
             lambda: all(self.states()[name].phase in FINAL for name in wanted), timeout_s=timeout_s, tell=self.tell

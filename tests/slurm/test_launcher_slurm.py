@@ -6,6 +6,7 @@ import time
 
 import pytest
 from cluster import Cluster
+from grids import patience
 from launching import DONE, Sweep
 from sweeps import wait_until
 
@@ -24,14 +25,17 @@ def sweep(cluster, tmp_path):
 
 @pytest.fixture(scope="module")
 def slow_limit(cluster, tmp_path_factory):
-    """Two jobs that run into a limit of one minute, the least that SLURM has, while the other tests run.
+    """Two jobs that run into their limits while the other tests run.
 
-    `deaf` ignores the signal until SLURM kills it. `heeds` stops at the signal, 50 s before the limit, and has no more
-    time limits left.
+    `deaf` has one minute, the least that SLURM has: the signal comes while it starts, and it ignores later ones until
+    SLURM kills it. `heeds` has three, stops at the signal one to two minutes before its limit (long enough for
+    a busy machine to start it), and has no more time limits left.
     """
-    made = Sweep(tmp_path_factory.mktemp("limit"), signal_delay_s=50)
-    one_minute = {"timeout_min": 1, "max_timeouts": 0}
-    made.submit(made.job("deaf", "stubborn", resources=one_minute), made.job("heeds", "sleep", resources=one_minute))
+    made = Sweep(tmp_path_factory.mktemp("limit"), signal_delay_s=60)
+    made.submit(
+        made.job("deaf", "stubborn", resources={"timeout_min": 1, "max_timeouts": 0}),
+        made.job("heeds", "sleep", resources={"timeout_min": 3, "max_timeouts": 0}),
+    )
     yield made
     made.launcher.cancel(made.handles)
 
@@ -69,7 +73,7 @@ def test_each_end_has_its_cause(sweep, cluster):
     wait_until(lambda: "doing sleep" in sweep.log("cancelled"), tell=sweep.tell)
     start = time.monotonic()
     sweep.launcher.cancel({"cancelled": sweep.handles["cancelled"]})
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < patience(2)
     assert sweep.wait() == {
         "returns": DONE,
         "raises": JobState(Phase.failed, "exit status 1"),
@@ -185,7 +189,7 @@ def test_a_second_cluster_small_arrays_and_a_controller_that_is_away(cluster, tm
         os.kill(pid, signal.SIGSTOP)
         start = time.monotonic()
         states = sweep.states()
-        assert time.monotonic() - start < 7
+        assert time.monotonic() - start < patience(7)
         assert states["long"].phase is Phase.running and "does not answer" in states["long"].cause
         assert states["j0"] == DONE
         assert Sweep(tmp_path).launcher.states({"long": handles["j0"]})["long"].phase is Phase.waiting
@@ -196,12 +200,12 @@ def test_a_second_cluster_small_arrays_and_a_controller_that_is_away(cluster, tm
         assert sweep.wait("long")["long"] == JobState(Phase.failed, "cancelled")
         # MinJobAge=2: a process that has not seen the end learns only that the job is gone
         later = {"j0": handles["j0"]}
-        wait_until(lambda: Sweep(tmp_path).launcher.states(later)["j0"].phase is Phase.gone, timeout_s=60)
+        wait_until(lambda: Sweep(tmp_path).launcher.states(later)["j0"].phase is Phase.gone)
     assert not list(other.folder.glob("*.pid"))
 
 
 def test_time_limits(slow_limit):
     """Both ways end as failed with the same cause: killed by SLURM, and stopped in time without a time limit left."""
-    states = slow_limit.wait(timeout_s=150)
+    states = slow_limit.wait()
     assert states == dict.fromkeys(("deaf", "heeds"), JobState(Phase.failed, "time limit"))
     assert "timed-out too many times" in slow_limit.log("heeds")

@@ -6,7 +6,9 @@ ended at the first sign of that; whoever submits tries again later.
 
 import os
 import re
+import shlex
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +36,9 @@ PATIENCE_S = 60.0
 # After Ctrl-C: so long sbatch may still end by itself.
 INTERRUPTED_S = 1.5
 POLL_S = 0.05
+# Until submitit takes USR2 over, seconds into a busy node's start, it would end the process: a job that is preempted or
+# near its limit would fail instead of being queued again. SLURM gives its tasks the default, whatever the script says.
+DEAF_START = """/bin/sh -c 'trap "" USR2; exec "$0" "$@"' """
 MOST_BYTES = 65536
 # what sbatch says before it sleeps
 SLEEPS = re.compile(r"retrying", re.IGNORECASE)
@@ -59,7 +64,7 @@ class Executor(SlurmExecutor):
     """submitit's executor with our sbatch; also where there is no srun, for showing scripts."""
 
     def __init__(self, folder: Path, *, interrupted: Callable[[], bool] = lambda: False) -> None:
-        super().__init__(folder)
+        super().__init__(folder, python=DEAF_START + shlex.quote(sys.executable))
         self.interrupted = interrupted
 
     @classmethod
