@@ -29,7 +29,7 @@ NAMED_ENTRY = re.compile(rf"((?<![A-Za-z0-9_])(?:[A-Za-z0-9]+_)+(?i:{_WORD})=){_
 JOBS_ENTRY = re.compile(r"(cluster\.environment\.\w+['\"]?=)(\"[^\"\n]*\"|'[^'\n]*'|[^\s'\"]+)")
 JOBS_DICT = re.compile(r"(cluster\.environment=\s*['\"]?\{)([^}\n]*)")
 # `environment:` and what is indented below it
-JOBS_YAML = re.compile(r"^([ \t]*)environment:[ \t]*(?:\{[^}\n]*\}[ \t]*|\n(?:\1[ \t]+\S.*(?:\n|$))+)", re.MULTILINE)
+JOBS_YAML = re.compile(r"^([ \t]*)environment:[ \t]*(?:\{[^}\n]+\}[ \t]*|\n(?:\1[ \t]+\S.*(?:\n|$))+)", re.MULTILINE)
 # what services give out
 TOKENS = re.compile(
     r"""(?<![A-Za-z0-9_])(?:
@@ -70,7 +70,7 @@ def hide(value: Any) -> Any:
 def hide_entries(text: str) -> str:
     """A command, an override or YAML without the values of names that say secret, and without those of `hide`."""
     text = SECRET_ENTRY.sub(_entry, text)
-    text = JOBS_YAML.sub(lambda found: f"{found[1]}environment: {HIDDEN}\n", text)
+    text = JOBS_YAML.sub(lambda found: f"{found[1]}environment: {HIDDEN}" + "\n" * found[0].endswith("\n"), text)
     text = JOBS_DICT.sub(lambda found: found[1] + _hide_items(found[2]), text)
     text = JOBS_ENTRY.sub(lambda found: found[1] + HIDDEN, text)
     return str(hide(text))

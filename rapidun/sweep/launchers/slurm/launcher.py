@@ -35,6 +35,7 @@ USUAL_MAX_ARRAY_SIZE = 1001
 # How much of the end of a log can tell why a job was killed.
 LOG_TAIL_BYTES = 65536
 CANCEL_WAIT_S = 1.5
+FORGOTTEN = "SLURM has forgotten this job"
 CHECK = ". Check cluster.* and resources.*"
 QUEUED_AGAIN = ("node failure", "preempted")
 
@@ -286,7 +287,11 @@ class SlurmLauncher(Launcher):
             return self.last[handle]
         if fault:
             return JobState(self.last.get(handle, JobState(Phase.waiting)).phase, fault)
-        self.last[handle] = JobState(Phase.gone, "SLURM has forgotten this job")
+        # tasks of an array that are cancelled before they start leave no trace beside the others
+        others = any(known.partition("_")[0] == handle.partition("_")[0] for known in seen)
+        self.last[handle] = JobState(
+            Phase.gone, "cancelled before it started, or forgotten by SLURM" if others else FORGOTTEN
+        )
         return self.last[handle]
 
     def open(self, handle: str) -> bool:
