@@ -20,7 +20,7 @@ SETTINGS = [
     "sweep.name=grid",
 ]
 # What is waited for ends by itself; this long only what hangs is waited for, however busy the machine is.
-PATIENCE_S = 90.0
+PATIENCE_S = 900.0
 STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
 
 
