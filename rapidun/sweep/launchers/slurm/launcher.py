@@ -3,18 +3,21 @@
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from submitit.slurm.slurm import _make_sbatch_string
 
 from rapidun.base.errors import ConfigError, RapidunError
+from rapidun.base.redact import HIDDEN
 from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, NotNow, Phase
 from rapidun.sweep.launchers.slurm.batch import (
     cluster_faults,
     dependency_text,
     folder_faults,
     sbatch_parameters,
+    setup_lines,
     task_number,
 )
 from rapidun.sweep.launchers.slurm.commands import (
@@ -99,6 +102,9 @@ class SlurmLauncher(Launcher):
         for array in self.arrays(jobs):
             needs = array.jobs[0].needs
             parameters = self.parameters(array, dependency="")
+            # a dry run's screen is no place for its values
+            shown = replace(self.context.cluster, environment=dict.fromkeys(self.context.cluster.environment, HIDDEN))
+            parameters["setup"] = setup_lines(shown, array.jobs[0].resources)
             if len(array.jobs) > 1:
                 parameters["map_count"] = len(array.jobs)
             text = _make_sbatch_string(
@@ -136,9 +142,9 @@ class SlurmLauncher(Launcher):
         known = dict(handles)
         taken: dict[str, str] = {}
         ends: list[list[str]] = []
-        forgotten = self.ended([known[need] for job in jobs for need in job.needs if need in known])
         # what an earlier call could not submit keeps to max_parallel by waiting for what it could
         before = list(known.values()) if self.cut_short and self.context.max_parallel else []
+        forgotten = self.ended([*(known[need] for job in jobs for need in job.needs if need in known), *before])
         for array in self.arrays(jobs):
             needed = [known[need] for need in array.jobs[0].needs if need in known]
             needed += before + ([] if array.after is None else ends[array.after])
