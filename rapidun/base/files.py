@@ -34,14 +34,23 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with `\\n` line ends, atomically."""
-    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write UTF-8 text with `\\n` line ends, atomically.
+
+    Args: private: for the owner alone (mode 0600), where the text must hold a secret to be of use.
+    """
+
+    def write(part: Path) -> None:
+        if private:
+            part.touch(mode=0o600)
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+    write_atomic(path, write)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write indented JSON, atomically; NaN and infinity are refused, since JSON has none."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: object, *, private: bool = False) -> None:
+    """Write indented JSON, atomically; NaN and infinity are refused, since JSON has none. `private`: see write_text."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", private=private)
 
 
 def write_jsonl(path: Path, rows: Iterable[object]) -> None:

@@ -23,8 +23,9 @@ from rapidun.base.nested import differences, filled, is_number
 from rapidun.base.parts import sweep_parts
 from rapidun.base.preemption import Preempted, Pruned
 from rapidun.base.processes import PeerFailed
+from rapidun.base.redact import HIDDEN, hide, hide_entries
 from rapidun.base.text import first_line
-from rapidun.config.plain import plain
+from rapidun.config.plain import as_yaml, plain
 from rapidun.config.run import BOOKKEEPING, STAGES, RunConfig
 from rapidun.pipeline.tracking.lines import KEYS, read_lines
 from rapidun.report.read import read_object
@@ -86,6 +87,10 @@ class RunFolder:
         Raises: ConfigError if the folder cannot be written, holds a run of other settings, or another process works in
             it; nothing is changed then.
         """
+        # others read run folders
+        shown = hide(config)
+        if shown != config:
+            config, config_yaml = shown, as_yaml(shown)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lease = take_folder(self.path, waits=waits, tell=on_wait)
@@ -115,7 +120,7 @@ class RunFolder:
                 write_text(self.path / "config.yaml", config_yaml)
                 write_json(self.path / "settings.json", config)
                 entry = ["python", "sweep.py"] if Path(sys.argv[0]).name == "sweep.py" else ["rapidun"]
-                write_text(self.path / "command.txt", shlex.join([*entry, *overrides]) + "\n")
+                write_text(self.path / "command.txt", shlex.join([*entry, *map(hide_entries, overrides)]) + "\n")
         except OSError as error:
             raise _not_writable(self.path, error) from None
         cut = mend(self.metrics_path, *KEYS)
@@ -159,7 +164,8 @@ class RunFolder:
         differing = [
             f"{key}: {json.dumps(old)} there, {json.dumps(new)} asked for"
             for key, old, new in differences(before, config)
-            if key.split(".")[0] not in NOT_COMPARED
+            # what is hidden there says nothing
+            if key.split(".")[0] not in NOT_COMPARED and HIDDEN not in str(old)
         ]
         if differing:
             raise ConfigError(
@@ -210,14 +216,14 @@ class RunFolder:
 
     def fail(self, error: BaseException) -> None:
         """Keep the error where a user looks first; a run that was only stopped goes on when it is started again."""
-        trace = "".join(traceback.format_exception(error))
+        trace = hide("".join(traceback.format_exception(error)))
         state = "failed"
         if isinstance(error, Preempted | KeyboardInterrupt) or _peer_stopped(error):
             state = "interrupted"
         elif isinstance(error, Pruned):
             state = "pruned"
         self.status.update(
-            state=state, finished=_now(), error={"message": first_line(error), "traceback": trace}
+            state=state, finished=_now(), error={"message": hide(first_line(error)), "traceback": trace}
         )  # fmt: skip
         if self.is_ours():
             self._write_status()

@@ -12,6 +12,7 @@ from typing import Any
 from rapidun.base import preemption, processes
 from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.base.files import read_jsonl
+from rapidun.base.redact import keep_secret
 from rapidun.config import plain as plain_values
 from rapidun.config.plain import plain
 from rapidun.config.run import RunConfig
@@ -92,6 +93,7 @@ def run_pipeline(
     Raises: RapidunError for what the user can mend; Preempted when asked to stop; any other error is a failed stage.
         All leave status.json behind.
     """
+    keep_secret(cfg.cluster.environment)
     in_sweep = in_sweep or InSweep()
     memo = in_sweep.memo or Memo()
     faults = [] if checked else run_faults(cfg, memo=memo)

@@ -93,9 +93,9 @@ def read_run(path: Path) -> RunRecord:
     """
     return RunRecord(
         path=path,
-        settings=hide(read_object(path / "settings.json")),
+        settings=read_settings(path),
         result=read_object(path / "result.json"),
-        status=read_object(path / "status.json"),
+        status=hide(read_object(path / "status.json")),
         before=_read_numbers(path / "evaluation" / "before.json"),
         after=_read_numbers(path / "evaluation" / "after.json"),
         generations=_read_rows(path / "evaluation" / "generations.jsonl"),
@@ -121,7 +121,7 @@ def read_status_and_result(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     status = read_object(path / "status.json")
     if not is_status(status):
         raise ArtifactError(f"{path / 'status.json'}: need what a run says of itself, got JSON of another shape")
-    return status, read_object(path / "result.json")
+    return hide(status), read_object(path / "result.json")
 
 
 def is_status(value: object) -> bool:
@@ -149,11 +149,11 @@ def _is_stage(value: object) -> bool:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The resolved settings of a run folder, nested; empty where absent.
+    """The resolved settings of a run folder, nested, without secrets; empty where absent.
 
     Raises: ArtifactError if the file is damaged.
     """
-    return read_object(path / "settings.json")
+    return hide(read_object(path / "settings.json"))
 
 
 def read_influence(path: Path) -> Influence | None:
@@ -247,7 +247,6 @@ def error_line(error: object) -> str:
 def read_overrides(path: Path) -> list[str]:
     """Overrides of a sweep cell, `["mapping.tau_f=0.3", ...]`; empty where the file is absent."""
     task = read_object(path / "overrides.json").get("task", [])
-    # pages and summaries are passed on; the run folder's own files keep what a rerun needs
     return [hide_entries(str(override)) for override in task] if isinstance(task, list) else []
 
 

@@ -1,6 +1,7 @@
 """The files of a sweep, the only thing that its processes share: what is planned, what was submitted, how cells are.
 
 outputs/sweeps/<name>/
+  private.json          sweep.json with the secrets that it leaves out, mode 0600; absent where there are none
   sweep.json            cells, jobs and settings of the newest launch
   jobs.json             every job ever submitted: launcher, handle, cells or artifacts
   jobs/<id>.json        what the worker of a job reads
@@ -23,9 +24,11 @@ from rapidun.base.files import read_json, write_json
 from rapidun.base.grown import append_line, read_grown
 from rapidun.base.locks import Lease
 from rapidun.base.parts import sweep_parts
+from rapidun.base.redact import hide
 from rapidun.report.read import is_status
 
 SWEEPS = Path("outputs/sweeps")
+PRIVATE = "private.json"
 # states of a cell; `waiting` has no status.json yet, `lost` says running but has not been heard of for long
 ENDED = ("done", "failed", "pruned")
 
@@ -70,8 +73,13 @@ class SweepFolder:
 
         Raises: ConfigError if the folder cannot be written.
         """
+        shown = hide(plan)
         try:
-            write_json(self.path / "sweep.json", plan)
+            if shown != plan:
+                write_json(self.path / PRIVATE, plan, private=True)
+            write_json(self.path / "sweep.json", shown)
+            if shown == plan:
+                (self.path / PRIVATE).unlink(missing_ok=True)
         except OSError as error:
             raise self.not_writable(error) from None
 
@@ -82,8 +90,17 @@ class SweepFolder:
         )
 
     def plan(self) -> dict[str, Any]:
-        """The contents of sweep.json; empty before the first launch."""
-        return self._read("sweep.json")
+        """The contents of sweep.json; empty before the first launch. With secrets where this is the owner."""
+        shown = self._read("sweep.json")
+        with suppress(PermissionError):
+            whole = self._read(PRIVATE)
+            if whole and all(whole.get(key) == shown.get(key) for key in ("launch", "time")):
+                return whole
+        return shown
+
+    def write_job(self, id: str, content: Mapping[str, Any]) -> None:
+        """Write what the worker of a job reads: for the owner alone where a setting that it needs is a secret."""
+        write_json(self.job_file(id), content, private=hide(content) != content)
 
     def cells(self) -> list[dict[str, Any]]:
         """The cells of sweep.json: {"hash", "overrides", "axes", ...} each."""
@@ -152,7 +169,7 @@ class SweepFolder:
         found.update(
             state=state,
             finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            error={"message": cause, "traceback": ""},
+            error={"message": hide(cause), "traceback": ""},
         )  # fmt: skip
         write_json(path, found)
         (self.path / name / "alive.json").unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ConfigError
+from rapidun.base.redact import keep_secret
 from rapidun.base.store import Store
 from rapidun.config.cells import Cell
 from rapidun.config.model import Dtype
@@ -91,6 +92,7 @@ def prepare(
     everything = [*cells, *(batch.earlier if batch else ())]
     for cell in everything:
         cell.cfg.sweep.name = name
+        keep_secret(cell.cfg.cluster.environment)
     first = cells[0].cfg
     context = LauncherContext(sweep_dir=folder.path, cluster=first.cluster, max_parallel=first.sweep.max_parallel)
     used = launcher or make_launcher(launcher_name, context)

@@ -92,7 +92,7 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
     }
     driver = Driver(
         sweep=folder, launcher=sweep.launcher, launcher_name=sweep.launcher_name, launch=sweep.launch,
-        watched=watched, max_failures=limit,
+        watched=watched, max_failures=limit, say=console.say,
     )  # fmt: skip
     _reset(folder, [name for one in watched.values() for name in one.folders])
     # among them those whose handle a killed process could not note
@@ -105,8 +105,13 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
         if sweep.launcher.submits_ahead:
             driver.submit_all()
         if settings.detach:
-            console.say(f"submitted {len(sweep.plan.jobs)} jobs; follow them: rapidun sweep status {folder.path}")
-            return 0
+            left = len(driver.unsubmitted())
+            console.say(
+                f"submitted {len(sweep.plan.jobs) - left} jobs; follow them: rapidun sweep status {folder.path}"
+            )
+            if left:
+                console.say(f"{left} jobs are not submitted: the same command later, or rapidun sweep collect, goes on")
+            return 1 if left else 0
         return watch(driver, sweep.cells, settings=settings, console=console, summary=batch is None)
     except KeyboardInterrupt:
         # while submitting, or while summing up
