@@ -25,7 +25,8 @@ from typing import Any
 from rapidun.base import processes
 from rapidun.base.claims import Claim, remove_folder
 from rapidun.base.errors import ArtifactError, ConfigError
-from rapidun.base.files import read_json, sha256_file, sha256_json, sync, write_json, write_text
+from rapidun.base.files import read_json, sha256_file, sha256_json, sync, write_atomic, write_json
+from rapidun.base.limits import refusal
 from rapidun.base.locks import Lease, Wait
 from rapidun.base.machine import Measured
 
@@ -146,7 +147,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
+            raise refusal(error, {"store_dir": self.root}) or ConfigError(
                 f"store_dir: need a folder that can be written, got {self.root} ({error.strerror}). Pass store_dir=..."
             ) from None
         lease = Lease(folder / f"{name}.lease")
@@ -249,15 +250,17 @@ class Store:
         line = os.path.relpath(run_dir.resolve(), self.root.resolve())
         note = self.root / "runs" / f"{sha256_json(line)[:32]}.txt"
         if not note.is_file():
-            write_text(note, line + "\n")
+            # bytes, and one path a file: a name may hold a line end, and letters that are no UTF-8
+            write_atomic(note, lambda part: part.write_bytes(os.fsencode(line) + b"\n"))
 
     def run_folders(self) -> list[Path]:
         """The noted run folders that are still there."""
         root = self.root.resolve()
+        lines = [os.fsdecode(note.read_bytes()).removesuffix("\n") for note in sorted((root / "runs").glob("*.txt"))]
         # earlier versions kept one list
-        notes = [*filter(Path.is_file, [root / "runs.txt"]), *sorted((root / "runs").glob("*.txt"))]
-        lines = {line: None for note in notes for line in note.read_text(encoding="utf-8").split("\n") if line}
-        folders = [Path(os.path.normpath(root / line)) for line in lines]
+        lists = filter(Path.is_file, [root / "runs.txt"])
+        lines += [line for note in lists for line in note.read_text(encoding="utf-8").split("\n")]
+        folders = [Path(os.path.normpath(root / line)) for line in dict.fromkeys(filter(None, lines))]
         return [folder for folder in folders if folder.is_dir()]
 
     def artifacts(self, kinds: Iterable[str]) -> Iterator[Artifact]:

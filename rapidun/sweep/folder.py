@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base import heartbeat
-from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json, write_json
+from rapidun.base.limits import refusal
 from rapidun.base.locks import Lease
+from rapidun.base.text import lines_of
 
 SWEEPS = Path("outputs/sweeps")
 # states of a cell; `waiting` has no status.json yet, `lost` says running but has not been heard of for long
@@ -71,9 +73,9 @@ class SweepFolder:
         except OSError as error:
             raise self.not_writable(error) from None
 
-    def not_writable(self, error: OSError) -> ConfigError:
+    def not_writable(self, error: OSError) -> RapidunError:
         """What to say of an error while writing into the folder."""
-        return ConfigError(
+        return refusal(error, {"sweep.name": self.path}) or ConfigError(
             f"sweep.name: need a folder that can be written, got {self.path} ({error.strerror}). Pass sweep.name=..."
         )
 
@@ -144,7 +146,7 @@ class SweepFolder:
         # one write of one short line: processes on several nodes may append at once
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"folder": name}) + "\n")
-        return len(set(path.read_text(encoding="utf-8").splitlines()))
+        return len(set(lines_of(path.read_text(encoding="utf-8"))))
 
 
 class SweepLock:

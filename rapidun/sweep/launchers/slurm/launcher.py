@@ -10,6 +10,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from rapidun.base.errors import ConfigError, RapidunError
+from rapidun.base.text import lines_of
 from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, Phase
 from rapidun.sweep.launchers.slurm.batch import (
     cluster_faults,
@@ -97,7 +98,7 @@ class SlurmLauncher(Launcher):
             if len(array.jobs) > 1:
                 parameters["map_count"] = len(array.jobs)
             text = _make_sbatch_string(command=self.executor()._submitit_command_str, folder=self.folder, **parameters)
-            lines = text.splitlines()
+            lines = lines_of(text)
             ranges = [line for line in lines if line.startswith("#SBATCH --array=")]
             head = f"# {len(array.jobs)} jobs{' as ' + ranges[0].removeprefix('#SBATCH ') if ranges else ''}: "
             head += f"{array.jobs[0].id}{' ... ' + array.jobs[-1].id if len(array.jobs) > 1 else ''}"
@@ -147,7 +148,7 @@ class SlurmLauncher(Launcher):
             with submission_environment():
                 submitted = executor.submit_array(calls)
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            said = (str(error).strip().splitlines() or ["no reason given"])[-1]
+            said = (lines_of(str(error).strip()) or ["no reason given"])[-1]
             so_far = f"; {len(taken)} jobs were submitted before" if taken else ""
             raise RapidunError(f"SLURM took no jobs: {said}{so_far}. Check cluster.* and resources.*") from None
         return {job.id: one.job_id for job, one in zip(array.jobs, submitted, strict=True)}

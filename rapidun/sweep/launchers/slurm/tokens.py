@@ -26,7 +26,7 @@ def unnoted_handles(folder: Path, ids: Iterable[str]) -> dict[str, str]:
     """Handles of those of these jobs that wait or run; what has ended has left its traces in the run folders."""
     try:
         # %F: the id that the tasks of an array share
-        lines = set(slurm("squeue", "-h", "-u", getpass.getuser(), "-o", "%F|%k").splitlines())
+        lines = set(slurm("squeue", "-h", "-u", getpass.getuser(), "-o", "%F|%k").split("\n"))
     except (SlurmUnreachable, SlurmRefused):
         return {}
     wanted = set(ids)
