@@ -107,7 +107,8 @@ def _place(error: BaseException, culprit: BaseException) -> tuple[Path | None, i
     """The file that was to be written and its bytes, as far as they are known."""
     noted = (getattr(at, "rapidun_writing", None) for at in _chain(error))
     path, asked = next(filter(None, noted), (None, None))
-    name = getattr(culprit, "filename", None)
+    # of two names (rename, symlink) the second is the new one
+    name = getattr(culprit, "filename2", None) or getattr(culprit, "filename", None)
     if isinstance(name, str | bytes) and name:
         path = Path(os.fsdecode(name))
     # of an atomic write the name that it was to have

@@ -25,7 +25,7 @@ from typing import Any
 from rapidun.base import processes
 from rapidun.base.claims import Claim, remove_folder
 from rapidun.base.errors import ArtifactError, ConfigError
-from rapidun.base.files import read_json, sha256_file, sha256_json, sync, write_atomic, write_json
+from rapidun.base.files import read_json, sha256_file, sha256_json, sync, write_atomic, write_json, writing
 from rapidun.base.limits import refusal
 from rapidun.base.locks import Lease, Wait
 from rapidun.base.machine import Measured
@@ -124,7 +124,7 @@ class Store:
                 otherwise only rank 0 does and the others wait. on_wait: told who else makes it, and how long that took.
         Raises: what `build` raises; PeerFailed on the other processes.
         """
-        with processes.failing_together():
+        with processes.failing_together(), writing(self.root / key.id):
             while True:
                 claim = self._claim(key, on_wait) if processes.is_main() else None
                 with claim or nullcontext():

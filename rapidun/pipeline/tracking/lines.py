@@ -5,13 +5,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rapidun.base.files import writing
+
 OWN = ("time", "stage", "step")
 
 
 def write_line(path: Path, row: dict[str, Any]) -> None:
     """Append one line; JSON has no NaN: such a number is written as null."""
     finite = {key: None if isinstance(v, float) and v - v != 0 else v for key, v in row.items()}
-    with path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         # one write call a line, so that a kill leaves whole lines
         file.write(json.dumps(finite) + "\n")
 
