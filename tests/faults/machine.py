@@ -59,14 +59,22 @@ class Machine:
         self._number = 0
 
     def run(
-        self, argv: Sequence[str], *, below: Path, at: int = 0, fault: Fault = Fault.once, error: int = errno.ENOSPC
+        self,
+        argv: Sequence[str],
+        *,
+        below: Path,
+        at: int = 0,
+        fault: Fault = Fault.once,
+        error: int = errno.ENOSPC,
+        cwd: Path | None = None,
     ) -> Done:
         """Run `rapidun ARGV`; at its at-th change of the disk below `below` the fault comes (0 = never)."""
         assert self._process.stdin and self._process.stdout
         self._number += 1
         logs = {name: self.root / "logs" / f"{self._number}.{name}" for name in ("out", "err")}
         asked = {
-            "argv": list(argv), "cwd": str(self.root), "root": str(below), "at": at, "mode": int(fault), "errno": error,
+            "argv": list(argv), "cwd": str(cwd or self.root), "root": str(below), "at": at,
+            "mode": int(fault), "errno": error,
             **{name: str(path) for name, path in logs.items()},
         }  # fmt: skip
         self._process.stdin.write(json.dumps(asked) + "\n")
