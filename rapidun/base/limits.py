@@ -31,7 +31,7 @@ WORDS = (
     (r"input/output error|\bos error 5\b", errno.EIO),
     (r"can(no|')t allocate memory|unable to allocate|\bos error 12\b|std::bad_alloc", errno.ENOMEM),
     (r"can't start new thread|resource temporarily unavailable|\bos error 11\b", errno.EAGAIN),
-    (r"unexpected pos \d+ vs \d+|\d+ requested and -?\d+ written|file write failed", SHORT),
+    (r"basic_ios::clear|unexpected pos \d+ vs \d+|\d+ requested and -?\d+ written|file write failed", SHORT),
 )
 # of an error of ours that was raised because of one of these: its own words would lead astray
 BEHIND = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)

@@ -12,6 +12,7 @@ every holder writes in folders of its own, a folder changes hands or appears by 
 second is thrown away whole.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,8 @@ from rapidun.base.machine import Measured
 
 # a finished artifact may reach this process's view of a shared filesystem later than the message that says so
 VISIBLE_AFTER = 120.0
+# a store on a disk that may only be read: what is there can be used
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 NOTED_PACKAGES = ("rapidun", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "tokenizers")
 
 
@@ -86,7 +89,11 @@ class Store:
             if known["key"] == key:
                 return known["sha256"]
         digest = sha256_file(path)
-        write_json(note, {"key": key, "sha256": digest})
+        try:
+            write_json(note, {"key": key, "sha256": digest})
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
         return digest
 
     def find(self, key: Key) -> Artifact | None:
@@ -245,13 +252,25 @@ class Store:
             wait.pause(str)
         return found
 
-    def note_run(self, run_dir: Path) -> None:
-        """Remember a run folder that links here, wherever it stands, so that prune leaves its artifacts alone."""
+    def note_run(self, run_dir: Path) -> str:
+        """Remember a run folder that links here, wherever it stands, so that prune leaves its artifacts alone.
+
+        Returns: what is to be said where the store takes no note; empty where it does.
+        """
         line = os.path.relpath(run_dir.resolve(), self.root.resolve())
         note = self.root / "runs" / f"{sha256_json(line)[:32]}.txt"
         if not note.is_file():
             # bytes, and one path a file: a name may hold a line end, and letters that are no UTF-8
-            write_atomic(note, lambda part: part.write_bytes(os.fsencode(line) + b"\n"))
+            try:
+                write_atomic(note, lambda part: part.write_bytes(os.fsencode(line) + b"\n"))
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise
+                return (
+                    f"store_dir: {self.root} cannot be written, so that rapidun store prune there will not know of "
+                    f"{run_dir}, and may remove what it links to"
+                )
+        return ""
 
     def run_folders(self) -> list[Path]:
         """The noted run folders that are still there."""

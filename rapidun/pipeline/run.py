@@ -214,7 +214,7 @@ def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageCo
     artifact = artifacts.get(recipe)
     made = artifacts.made[recipe.stage]
     cost = folder.finish_stage(stage, {recipe.link: artifact}, cached=not any(made))
-    artifacts.store.note_run(folder.path)
+    artifacts.note_run(folder.path)
     console.finish(note=f"{'done' if any(made) else 'reused'}   {cost['seconds']:.1f} s")
 
 
@@ -247,7 +247,7 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, 
         cached = bool(made) and not any(made)
         cost = folder.finish_stage(stage, links, cached=cached)
         if links:
-            artifacts.store.note_run(folder.path)
+            artifacts.note_run(folder.path)
         how = "reused" if cached else "done"
         console.finish(
             note=f"{how}   {cost['seconds']:.1f} s   {cost['peak_memory_gb']:.2f} GiB" if links else "nothing to do"

@@ -35,6 +35,7 @@ SAID = {
 WORDS = {
     "[enforce fail at inline_container.cc:672] . unexpected pos 187648 vs 187540": "need room for",  # torch
     "PytorchStreamWriter failed writing file data/0: file write failed": "need room for",
+    "basic_ios::clear: iostream error": "need room for",  # torch once more
     "1000 requested and 512 written": "need room for",  # numpy
     "Error while serializing: I/O error: No space left on device (os error 28)": "No space left",  # safetensors
     "Error while serializing: I/O error: Disk quota exceeded (os error 122)": "used-up quota",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.machine import HERE, Machine
+from tests.faults.machine import HERE, Machine, Whole, command, leftovers, results
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +22,19 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def machine(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     made = Machine(library, tmp_path_factory.mktemp("faults"))
     yield made
     made.stop()
+
+
+@pytest.fixture(scope="session")
+def whole(machine: Machine) -> Whole:
+    """A run that nothing disturbs, in root/whole."""
+    place = machine.root / "whole"
+    done = machine.run(command(place), below=place)
+    assert done.status == 0, done.err
+    assert done.count
+    assert leftovers(place) == []
+    return results(place), done.count

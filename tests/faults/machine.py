@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,10 @@ RUN = (
 )  # fmt: skip
 # of a result: what two runs of the same never have in common
 OF_ITS_TIME = ("seconds", "peak_memory_gb", "time", "made", "packages", "start_seconds")
+
+
+# the results of a run that nothing disturbs, and how often it changes the disk
+Whole = tuple[dict[str, Any], int]
 
 
 class Fault(IntEnum):
@@ -67,14 +71,18 @@ class Machine:
         fault: Fault = Fault.once,
         error: int = errno.ENOSPC,
         cwd: Path | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> Done:
-        """Run `rapidun ARGV`; at its at-th change of the disk below `below` the fault comes (0 = never)."""
+        """Run `rapidun ARGV`; at its at-th change of the disk below `below` the fault comes (0 = never).
+
+        Args: limits: of the shell, by the names of setrlimit without `RLIMIT_`.
+        """
         assert self._process.stdin and self._process.stdout
         self._number += 1
         logs = {name: self.root / "logs" / f"{self._number}.{name}" for name in ("out", "err")}
         asked = {
             "argv": list(argv), "cwd": str(cwd or self.root), "root": str(below), "at": at,
-            "mode": int(fault), "errno": error,
+            "mode": int(fault), "errno": error, "limits": dict(limits or {}),
             **{name: str(path) for name, path in logs.items()},
         }  # fmt: skip
         self._process.stdin.write(json.dumps(asked) + "\n")

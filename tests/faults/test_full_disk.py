@@ -2,28 +2,19 @@
 
 import errno
 import json
+import os
 import random
+import re
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.faults.machine import Done, Fault, Machine, command, leftovers, results
+from tests.faults.machine import RUN, Done, Fault, Machine, Whole, command, leftovers, results
 
-Whole = tuple[dict[str, Any], int]
 # points of the slow walk
 POINTS = 48
-
-
-@pytest.fixture(scope="module")
-def whole(machine: Machine) -> Whole:
-    """The results of a run that nothing disturbs, and how often it changes the disk."""
-    place = machine.root / "whole"
-    done = machine.run(command(place), below=place)
-    assert done.status == 0, done.err
-    assert done.count
-    assert leftovers(place) == []
-    return results(place), done.count
 
 
 def check_message(done: Done, place: Path) -> None:
@@ -94,4 +85,51 @@ def test_full_at_a_point(machine: Machine, whole: Whole, number: int) -> None:
     place = machine.root / f"point{number}"
     fault, error = [(Fault.once, errno.ENOSPC), (Fault.full, errno.ENOSPC), (Fault.read_only, errno.EROFS)][number % 3]
     fail(machine, place, at, fault, error)
+    goes_on(machine, place, whole)
+
+
+@pytest.fixture
+def read_only_store(machine: Machine, whole: Whole) -> Iterator[Path]:
+    """The store of the whole run, where it can only be read."""
+    place = machine.root / "read-only"
+    place.mkdir()
+    source = str(machine.root / "whole" / "store")
+    if os.geteuid() != 0 or subprocess.run(["mount", "--bind", source, str(place)], check=False).returncode:
+        pytest.skip("mounting needs root")
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+    place.rmdir()
+
+
+def test_a_store_that_can_only_be_read(machine: Machine, whole: Whole, read_only_store: Path) -> None:
+    """What is there is used, and prune's ignorance is said; what is to be made is refused in one message."""
+    place = machine.root / "reader"
+    argv = [*RUN, f"store_dir={read_only_store}"]
+    done = machine.run([*argv, f"run_dir={place / 'run'}"], below=place)
+    assert done.status == 0, done.err
+    assert "rapidun store prune there will not know of" in done.out.replace("\n", " ")
+    assert results(place)["run/result.json"] == whole[0]["run/result.json"]
+    refused = machine.run([*argv, f"run_dir={place / 'other'}", "mapping.tau_f=0.123", "mapping=rapidun"], below=place)
+    assert refused.status == 2
+    assert re.search(rf"^rapidun: store_dir: need a folder that can be written, got {read_only_store}", refused.err)
+    assert len([line for line in refused.err.split("\n") if line.startswith("rapidun: ")]) == 1
+    assert json.loads((place / "other" / "status.json").read_text())["state"] == "failed"
+
+
+SLOW_LIMITS: list[dict[str, int]] = [{"NOFILE": 64}, {"FSIZE": 4096}, {"AS": 1 << 22}, {"AS": 1 << 26}]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"NOFILE": 20}, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW_LIMITS)], ids=str
+)
+def test_limits_of_the_shell(machine: Machine, whole: Whole, limits: dict[str, int]) -> None:
+    """`ulimit -n`, `-f`, `-v` (above what the process has): one message, and without the limit the run goes on."""
+    place = machine.root / "".join(f"{name}{most}" for name, most in limits.items())
+    done = machine.run(command(place), below=place, limits=limits)
+    if done.status:
+        told = [line for line in done.err.split("\n") if line.startswith("rapidun: ")]
+        assert done.status == 2 and len(told) == 1 and "Traceback" not in done.err + done.out, done.err
+        words = {"NOFILE": "open files: need more than", "FSIZE": "File too large", "AS": "memory: need"}
+        assert words[next(iter(limits))] in told[0], told
     goes_on(machine, place, whole)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.machine import RUN, Fault, Machine, command, leftovers, results
+from tests.faults.machine import RUN, Fault, Machine, Whole, command, leftovers, results
 
 # kills of one trial: each attempt goes on where the one before it was killed
 CHAIN = 5
@@ -72,7 +72,7 @@ def _bytes(place: Path) -> dict[str, str]:
 
 
 def _index(machine: Machine) -> Callable[[Path], list[str]]:
-    made = machine.root / "whole-run"
+    made = machine.root / "whole"
     model, rows = made / "run" / "model" / "model", made / "run" / "data" / "forget.jsonl"
 
     def argv(place: Path) -> list[str]:
@@ -83,11 +83,12 @@ def _index(machine: Machine) -> Callable[[Path], list[str]]:
 
 
 @pytest.fixture(scope="module")
-def jobs(machine: Machine) -> dict[str, Job]:
+def jobs(machine: Machine, whole: Whole) -> dict[str, Job]:
     run = Job(machine, _run, results)
-    if not (machine.root / "whole-run").is_dir():
-        (machine.root / "count-run").write_text(str(run.run(machine.root / "whole-run")))
-    made = machine.root / "whole-run" / "run"
+    if not (machine.root / "whole-run").exists():
+        (machine.root / "whole-run").symlink_to(machine.root / "whole")
+        (machine.root / "count-run").write_text(str(whole[1]))
+    made = machine.root / "whole" / "run"
 
     def report(place: Path) -> list[str]:
         return ["report", str(made), "--html", str(place / "page.html"), "--csv", str(place / "table.csv"),

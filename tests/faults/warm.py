@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import os
+import resource
 import sys
 import traceback
 from contextlib import suppress
@@ -27,6 +28,10 @@ def work(asked: dict[str, Any], pipe: int) -> int:
     sys.argv = ["rapidun", *asked["argv"]]
     from rapidun.cli.main import main
 
+    for name, most in asked["limits"].items():
+        if name == "AS":  # above what this process has already
+            most += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
     CODES.fault_arm(os.fsencode(asked["root"]), ctypes.c_long(asked["at"]), asked["mode"], asked["errno"])
     try:
         status = main(asked["argv"])
@@ -45,6 +50,9 @@ def work(asked: dict[str, Any], pipe: int) -> int:
 
 def serve() -> None:
     CODES.fault_count.restype = ctypes.c_long
+    # what libraries print while they are imported must not come among the answers
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     for line in sys.stdin:
         asked = json.loads(line)
         ours, theirs = os.pipe()
@@ -63,7 +71,7 @@ def serve() -> None:
                 with suppress(Exception):
                     importlib.import_module(name)
         told["status"] = os.waitstatus_to_exitcode(status)
-        print(json.dumps(told), flush=True)
+        print(json.dumps(told), file=answers, flush=True)
 
 
 if __name__ == "__main__":
