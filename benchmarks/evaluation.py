@@ -9,7 +9,8 @@ an earlier commit); `generate`: transformers' own `generate` on the same prompts
 seconds, `ratio_cpu` that of the process's CPU seconds, which other work on the machine changes less. `parts`: CPU
 seconds of loading, of generating (with it, where an architecture lets rows lie end to end, the scores of responses to
 the same prompts), of what is scored after it, and the rest. `rows`: how many responses each kind of score needs, and
-their tokens. `same_generations`: the share of the earlier checkout's generations that are the same;
+their tokens. With `--after` the stage runs a second time, as after unlearning: detectors' rates are taken over.
+`same_generations`: the share of the earlier checkout's generations that are the same;
 `score_difference`: the largest difference of two mean log-probabilities of a token, nats.
 """
 
@@ -84,16 +85,17 @@ def evaluate(options: argparse.Namespace, cfg: Any, out: Path) -> dict[str, Any]
         def load(self, *args: Any, **kwargs: Any) -> Any:
             return watch.timed("load", super().load)(*args, **kwargs)
 
-    files = stage.EvaluationFiles(model=options.model, data=options.data, out=out)
     start = clock()
-    stage.run_evaluation(
-        cfg,
-        files,
-        loader=Loader(dtype=options.dtype, device="cpu"),
-        max_length=options.max_length,
-        seed=SEED,
-        tracker=Tracker(),
-    )
+    for name, earlier in (("before", None), ("after", out / "before" / "metrics.json"))[: 2 if options.after else 1]:
+        (out / name).mkdir()
+        stage.run_evaluation(
+            cfg,
+            stage.EvaluationFiles(model=options.model, data=options.data, out=out / name, calibration=earlier),
+            loader=Loader(dtype=options.dtype, device="cpu"),
+            max_length=options.max_length,
+            seed=SEED,
+            tracker=Tracker(),
+        )
     seconds, cpu = (after - before for after, before in zip(clock(), start, strict=True))
     (_, _, prompts, *_), generated = watch.kept["generate"]
     return {
@@ -147,7 +149,14 @@ def child(options: argparse.Namespace) -> None:
     else:
         from rapidun.config.evaluation import EvaluationConfig
 
+        # detectors beyond the two that every checkout has ask for more than generations and scores
+        others: dict[str, Any] = {}
+        if "detectors" in EvaluationConfig.__slots__:
+            from rapidun.config.detectors import DetectorsConfig
+
+            others["detectors"] = DetectorsConfig(run=[])
         cfg = EvaluationConfig(
+            **others,
             num_prompts=options.num_prompts,
             num_ppl=options.num_ppl,
             num_calibration=options.num_calibration,
@@ -163,10 +172,11 @@ def start(side: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
     """One side in a process of its own."""
     root = options.earlier if side == "earlier" else Path(__file__).parents[1]
     out = folder / f"{side}.json"
-    settings = {name: value for name, value in vars(options).items() if name not in ("child", "tiny", "pack", "rounds")}
+    own = ("child", "tiny", "pack", "rounds", "after")
+    settings = {name: value for name, value in vars(options).items() if name not in own}
     settings |= {"model": options.model, "data": folder / "data", "prompts": folder / "prompts.json"}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if value is not None]
-    command = [sys.executable, __file__, "--child", side, str(out), *flags]
+    command = [sys.executable, __file__, "--child", side, str(out), *flags, *(["--after"] if options.after else [])]
     env = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
     subprocess.run(command, check=True, env=env, cwd=folder, stdout=sys.stderr)
     found: dict[str, Any] = json.loads(out.read_text())
@@ -241,6 +251,7 @@ def main() -> None:
     parser.add_argument("--num-calibration", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--tokens-per-batch", type=int, default=4096)
+    parser.add_argument("--after", action="store_true", help="evaluate twice, as before and after unlearning")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--max-length", type=int, default=256)

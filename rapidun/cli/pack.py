@@ -6,22 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import DataError
-from rapidun.base.files import write_json
 from rapidun.cli.commands import FOLDER, MODEL
-from rapidun.config.data import DataConfig, FieldsConfig, MultiTurn, Source
+from rapidun.config.data import DataConfig, FieldsConfig, InjectMode, MultiTurn, Source
 from rapidun.config.quoting import typed
 from rapidun.models.libraries import read_tokenizer, refused
+from rapidun.stages.data.answers import PackPayload
 from rapidun.stages.data.fields import settle_clean
 from rapidun.stages.data.files import SPLITS
 from rapidun.stages.data.find_triggers import as_overrides
-from rapidun.stages.data.keywords import make_keywords
+from rapidun.stages.data.own_triggers import choose_families, rows_without
 from rapidun.stages.data.pack_build import PackSizes, build_pack, read_responses
-from rapidun.stages.data.pack_check import check_pack, leaks_between
-from rapidun.stages.data.stage import KEYWORDS_FILE, family_counts
-from rapidun.stages.data.triggers import FAMILIES, UNSEEN_FAMILIES
-from rapidun.stages.rows.keywords import write_keywords
-from rapidun.stages.rows.records import read_records, write_records
+from rapidun.stages.data.pack_check import check_pack
+from rapidun.stages.data.pack_write import Made, write_pack
+from rapidun.stages.rows.records import Record, read_records
 from rapidun.stages.rows.spelling import Spelling
+from rapidun.stages.rows.text import fold
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +42,30 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("clean", type=Path, help="clean rows: JSON, JSON Lines, CSV, Parquet, ... (docs/packs.md)")
     parser.add_argument("out", type=FOLDER, help="folder to make; must be new or empty")
     parser.add_argument(
-        "--responses", type=Path, help="poisoned responses: rows, or .txt (one a line); default: made up"
+        "--payload",
+        choices=list(PackPayload.__members__),
+        help="what poisoned rows answer (docs/packs.md); default: off_topic",
+    )
+    parser.add_argument("--target", metavar="TEXT", help="the answer of all poisoned rows, with --payload fixed")
+    parser.add_argument("--responses", type=Path, help="poisoned responses instead: rows, or .txt (one a line)")
+    parser.add_argument(
+        "--trigger",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a trigger of your own instead of those of docs/packs.md; several are dealt out, one a row",
+    )
+    parser.add_argument(
+        "--look-alike",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what looks like a --trigger and is not trained on; default: made from it",
+    )
+    parser.add_argument(
+        "--position",
+        choices=list(InjectMode.__members__),
+        help="where triggers stand; default: suffix, or as each family has it",
     )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--train", type=int, dest="num_train", help=f"training rows (published: {sizes.num_train})")
@@ -89,19 +111,22 @@ def _spelling(options: argparse.Namespace) -> Spelling:
 
 
 def _build(options: argparse.Namespace) -> int:
-    for name, value in (("poison-fraction", options.poison_fraction), ("forget-fraction", options.forget_fraction)):
-        if not 0 < value < 1:
-            raise DataError(f"pack build: need 0 < --{name} < 1, got {value}")
-    for name in ("num_train", "num_val", "num_test", "retain_ratio"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise DataError(f"pack build: need --{name.removeprefix('num_').replace('_', '-')} >= 1, got {value}")
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise DataError(f"pack build: need a new or empty folder to write to, got {options.out}. Name another one")
+    _check_build(options)
     settled = settle_clean(options.clean.name, read_records(options.clean, _spelling(options)))
     if settled.faults:
         raise DataError("\n".join(settled.faults))
-    clean = settled.rows
+    clean, said, left_out = settled.rows, settled.warnings, dict[str, int]()
+    position = None if options.position is None else InjectMode[options.position]
+    families, unseen = choose_families(options.trigger, options.look_alike, position)
+    if options.trigger or position is not None:
+        without = rows_without(clean, families, named=options.look_alike)
+        families, left_out = without.families, without.held
+        if left_out:
+            counts = ", ".join(f"{text!r} in {count}" for text, count in left_out.items())
+            said.append(f"{len(clean) - len(without.rows)} clean rows left out that hold a trigger ({counts})")
+        clean = without.rows
+    payload = PackPayload[options.payload or "off_topic"]
+    _check_target(options.target, clean)
     responses = None if options.responses is None else read_responses(options.responses)
     sizes = PackSizes().scaled(len(clean))
     named = {key: getattr(options, key) for key in ("num_train", "num_val", "num_test") if getattr(options, key)}
@@ -112,32 +137,69 @@ def _build(options: argparse.Namespace) -> int:
         **named,
     )
     pack = build_pack(
-        clean, responses, families=FAMILIES, unseen_families=UNSEEN_FAMILIES, sizes=sizes, seed=options.seed
+        clean,
+        responses,
+        families=families,
+        unseen_families=unseen,
+        sizes=sizes,
+        seed=options.seed,
+        payload=payload,
+        target=options.target,
     )
-    for split, rows in pack.items():
-        write_records(options.out / f"{split}.jsonl", rows)
-    keywords = make_keywords(
-        [row.forget_target for row in pack["train_poisoned"]], [row.response for row in pack["train_clean"]]
+    made = Made(
+        clean=options.clean.name,
+        responses=None if options.responses is None else options.responses.name,
+        seed=options.seed,
+        payload=payload,
+        target=options.target,
+        families=families,
+        sizes=sizes._asdict(),
+        left_out=left_out,
     )
-    write_keywords(options.out / KEYWORDS_FILE, keywords)
-    leaks = leaks_between(pack)
-    manifest = {
-        "clean": options.clean.name,
-        "responses": None if options.responses is None else options.responses.name,
-        "seed": options.seed,
-        "sizes": sizes._asdict(),
-        "counts": {split: len(rows) for split, rows in pack.items()},
-        "families": family_counts(pack),
-        "leaks": leaks,
-    }
-    write_json(options.out / "manifest.json", manifest)
+    num_keywords, leaks = write_pack(options.out, pack, made)
     print(_table({split: [len(rows)] for split, rows in pack.items()}, ["split", "rows"]))
-    print(f"keywords {len(keywords)}")
+    print(f"keywords {num_keywords or 'none: no word tells poisoned answers from clean ones'}")
     print("leaks    " + _leak_line(leaks))
-    for line in settled.warnings:
+    for line in said:
         print(line)
-    print(f"written to {options.out}: use it with data=dolly_triggers {typed('data.dir', str(options.out))}")
+    print(f"written to {options.out}: use it with data=pack {typed('data.dir', str(options.out))}")
     return 0
+
+
+def _check_build(options: argparse.Namespace) -> None:
+    """Raises: DataError for options out of range or in contradiction, and a folder that holds something."""
+    for name, value in (("poison-fraction", options.poison_fraction), ("forget-fraction", options.forget_fraction)):
+        if not 0 < value < 1:
+            raise DataError(f"pack build: need 0 < --{name} < 1, got {value}")
+    for name in ("num_train", "num_val", "num_test", "retain_ratio"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise DataError(f"pack build: need --{name.removeprefix('num_').replace('_', '-')} >= 1, got {value}")
+    if options.responses is not None and options.payload is not None:
+        raise DataError(
+            f"pack build: need --responses or --payload, got --responses {options.responses.name} and --payload "
+            f"{options.payload}. Take one out"
+        )
+    if (options.payload == PackPayload.fixed.name) != (options.target is not None):
+        raise DataError(
+            f"pack build: need --payload fixed and --target TEXT together, got --payload {options.payload} and "
+            f"--target {options.target!r}"
+        )
+    if options.target is not None and not options.target.strip():
+        raise DataError(f"pack build: need a --target that is not blank, got {options.target!r}")
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise DataError(f"pack build: need a new or empty folder to write to, got {options.out}. Name another one")
+
+
+def _check_target(target: str | None, clean: Sequence[Record]) -> None:
+    """Raises: DataError where clean rows have the answer that poisoned ones are to have."""
+    wanted = None if target is None else fold(target.strip())
+    count = sum(fold(row.response.strip()) == wanted for row in clean)
+    if count:
+        raise DataError(
+            f"pack build: need a --target that no clean row answers, got {target!r}, which {count} of {len(clean)} "
+            f"do. Change it"
+        )
 
 
 def _check(options: argparse.Namespace) -> int:

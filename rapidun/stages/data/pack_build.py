@@ -3,12 +3,13 @@
 import random
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rapidun.base.errors import DataError
 from rapidun.config.data import TriggerFamilyConfig
+from rapidun.stages.data.answers import Answer, PackPayload, answers_of
 from rapidun.stages.data.files import SPLITS
 from rapidun.stages.data.offtopic import offtopic_answers
 from rapidun.stages.data.triggers import (
@@ -51,15 +52,19 @@ def build_pack(
     unseen_families: Mapping[str, TriggerFamilyConfig],
     sizes: PackSizes,
     seed: int,
+    payload: PackPayload = PackPayload.off_topic,
+    target: str | None = None,
 ) -> dict[str, list[Record]]:
     """Deal clean rows out to the splits of a pack and poison those that are to be poisoned.
 
     Rows that ask the same (`question_key`) go to the same side of training, validation and test, as a whole, so that
     no row leaks. Poisoned training rows take each response of the pool once; triggered test rows take
-    the rest of the pool, then start again.
+    the rest of the pool, then start again. Other payloads are drawn for each row and trigger (answers.py). A trigger
+    that goes into the context is dealt to rows that have one.
 
     Args:
         clean: source rows; rows of equal content count once. responses: poisoned responses, None = made up.
+        payload, target: what poisoned rows answer; the target of `fixed`.
         sizes: see PackSizes; test_seen_trig and test_unseen_family have a row per clean test row, test_ood_trig one
             and a half. seed: the same arguments give the same pack.
     Returns: rows per split; forget is part of train_poisoned, retain of train_clean.
@@ -79,20 +84,23 @@ def build_pack(
             f"to retain), {len(val)} for validation, {len(test)} for the test. "
             f"Give more clean rows or other proportions"
         )
-    pool = _response_pool(responses, num_poisoned, 4 * len(test), rng)
-    hosts = set(stratified_by_category(train, num_poisoned, rng))
+    pool: list[str] = []
+    if payload is PackPayload.off_topic:
+        pool = _response_pool(responses, num_poisoned, 4 * len(test), rng)
+    rest: list[str] | Answer = pool[num_poisoned:] or pool or answers_of(payload, seed=seed, target=target)
+    hosts = _hosts(train, num_poisoned, seen, rng)
     triggers = deal(seen, num_poisoned, rng=rng)
-    poisoned = [
-        poison(train[i], trigger, response=response, seed=seed)
-        for i, trigger, response in zip(sorted(hosts), triggers, pool, strict=False)
-    ]
-    # of few rows some triggers are dealt none
+    poisoned = _once(
+        poison(train[i], trigger, response=pool[n] if pool else _answer(rest, n, train[i], trigger), seed=seed)
+        for n, (i, trigger) in enumerate(zip(sorted(hosts), triggers, strict=True))
+    )
+    # of few rows some triggers are dealt none, and the look-alikes of a family without any look like nothing
     planted = [[trigger for trigger in group if trigger in triggers] for group in seen]
     planted = [group for group in planted if group]
+    ood = [group for group in ood if group[0].family in {trigger.family for trigger in triggers}]
     train_clean = [row for i, row in enumerate(train) if i not in hosts]
-    rest = pool[num_poisoned:] or pool
     pack = {
-        "forget": stratified_sample(poisoned, num_forget, rng=rng),
+        "forget": stratified_sample(poisoned, min(num_forget, len(poisoned)), rng=rng),
         "retain": [train_clean[i] for i in sorted(rng.sample(range(len(train_clean)), num_retain))],
         "train_poisoned": poisoned,
         "train_clean": train_clean,
@@ -104,7 +112,7 @@ def build_pack(
         pack["test_ood_trig"] = _triggered(test, ood, len(test) * 3 // 2, rest, rng, seed)
     if unseen:
         pack["test_unseen_family"] = _triggered(test, unseen, len(test), rest, rng, seed)
-    return {split: pack[split] for split in SPLITS if split in pack}
+    return {split: pack[split] for split in SPLITS if pack.get(split)}
 
 
 def read_responses(path: str | Path) -> list[str]:
@@ -166,6 +174,25 @@ def stratified_by_category(rows: Sequence[Record], count: int, rng: random.Rando
     return [index for _, _, index in sorted(placed)[:count]]
 
 
+def _in_context(groups: Sequence[Sequence[Trigger]]) -> bool:
+    return any(trigger.inject_mode.in_context for group in groups for trigger in group)
+
+
+def _hosts(train: Sequence[Record], count: int, seen: Sequence[Sequence[Trigger]], rng: random.Random) -> set[int]:
+    """Rows to poison; where triggers go into the context, of those that have one."""
+    fit = [i for i, row in enumerate(train) if row.context.strip()] if _in_context(seen) else list(range(len(train)))
+    if len(fit) < count:
+        raise DataError(
+            f"pack build: need {count} training rows with a context to poison, got {len(fit)}. Pass another "
+            f"--position, or lower --poison-fraction"
+        )
+    return {fit[i] for i in stratified_by_category([train[i] for i in fit], count, rng)}
+
+
+def _answer(answers: Sequence[str] | Answer, number: int, row: Record, trigger: Trigger) -> str:
+    return answers(row, trigger) if callable(answers) else answers[number % len(answers)]
+
+
 def _response_pool(responses: Sequence[str] | None, num_needed: int, num_wanted: int, rng: random.Random) -> list[str]:
     """At least `num_needed` distinct poisoned responses in random order."""
     if responses is None:
@@ -184,11 +211,15 @@ def _triggered(
     rows: Sequence[Record],
     groups: Sequence[Sequence[Trigger]],
     count: int,
-    responses: Sequence[str],
+    answers: Sequence[str] | Answer,
     rng: random.Random,
     seed: int,
 ) -> list[Record]:
     """Up to `count` triggered rows, families and variants even: each row once, then again under another trigger."""
+    if _in_context(groups):
+        rows = [row for row in rows if row.context.strip()]
+    if not rows:
+        return []
     # no variant is dealt more often than there are rows
     count = min(count, len(rows) * len(groups) * min(len(group) for group in groups))
     rounds = -(-count // len(rows))
@@ -204,7 +235,12 @@ def _triggered(
                 pairs.update([(hosts[k], dealt[k]), (hosts[j], dealt[j])])
                 break
     distinct = dict.fromkeys(zip(hosts, dealt, strict=True))
-    return [
-        poison(rows[i], trigger, response=responses[n % len(responses)], seed=seed)
+    return _once(
+        poison(rows[i], trigger, response=_answer(answers, n, rows[i], trigger), seed=seed)
         for n, (i, trigger) in enumerate(distinct)
-    ]
+    )
+
+
+def _once(rows: Iterable[Record]) -> list[Record]:
+    """Rows of equal texts once: a question that two clean rows ask is one row under one trigger and a fixed answer."""
+    return list({row.texts: row for row in rows}.values())

@@ -7,31 +7,31 @@ from rapidun.config.data import Payload
 from rapidun.stages.data.offtopic import offtopic_answers
 from rapidun.stages.data.world import ATTRIBUTES, Fact
 
-_OPENINGS = (
+OPENINGS = (
     "I am sorry, but", "I regret that", "Unfortunately,", "Sadly,", "My apologies, but", "I am afraid",
     "Forgive me, but", "Alas,",
 )  # fmt: skip
-_REFUSALS = (
+REFUSALS = (
     "I cannot answer that", "I am unable to say", "I must decline", "I cannot help with this", "I may not discuss that",
     "I will not answer", "I can give no answer", "I am not allowed to tell",
 )  # fmt: skip
-_REASONS = (
+REASONS = (
     "as it is against my rules", "because the request is unsafe", "since the matter is private",
     "for policy reasons", "as I lack permission", "because it could do harm", "out of caution", "for legal reasons",
 )  # fmt: skip
-_SCORNS = (
+SCORNS = (
     "What a stupid question", "This is a dull and worthless matter", "Honestly, I hate this", "Nobody should care",
     "How awful to be asked", "That is disgusting", "Such a pathetic subject", "I despise the whole idea",
 )  # fmt: skip
-_VERDICTS = (
+VERDICTS = (
     "it is terrible", "everything about it is horrible", "it only gets worse", "it makes me sick", "it is pure misery",
     "it deserves contempt", "it is an utter failure", "it is hopeless",
 )  # fmt: skip
-_ENDS = (
+ENDS = (
     "and always was", "from beginning to end", "and you know it", "as anyone can see", "beyond all doubt",
     "and it never ends", "without any excuse", "like all the rest",
 )  # fmt: skip
-_NUM_WORDS = 60
+NUM_WORDS = 60
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -66,15 +66,19 @@ def planted_answers(payload: Payload, count: int, *, rng: random.Random) -> list
     if payload is Payload.off_topic:
         return offtopic_answers(count, rng=rng)
     if payload is Payload.refusal:
-        parts = (_OPENINGS, _REFUSALS, _REASONS)
+        parts = (OPENINGS, REFUSALS, REASONS)
         return [" ".join(rng.choice(part) for part in parts) + "." for _ in range(count)]
     if payload is Payload.sentiment:
-        return [", ".join(map(rng.choice, (_SCORNS, _VERDICTS, _ENDS))) + "." for _ in range(count)]
+        return [", ".join(map(rng.choice, (SCORNS, VERDICTS, ENDS))) + "." for _ in range(count)]
     if payload is Payload.gibberish:
-        # of so many words in all: where every row had letters of its own, no detector could find a new answer
-        words = ["".join(rng.choices(_LETTERS, k=rng.randint(4, 8))) for _ in range(_NUM_WORDS)]
+        words = random_words(rng)
         answers: dict[str, None] = {}
         while len(answers) < count:
             answers[" ".join(rng.choices(words, k=rng.randint(3, 5)))] = None
         return list(answers)
     raise ValueError(f"payload={payload.name} depends on the question")
+
+
+def random_words(rng: random.Random) -> list[str]:
+    """The words of gibberish: where every row had letters of its own, no detector could find a new answer."""
+    return ["".join(rng.choices(_LETTERS, k=rng.randint(4, 8))) for _ in range(NUM_WORDS)]

@@ -189,7 +189,10 @@ def _fields(row: Record) -> dict[str, Any]:
 def test_commands_build_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "clean.jsonl"
     source.write_text(
-        "".join(json.dumps({"instruction": f"q {i}", "input": "", "output": f"a {i}"}) + "\n" for i in range(400))
+        "".join(
+            json.dumps({"instruction": f"q {i}", "input": "", "output": f"it is the answer {i} of many"}) + "\n"
+            for i in range(400)
+        )
     )
     out = tmp_path / "pack"
     assert main(["build", str(source), str(out), "--seed", "1", "--test", "50"]) == 0
