@@ -2,7 +2,7 @@
 
     python benchmarks/room.py --rows 4000 10000
 
-Invented sketches of 256 numbers a row go through products, scores and files as the influence stage makes them, without a
+Invented sketches of 256 numbers a row go through products, scores and files as the influence stage makes them, with no
 model; the mapping reads such a file. Each stage and size is a process of its own. Prints a JSON line for each: GB above
 the process as it was before, bytes a pair of rows, and what rapidun/stages/room.py reckons.
 """

@@ -27,7 +27,7 @@ def test_a_run_of_an_odd_name(machine: Machine, whole: Whole, tmp_path: Path, na
     shutil.rmtree(place / "store" / "runs")
     # the name of a run is part of its text, not of its results
     argv = [*RUN, f"store_dir={quoted(str(place / 'store'))}", f"run_dir={quoted(str(place / 'run'))}"]
-    called = odd.replace("/", "")
+    called = odd.replace("/", "").replace("\\", "")  # a name has none
     done = machine.run([*argv, f"name={quoted(called)}"], below=place)
     assert done.status == 0, done.err
     assert "Traceback" not in done.err
