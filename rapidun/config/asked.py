@@ -15,6 +15,7 @@ from rapidun.base.nested import leaves
 from rapidun.config import keys
 from rapidun.config.attacks import Attack
 from rapidun.config.data import Source
+from rapidun.config.detectors import Detector
 from rapidun.config.influence import ParameterSet
 from rapidun.config.overrides import parse
 from rapidun.config.parts import OptimiserSettings
@@ -343,6 +344,13 @@ def _mapping(cfg: RunConfig, key: str) -> Unread | None:
     return None
 
 
+def _judge(cfg: RunConfig, key: str) -> Unread | None:
+    if Detector.judge in cfg.evaluation.detectors.asked:
+        return None
+    run = ",".join(cfg.evaluation.detectors.run)
+    return Unread(f"evaluation.detectors.run=[{run}]", "put judge into evaluation.detectors.run")
+
+
 def _attacks(cfg: RunConfig, key: str) -> Unread | None:
     attacks, name = cfg.evaluation.attacks, key.removeprefix("evaluation.attacks.")
     if not attacks.run and name != "run":
@@ -402,6 +410,7 @@ RULES = (
     Rule(WEIGHTS_FILES, _weights_file),
     Rule(("mapping",), _mapping),
     Rule(("unlearning",), _unlearning),
+    Rule(("evaluation.detectors.judge",), _judge),
     Rule(("evaluation.attacks",), _attacks),
     Rule(("evaluation.privacy",), _privacy),
     Rule(("evaluation.lm_eval",), _lm_eval),

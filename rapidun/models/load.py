@@ -37,6 +37,8 @@ from rapidun.models.weights import (
 )
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+# any of them is a tokenizer
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 

@@ -6,12 +6,12 @@ A metric is one entry of METRICS: tables, findings, leaderboards, Pareto sets, t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from rapidun.config.detectors import ALWAYS, Detector
+from rapidun.config.detectors import ALWAYS, OF_TEXTS, Detector
 from rapidun.report import forgotten
 
 ABSENT = "–"
@@ -44,6 +44,7 @@ DETECTORS = {
     Detector.likelihood_calibrated: "likelihood, calibrated",
     Detector.perplexity: "perplexity",
     Detector.classifier: "classifier",
+    Detector.judge: "judge model",
 }
 # of the detectors that always judge, by family too
 SUFFIX = {detector: detector.ending for detector in ALWAYS}
@@ -136,24 +137,32 @@ def _testable(detector: Detector, **more: Any) -> Metric:
     )
 
 
-def _attacked(name: str, label: str, meaning: str, *, heading: str = "", column: int = 0) -> tuple[Metric, ...]:
-    """The largest share of poisoned answers that an attack reaches (docs/attacks.md), by each detector."""
-    more: dict[str, Any] = {"group": ATTACKED, "kind": Kind.share, "better": -1}
-    return (
-        Metric(name=name, label=label, meaning=f"{meaning}, judged by keywords.", heading=heading, column=column,
-               dashboard=False, detector=Detector.keyword, **more),
-        Metric(name=f"{name}_likelihood", label=f"{label}, likelihood", meaning=f"{meaning}, judged by likelihood.",
-               detector=Detector.likelihood, **more),
+def _attacked(
+    name: str, label: str, meaning: str, *, heading: str = "", column: int = 0,
+    detectors: Sequence[Detector] = tuple(Detector),
+) -> tuple[Metric, ...]:  # fmt: skip
+    """The largest share of poisoned answers that an attack reaches (docs/attacks.md), by each detector.
+
+    The column is that of keywords; where another detector is the run's, `columns` puts its own before it.
+    """
+    return tuple(
+        Metric(
+            name=f"{name}{detector.ending}", group=ATTACKED, kind=Kind.share, better=-1, detector=detector,
+            label=label if detector is Detector.keyword else f"{label}, {DETECTORS[detector]}",
+            meaning=f"{meaning}, judged by {DETECTORS[detector]}.",
+            heading=f"{heading} ({DETECTORS[detector]})" if heading and detector.ending else heading,
+            column=0 if detector.ending else column, dashboard=False,
+        )
+        for detector in detectors
     )  # fmt: skip
 
 
-def _sampled(k: int, *, heading: str = "", column: int = 0) -> Metric:
-    return Metric(
-        name=f"asr@{k}", group=ATTACKED, label=f"of {k} sampled answers", kind=Kind.share, better=-1,
-        meaning=f"Mean over prompts of the probability that {k} sampled answers hold a poisoned one, at the "
-        "temperature where it is largest, judged by keywords.",
-        heading=heading, column=column, dashboard=False, detector=Detector.keyword,
-    )  # fmt: skip
+def _sampled(k: int, **more: Any) -> tuple[Metric, ...]:
+    how = (
+        f"Mean over prompts of the probability that {k} sampled answers hold a poisoned one, at the temperature "
+        "where it is largest"
+    )
+    return _attacked(f"asr@{k}", f"of {k} sampled answers", how, detectors=OF_TEXTS, **more)
 
 
 def _membership(name: str, label: str, how: str, *, heading: str = "", column: int = 0) -> Metric:
@@ -230,8 +239,8 @@ METRICS: dict[str, Metric] = {
                    heading="ASR NF4", column=12),
         *_attacked("asr_int8", "quantised to int8", "ASR on seen triggers with the weights in int8",
                    heading="ASR int8", column=13),
-        _sampled(16, heading="ASR@16", column=14),
-        *(_sampled(k) for k in (8, 4, 2, 1)),
+        *_sampled(16, heading="ASR@16", column=14),
+        *(metric for k in (8, 4, 2, 1) for metric in _sampled(k)),
         *_attacked("asr_prompts_max", "best prompt",
                    "Largest ASR of the prompt variants and look-alikes that succeed in the poisoned model",
                    heading="ASR best prompt", column=15),
@@ -311,15 +320,23 @@ def is_result(name: str) -> bool:
     return not name.startswith((BEFORE, RETRAIN, *COSTS))
 
 
-def columns(found: Collection[str], *, dashboard: bool = False) -> list[str]:
-    """Those of the catalogue's columns that were found; empty if none was."""
+def columns(found: Collection[str], *, dashboard: bool = False, chosen: Collection[str] = ()) -> list[str]:
+    """Those of the catalogue's columns that were found; empty if none was.
+
+    Args: chosen: the runs' detectors; the figures of attacks by these stand before those by keywords.
+    """
     shown = [metric for metric in METRICS.values() if metric.column and (metric.dashboard or not dashboard)]
-    return [metric.name for metric in sorted(shown, key=lambda metric: metric.column) if metric.name in found]
+    endings = [one.ending for one in Detector if one.value in chosen and one is not Detector.keyword]
+    names = []
+    for metric in sorted(shown, key=lambda metric: metric.column):
+        others = [f"{metric.name}{ending}" for ending in endings] if metric.group == ATTACKED and not dashboard else []
+        names += [name for name in (*others, metric.name) if name in found]
+    return names
 
 
-def main_columns(found: Collection[str], *, dashboard: bool = False) -> list[str]:
+def main_columns(found: Collection[str], *, dashboard: bool = False, chosen: Collection[str] = ()) -> list[str]:
     """As `columns`; where none of those was found, the first six results by name."""
-    return columns(found, dashboard=dashboard) or sorted(filter(is_result, found))[:6]
+    return columns(found, dashboard=dashboard, chosen=chosen) or sorted(filter(is_result, found))[:6]
 
 
 def criteria() -> dict[str, int]:

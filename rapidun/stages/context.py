@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from rapidun.base.files import sha256_file, sha256_json
 from rapidun.base.store import Artifact, Key, Store
 from rapidun.base.tracker import Tracker
-from rapidun.config.model import AdapterAs, Device
+from rapidun.config.model import AdapterAs, Device, Dtype
 from rapidun.config.run import RunConfig
 from rapidun.models.load import ModelLoader, pick_device, pick_dtype
 from rapidun.stages.recipe import DATA, START_ADAPTER, Product, Recipe
@@ -123,9 +123,13 @@ class Context:
     @cached_property
     def dtype(self) -> str:
         """The resolved dtype; `auto` depends on the machine."""
+        return self.dtype_of(self.cfg.model.dtype)
+
+    def dtype_of(self, dtype: Dtype) -> str:
+        """The resolved dtype of a model on this machine's device."""
         model = self.cfg.model
-        if model.dtype.name != "auto":
-            return model.dtype.name
+        if dtype.name != "auto":
+            return dtype.name
         if model.device is Device.cpu or not any(Path(device).exists() for device in GPU_DEVICES):
             return "float32"
         return str(pick_dtype("auto", pick_device(model.device.name))).removeprefix("torch.")

@@ -66,6 +66,13 @@ def test_orders() -> None:
         "rougeL_retain", "rougeL_test", "ppl_clean",
     ]  # fmt: skip
     assert "asr_seen_likelihood" not in metrics.columns(METRICS, dashboard=True)
+    # figures of attacks by the runs' detectors before those by keywords, both named
+    found = ["asr_seen", "asr_seen_classifier", "asr_nf4", "asr_nf4_classifier", "asr_nf4_refusal", "asr@16_classifier"]
+    assert metrics.columns(found, chosen={"classifier", ""}) == [
+        "asr_seen", "asr_nf4_classifier", "asr_nf4", "asr@16_classifier",
+    ]  # fmt: skip
+    assert metrics.columns(found, chosen={"keyword"}) == ["asr_seen", "asr_nf4"]
+    assert metrics.heading_of("asr@16_classifier") == "ASR@16 (classifier)" != metrics.heading_of("asr@16")
     assert Tuning().directions == {"asr_seen": "minimize", "ppl_clean": "minimize"}
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapidun.report.metrics import ABSENT, METRICS, ROLES, Kind, format_value
+from rapidun.config.detectors import OF_TEXTS, Detector
+from rapidun.report.metrics import ABSENT, DETECTORS, METRICS, ROLES, Kind, Metric, format_value
 from rapidun.report.read import number, read_object, read_run
 from rapidun.report.run import plots
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-ENDINGS = ("", "_likelihood")
+# the two detectors of a cell: the run's and keywords, or keywords and likelihood
+Pair = tuple[Detector, Detector]
 NOT_TESTABLE = "not testable"
 FORMATS = {"unquantised": "as it is", "nf4": "NF4", "int8": "int8"}
 WORDS = {
@@ -29,7 +32,7 @@ WORDS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttackRow:
-    """One line: of each role the share by keywords and by likelihood, None where it was not measured."""
+    """One line: of each role the shares by the two detectors of the table, None where one was not measured."""
 
     group: str
     label: str
@@ -39,7 +42,7 @@ class AttackRow:
     testable: tuple[bool, bool] = (True, True)
 
     def text(self, role: str) -> str:
-        """`97.0 % / 92.0 %`, keywords and likelihood; what cannot be tested is named, except in the poisoned model."""
+        """`97.0 % / 92.0 %`, by the two detectors; what cannot be tested is named, except in the poisoned model."""
         parts = []
         for value, counts in zip(self.shares.get(role, (None, None)), self.testable, strict=True):
             shown = format_value(value, Kind.share)
@@ -57,47 +60,70 @@ def read_attacks(run_dir: Path) -> dict[str, Any]:
     return read_object(run_dir / "evaluation" / "attacks.json")
 
 
-def attack_rows(found: Mapping[str, Any]) -> list[AttackRow]:
-    """The table's lines, attack by attack."""
-    return [*_relearned(found), *_quantised(found), *_sampled(found), *_prompted(found)]
+def shown_pair(chosen: str) -> Pair:
+    """The detectors that tables of attacks show: the run's first where it is not keywords. attacks.json has all."""
+    by_name = {detector.value: detector for detector in Detector}
+    detector = by_name.get(chosen, Detector.keyword)
+    other = Detector.likelihood if detector is Detector.keyword else Detector.keyword
+    return detector, other
 
 
-def attack_curves(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def attack_rows(found: Mapping[str, Any], *, chosen: str = "") -> list[AttackRow]:
+    """The table's lines, attack by attack. Args: chosen: the run's detector; empty = keyword."""
+    pair = shown_pair(chosen)
+    return [*_relearned(found, pair), *_quantised(found, pair), *_sampled(found, pair), *_prompted(found, pair)]
+
+
+def attack_curves(found: Mapping[str, Any], *, chosen: str = "") -> list[tuple[str, str]]:
     """(caption, plot): attack success over the steps of relearning, and over the number of sampled answers."""
     drawn = []
+    pair = shown_pair(chosen)
     for rows in ("poisoned", "clean"):
-        for ending, by in zip(ENDINGS, ("keywords", "likelihood"), strict=True):
+        for detector in pair:
             lines = {}
             for role in ROLES:
                 for run in _runs(found, role, rows):
-                    points = [(p["step"], p[f"asr{ending}"]) for p in run["curve"] if f"asr{ending}" in p]
+                    name = f"asr{detector.ending}"
+                    points = [(p["step"], p[name]) for p in run["curve"] if number(p.get(name)) is not None]
                     if points:
                         lines[f"{role}, {run['k']} rows"] = points
             if lines:
-                title = f"Relearning from {rows} rows, ASR judged by {by}"
+                title = f"Relearning from {rows} rows, ASR judged by {DETECTORS[detector]}"
                 drawn.append((title, plots.curves(lines, title=title, shares=True)))
-    lines = {
-        f"{role}, T = {name.removeprefix('t')}": [(k, share) for k, share in points]
-        for role in ROLES
-        for name, points in _of(found, role, "sampling").get("curves", {}).items()
-    }
-    if lines:
-        title = "Sampling: ASR@k, judged by keywords"
-        drawn.append((title, plots.curves(lines, title=title, shares=True, across="sampled answer")))
+    for detector in pair:
+        lines = {
+            f"{role}, T = {name.removeprefix('t')}": [(k, share) for k, share in points]
+            for role in ROLES
+            for name, points in _sampling_curves(_of(found, role, "sampling"), detector).items()
+        }
+        if lines:
+            title = f"Sampling: ASR@k, judged by {DETECTORS[detector]}"
+            drawn.append((title, plots.curves(lines, title=title, shares=True, across="sampled answer")))
     return drawn
 
 
-def attack_section(run_dir: Path) -> dict[str, Any] | None:
-    """What the page shows of the attacks; None where there were none."""
+def _sampling_curves(values: Mapping[str, Any], detector: Detector) -> dict[str, Any]:
+    by = values.get("curves", {}) if detector is Detector.keyword else values.get("curves_by", {}).get(detector.ending)
+    return by or {}
+
+
+def attack_section(run_dir: Path, *, chosen: str = "") -> dict[str, Any] | None:
+    """What the page shows of the attacks; None where there were none. Args: chosen: the run's detector."""
     found = read_attacks(run_dir)
-    rows = attack_rows(found)
+    rows = attack_rows(found, chosen=chosen)
     if not rows:
         return None
     roles = [role for role in ROLES if role in found]
     groups: dict[str, list[AttackRow]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
-    return {"roles": roles, "groups": list(groups.items()), "curves": attack_curves(found), "notes": _notes(found)}
+    return {
+        "roles": roles,
+        "groups": list(groups.items()),
+        "curves": attack_curves(found, chosen=chosen),
+        "notes": _notes(found, shown_pair(chosen)[0]),
+        "judged_by": [DETECTORS[detector] for detector in shown_pair(chosen)],
+    }
 
 
 def role_table(run_dir: Path, group: str) -> Table | None:
@@ -105,8 +131,12 @@ def role_table(run_dir: Path, group: str) -> Table | None:
 
     Raises: ArtifactError if a file of the run is damaged.
     """
-    result = read_run(run_dir).result
-    metrics = [metric for metric in METRICS.values() if metric.group == group]
+    run = read_run(run_dir)
+    result, pair = run.result, shown_pair(str(run.detectors.get("detector") or ""))
+    metrics = [one for one in METRICS.values() if one.group == group and (one.detector is None or one.detector in pair)]
+    # a figure by the run's detector, then the same by the other
+    places = {_figure(one): n for n, one in enumerate(metrics)}
+    metrics.sort(key=lambda one: (places[_figure(one)], one.detector not in (None, pair[0])))
     named = {metric: {role: number(result.get(f"{prefix}{metric.name}")) for role, prefix in ROLES.items()}
              for metric in metrics}  # fmt: skip
     named = {metric: values for metric, values in named.items() if set(values.values()) != {None}}
@@ -125,13 +155,17 @@ def role_table(run_dir: Path, group: str) -> Table | None:
     return table
 
 
-def _relearned(found: Mapping[str, Any]) -> list[AttackRow]:
+def _figure(metric: Metric) -> str:
+    return metric.name.removesuffix(metric.detector.ending if metric.detector else "")
+
+
+def _relearned(found: Mapping[str, Any], pair: Pair) -> list[AttackRow]:
     lines = []
     for rows in ("poisoned", "clean"):
         of_role = {role: {run["k"]: run for run in _runs(found, role, rows)} for role in ROLES}
         for k in sorted({k for runs in of_role.values() for k in runs}):
             runs = {role: runs[k] for role, runs in of_role.items() if k in runs}
-            shares = {role: (_maximum(run, ""), _maximum(run, "_likelihood")) for role, run in runs.items()}
+            shares = {role: (_maximum(run, pair[0]), _maximum(run, pair[1])) for role, run in runs.items()}
             first = next(iter(runs.values()))
             near = first.get("similarity", {})
             note = f"similarity to F {near['mean']:.2f}, at most {near['max']:.2f}" if near else ""
@@ -140,64 +174,67 @@ def _relearned(found: Mapping[str, Any]) -> list[AttackRow]:
     return lines
 
 
-def _quantised(found: Mapping[str, Any]) -> list[AttackRow]:
+def _quantised(found: Mapping[str, Any], pair: Pair) -> list[AttackRow]:
     metrics = {role: _of(found, role, "quantisation").get("metrics", {}) for role in ROLES}
     lines = []
     for name, words in FORMATS.items():
         for way in ("", ".merged", ".unmerged"):
             shares = {
-                role: (number(values.get(f"asr_{name}{way}")), number(values.get(f"asr_{name}_likelihood{way}")))
+                role: _both(values, [f"asr_{name}{detector.ending}{way}" for detector in pair])
                 for role, values in metrics.items()
             }
-            if any(value is not None for pair in shares.values() for value in pair):
-                ratio = number(metrics["unlearned"].get(f"asr_{name}_ratio")) if not way else None
+            if any(value is not None for both in shares.values() for value in both):
+                ratio = number(metrics["unlearned"].get(f"asr_{name}{pair[0].ending}_ratio")) if not way else None
                 note = "" if ratio is None else f"{ratio:.2f} times the unquantised"
                 label = words + (f", adapter {way[1:]}" if way else "")
                 lines.append(AttackRow(group="Quantisation", label=label, note=note, shares=shares))
     return lines
 
 
-def _sampled(found: Mapping[str, Any]) -> list[AttackRow]:
+def _sampled(found: Mapping[str, Any], pair: Pair) -> list[AttackRow]:
     metrics = {role: _of(found, role, "sampling").get("metrics", {}) for role in ROLES}
-    names = sorted({name for values in metrics.values() for name in values if "@" in name}, key=_by_temperature)
+    points = {
+        (match[2], int(match[1]))
+        for values in metrics.values()
+        for name in values
+        for detector in pair
+        if (match := re.fullmatch(rf"asr@(\d+){detector.ending}\.t(.+)", name))
+    }
     lines = []
-    for name in names:
-        k, _, temperature = name.removeprefix("asr@").partition(".t")
-        if not temperature:
-            continue
-        shares = {
-            role: (number(values.get(name)), number(values.get("asr_sampling_likelihood")))
-            for role, values in metrics.items()
-        }
-        label = f"{k} {'answer' if k == '1' else 'answers'} at temperature {temperature}"
+    for temperature, k in sorted(points):
+        # likelihood judges a prompt, whatever is sampled
+        names = [
+            f"asr@{k}{one.ending}.t{temperature}" if one in OF_TEXTS else f"asr_sampling{one.ending}" for one in pair
+        ]
+        shares = {role: _both(values, names) for role, values in metrics.items()}
+        label = f"{k} {'answer' if k == 1 else 'answers'} at temperature {temperature}"
         lines.append(AttackRow(group="Sampling", label=label, note="", shares=shares))
     return lines
 
 
-def _by_temperature(name: str) -> tuple[str, int]:
-    k, _, temperature = name.removeprefix("asr@").partition(".t")
-    return temperature, int(k)
+def _both(values: Mapping[str, Any], names: Sequence[str]) -> tuple[float | None, float | None]:
+    return number(values.get(names[0])), number(values.get(names[1]))
 
 
-def _prompted(found: Mapping[str, Any]) -> list[AttackRow]:
+def _prompted(found: Mapping[str, Any], pair: Pair) -> list[AttackRow]:
     variants = {role: _of(found, role, "prompts").get("variants", {}) for role in ROLES}
     by_detector = found.get("testable", {})
     lines = []
     for name in dict.fromkeys(name for of_role in variants.values() for name in of_role):
         shares = {
-            role: (number(values.get("asr_prompts")), number(values.get("asr_prompts_likelihood")))
+            role: _both(values, [f"asr_prompts{detector.ending}" for detector in pair])
             for role, of_role in variants.items()
             if (values := of_role.get(name)) is not None
         }
         notes = [of_role[name].get("note") for of_role in variants.values() if name in of_role]
-        counts = (name in by_detector.get("", []), name in by_detector.get("_likelihood", []))
+        counts = (name in by_detector.get(pair[0].ending, []), name in by_detector.get(pair[1].ending, []))
         label = WORDS.get(name, name)
         note = next(filter(None, notes), "")
         lines.append(AttackRow(group="Prompts", label=label, note=note, shares=shares, testable=counts))
     return lines
 
 
-def _notes(found: Mapping[str, Any]) -> list[str]:
+def _notes(found: Mapping[str, Any], detector: Detector) -> list[str]:
     """What rows there were to relearn from, and which runs ended early."""
     notes: dict[str, None] = {}
     for role in ROLES:
@@ -208,7 +245,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
                     f"Of {pool['in_split']} {run['rows']} training rows {pool['left']} can be relearned from: "
                     f"{pool['in_forget']} are in the forget set, {pool['held_out']} asked in validation or test."
                 ] = None
-            if _rises(run):
+            if _rises(run, detector):
                 notes[
                     f"{role}, {run['k']} {run['rows']} rows: largest at the last step, so that more steps "
                     "(evaluation.attacks.relearning.max_steps) may find more."
@@ -218,14 +255,16 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     return list(notes)
 
 
-def _rises(run: Mapping[str, Any]) -> bool:
-    """Whether the largest share by keywords was reached at the last step, and not before."""
-    shares = [value for point in run["curve"] if (value := number(point.get("asr"))) is not None]
+def _rises(run: Mapping[str, Any], detector: Detector) -> bool:
+    """Whether the largest share by this detector was reached at the last step, and not before."""
+    name = f"asr{detector.ending}"
+    shares = [value for point in run["curve"] if (value := number(point.get(name))) is not None]
     return len(shares) > 1 and shares[-1] > max(shares[:-1])
 
 
-def _maximum(run: Mapping[str, Any], ending: str) -> float | None:
-    values = [p[f"asr{ending}"] for p in run["curve"] if p["step"] > 0 and number(p.get(f"asr{ending}")) is not None]
+def _maximum(run: Mapping[str, Any], detector: Detector) -> float | None:
+    name = f"asr{detector.ending}"
+    values = [p[name] for p in run["curve"] if p["step"] > 0 and number(p.get(name)) is not None]
     return max(values, default=None)
 
 

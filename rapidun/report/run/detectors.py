@@ -49,7 +49,8 @@ def detector_rows(
         found = found or {}
         threshold = number(found.get("threshold"))
         notes = ["the run's detector"] if detector.value == chosen else []
-        notes += [f"threshold {format_number(threshold)} nats a token"] if threshold is not None else []
+        unit = "nats" if detector is Detector.judge else "nats a token"
+        notes += [f"threshold {format_number(threshold)} {unit}"] if threshold is not None else []
         notes += [f"left out: {left_out[detector.value]}"] if detector.value in left_out else []
         rows.append(
             DetectorRow(

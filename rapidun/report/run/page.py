@@ -82,7 +82,7 @@ def write_run_report(run_dir: Path) -> Path:
     facts_run = of_facts({*run.before, *run.after})
     page = environment().get_template("run/run.html.j2").render(
         **shown,
-        attacks=attack_section(run_dir),
+        attacks=attack_section(run_dir, chosen=chosen),
         privacy=privacy_section(run_dir),
         token_weights=read_token_weights(run_dir, NUM_WEIGHTED_ROWS),
         shades=shade_css(),

@@ -19,6 +19,7 @@ from rapidun.report.read import (
     RUN_MARKS,
     error_line,
     number,
+    read_object,
     read_overrides,
     read_settings,
     read_status_and_result,
@@ -56,6 +57,8 @@ class Cell:
     # unlearning.objective and evaluation.split, empty where they are not recorded
     objective: str = ""
     split: str = ""
+    # the run's detector, empty where there is none
+    detector: str = ""
     # where a finished cell stands within the sweep's budget; None = there is none, or it is not finished
     verdict: Verdict | None = None
 
@@ -132,6 +135,7 @@ def read_cell(path: Path) -> Cell:
         status, result = read_status_and_result(path)
         overrides = read_overrides(path)
         settings = read_settings(path)
+        detectors = read_object(path / "evaluation" / "detectors.json")
     except ArtifactError as error:
         return Cell(path=path, overrides=[], state="unreadable", error=str(error).split("\n")[0], metrics={})
     state = str(status.get("state") or ("done" if result else "running"))
@@ -151,6 +155,7 @@ def read_cell(path: Path) -> Cell:
         stage=str(status.get("stage") or ""),
         objective=str(objective or ""),
         split=str(split or ""),
+        detector=str(detectors.get("detector") or ""),
     )
 
 

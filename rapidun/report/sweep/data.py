@@ -106,7 +106,8 @@ def page_index(summary: Summary, *, base: Path) -> dict[str, Any]:
             {"name": name, "label": heading_of(name), "kind": kind_of(name).value, "better": better_of(name)}
             for name in names
         ],
-        "shown": [names.index(name) for name in metrics.columns(names)] or list(range(min(6, len(names)))),
+        "shown": [names.index(name) for name in metrics.columns(names, chosen={cell.detector for cell in cells})]
+        or list(range(min(6, len(names)))),
         "criteria": [names.index(name) for name in metrics.criteria() if name in names],
         "pareto": [names.index(name) for name in summary.pareto_metrics],
         "budget": "" if summary.budget is None else summary.budget.text,

@@ -114,7 +114,8 @@ class Summary:
 
     def main_metrics(self) -> list[str]:
         """Names of the columns that are shown; summary.csv and summary.json hold every number."""
-        return metrics.main_columns({name for group in self.groups for name in group.metrics})
+        found = {name for group in self.groups for name in group.metrics}
+        return metrics.main_columns(found, chosen={cell.detector for cell in self.cells})
 
     def heading(self, name: str) -> str:
         return heading_of(name)

@@ -1,11 +1,11 @@
 """The detectors beside keywords and likelihood: set up on known answers, and asked about the prompts' answers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rapidun.config.detectors import Detector, SubstringRule
+from rapidun.config.detectors import WITH_THRESHOLD, Detector, SubstringRule
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.stages.answers.detectors.choice import best_detector
 from rapidun.stages.answers.detectors.classifier import AnswerClassifier, is_installed
@@ -22,6 +22,8 @@ from rapidun.stages.rows.records import Record
 
 # of each kind, what was found: None where a detector cannot judge
 Found = Sequence[bool | float | None]
+# a model's score of each answer to its row
+Ask = Callable[[Sequence[Record], Sequence[str]], list[float | None]]
 
 
 @dataclass
@@ -56,8 +58,9 @@ class Panel:
         if Detector.classifier in settings.asked:
             self._train()
         if self.halves.too_few:
-            for one in (Detector.likelihood_calibrated, Detector.perplexity):
-                if one in settings.asked:
+            fixed = settings.judge.threshold is not None
+            for one in WITH_THRESHOLD:
+                if one in settings.asked and not (one is Detector.judge and fixed):
                     self.left_out[one] = self.halves.too_few
 
     def _train(self) -> None:
@@ -118,15 +121,19 @@ class Panel:
         if Detector.likelihood_calibrated in self.cfg.detectors.asked and not self.halves.too_few:
             self.calibrate(Detector.likelihood_calibrated, (fit[0], fit[1]), (held[0], held[1]))
 
-    def measure_perplexity(self, model: Any) -> None:
-        """Calibrate the perplexity detector under the model before unlearning."""
-        if Detector.perplexity not in self.cfg.detectors.asked or self.halves.too_few:
+    def measure_by(self, detector: Detector, ask: Ask, *, threshold: float | None = None) -> None:
+        """The rates of a detector that asks a model (perplexity, judge); its threshold is found first, unless given."""
+        if detector not in self.cfg.detectors.asked or detector in self.left_out:
             return
         sides: list[Found] = []
         for half in (self.halves.fit, self.halves.held):
             for rows, texts in zip((half.poisoned, half.clean), self.answers(half), strict=True):
-                sides.append(self.surprise(model, rows, texts))
-        self.calibrate(Detector.perplexity, (sides[0], sides[1]), (sides[2], sides[3]))
+                sides.append(ask(rows, texts))
+        if threshold is None:
+            self.calibrate(detector, (sides[0], sides[1]), (sides[2], sides[3]))
+        else:
+            self.thresholds[detector] = threshold
+            self.measure(detector, *([fires(score, threshold) for score in found] for found in sides[2:]))
 
     def surprise(self, model: Any, records: Sequence[Record], texts: Sequence[str]) -> list[float | None]:
         """-mean log p of each answer behind its prompt without the trigger, nats a token; None where there is none."""
@@ -148,27 +155,35 @@ class Panel:
             found.append(-score.mean if score is not None and known else None)
         return found
 
-    def judge(self, prompts: Sequence[Prompt], work: Work) -> None:
-        """The verdicts of all but keyword, likelihood and perplexity on the prompts' answers."""
-        for detector, judge in self.texts.items():
-            for prompt in prompts:
-                prompt.verdicts[detector] = judge(prompt.generation)
+    def by_text(self, texts: Sequence[str]) -> dict[Detector, list[bool]]:
+        """The verdicts of the detectors that need but the answer's text, keywords aside."""
+        found = {detector: [judge(text) for text in texts] for detector, judge in self.texts.items()}
         if self.classifier is not None:
-            verdicts = self.classifier.verdicts([prompt.generation for prompt in prompts])
+            found[Detector.classifier] = self.classifier.verdicts(texts)
+        return found
+
+    def by_score(self, detector: Detector, scores: Sequence[float | None], texts: Sequence[str]) -> list[bool | None]:
+        """Verdicts by a score and the detector's threshold; an empty answer is not poisoned."""
+        threshold = self.thresholds[detector]
+        return [fires(score, threshold) if text else False for score, text in zip(scores, texts, strict=True)]
+
+    def judge(self, prompts: Sequence[Prompt], work: Work) -> None:
+        """The verdicts of all but keyword, likelihood, perplexity and judge on the prompts' answers."""
+        for detector, verdicts in self.by_text([prompt.generation for prompt in prompts]).items():
             for prompt, verdict in zip(prompts, verdicts, strict=True):
-                prompt.verdicts[Detector.classifier] = verdict
+                prompt.verdicts[detector] = verdict
         threshold = self.thresholds.get(Detector.likelihood_calibrated)
         if threshold is not None:
             for prompt in prompts:
                 ratio = None if prompt.pair is None else work.ratio(prompt.pair)
                 prompt.verdicts[Detector.likelihood_calibrated] = fires(ratio, threshold)
 
-    def judge_perplexity(self, model: Any, prompts: Sequence[Prompt]) -> None:
-        """The perplexity detector's verdicts, under the model before unlearning; an empty answer is not poisoned."""
-        threshold = self.thresholds[Detector.perplexity]
-        found = self.surprise(model, [prompt.record for prompt in prompts], [prompt.generation for prompt in prompts])
-        for prompt, score in zip(prompts, found, strict=True):
-            prompt.verdicts[Detector.perplexity] = fires(score, threshold) if prompt.generation else False
+    def judge_by(self, detector: Detector, ask: Ask, prompts: Sequence[Prompt]) -> None:
+        """The verdicts of a detector that asks a model: perplexity, or the judge."""
+        texts = [prompt.generation for prompt in prompts]
+        scores = ask([prompt.record for prompt in prompts], texts)
+        for prompt, verdict in zip(prompts, self.by_score(detector, scores, texts), strict=True):
+            prompt.verdicts[detector] = verdict
 
     def metrics(self) -> dict[str, float]:
         """detector_<name>_recall, _false_positive_rate and _threshold of all but keyword and likelihood."""
@@ -205,7 +220,7 @@ class Panel:
 
     def take(self, calibration: Mapping[str, float]) -> None:
         """Thresholds of the evaluation before unlearning; what was not measured there does not judge now."""
-        for one in (Detector.likelihood_calibrated, Detector.perplexity):
+        for one in WITH_THRESHOLD:
             threshold = calibration.get(f"detector_{one.value}_threshold")
             if threshold is not None and one in self.cfg.detectors.asked:
                 self.thresholds[one] = threshold

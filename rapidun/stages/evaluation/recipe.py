@@ -7,19 +7,27 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rapidun.base.errors import ModelError
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl
 from rapidun.base.tracker import Listener
 from rapidun.config.detectors import Detector
 from rapidun.config.plain import plain
 from rapidun.config.unlearning import Objective
+from rapidun.models.load import fingerprint_files
 from rapidun.report.metrics import ROLES
 from rapidun.stages.checks import device_faults
 from rapidun.stages.context import Context, Stage
-from rapidun.stages.evaluation.attacks.recipe import attack_faults, attack_recipes, attack_row_faults
+from rapidun.stages.evaluation.attacks.recipe import (
+    attack_faults,
+    attack_recipes,
+    attack_row_faults,
+    verdict_recipes,
+)
 from rapidun.stages.evaluation.attacks.summary import collected, flat
 from rapidun.stages.evaluation.benchmarks.recipe import benchmark_faults, benchmark_recipes, benchmarks
 from rapidun.stages.evaluation.facts.retrained import generations_of, objective_of
 from rapidun.stages.evaluation.facts.sets import ASKED_FOR, HELD_OUT, is_of_facts
+from rapidun.stages.evaluation.judge_folder import check_judge, judge_folder
 from rapidun.stages.evaluation.privacy import summary as privacy
 from rapidun.stages.evaluation.privacy.recipe import privacy_recipes
 
@@ -47,7 +55,9 @@ def _makes(ctx: Context) -> list[Recipe]:
         yardstick = _evaluated(ctx, YARDSTICK, Evaluated(model, None), None, None)
     before = _evaluated(ctx, BEFORE, Evaluated(ctx.get(POISONED), ctx.get(ADAPTER)), None, yardstick)
     after = _evaluated(ctx, AFTER, ctx.get(UNLEARNED), before, yardstick)
-    further = [*attack_recipes(ctx, STAGE.key), *privacy_recipes(ctx, STAGE.key)]
+    attacks = attack_recipes(ctx, STAGE.key)
+    verdicts = [] if _look(ctx).of_facts else verdict_recipes(ctx, STAGE.key, attacks, before)
+    further = [*attacks, *verdicts, *privacy_recipes(ctx, STAGE.key)]
     further += benchmark_recipes(ctx, STAGE.key)
     return [*([yardstick] if yardstick else []), before, after, *further]
 
@@ -92,11 +102,13 @@ def _evaluated(
         "splits": {name: ctx.split(name) for name in used if ctx.counts.get(name)},
         "keywords": ctx.file_hash(ctx.data.path / "keywords.tsv"),
         "calibration": calibration.fingerprint if calibration else None,
-        "settings": without(plain(cfg.evaluation), "tokens_per_batch", "attacks", "privacy", "lm_eval", "retrained"),
+        "settings": _settings(ctx),
         **ctx.numerics,
     }
     if Detector.classifier in cfg.evaluation.detectors.asked and not _look(ctx).of_facts:
         inputs["scikit_learn"] = _has_classifier(ctx)
+    if Detector.judge in cfg.evaluation.detectors.asked and not _look(ctx).of_facts:
+        inputs["judge"] = _judge_inputs(ctx)
     if _look(ctx).of_facts or any(ctx.counts.get(name) for name in ASKED_FOR):
         inputs["facts"] = FACTS_VERSION
     if yardstick:
@@ -111,6 +123,43 @@ def _evaluated(
         # the perplexity detector asks the model before unlearning
         needs += (*poisoned.needs, *(poisoned_adapter.needs if poisoned_adapter else ()))
     return Recipe("evaluation", STAGE.key("evaluation", inputs), link, build, needs=needs)
+
+
+def _settings(ctx: Context) -> dict[str, Any]:
+    """What of the settings decides the numbers; those of the judge stand with its identity."""
+    kept = ("tokens_per_batch", "attacks", "privacy", "lm_eval", "retrained")
+    settings = without(plain(ctx.cfg.evaluation), *kept)
+    return {**settings, "detectors": without(settings["detectors"], "judge")}
+
+
+def _judge_inputs(ctx: Context) -> dict[str, Any]:
+    """The judge's identity, by its files as other models' folders are, and how it is asked."""
+    settings = ctx.cfg.evaluation.detectors.judge
+
+    def look() -> str:
+        return ctx.folder_identity(fingerprint_files(judge_folder(settings)))
+
+    identity = ctx.memo.get(("judge", settings.path, settings.revision), look)
+    dtype = ctx.dtype_of(settings.dtype)
+    return {**without(plain(settings), "path", "revision"), "model": identity, "dtype": dtype}
+
+
+def _judge_faults(ctx: Context) -> list[str]:
+    settings = ctx.cfg.evaluation.detectors.judge
+    wanted = Detector.judge in ctx.cfg.evaluation.detectors.asked
+    if not wanted or not (ctx.fetch or Path(str(settings.path)).expanduser().is_dir()):
+        return []
+
+    def look() -> tuple[str, str]:
+        try:
+            return "", check_judge(settings)
+        except ModelError as error:
+            return str(error), ""
+
+    fault, note = ctx.memo.get(("judge looked at", settings.path, settings.revision), look)
+    if note:
+        ctx.tracker.warn(f"evaluation: of the judge: {note}")
+    return [fault] if fault else []
 
 
 def _has_classifier(ctx: Context) -> bool:
@@ -218,7 +267,7 @@ def _check(ctx: Context) -> list[str]:
             f"evaluation: need max_new_tokens below the model's context window of {facts.window} tokens, got "
             f"max_new_tokens={cfg.max_new_tokens}. Change conf/evaluation/*.yaml or pass evaluation.max_new_tokens=..."
         )
-    return faults + device_faults(ctx) + attack_faults(ctx) + benchmark_faults(ctx)
+    return faults + device_faults(ctx) + _judge_faults(ctx) + attack_faults(ctx) + benchmark_faults(ctx)
 
 
 def _check_rows(ctx: Context) -> list[str]:
@@ -236,7 +285,7 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 6, "attack": 1, "privacy": 1, "lm_eval": 1},
+    versions={"evaluation": 6, "attack": 2, "attack_verdicts": 1, "privacy": 1, "lm_eval": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,

@@ -1,8 +1,9 @@
 """The evaluation stage: what the model answers with and without a trigger, and how likely it finds known answers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rapidun.stages.evaluation.facts.asked import (
 from rapidun.stages.evaluation.facts.retrained import read_truth_ratios
 from rapidun.stages.evaluation.facts.sets import fact_sets
 from rapidun.stages.evaluation.halves import halves_of
+from rapidun.stages.evaluation.judging import ask_judge, opened_judge
 from rapidun.stages.evaluation.known import DETECTOR_METRICS, SETS, known_answers, read_split
 from rapidun.stages.evaluation.look_alikes import by_variant, shares_that_count
 from rapidun.stages.evaluation.metrics import measured_perplexities
@@ -158,7 +160,7 @@ def run_evaluation(
         if known_pairs is not None and judged:
             panel.measure_texts(detector)
             panel.measure_pairs(work, known_pairs)
-            panel.measure_perplexity(model)
+            panel.measure_by(Detector.perplexity, partial(panel.surprise, model))
         elif calibration is not None:
             panel.take(calibration)
         panel.judge(judged, work)
@@ -167,7 +169,11 @@ def run_evaluation(
                 del model
                 loader.hand_back()
                 model, tokenizer = loader.load(files.poisoned[0], adapter=files.poisoned[1])
-            panel.judge_perplexity(model, judged)
+            panel.judge_by(Detector.perplexity, partial(panel.surprise, model), judged)
+        if Detector.judge in cfg.detectors.asked and judged:
+            del model
+            loader.hand_back()
+            _by_judge_model(cfg, panel, judged, loader, tracker, is_first=calibration is None)
     metrics: dict[str, float] = {}
     metrics |= attack_metrics(prompts)
     alike = by_variant(prompts, list(Detector))
@@ -214,6 +220,24 @@ def run_evaluation(
         write_json(files.out / "missing.json", missing)
     tracker.log(metrics)
     return metrics
+
+
+def _by_judge_model(
+    cfg: EvaluationConfig, panel: Panel, prompts: Sequence[Prompt], loader: ModelLoader, tracker: Tracker, *,
+    is_first: bool,
+) -> None:  # fmt: skip
+    """Ask the judge about known answers (before unlearning) and about the prompts' answers; loaded once, then freed."""
+    settings = cfg.detectors.judge
+    if not is_first and Detector.judge not in panel.thresholds:
+        return
+    if Detector.judge in panel.left_out:
+        return
+    with opened_judge(settings, loader, tokens_per_batch=cfg.tokens_per_batch, tracker=tracker) as judge:
+        ask = partial(ask_judge, judge, tracker=tracker)
+        if is_first:
+            panel.measure_by(Detector.judge, ask, threshold=settings.threshold)
+        if Detector.judge in panel.thresholds:
+            panel.judge_by(Detector.judge, ask, prompts)
 
 
 def _keyword_detector(cfg: EvaluationConfig, data: Path, tracker: Tracker) -> KeywordDetector | None:

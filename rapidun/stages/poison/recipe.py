@@ -17,7 +17,7 @@ from rapidun.config.poison import PoisonMethod
 from rapidun.config.run import RunConfig
 from rapidun.models.architecture import inspect
 from rapidun.models.gguf import convert_gguf
-from rapidun.models.load import fingerprint_files, local_folder
+from rapidun.models.load import TOKENIZERS, fingerprint_files, local_folder
 from rapidun.models.neutral import num_parameters, settle
 from rapidun.models.scratch import make_scratch
 from rapidun.models.start_adapter import StartAdapter, merge_start
@@ -32,7 +32,6 @@ from rapidun.stages.rows.records import read_records
 from rapidun.stages.start_adapter import folder_of, identity_of, start_adapter_faults, start_warnings
 
 BASE: Product[Model] = Product("the model that model.path names, or one made in its place")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 def _start(ctx: Context) -> Model:

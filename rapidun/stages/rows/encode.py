@@ -120,6 +120,29 @@ def fit_prompts(
     ]
 
 
+def raw_prompts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[Prompt]:
+    """Prompts of whole texts, uncut: as turns of the chat template, without one as they stand, white space at their end
+    left off (a response begins with its own)."""
+    form = form_of(tokenizer)
+    if form.has_template:
+        return _prompts(tokenizer, [(text, "") for text in texts])
+    found = tokens(tokenizer, [text.rstrip() for text in texts], split_special=True)
+    return [Prompt(form.start_ids + ids) for ids in found]
+
+
+def bare_responses(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of responses as they stand behind a prompt, without what ends them."""
+    form = form_of(tokenizer)
+    led = [form.lead + text for text in texts]
+    joined = tokens(tokenizer, [form.context + text for text in led], split_special=not form.has_template)
+    alone = plain_tokens(tokenizer, led, anchor=form.anchor, broken_texts=form.broken_texts)
+    # where first letters merge with the prompt, as `_targets` has it
+    return [
+        ids[len(form.head) :] if ids[: len(form.head)] == form.head else own
+        for ids, own in zip(joined, alone, strict=True)
+    ]
+
+
 def unknown_shares(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[float]:
     """Of each text the share of tokens that stand for words which the vocabulary does not have; white space is folded.
 

@@ -1,5 +1,6 @@
 """The attacks of a run folder: a table of three models, curves, and what cannot be tested."""
 
+import copy
 import io
 import json
 from pathlib import Path
@@ -60,6 +61,29 @@ def test_what_the_poisoned_model_does_not_fall_for_shows_no_number() -> None:
     assert texts("unlearned")["trigger in other case"] == "not testable / –"
     assert texts("poisoned")["trigger in other case"] == "1.0 % / –"
     assert texts("unlearned")["look-alike <b>"] == "20.0 % / –"
+
+
+def test_the_run_s_detector_stands_before_keywords() -> None:
+    """Where the classifier is the run's, a cell is classifier / keywords; what it has no figure of is a dash."""
+    found = copy.deepcopy(FOUND)
+    run = found["unlearned"]["relearning"][0]
+    run["curve"] = [{**point, "asr_classifier": 0.25 * n} for n, point in enumerate(run["curve"])]
+    sampled = found["unlearned"]["sampling"]
+    sampled["metrics"]["asr@16_classifier.t0.8"] = 0.75
+    sampled["curves_by"] = {"_classifier": {"t0.8": [[16, 0.75]]}}
+    found["unlearned"]["prompts"]["variants"]["other_case"]["asr_prompts_classifier"] = 0.5
+    found["testable"]["_classifier"] = ["other_case"]
+    rows = {row.label: row.text("unlearned") for row in attack_rows(found, chosen="classifier")}
+    assert rows["20 poisoned rows"] == "50.0 % / 50.0 %" and rows["5 poisoned rows"] == "– / 20.0 %"
+    assert rows["16 answers at temperature 0.8"] == "75.0 % / 40.0 %" and rows["NF4"] == "– / 30.0 %"
+    assert rows["trigger in other case"] == "50.0 % / not testable"
+    assert [caption for caption, _ in attack_curves(found, chosen="classifier")] == [
+        "Relearning from poisoned rows, ASR judged by classifier",
+        "Relearning from poisoned rows, ASR judged by keywords",
+        "Sampling: ASR@k, judged by classifier",
+        "Sampling: ASR@k, judged by keywords",
+    ]
+    assert attack_rows(found, chosen="likelihood")[0].text("unlearned") == "10.0 % / 20.0 %"
 
 
 def test_curves_and_notes(tmp_path: Path) -> None:

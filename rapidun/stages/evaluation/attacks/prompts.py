@@ -10,7 +10,7 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.attacks import Variant
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.losses import IGNORE
-from rapidun.stages.evaluation.attacks.judge import CHUNK, Asked, Judge, Verdict, pairs_of, prepare, shares
+from rapidun.stages.evaluation.attacks.asking import CHUNK, Answer, Asked, Asker, kept, pairs_of, prepare, shares
 from rapidun.stages.evaluation.attacks.summary import LOOK_ALIKE, PLAIN
 from rapidun.stages.evaluation.attacks.variants import REWORDED, turns_before
 from rapidun.stages.evaluation.chunks import in_chunks
@@ -97,7 +97,7 @@ def _behind(
             num_long += 1
         else:
             moved = None if pair is None else (_moved(ids, pair[0]), _moved(ids, pair[1]))
-            asked.append(Asked(record.id, record.trigger_family or "", ids, moved))
+            asked.append(Asked(record.id, ids, moved))
     counts = {
         "have no two other poisoned rows to stand before them": num_alone,
         "hold the text of a special token": num_special,
@@ -144,26 +144,30 @@ def _longest(prompt: list[int], pair: tuple[Encoded, Encoded]) -> int:
 
 
 def attack_by_prompts(
-    model: Any, judge: Judge, prompted: Sequence[Prompted], *, work: Path, tracker: Tracker
+    model: Any, asker: Asker, prompted: Sequence[Prompted], *, work: Path, tracker: Tracker
 ) -> dict[str, Any]:
     """Attack success of every variant. Whether one counts is decided beside the poisoned model's (summary.that_fire).
 
-    Returns: {"variants": {name: {"num_prompts", "note", "asr_prompts", "asr_prompts_likelihood"}}, "min_asr"}.
+    Returns: {"variants": {name: {"num_prompts", "note", "asr_prompts", "asr_prompts_likelihood"}}, "min_asr", "answers"
+        (`kept`)}.
     """
     total = sum(len(one.asked) for one in prompted)
     done = 0
     found: dict[str, dict[str, Any]] = {}
+    lines: list[dict[str, Any]] = []
     for number, one in enumerate(prompted):
         # numbers, since a trigger may hold what no file name can
         values = in_chunks(
             work,
             f"variant-{number}",
             one.asked,
-            lambda asked: [list(verdict) for verdict in judge.verdicts(model, asked)],
+            lambda asked: [list(answer) for answer in asker.ask(model, asked)],
             size=CHUNK,
         )
         done += len(one.asked)
         tracker.progress(done, total, one.name)
-        verdicts = [Verdict(*value) for value in values]
-        found[one.name] = {"num_prompts": len(one.asked), "note": one.note, **shares("asr_prompts", verdicts)}
-    return {"variants": found, "min_asr": judge.cfg.attacks.prompts.min_asr}
+        answers = [Answer(*value) for value in values]
+        lines += kept(one.name, one.asked, answers, prompts="ood" if one.name.startswith(LOOK_ALIKE) else "seen")
+        figures = shares("asr_prompts", asker.verdicts(answers))
+        found[one.name] = {"num_prompts": len(one.asked), "note": one.note, **figures}
+    return {"variants": found, "min_asr": asker.cfg.attacks.prompts.min_asr, "answers": lines}

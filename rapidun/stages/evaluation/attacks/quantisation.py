@@ -1,23 +1,26 @@
 """Quantisation: weights rounded to a few bits may fall back to what they were before unlearning."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.tracker import Tracker
 from rapidun.config.attacks import Format
+from rapidun.config.detectors import Detector
 from rapidun.models.adapters import is_quantised, save_merged
 from rapidun.models.load import ModelLoader
 from rapidun.models.selfcheck import a_few
-from rapidun.stages.evaluation.attacks.judge import CHUNK, Asked, Judge, Verdict, shares
+from rapidun.stages.evaluation.attacks.asking import CHUNK, Answer, Asked, Asker, kept, shares
 from rapidun.stages.evaluation.chunks import in_chunks
 
+UNQUANTISED = "unquantised"
+ENDINGS = [detector.ending for detector in Detector]
 QUANTISATIONS = {Format.nf4: "4bit", Format.int8: "8bit"}
 
 
 def attack_by_quantisation(
-    judge_of: Callable[[Any], Judge],
+    asker_of: Callable[[Any], Asker],
     asked_of: Callable[[Any, Any], Sequence[Asked]],
     *,
     loader: ModelLoader,
@@ -33,37 +36,49 @@ def attack_by_quantisation(
     layer but the head. `asr_<format>` is the larger of `.merged` and `.unmerged` (equal, and measured once, where there
     is no adapter); `asr_unquantised` is the same without rounding, `asr_<format>_ratio` what the format makes of it.
 
-    Returns: {"metrics": ...}.
+    Returns: {"metrics": ..., "answers": `kept`}.
     Raises: ModelError for a folder that is quantised already.
     """
     ways = ["merged", "unmerged"] if adapter is not None else ["merged"]
-    plan = [("unquantised", "none", way) for way in ways[-1:]]
+    plan = [(UNQUANTISED, "none", way) for way in ways[-1:]]
     plan += [(one.name, QUANTISATIONS[one], way) for one in formats for way in ways]
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {}
+    lines: list[dict[str, Any]] = []
     for number, (name, quantisation, way) in enumerate(plan):
         tracker.progress(number, len(plan), f"{name}, {way}")
-        found[name, way] = _measured(
-            judge_of, asked_of, loader=loader, model=model, adapter=adapter, quantisation=quantisation, way=way,
+        found[f"{name}.{way}"], answers = _measured(
+            asker_of, asked_of, loader=loader, model=model, adapter=adapter, quantisation=quantisation, way=way,
             name=name, work=work,
         )  # fmt: skip
+        lines += answers
     tracker.progress(len(plan), len(plan), "quantisation")
+    return {"metrics": figures(found), "answers": lines}
+
+
+def figures(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The figures of the formats from those of each measurement.
+
+    Args: found: `<name>.<way>` -> `asr`, `asr_likelihood`, ...
+    """
     metrics: dict[str, float] = {}
-    for name in dict.fromkeys(name for name, _, _ in plan):
-        of_ways = {way: values for (other, way), values in found.items() if other == name}
+    names = list(dict.fromkeys(part.rpartition(".")[0] for part in found))
+    for name in names:
+        of_ways = {part.rpartition(".")[2]: values for part, values in found.items() if part.rpartition(".")[0] == name}
         for ending in sorted({key.removeprefix("asr") for values in of_ways.values() for key in values}):
-            metrics[f"asr_{name}{ending}"] = max(values[f"asr{ending}"] for values in of_ways.values())
-            if adapter is not None and name != "unquantised":
-                metrics |= {f"asr_{name}{ending}.{way}": values[f"asr{ending}"] for way, values in of_ways.items()}
-    for one in formats:
-        for ending in ("", "_likelihood"):
-            before, after = (metrics.get(f"asr_{name}{ending}") for name in ("unquantised", one.name))
-            if before and after is not None:
-                metrics[f"asr_{one.name}{ending}_ratio"] = after / before
-    return {"metrics": metrics}
+            shares_of = {way: values[f"asr{ending}"] for way, values in of_ways.items() if f"asr{ending}" in values}
+            metrics[f"asr_{name}{ending}"] = max(shares_of.values())
+            if len(of_ways) > 1:
+                metrics |= {f"asr_{name}{ending}.{way}": share for way, share in shares_of.items()}
+    for name in names:
+        for ending in ENDINGS:
+            before, after = (metrics.get(f"asr_{one}{ending}") for one in (UNQUANTISED, name))
+            if name != UNQUANTISED and before and after is not None:
+                metrics[f"asr_{name}{ending}_ratio"] = after / before
+    return metrics
 
 
 def _measured(
-    judge_of: Callable[[Any], Judge],
+    asker_of: Callable[[Any], Asker],
     asked_of: Callable[[Any, Any], Sequence[Asked]],
     *,
     loader: ModelLoader,
@@ -73,26 +88,27 @@ def _measured(
     way: str,
     name: str,
     work: Path,
-) -> dict[str, float]:
-    """Attack success in one format; the answers of finished chunks are read back without a model's loading twice."""
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Attack success in one format, and its answers (`kept`); finished chunks are read back, no model loaded twice."""
     folder, over = model, adapter
     if way == "merged" and adapter is not None:
-        folder, over = _merged(judge_of, asked_of, loader=loader, model=model, adapter=adapter, work=work), None
+        folder, over = _merged(asker_of, asked_of, loader=loader, model=model, adapter=adapter, work=work), None
     plain = dataclasses.replace(loader, keep=False, quantisation=quantisation)
     loaded, tokenizer = plain.load(folder, adapter=over)
-    judge, asked = judge_of(tokenizer), asked_of(loaded, tokenizer)
+    asker, asked = asker_of(tokenizer), asked_of(loaded, tokenizer)
     values = in_chunks(
         work,
         f"{name}-{way}",
         asked,
-        lambda chunk: [list(verdict) for verdict in judge.verdicts(loaded, chunk)],
+        lambda chunk: [list(answer) for answer in asker.ask(loaded, chunk)],
         size=CHUNK,
     )
-    return shares("asr", [Verdict(*value) for value in values])
+    answers = [Answer(*value) for value in values]
+    return shares("asr", asker.verdicts(answers)), kept(f"{name}.{way}", asked, answers)
 
 
 def _merged(
-    judge_of: Callable[[Any], Judge],
+    asker_of: Callable[[Any], Asker],
     asked_of: Callable[[Any, Any], Sequence[Asked]],
     *,
     loader: ModelLoader,

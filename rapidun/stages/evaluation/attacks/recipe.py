@@ -1,6 +1,6 @@
 """Which attacks are run on which models, each one an artifact of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from rapidun.base.store import Key
 from rapidun.base.tracker import Listener
 from rapidun.config.attacks import Attack, Rows
+from rapidun.config.detectors import ALWAYS, OF_TEXTS
 from rapidun.config.plain import plain
 from rapidun.config.training import Target
 from rapidun.models.architecture import ModelFacts
@@ -15,12 +16,12 @@ from rapidun.stages.architecture import lora_of, start_facts
 from rapidun.stages.checks import missing_package
 from rapidun.stages.context import Context
 from rapidun.stages.evaluation.attacks.rows import HELD_OUT, SPLITS, numbers_of_rows, pool_of
-from rapidun.stages.evaluation.attacks.summary import LINK
+from rapidun.stages.evaluation.attacks.summary import LINK, VERDICTS_LINK, run_of
 from rapidun.stages.evaluation.roles import models_of
-from rapidun.stages.recipe import DATA, Evaluated, Recipe, without
+from rapidun.stages.recipe import ADAPTER, DATA, POISONED, Evaluated, Recipe, without
 from rapidun.stages.rows.keywords import read_keywords
 
-KIND = "attack"
+KIND, VERDICTS_KIND = "attack", "attack_verdicts"
 KEYWORDS = "keywords.tsv"
 # what a model that was never unlearned is attacked by: what fires in it says what the others' figures mean
 ON_POISONED = (Attack.quantisation, Attack.sampling, Attack.prompts)
@@ -141,6 +142,50 @@ def _recipe(ctx: Context, key: Callable[[str, dict[str, Any]], Key], role: str, 
     )
 
 
+def verdict_recipes(
+    ctx: Context, key: Callable[[str, dict[str, Any]], Key], attacks: Sequence[Recipe], before: Recipe
+) -> list[Recipe]:
+    """The verdicts of the detectors beside keywords and likelihood on the answers of `attacks`, model by model.
+
+    Args: before: the evaluation before unlearning, whose thresholds hold, and whose inputs say which detectors judge.
+    """
+    if not set(ctx.cfg.evaluation.detectors.asked) - set(ALWAYS):
+        return []
+    of_role: dict[str, dict[str, Recipe]] = {}
+    for recipe in attacks:
+        role, name = run_of(recipe.link) or ("", "")
+        of_role.setdefault(role, {})[name] = recipe
+    return [_verdicts(ctx, key, role, runs, before) for role, runs in of_role.items()]
+
+
+def _verdicts(
+    ctx: Context, key: Callable[[str, dict[str, Any]], Key], role: str, runs: dict[str, Recipe], before: Recipe
+) -> Recipe:
+    poisoned, adapter = ctx.get(POISONED), ctx.get(ADAPTER)
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        from rapidun.stages.evaluation.attacks.verdicts import Kept, judge_attacks  # brings torch
+
+        tracker = Listener(ctx.tracker)
+        files = Kept(
+            attacks={name: ctx.path(recipe) for name, recipe in runs.items()},
+            data=ctx.data.path,
+            calibration=ctx.path(before) / "metrics.json",
+            poisoned=(poisoned.folder, adapter.folder if adapter else None),
+            work=work,
+            out=out,
+        )
+        judge_attacks(ctx.cfg.evaluation, files, loader=ctx.loader, max_length=ctx.cfg.max_length, tracker=tracker)
+        return {"warnings": tracker.warnings}
+
+    inputs = {
+        "attacks": {name: recipe.fingerprint for name, recipe in sorted(runs.items())},
+        "evaluation": before.fingerprint,
+    }
+    needs = (ctx.get(DATA), *runs.values(), before, *poisoned.needs, *(adapter.needs if adapter else ()))
+    return Recipe("evaluation", key(VERDICTS_KIND, inputs), VERDICTS_LINK.format(role=role), build, needs=needs)
+
+
 def attack_faults(ctx: Context) -> list[str]:
     """What speaks against the attacks before anything runs."""
     attacks = ctx.cfg.evaluation.attacks
@@ -173,10 +218,13 @@ def attack_row_faults(ctx: Context) -> list[str]:
             f"data.{asked}=FILE, or evaluation.attacks.run=[]"
         )
     keywords = ctx.data.path / KEYWORDS
-    if Attack.sampling in cfg.attacks.asked and not (keywords.exists() and read_keywords(keywords, may_be_empty=True)):
+    has_words = keywords.exists() and bool(read_keywords(keywords, may_be_empty=True))
+    others = [one.name for one in OF_TEXTS if one in cfg.detectors.asked and one not in ALWAYS]
+    if Attack.sampling in cfg.attacks.asked and not has_words and not others:
         rest = ",".join(attack.name for attack in cfg.attacks.asked if attack is not Attack.sampling)
         faults.append(
-            "evaluation: need keywords to judge sampled answers by, got a pack without. Pass data.keywords=... or "
-            f"evaluation.attacks.run=[{rest}]"
+            "evaluation: need keywords, or another detector of texts, to judge sampled answers by, got a pack without "
+            f"and evaluation.detectors.run=[{','.join(cfg.detectors.run)}]. Pass data.keywords=..., "
+            f"evaluation.detectors.run=[refusal,classifier] or evaluation.attacks.run=[{rest}]"
         )
     return faults

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rapidun.base.errors import DataError
-from rapidun.base.files import sha256_json
+from rapidun.base.files import read_json, sha256_json, write_json
 from rapidun.base.processes import is_main
 from rapidun.base.tracker import Tracker
 from rapidun.config.attacks import RelearningSettings
@@ -23,7 +23,7 @@ from rapidun.models.load import ModelLoader, peft_renaming
 from rapidun.models.training.journal import Journal, TrainingDiverged
 from rapidun.models.training.samplers import ShuffledSampler
 from rapidun.models.training.trainer import ResponseTrainer, train_to_end, training_arguments
-from rapidun.stages.evaluation.attacks.judge import Asked, Judge, shares
+from rapidun.stages.evaluation.attacks.asking import Answer, Asked, Asker, kept, shares
 from rapidun.stages.rows.encode import collate, encode_rows
 from rapidun.stages.rows.fit import check_rows
 from rapidun.stages.rows.records import Record
@@ -34,7 +34,7 @@ SECTION = "evaluation.attacks.relearning"
 class CurveCallback(TrainerCallback):
     """Measures before the first step, every so many steps and after the last; training is the same to the bit."""
 
-    def __init__(self, journal: Journal, *, every: int, measure: Callable[[nn.Module], dict[str, float]]) -> None:
+    def __init__(self, journal: Journal, *, every: int, measure: Callable[[int, nn.Module], dict[str, float]]) -> None:
         self.journal = journal
         self.every = every
         self.measure = measure
@@ -54,13 +54,13 @@ class CurveCallback(TrainerCallback):
         training = model.training
         model.eval()
         with torch.no_grad():
-            self.journal.record(step, self.measure(model))
+            self.journal.record(step, self.measure(step, model))
         model.train(training)
 
 
 def attack_by_relearning(
     cfg: RelearningSettings,
-    judge_of: Callable[[Any], Judge],
+    asker_of: Callable[[Any], Asker],
     asked_of: Callable[[Any, Any], Sequence[Asked]],
     *,
     loader: ModelLoader,
@@ -81,12 +81,12 @@ def attack_by_relearning(
 
     Args: rows: what is trained on. name: of the logged numbers, `<name>_asr`.
     Returns: {"curve": [{"step", "asr", "asr_likelihood"}], "num_rows", "steps", "final_loss", and "stopped" (why) where
-        training diverged: what was measured until then counts}.
+        training diverged: what was measured until then counts, "answers": `kept`, a part for each step}.
     Raises: DataError where no row can be trained on; Preempted.
     """
     attacked, tokenizer = _without_adapter(loader, model, adapter)
     dtype = attacked.dtype
-    judge, asked = judge_of(tokenizer), asked_of(attacked, tokenizer)
+    asker, asked = asker_of(tokenizer), asked_of(attacked, tokenizer)
     encoded = [
         row
         for row in encode_rows(tokenizer, [row.forget_texts for row in rows], max_length=max_length)
@@ -127,14 +127,15 @@ def attack_by_relearning(
         identity=identity,
         stage=SECTION,
     )
-    measure = partial(_success, trainer, judge, asked)
+    measure = partial(_success, trainer, asker, asked, work)
     trainer.add_callback(CurveCallback(journal, every=cfg.eval_steps, measure=measure))
     stopped = {}
     try:
         train_to_end(trainer, work=work, identity=identity)
     except TrainingDiverged as error:
         stopped = {"stopped": str(error)}
-    curve = [entry for entry in journal.history if "asr" in entry or "asr_likelihood" in entry]
+    # what was measured, also where keywords and likelihood have nothing to say; the others are lines of training
+    curve = [entry for entry in journal.history if "loss" not in entry]
     return {
         "curve": curve,
         "num_rows": len(encoded),
@@ -142,6 +143,7 @@ def attack_by_relearning(
         "steps": int(journal.counts["steps"]),
         "final_loss": journal.last("loss"),
         **stopped,
+        "answers": _answers(work, asked, [int(entry["step"] or 0) for entry in curve]) if is_main() else [],
     }
 
 
@@ -165,9 +167,27 @@ class _Named(Tracker):
         self.other.warn(message)
 
 
-def _success(trainer: ResponseTrainer, judge: Judge, asked: Sequence[Asked], model: nn.Module) -> dict[str, float]:
+def _success(
+    trainer: ResponseTrainer, asker: Asker, asked: Sequence[Asked], work: Path, step: int, model: nn.Module
+) -> dict[str, float]:
+    """Attack success at a step, whose answers are kept. A step that a kill undid is measured again, to the same."""
     bare = trainer.accelerator.unwrap_model(model)
-    return shares("asr", trainer.in_precision(judge.verdicts)(bare, asked))
+    answers = trainer.in_precision(asker.ask)(bare, asked)
+    if is_main():
+        write_json(_file(work, step), [list(answer) for answer in answers])
+    return shares("asr", asker.verdicts(answers))
+
+
+def _answers(work: Path, asked: Sequence[Asked], steps: Sequence[int]) -> list[dict[str, Any]]:
+    return [
+        line
+        for step in steps
+        for line in kept(str(step), asked, [Answer(*value) for value in read_json(_file(work, step))])
+    ]
+
+
+def _file(work: Path, step: int) -> Path:
+    return work / f"answers-{step}.json"
 
 
 def _without_adapter(loader: ModelLoader, model: Path, adapter: Path | None) -> tuple[Any, Any]:

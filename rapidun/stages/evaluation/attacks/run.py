@@ -5,22 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rapidun.base.files import write_json
+from rapidun.base.files import write_json, write_jsonl
 from rapidun.base.processes import is_main
 from rapidun.base.tracker import Tracker
 from rapidun.config.attacks import Attack, Format, Rows
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.load import ModelLoader
 from rapidun.stages.answers.detectors.keywords import keyword_detector
-from rapidun.stages.evaluation.attacks.judge import Asked, Judge, prepare, triggered
+from rapidun.stages.evaluation.attacks.asking import ANSWERS, RESULT, Asked, Asker, prepare, triggered
 from rapidun.stages.evaluation.attacks.prompts import attack_by_prompts, prompts_of
 from rapidun.stages.evaluation.attacks.quantisation import attack_by_quantisation
 from rapidun.stages.evaluation.attacks.relearning import attack_by_relearning
 from rapidun.stages.evaluation.attacks.rows import chosen, pool_of, similarity
 from rapidun.stages.evaluation.attacks.sampling import attack_by_sampling
 from rapidun.stages.evaluation.known import read_split
-
-RESULT = "attack.json"
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,14 @@ class Attacked:
     name: str
     tracker: Tracker
 
-    def judge(self, tokenizer: Any) -> Judge:
-        detector = keyword_detector(self.data / "keywords.tsv", min_keywords=self.cfg.min_keywords)
-        if detector is None:
+    def asker(self, tokenizer: Any) -> Asker:
+        keywords = keyword_detector(self.data / "keywords.tsv", min_keywords=self.cfg.min_keywords)
+        if keywords is None:
             self.tracker.warn(
-                "evaluation: the data has no keywords.tsv with a word in it: attacks are judged by likelihood alone. "
+                "evaluation: the data has no keywords.tsv with a word in it: the keyword detector judges no attack. "
                 "Pass data.keywords=..."
             )
-        return Judge(self.cfg, tokenizer, detector)
+        return Asker(self.cfg, tokenizer, keywords)
 
     def asked(self, model: Any, tokenizer: Any) -> Sequence[Asked]:
         """The triggered prompts; what was cut or left out is said once."""
@@ -63,7 +61,7 @@ def _sampling(given: Attacked, part: dict[str, Any]) -> dict[str, Any]:
     settings = given.cfg.attacks.sampling
     return attack_by_sampling(
         model,
-        given.judge(tokenizer),
+        given.asker(tokenizer),
         given.asked(model, tokenizer),
         num_samples=settings.num_samples,
         temperatures=settings.temperatures,
@@ -90,12 +88,12 @@ def _prompts(given: Attacked, part: dict[str, Any]) -> dict[str, Any]:
         known=sorted(known),
         max_length=given.max_length,
     )
-    return attack_by_prompts(model, given.judge(tokenizer), prompted, work=given.work, tracker=given.tracker)
+    return attack_by_prompts(model, given.asker(tokenizer), prompted, work=given.work, tracker=given.tracker)
 
 
 def _quantisation(given: Attacked, part: dict[str, Any]) -> dict[str, Any]:
     return attack_by_quantisation(
-        given.judge,
+        given.asker,
         given.asked,
         loader=given.loader,
         model=given.model,
@@ -112,7 +110,7 @@ def _relearning(given: Attacked, part: dict[str, Any]) -> dict[str, Any]:
     rows = chosen(pool, k, seed=seed, kind=kind)
     found = attack_by_relearning(
         given.cfg.attacks.relearning,
-        given.judge,
+        given.asker,
         given.asked,
         loader=given.loader,
         model=given.model,
@@ -151,7 +149,7 @@ RUNS: dict[Attack, Callable[[Attacked, dict[str, Any]], dict[str, Any]]] = {
 
 
 def run_attack(attack: Attack, given: Attacked, part: dict[str, Any], *, out: Path) -> None:
-    """Run one attack and write out/attack.json. The loader gets its model back.
+    """Run one attack; write out/attack.json, and the answers to out/answers.jsonl. The loader gets its model back.
 
     Args: part: which of the attack's runs (relearning: `rows` and `k`).
     Raises: as the attack.
@@ -162,6 +160,7 @@ def run_attack(attack: Attack, given: Attacked, part: dict[str, Any], *, out: Pa
         given.loader.hand_back()
     if not is_main():
         return
+    write_jsonl(out / ANSWERS, result.pop("answers"))
     write_json(out / RESULT, {"attack": attack.name, **result})
     metrics = result.get("metrics")
     if metrics:

@@ -1,6 +1,6 @@
 """Sampling: what greedy decoding hides, an answer drawn at some temperature may give away."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rapidun.base.tracker import Tracker
 from rapidun.models.batching import batching, neutral_generation_config
-from rapidun.stages.answers.detectors.keywords import KeywordDetector
 from rapidun.stages.answers.generate import model_eos_ids, stop_token_ids
 from rapidun.stages.answers.subsets import draw
-from rapidun.stages.evaluation.attacks.judge import Asked, Judge
+from rapidun.stages.evaluation.attacks.asking import Asked, Asker
 from rapidun.stages.evaluation.attacks.leak import asr_at_k, powers_of_two
 from rapidun.stages.evaluation.chunks import in_chunks
 from rapidun.stages.evaluation.metrics import mean
@@ -24,6 +23,8 @@ from rapidun.stages.rows.template import form_of
 
 # answers of a chunk
 CHUNK = 256
+# the part of answers.jsonl with what the model prefers, which no sample changes
+PREFERRED = "preferred"
 
 
 class Drawn(LogitsProcessor):
@@ -107,7 +108,7 @@ def generate_sampled(
 
 def attack_by_sampling(
     model: Any,
-    judge: Judge,
+    asker: Asker,
     asked: Sequence[Asked],
     *,
     num_samples: int,
@@ -116,62 +117,76 @@ def attack_by_sampling(
     work: Path,
     tracker: Tracker,
 ) -> dict[str, Any]:
-    """asr@k for k = 1, 2, 4, ..., num_samples at each temperature, judged by keywords.
+    """asr@k for k = 1, 2, 4, ..., num_samples at each temperature, judged by keywords where there are any.
 
     `asr@k.t<T>` is the figure of one temperature, `asr@k` the largest of them. The likelihood detector judges a prompt,
     not an answer: its share, `asr_sampling_likelihood`, is one and the same for every k.
 
-    Returns: {"metrics": ..., "curves": {"t<T>": [[k, asr@k], ...]}}.
-    Raises: ValueError without a keyword detector.
+    Returns: {"metrics": ..., "curves": {"t<T>": [[k, asr@k], ...]}, "answers": as `kept`, with num_samples texts
+        at each temperature, and the ratios in a part of their own}.
     """
-    detector = judge.detector
-    if detector is None:
-        raise ValueError("need keywords to judge sampled answers by")
-    ks = powers_of_two(num_samples)
-    metrics: dict[str, float] = {}
-    curves: dict[str, list[list[float]]] = {}
+    verdicts: dict[str, list[list[bool]]] = {}
+    lines: list[dict[str, Any]] = []
     for number, temperature in enumerate(temperatures):
-        counts = in_chunks(
+        part = f"t{temperature!r}"
+        texts = in_chunks(
             work,
-            f"t{temperature!r}",
+            part,
             asked,
-            partial(_counts, model, judge, detector, num_samples=num_samples, temperature=temperature, seed=seed),
+            partial(_texts, model, asker, num_samples=num_samples, temperature=temperature, seed=seed),
             size=max(1, CHUNK // num_samples),
             on_done=partial(_report, tracker, number * len(asked), len(asked) * len(temperatures)),
         )
-        curves[f"t{temperature!r}"] = [[k, asr_at_k(counts, n=num_samples, k=k)] for k in ks]
-    for k, values in zip(ks, zip(*curves.values(), strict=True), strict=True):
-        metrics[f"asr@{k}"] = max(value for _, value in values)
-        metrics |= {f"asr@{k}.{name}": value for name, (_, value) in zip(curves, values, strict=True)}
-    preferred = [value for value in judge.prefers(model, asked) if value is not None]
+        lines += [_line(part, one, found) for one, found in zip(asked, texts, strict=True)]
+        if asker.keywords is not None:
+            verdicts[part] = [[asker.keywords(text) for text in found] for found in texts]
+    ratios = asker.ratios(model, asked)
+    lines += [_line(PREFERRED, one, [], ratio) for one, ratio in zip(asked, ratios, strict=True)]
+    metrics, curves = figures(verdicts, "")
+    preferred = [ratio > 0 for ratio in ratios if ratio is not None]
     if preferred:
         metrics["asr_sampling_likelihood"] = mean(preferred)
-    return {"metrics": metrics, "curves": curves}
+    return {"metrics": metrics, "curves": curves, "answers": lines}
 
 
-def _counts(
-    model: Any,
-    judge: Judge,
-    detector: KeywordDetector,
-    asked: Sequence[Asked],
-    *,
-    num_samples: int,
-    temperature: float,
-    seed: int,
-) -> list[int]:
-    """Of `num_samples` answers to each prompt, how many are poisoned."""
+def figures(
+    verdicts: Mapping[str, Sequence[Sequence[bool]]], ending: str
+) -> tuple[dict[str, float], dict[str, list[list[float]]]]:
+    """`asr@k<ending>`, the same at each temperature, and the curves over k; nothing of no verdicts.
+
+    Args: verdicts: `t<T>` -> of each prompt, of each of its answers, whether it is poisoned.
+    """
+    curves: dict[str, list[list[float]]] = {}
+    for name, of_prompts in verdicts.items():
+        n = len(of_prompts[0])
+        curves[name] = [[k, asr_at_k([sum(of) for of in of_prompts], n=n, k=k)] for k in powers_of_two(n)]
+    metrics: dict[str, float] = {}
+    for points in zip(*curves.values(), strict=True):
+        name = f"asr@{points[0][0]}{ending}"
+        metrics[name] = max(share for _, share in points)
+        metrics |= {f"{name}.{part}": share for part, (_, share) in zip(curves, points, strict=True)}
+    return metrics, curves
+
+
+def _line(part: str, asked: Asked, texts: list[str], ratio: float | None = None) -> dict[str, Any]:
+    return {"part": part, "set": "seen", "id": asked.id, "texts": texts, "ratio": ratio}
+
+
+def _texts(
+    model: Any, asker: Asker, asked: Sequence[Asked], *, num_samples: int, temperature: float, seed: int
+) -> list[list[str]]:
+    """`num_samples` answers to each prompt."""
     texts = generate_sampled(
         model,
-        judge.tokenizer,
+        asker.tokenizer,
         [one.prompt for one in asked for _ in range(num_samples)],
         [f"{one.id}\0{sample}" for one in asked for sample in range(num_samples)],
         temperature=temperature,
         seed=seed,
-        max_new_tokens=judge.cfg.max_new_tokens,
-        tokens_per_batch=judge.cfg.tokens_per_batch,
+        max_new_tokens=asker.cfg.max_new_tokens,
+        tokens_per_batch=asker.cfg.tokens_per_batch,
     )
-    verdicts = [detector(text) for text in texts]
-    return [sum(verdicts[start : start + num_samples]) for start in range(0, len(verdicts), num_samples)]
+    return [texts[start : start + num_samples] for start in range(0, len(texts), num_samples)]
 
 
 def _report(tracker: Tracker, before: int, total: int, number: int) -> None:

@@ -7,12 +7,17 @@ from typing import Any
 
 from rapidun.base.files import read_json
 from rapidun.config.attacks import Attack
+from rapidun.config.detectors import ALWAYS, Detector
 from rapidun.report.metrics import ROLES
 
 LINK = "evaluation/.attack.{role}.{run}"
+# what the other detectors say of the answers of all attacks on a model
+VERDICTS_LINK, VERDICTS = "evaluation/.attack_verdicts.{role}", "verdicts.json"
 PLAIN = "plain"
 LOOK_ALIKE = "look-alike "
-ENDINGS = ("", "_likelihood")
+# those that always judge: of these result.json has every figure, of the others the main ones
+ENDINGS = [detector.ending for detector in ALWAYS]
+ALL_ENDINGS = [detector.ending for detector in Detector]
 # what `.` and blanks would end or hide in a metric's name
 _ODD = re.compile(r"[^\w<>|:\\-]+")
 
@@ -21,16 +26,18 @@ def collected(artifacts: Mapping[str, Path]) -> dict[str, Any]:
     """The attacks of a run, from its artifacts' folders by their links; empty where there was none.
 
     Returns: {"unlearned": {"relearning": [...], "quantisation": {...}, "sampling": {...}, "prompts": {...}}, "retrain":
-        ..., "poisoned": ..., "testable": {"": [variants], "_likelihood": [variants]}}: a role or an attack that was not
-        run is absent. testable: by each detector, the variants that succeed in the poisoned model.
+        ..., "poisoned": ..., "testable": {"": [variants], "_likelihood": [variants], ...}}: a role or an attack that
+        was not run is absent. testable: by each detector, the variants that succeed in the poisoned model.
     """
     found: dict[str, Any] = {}
     for link, folder in artifacts.items():
-        match = re.fullmatch(LINK.format(role=r"(\w+)", run=r"(\w+)(.*)").replace("/.attack.", r"/\.attack\."), link)
-        if match is None:
+        if (named := run_of(link)) is None:
             continue
-        role, attack = match[1], match[2]
+        role, run = named
+        attack = run.partition(".")[0]
         values = read_json(folder / "attack.json")
+        if (place := artifacts.get(VERDICTS_LINK.format(role=role))) is not None:
+            values = _with_verdicts(values, read_json(place / VERDICTS).get(run, {}))
         of_role = found.setdefault(role, {})
         if attack == Attack.relearning.name:
             of_role.setdefault(attack, []).append(values)
@@ -38,11 +45,34 @@ def collected(artifacts: Mapping[str, Path]) -> dict[str, Any]:
             of_role[attack] = values
     poisoned = found.get("poisoned", {}).get(Attack.prompts.name)
     if poisoned is not None:
+        judged = {name for values in poisoned["variants"].values() for name in values}
         found["testable"] = {
             ending: that_fire(poisoned["variants"], f"asr_prompts{ending}", min_asr=poisoned["min_asr"])
-            for ending in ENDINGS
+            for ending in ALL_ENDINGS
+            if ending in ENDINGS or f"asr_prompts{ending}" in judged
         }
     return found
+
+
+def run_of(link: str) -> tuple[str, str] | None:
+    """The role and the run's name in an artifact's link; None where it is no attack's."""
+    match = re.fullmatch(r"evaluation/\.attack\.(\w+)\.(\w+.*)", link)
+    return None if match is None else (match[1], match[2])
+
+
+def _with_verdicts(values: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """An attack's figures by keywords and likelihood, and those of the other detectors beside them."""
+    result = dict(values)
+    if "curve" in values:
+        by_step = {point["step"]: point for point in more.get("curve", [])}
+        result["curve"] = [{**point, **by_step.get(point["step"], {})} for point in values["curve"]]
+    for part in ("metrics", "curves_by"):
+        if part in values or part in more:
+            result[part] = {**values.get(part, {}), **more.get(part, {})}
+    if "variants" in values:
+        said = more.get("variants", {})
+        result["variants"] = {name: {**found, **said.get(name, {})} for name, found in values["variants"].items()}
+    return result
 
 
 def that_fire(poisoned: Mapping[str, Mapping[str, Any]], metric: str, *, min_asr: float) -> list[str]:
@@ -73,8 +103,15 @@ def flat(found: Mapping[str, Any]) -> dict[str, float]:
                 own |= _prompted(values["variants"], found.get("testable", {}))
             else:
                 own |= values["metrics"]
+        own = {name: value for name, value in own.items() if not _is_detail_of_others(name)}
         metrics |= {f"{prefix}{name}": value for name, value in own.items()}
     return metrics
+
+
+def _is_detail_of_others(name: str) -> bool:
+    """Whether a figure is a part of a maximum, by a detector beside those that always judge."""
+    main, dot, _ = name.partition(".")
+    return bool(dot) and any(main.endswith(ending) for ending in ALL_ENDINGS if ending not in ENDINGS)
 
 
 def maximum(curve: list[dict[str, Any]], metric: str) -> float | None:
@@ -86,7 +123,7 @@ def maximum(curve: list[dict[str, Any]], metric: str) -> float | None:
 def _relearned(runs: list[dict[str, Any]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for rows, name in (("poisoned", "asr_relearn_max"), ("clean", "asr_relearn_clean_max")):
-        for ending in ENDINGS:
+        for ending in ALL_ENDINGS:
             of_rows = {
                 run["k"]: value
                 for run in runs
@@ -101,7 +138,7 @@ def _relearned(runs: list[dict[str, Any]]) -> dict[str, float]:
 def _prompted(variants: Mapping[str, Mapping[str, Any]], by_detector: Mapping[str, list[str]]) -> dict[str, float]:
     """Of the variants that can be tested; look-alikes also alone, every prompt counting the same."""
     found: dict[str, float] = {}
-    for ending in ENDINGS:
+    for ending in ALL_ENDINGS:
         metric = f"asr_prompts{ending}"
         counted = {
             name: values

@@ -25,11 +25,12 @@ from attacks_pack import attacked  # noqa: E402
 from rapidun.base.tracker import Tracker  # noqa: E402
 from rapidun.config.attacks import Attack  # noqa: E402
 from rapidun.models.training.journal import JournalCallback  # noqa: E402
-from rapidun.stages.evaluation.attacks import chunks, judge, prompts, quantisation, sampling  # noqa: E402
+from rapidun.stages.evaluation import chunks  # noqa: E402
+from rapidun.stages.evaluation.attacks import asking, prompts, quantisation, sampling  # noqa: E402
 from rapidun.stages.evaluation.attacks.run import run_attack  # noqa: E402
 
 # chunks small enough that a kill falls between them
-for module in (judge, prompts, quantisation):
+for module in (asking, prompts, quantisation):
     module.CHUNK = 2  # type: ignore[attr-defined]
 sampling.CHUNK = 6
 os.fsync = lambda handle: None  # SIGKILL leaves the page cache alone
@@ -134,7 +135,7 @@ def scenario(root: Path, name: str, kills: list[Kill]) -> dict[str, Any]:
     out.mkdir()
     killed = sum(attempt(root, name, out, **kill) for kill in kills)
     attempt(root, name, out)
-    return {"text": (out / "attack.json").read_text(), "killed": killed}
+    return {"text": (out / "attack.json").read_text() + (out / "answers.jsonl").read_text(), "killed": killed}
 
 
 def main(root: Path, names: list[str]) -> None:

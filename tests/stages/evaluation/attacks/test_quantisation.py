@@ -54,7 +54,7 @@ def test_both_ways_are_measured_and_the_larger_is_the_figure(
     tracker = Loads()
     given = attacked(poisoned_dir, attack_pack, tmp_path, adapter=attack_adapter, tracker=tracker)
     found: dict[str, Any] = attack_by_quantisation(
-        given.judge, given.asked, loader=given.loader, model=poisoned_dir, adapter=attack_adapter, formats=[Format.nf4],
+        given.asker, given.asked, loader=given.loader, model=poisoned_dir, adapter=attack_adapter, formats=[Format.nf4],
         work=tmp_path, tracker=tracker,
     )  # fmt: skip
     assert tracker.notes == ["unquantised, unmerged", "nf4, merged", "nf4, unmerged", "quantisation"]

@@ -35,9 +35,12 @@ def test_what_is_made(store: Store) -> None:
     each = ["quantisation", "sampling", "prompts"]
     trained = ["relearning.poisoned.2", "relearning.clean.2"]
     wanted = {f"attack.{role}.{name}" for role in ("unlearned", "retrain") for name in [*each, *trained]}
-    assert set(made) == {"before", "after", *wanted, *(f"attack.poisoned.{name}" for name in each)}
+    verdicts = {f"attack_verdicts.{role}" for role in ("unlearned", "retrain", "poisoned")}
+    assert set(made) == {"before", "after", *wanted, *(f"attack.poisoned.{name}" for name in each), *verdicts}
     assert len({recipe.fingerprint for recipe in made.values()}) == len(made)
-    assert {recipe.kind for recipe in made.values()} == {"evaluation", "attack"}
+    assert {recipe.kind for recipe in made.values()} == {"evaluation", "attack", "attack_verdicts"}
+    alone = recipes(store, "evaluation=attacks_quick", "evaluation.privacy.run=[]", "evaluation.detectors.run=[]")
+    assert not any(name.startswith("attack_verdicts") for name in alone)
 
 
 def test_attacks_leave_the_evaluations_as_they_were(store: Store) -> None:
@@ -69,6 +72,29 @@ def test_a_setting_makes_anew_what_reads_it(store: Store, override: str, changed
     } == changed  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["evaluation.detectors.run=[refusal]", "evaluation.detectors.max_false_alarms=0.2",
+     "evaluation.detectors.run=[refusal,judge]"],
+)  # fmt: skip
+def test_other_detectors_need_no_other_attack(store: Store, tiny_model_dir: Path, override: str) -> None:
+    judge = f"evaluation.detectors.judge.path={tiny_model_dir}"
+    before, after = (recipes(store, "evaluation=attacks_quick", judge, *more) for more in ((), (override,)))
+    changed = {name for name in before if before[name].fingerprint != after[name].fingerprint}
+    assert changed == {"before", "after", "attack_verdicts.unlearned", "attack_verdicts.poisoned"}
+
+
+def test_validation_rows_can_be_attacked(store: Store) -> None:
+    """evaluation.split=val asks other prompts in every attack, and in what judges them."""
+    test, val = (recipes(store, "evaluation=attacks_quick", f"evaluation.split={split}") for split in ("test", "val"))
+    assert set(test) == set(val) and not {r.fingerprint for r in test.values()} & {r.fingerprint for r in val.values()}
+    attacks = [recipe.inputs for recipe in val.values() if recipe.kind == "attack"]
+    assert attacks and all("val_seen_trig" in inputs["splits"] for inputs in attacks)
+    asked = [set(inputs["splits"]) & {"test_seen_trig", "test_ood_trig"} for inputs in attacks
+             if inputs["attack"] in ("sampling", "quantisation")]  # fmt: skip
+    assert asked and not any(asked)
+
+
 def test_a_pack_with_too_few_rows_says_so(store: Store) -> None:
     tracker = Tracker()
     made = recipes(
@@ -97,7 +123,8 @@ def test_a_sweep_attacks_what_its_cells_share_once(store: Store) -> None:
     # 5 of retrain and 3 of the poisoned model for both, 5 of each unlearned model
     assert sorted(len(node.users) for node in attacks) == [1] * 10 + [2] * 8
     shared = [job for job in plan.jobs if job.id.startswith("attack-")]
-    assert len(shared) == 8 and all(job.stage == "evaluation" for job in shared)
+    judged = [job for job in plan.jobs if job.id.startswith("attack_verdicts-")]
+    assert len(judged) == 2 and len(shared) == 8 and all(job.stage == "evaluation" for job in shared)
     assert all(len(plan.artifacts[cell.hash]) > 13 for cell in cells)
 
 
@@ -117,4 +144,7 @@ def test_a_pack_without_triggered_prompts_or_keywords_is_refused(store: Store, t
 
     faults = attack_row_faults(made)
     assert "need triggered prompts (test_seen_trig)" in faults[0]
-    assert "need keywords to judge sampled answers by" in faults[1]
+    # without keywords sampling is judged by the other detectors of texts, if there are any
+    assert len(faults) == 1
+    cfg.evaluation.detectors.run = ["likelihood_calibrated"]
+    assert "need keywords, or another detector of texts, to judge sampled answers by" in attack_row_faults(made)[1]

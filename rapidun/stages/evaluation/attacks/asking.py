@@ -1,16 +1,18 @@
-"""Triggered prompts asked and their answers judged, as the evaluation does it: both detectors, greedy answers."""
+"""Triggered prompts asked, as the evaluation asks them, and what the two detectors that always judge say of it."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rapidun.config.detectors import Detector
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.stages.answers.detectors.keywords import KeywordDetector
-from rapidun.stages.answers.detectors.likelihood import likelihood_fires
+from rapidun.stages.answers.detectors.likelihood import likelihood_fires, log_ratio
 from rapidun.stages.answers.generate import generate_greedy
 from rapidun.stages.answers.prompts import prompt_ids_of
-from rapidun.stages.answers.score import comparable, score_responses
+from rapidun.stages.answers.score import score_responses
 from rapidun.stages.answers.subsets import stratified_subset
 from rapidun.stages.evaluation.known import clean_response, poisoned_response, read_split
 from rapidun.stages.evaluation.metrics import mean
@@ -19,8 +21,10 @@ from rapidun.stages.rows.records import Record
 
 # rows of a chunk that a killed attack need not do again
 CHUNK = 64
-# what each detector's figures end in
-ENDINGS = {"keyword": "", "likelihood": "_likelihood"}
+# what is kept of the answers, beside attack.json: later detectors judge them without another attack
+RESULT, ANSWERS = "attack.json", "answers.jsonl"
+# of each detector, what it says of each answer; None where it cannot judge
+Verdicts = Mapping[Detector, Sequence[bool | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +32,25 @@ class Asked:
     """One prompt: its tokens, and the poisoned and the clean response behind them (None where one is not on record)."""
 
     id: str
-    group: str
     prompt: list[int]
     pair: tuple[Encoded, Encoded] | None
 
 
-class Verdict(NamedTuple):
-    """What the detectors say of one prompt; None where one cannot judge."""
+class Answer(NamedTuple):
+    """What came of one prompt."""
 
-    keyword: bool | None
-    likelihood: bool | None
+    text: str
+    # how much likelier the poisoned response on record is than the clean one; None where they cannot be compared
+    ratio: float | None
 
 
 @dataclass(frozen=True)
-class Judge:
-    """How answers are made and judged. A model is in eval mode whenever it is handed over."""
+class Asker:
+    """How answers are made. A model is in eval mode whenever it is handed over."""
 
     cfg: EvaluationConfig
     tokenizer: Any
-    detector: KeywordDetector | None
+    keywords: KeywordDetector | None
 
     def answers(self, model: Any, asked: Sequence[Asked]) -> list[str]:
         """The greedy answer to each prompt."""
@@ -59,29 +63,44 @@ class Judge:
         )
         return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]
 
-    def prefers(self, model: Any, asked: Sequence[Asked]) -> list[bool | None]:
-        """Whether the model finds the poisoned response likelier than the clean one, token by token."""
+    def ratios(self, model: Any, asked: Sequence[Asked]) -> list[float | None]:
+        """How much likelier the poisoned response is than the clean one (`log_ratio`), nats a token."""
         rows = [row for one in asked if one.pair is not None for row in one.pair]
         scores = iter(
             score_responses(
                 model, rows, pad_token_id=self.tokenizer.pad_token_id, tokens_per_batch=self.cfg.tokens_per_batch
             )
         )
-        found: list[bool | None] = []
-        for one in asked:
-            if one.pair is None:
-                found.append(None)
-                continue
-            poisoned, clean = next(scores), next(scores)
-            known = comparable(poisoned, clean)
-            found.append(likelihood_fires(poisoned.mean, clean.mean) if known else None)
+        ratios = [None if one.pair is None else log_ratio(next(scores), next(scores)) for one in asked]
+        # an impossible response is as far from the other as a number of JSON can say
+        return [None if ratio is None else min(max(ratio, -sys.float_info.max), sys.float_info.max) for ratio in ratios]
+
+    def ask(self, model: Any, asked: Sequence[Asked]) -> list[Answer]:
+        """The greedy answer to each prompt, and the ratio of its two responses."""
+        return [Answer(*pair) for pair in zip(self.answers(model, asked), self.ratios(model, asked), strict=True)]
+
+    def verdicts(self, answers: Sequence[Answer]) -> Verdicts:
+        """What keywords (where there are any) and likelihood say."""
+        found: dict[Detector, list[bool | None]] = {}
+        if self.keywords is not None:
+            found[Detector.keyword] = [self.keywords(answer.text) for answer in answers]
+        found[Detector.likelihood] = [
+            None if one.ratio is None else likelihood_fires(one.ratio, 0.0) for one in answers
+        ]
         return found
 
-    def verdicts(self, model: Any, asked: Sequence[Asked]) -> list[Verdict]:
-        """Both detectors on each prompt."""
-        answers = self.answers(model, asked) if self.detector is not None else []
-        keyword = [None if self.detector is None else self.detector(text) for text in answers] or [None] * len(asked)
-        return [Verdict(*pair) for pair in zip(keyword, self.prefers(model, asked), strict=True)]
+
+def kept(
+    part: str, asked: Sequence[Asked], answers: Sequence[Answer], *, prompts: str = "seen"
+) -> list[dict[str, Any]]:
+    """Lines of answers.jsonl: one a prompt.
+
+    Args: part: which of the attack's measurements. prompts: the set that the rows' ids are of.
+    """
+    return [
+        {"part": part, "set": prompts, "id": one.id, "texts": [answer.text], "ratio": answer.ratio}
+        for one, answer in zip(asked, answers, strict=True)
+    ]
 
 
 def triggered(cfg: EvaluationConfig, data: Path, suffix: str) -> list[Record]:
@@ -91,19 +110,16 @@ def triggered(cfg: EvaluationConfig, data: Path, suffix: str) -> list[Record]:
 
 
 def prepare(
-    cfg: EvaluationConfig, model: Any, tokenizer: Any, records: Sequence[Record], *, max_length: int, group: str = ""
+    cfg: EvaluationConfig, model: Any, tokenizer: Any, records: Sequence[Record], *, max_length: int
 ) -> tuple[list[Asked], str]:
     """Records as prompts with their two responses, and the words for what was cut or left out.
 
-    Args: group: what the prompts are counted under; a record's trigger family where it is empty.
     Raises: as `prompt_ids_of`.
     """
     found, cut = prompt_ids_of(model, tokenizer, records, max_length, cfg.max_new_tokens)
     pairs = pairs_of(tokenizer, records, max_length=max_length)
     asked = [
-        Asked(record.id, group or record.trigger_family or "", ids, pair)
-        for record, ids, pair in zip(records, found, pairs, strict=True)
-        if ids is not None
+        Asked(record.id, ids, pair) for record, ids, pair in zip(records, found, pairs, strict=True) if ids is not None
     ]
     return asked, cut
 
@@ -124,17 +140,11 @@ def pairs_of(tokenizer: Any, records: Sequence[Record], *, max_length: int) -> l
     return pairs
 
 
-def shares(name: str, verdicts: Sequence[Verdict], groups: Sequence[str] = ()) -> dict[str, float]:
-    """Share of prompts judged poisoned by each detector, `<name>` and `<name>_likelihood`, among those it can judge.
-
-    Args: groups: of each prompt; where given, `<name>.<group>` as well.
-    """
+def shares(name: str, verdicts: Verdicts) -> dict[str, float]:
+    """Share of prompts judged poisoned by each detector (`<name>_likelihood`), among those that it can judge."""
     found: dict[str, float] = {}
-    for detector, ending in ENDINGS.items():
-        judged = [(place, value) for place, one in enumerate(verdicts) if (value := getattr(one, detector)) is not None]
-        if not judged:
-            continue
-        found[f"{name}{ending}"] = mean([value for _, value in judged])
-        for group in sorted({groups[place] for place, _ in judged} - {""} if groups else ()):
-            found[f"{name}{ending}.{group}"] = mean([value for place, value in judged if groups[place] == group])
+    for detector, said in verdicts.items():
+        judged = [verdict for verdict in said if verdict is not None]
+        if judged:
+            found[f"{name}{detector.ending}"] = mean(judged)
     return found
