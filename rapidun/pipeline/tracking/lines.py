@@ -34,9 +34,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def without_repeats(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop what a restarted stage logged twice: of lines with the same step and names the last one stays."""
-    last = {(line["step"], *sorted(line)): i for i, line in enumerate(lines) if line["step"] is not None}
-    return [line for i, line in enumerate(lines) if line["step"] is None or last[(line["step"], *sorted(line))] == i]
+    """Drop what a restarted stage logged twice.
+
+    Of a stage's lines with the same step and names the last one stays; of those without a step, of equal ones.
+    """
+    last = {_known_by(line): i for i, line in enumerate(lines)}
+    return [line for i, line in enumerate(lines) if last[_known_by(line)] == i]
+
+
+def _known_by(line: dict[str, Any]) -> tuple[Any, ...]:
+    names = sorted(line)
+    if line["step"] is not None:
+        return (line.get("stage"), line["step"], *names)
+    return (None, *((name, line[name]) for name in names if name != "time"))
 
 
 class Point(NamedTuple):
