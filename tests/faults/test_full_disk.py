@@ -122,12 +122,11 @@ def test_a_store_that_can_only_be_read(machine: Machine, whole: Whole, read_only
     assert json.loads((place / "other" / "status.json").read_text())["state"] == "failed"
 
 
-SLOW_LIMITS: list[dict[str, int]] = [{"NOFILE": 64}, {"FSIZE": 4096}, {"AS": 1 << 22}, {"AS": 1 << 26}]
+LIMITS: list[dict[str, int]] = [{"NOFILE": 20}, {"NOFILE": 64}, {"FSIZE": 4096}, {"AS": 1 << 22}, {"AS": 1 << 26}]
 
 
-@pytest.mark.parametrize(
-    "limits", [{"NOFILE": 20}, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOW_LIMITS)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
 def test_limits_of_the_shell(machine: Machine, whole: Whole, limits: dict[str, int]) -> None:
     """`ulimit -n`, `-f`, `-v` (above what the process has): one message, and without the limit the run goes on."""
     place = machine.root / "".join(f"{name}{most}" for name, most in limits.items())

@@ -17,7 +17,7 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", ["marks", "lines", pytest.param("long", marks=pytest.mark.slow)])
 def test_a_run_of_an_odd_name(machine: Machine, whole: Whole, tmp_path: Path, name: str) -> None:
     """From a store and into a folder of that name, reported, and not pruned away."""
     odd = ODD[name]
