@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rapidun.base.files import sync
 from rapidun.base.locks import Lease, new_token
+from rapidun.base.parts import sweep_parts
 
 
 class Claim:
@@ -41,6 +42,8 @@ class Claim:
         for path in left:
             remove_folder(path)
         self.work.mkdir(exist_ok=True)
+        # whoever wrote here holds the lease no more
+        sweep_parts(self.work)
         self.out.mkdir()
         for path in (self.out, self.work):
             self._open[path] = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

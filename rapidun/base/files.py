@@ -3,13 +3,15 @@
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ArtifactError
+from rapidun.base.parts import part_of
+
+CHECK = "check"
 
 
 @contextmanager
@@ -31,8 +33,7 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, num_bytes: int 
 
     Args: num_bytes: how many `write` writes, where that is known, for a message if they find no room.
     """
-    # not the process id: two hosts may share one
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    part = part_of(path)
     with writing(path, num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -55,15 +56,25 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with `\\n` line ends, atomically."""
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write UTF-8 text with `\\n` line ends, atomically.
+
+    Args: private: for the owner alone (mode 0600), where the text must hold a secret to be of use.
+    """
+
     data = text.encode()
-    write_atomic(path, lambda part: part.write_bytes(data), num_bytes=len(data))
+
+    def write(part: Path) -> None:
+        if private:
+            part.touch(mode=0o600)
+        part.write_bytes(data)
+
+    write_atomic(path, write, num_bytes=len(data))
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write indented JSON, atomically; NaN and infinity are refused, since JSON has none."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: object, *, private: bool = False) -> None:
+    """Write indented JSON, atomically; NaN and infinity are refused, since JSON has none. `private`: see write_text."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", private=private)
 
 
 def write_jsonl(path: Path, rows: Iterable[object]) -> None:
@@ -122,6 +133,31 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal_of(folder: Path, *names: str) -> dict[str, str]:
+    """SHA-256 of each file below a folder, or of those named, by its name from there."""
+    files = [folder / name for name in names] or sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+
+
+def broken(folder: Path, seal: Mapping[str, str]) -> list[str]:
+    """The files below a folder that are not as `seal_of` found them, or not there."""
+    return [
+        name for name, digest in seal.items() if not (folder / name).is_file() or sha256_file(folder / name) != digest
+    ]
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """An object as it will be read back, with a checksum over itself."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    return {**plain, CHECK: sha256_json(plain)}
+
+
+def fits_its_seal(value: Mapping[str, Any]) -> bool:
+    """Whether an object is as `sealed` made it; one without a checksum, of an earlier version, is taken as it is."""
+    rest = {key: part for key, part in value.items() if key != CHECK}
+    return CHECK not in value or value[CHECK] == sha256_json(rest)
 
 
 def sha256_json(value: object) -> str:

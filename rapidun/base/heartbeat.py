@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rapidun.base.parts import part_of
+
 INTERVAL_SECONDS = 5.0
 STALE_SECONDS = 90.0
 
@@ -44,7 +46,7 @@ class Heartbeat:
 
     def _beat(self, stop: threading.Event) -> None:
         while True:
-            part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+            part = part_of(self.path)
             try:
                 part.write_text(json.dumps({"time": round(time.time(), 1), **self._now}), encoding="utf-8")
                 os.replace(part, self.path)

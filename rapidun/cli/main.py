@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.base.limits import refusal
 from rapidun.base.machine import spin_less
+from rapidun.base.redact import hide
 from rapidun.cli.commands import SUBCOMMANDS, parse_run
 from rapidun.cli.help import help_text, version
 
@@ -91,5 +92,5 @@ def _complain(error: RapidunError, *, starts: bool) -> int:
     if error.ran:
         print(f"  {error.ran}", file=sys.stderr)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exception(error)
+        print(hide("".join(traceback.format_exception(error))), file=sys.stderr)
     return 2

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rapidun.base.errors import RapidunError
 from rapidun.base.files import existing
-from rapidun.base.store import Artifact, Store
+from rapidun.base.manifest import Artifact
+from rapidun.base.store import Store
 from rapidun.base.tracker import Tracker
 from rapidun.config.model import Dtype
 from rapidun.config.poison import PoisonMethod

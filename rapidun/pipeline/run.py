@@ -13,7 +13,7 @@ from rapidun.base import preemption, processes
 from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.base.files import read_jsonl
 from rapidun.base.limits import refusal, refusing
-from rapidun.base.nested import numbers
+from rapidun.base.redact import keep_secret
 from rapidun.base.text import first_line
 from rapidun.config import plain as plain_values
 from rapidun.config.plain import plain
@@ -21,7 +21,8 @@ from rapidun.config.run import RunConfig
 from rapidun.pipeline.artifacts import Artifacts
 from rapidun.pipeline.check import room_warning, run_faults
 from rapidun.pipeline.console import StageConsole
-from rapidun.pipeline.folder import RunFolder, new_run_dir
+from rapidun.pipeline.folder import RunFolder, known_stages, new_run_dir
+from rapidun.pipeline.result import final_metrics
 from rapidun.pipeline.tracking.run import RunTracker, open_tracker
 from rapidun.report.metrics import ATTACKED, PRIVACY
 from rapidun.report.run.attacks import role_table
@@ -94,6 +95,7 @@ def run_pipeline(
     Raises: RapidunError for what the user can mend; Preempted when asked to stop; any other error is a failed stage.
         All leave status.json behind.
     """
+    keep_secret(cfg.cluster.environment)
     in_sweep = in_sweep or InSweep()
     memo = in_sweep.memo or Memo()
     faults = [] if checked else run_faults(cfg, memo=memo)
@@ -113,9 +115,11 @@ def run_pipeline(
         if settled and in_sweep.show:
             console.note(settled)
         in_sweep = replace(in_sweep, memo=memo)
+        folder = RunFolder(run_dir)
+        stack.callback(folder.close)
         # what the machine refuses while the folder is opened, or its end is written
         stack.enter_context(refusing(_places(cfg, run_dir)))
-        return _run(cfg, run_dir, overrides, config_yaml, console, in_sweep, warnings)
+        return _run(cfg, folder, overrides, config_yaml, console, in_sweep, warnings)
 
 
 def _places(cfg: RunConfig, run_dir: Path) -> dict[str, Path]:
@@ -125,15 +129,26 @@ def _places(cfg: RunConfig, run_dir: Path) -> dict[str, Path]:
 
 def _run(
     cfg: RunConfig,
-    run_dir: Path,
+    folder: RunFolder,
     overrides: list[str],
     config_yaml: str,
     console: StageConsole,
     in_sweep: InSweep,
     warnings: Sequence[str],
 ) -> Result:
-    folder = RunFolder(run_dir)
-    folder.open(config=plain(cfg), config_yaml=config_yaml, overrides=overrides, job=in_sweep.job)
+    run_dir = folder.path
+    said: list[str] = []
+    folder.open(
+        config=plain(cfg),
+        config_yaml=config_yaml,
+        overrides=overrides,
+        job=in_sweep.job,
+        # a job that was queued again may start before the lease of its lost node has run out
+        waits=bool(in_sweep.job),
+        tell=said.append,
+        on_wait=console.note,
+    )
+    warnings = [*warnings, *said]
 
     def on_progress(done: int, total: int, note: str = "") -> None:
         folder.heartbeat.progress(str(folder.status["stage"]), done, total)
@@ -161,7 +176,7 @@ def _run(
             _run_only(in_sweep.only, artifacts, folder, console)
         else:
             metrics = _run_stages(artifacts, folder, console, check=in_sweep.show)
-        folder.finish(metrics)
+        folder.finish(metrics, tell=tracker.warn)
         ending = False
     except BaseException as error:
         told = refusal(error, _places(cfg, run_dir)) or error
@@ -180,7 +195,7 @@ def _run(
             tracker.finish(metrics, failed=ending, run_dir=run_dir)
         # one that Ctrl-C stopped amid a sweep goes on soon, and somebody waits for the prompt
         hurried = isinstance(ending, KeyboardInterrupt) and not in_sweep.show
-        if in_sweep.only is None and processes.is_main() and not hurried:
+        if in_sweep.only is None and processes.is_main() and not hurried and folder.is_ours():
             _report(run_dir, console, show=in_sweep.show)
     return Result(run_dir, metrics)
 
@@ -255,7 +270,9 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, 
         publish = STAGES[stage].publish
         if publish is not None:
             publish(folder.path / stage, {link: artifact.path for link, artifact in links.items()})
-    return _final_metrics(cfg, artifacts, folder)
+    return final_metrics(
+        cfg.stages, name=cfg.name, seed=cfg.seed, links=artifacts.links, costs=known_stages(folder.status)
+    )
 
 
 def _check_rows(artifacts: Artifacts) -> None:
@@ -270,19 +287,3 @@ def _check_rows(artifacts: Artifacts) -> None:
     warning = room_warning(artifacts.recipes, missing)
     if warning:
         artifacts.tracker.warn(warning)
-
-
-def _final_metrics(cfg: RunConfig, artifacts: Artifacts, folder: RunFolder) -> dict[str, Any]:
-    """The flat contents of result.json."""
-    metrics: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed}
-    for name in cfg.stages:
-        shown = STAGES[name].metrics
-        if shown is not None:
-            metrics.update(shown({link: artifact.path for link, artifact in artifacts.links[name].items()}))
-    for name, stage in STAGES.items():
-        for artifact in artifacts.links.get(name, {}).values() if stage.numbers else ():
-            metrics.update(numbers(artifact.result, f"{name}."))
-    for name, status in folder.status["stages"].items():
-        metrics[f"seconds.{name}"] = status["seconds"]
-        metrics[f"peak_memory_gb.{name}"] = status["peak_memory_gb"]
-    return metrics

@@ -1,36 +1,26 @@
 """Lines of metrics.jsonl, {"time", "stage", "step", name: number...}: written, read back, told once."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rapidun.base.files import writing
+from rapidun.base.grown import append_line, read_grown
 
 OWN = ("time", "stage", "step")
+# what makes a line one of ours
+KEYS = ("stage", "step")
 
 
 def write_line(path: Path, row: dict[str, Any]) -> None:
     """Append one line; JSON has no NaN: such a number is written as null."""
-    finite = {key: None if isinstance(v, float) and v - v != 0 else v for key, v in row.items()}
-    with writing(path), path.open("a", encoding="utf-8") as file:
-        # one write call a line, so that a kill leaves whole lines
-        file.write(json.dumps(finite) + "\n")
+    with writing(path):
+        append_line(path, {key: None if isinstance(v, float) and v - v != 0 else v for key, v in row.items()})
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; a kill of the machine may have cut the last one. Empty where there is no file."""
-    if not path.is_file():
-        return []
-    rows = []
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and {"stage", "step"} <= row.keys():
-            rows.append(row)
-    return rows
+    """Every whole line; a kill or a full disk may have cut one. Empty where there is no file."""
+    return read_grown(path, *KEYS)[0]
 
 
 def without_repeats(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -124,7 +124,8 @@ def read_cells(sweep_dir: Path) -> list[Cell]:
     for entry in planned if isinstance(planned, list) else []:
         name = str(entry.get("hash", "")) if isinstance(entry, dict) else ""
         if name and name not in found:
-            overrides = [hide_entries(str(override)) for override in entry.get("overrides") or []]
+            typed = entry.get("overrides")
+            overrides = [hide_entries(str(override)) for override in (typed if isinstance(typed, list) else [])]
             cells.append(Cell(path=sweep_dir / name, overrides=overrides, state=NOT_STARTED, error="", metrics={}))
     return cells
 

@@ -50,7 +50,7 @@ class ParallelLauncher(Launcher):
                 )
         return list(dict.fromkeys(faults))
 
-    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str], **steps: Any) -> dict[str, str]:
         for job in jobs:
             log = job.file.with_suffix(".log")
             self._files[job.id] = log

@@ -9,7 +9,6 @@ shard-00012.*.part            being written
 """
 
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, sha256_json, sync, write_json
 from rapidun.base.limits import refusing
+from rapidun.base.parts import part_of, sweep_parts
 from rapidun.config.index import IndexDtype
 from rapidun.stages.influence.index.format import FORMAT_VERSION, Layout
 
@@ -100,6 +100,7 @@ def claim_folder(folder: Path, recipe: dict[str, Any]) -> Manifest:
     manifest = Manifest(folder, recipe)
     with refusing(into=folder):
         make_folder(folder)
+        sweep_parts(folder)
         if not (folder / MANIFEST).is_file():
             _write_first(folder / MANIFEST, {"fingerprint": manifest.fingerprint, "recipe": recipe})
     check_claim(manifest)
@@ -177,7 +178,7 @@ def _shown(value: object) -> str:
 
 def _write_first(path: Path, value: object) -> None:
     """Write a file unless another process was first: then its file stays."""
-    whole = path.with_name(f"{path.name}.{secrets.token_hex(4)}.whole")
+    whole = part_of(path, ending="whole")
     try:
         write_json(whole, value)
         try:

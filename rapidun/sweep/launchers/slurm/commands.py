@@ -31,6 +31,13 @@ def missing_commands() -> list[str]:
     return [name for name in COMMANDS if shutil.which(name) is None]
 
 
+def is_away(line: str) -> bool:
+    """Whether what a SLURM command said means that it found no controller."""
+    return any(
+        sign in line for sign in ("Unable to contact", "timed out", "Zero Bytes", "fetch config", "configuration")
+    )
+
+
 def slurm(*command: str, timeout_s: float = TIMEOUT_S) -> str:
     """Run a SLURM command and return what it prints.
 
@@ -50,7 +57,7 @@ def slurm(*command: str, timeout_s: float = TIMEOUT_S) -> str:
         return done.stdout
     said = lines_of(done.stderr.strip() or done.stdout.strip())
     line = said[-1] if said else f"status {done.returncode}"
-    if any(sign in line for sign in ("Unable to contact", "timed out", "Zero Bytes", "fetch config", "configuration")):
+    if is_away(line):
         raise SlurmUnreachable(f"SLURM does not answer ({line})")
     raise SlurmRefused(f"{command[0]}: {line}")
 

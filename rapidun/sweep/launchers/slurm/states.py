@@ -48,6 +48,9 @@ STUCK = {
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition is inactive",
     "ReqNodeNotAvail": "the nodes it needs are not available",
+    "Nodes_required_for_job_are_DOWN": "the nodes it needs are down, drained or reserved",
+    "launch_failed_requeued_held": "SLURM could not start it and holds it",
+    "JobHoldMaxRequeue": "queued again too often, SLURM holds it",
     "AssocGrpSubmitJobsLimit": "over a limit of the account",
     "QOSMaxWallDurationPerJobLimit": "asks for more time than the QOS allows",
 }
@@ -134,7 +137,8 @@ def compress_tasks(tasks: list[int]) -> str:
 def interpret(seen: Seen, *, log: str = "") -> JobState:
     """What a job's state means; `log` is the end of what it printed, which alone tells some causes."""
     if seen.state in WAITING:
-        return JobState(Phase.waiting, STUCK.get(seen.reason, ""))
+        # `ReqNodeNotAvail,_UnavailableNodes:node7`
+        return JobState(Phase.waiting, STUCK.get(re.split(r"[,(:]", seen.reason)[0], ""))
     if seen.state in RUNNING:
         return JobState(Phase.running)
     if seen.state == "COMPLETED":

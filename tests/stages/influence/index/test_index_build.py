@@ -15,8 +15,9 @@ import pytest
 from rapidun.base.errors import ArtifactError, MachineError
 from rapidun.base.files import read_json, sha256_file
 from rapidun.base.locks import Lease
+from rapidun.stages.influence.index.manifest import open_manifest
 from rapidun.stages.influence.index.reader import Index
-from rapidun.stages.influence.index.verify import verify_index
+from rapidun.stages.influence.index.verify import drop_damaged, verify_index
 from rapidun.stages.influence.index.writer import build_shards, write_note
 
 HERE = Path(__file__).parent
@@ -146,6 +147,24 @@ def test_a_flipped_byte_is_found_while_streaming_and_by_verify(index):
         (fault,) = verify_index(index).faults
         assert "shard-00001.safetensors: need SHA-256" in fault
         assert "Delete the three files of this shard and run the same rapidun index build again" in fault
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ids.jsonl", "json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "swap"])
+def test_a_build_makes_damaged_shards_anew_and_names_the_file(index, ending, damage):
+    whole = _bytes(index)
+    path = index / f"shard-00001.{ending}"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    other = (index / f"shard-00002.{ending}").read_bytes()
+    path.write_bytes({"flip": bytes(content), "cut": bytes(content[:-40]), "swap": other}[damage])
+    said: list[str] = []
+    drop_damaged(open_manifest(index), tell=said.append)
+    assert len(said) == 1 and path.name in said[0] and said[0].endswith("The shard is made anew")
+    made.build_synthetic(index, **SIZES)
+    assert _bytes(index) == whole
+    drop_damaged(open_manifest(index), tell=said.append)
+    assert len(said) == 1
 
 
 def test_what_the_message_says_mends_it(index):
