@@ -6,6 +6,7 @@ if it was suspended and its code makes folders anew, not the ones it made; in ei
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from rapidun.base.files import sync
@@ -69,7 +70,8 @@ class Claim:
             self.discard()
             return False
         sync(self.folder)
-        remove_folder(self.work)
+        with suppress(OSError):  # what is published is published; prune removes what is left beside it
+            remove_folder(self.work)
         return True
 
     def discard(self) -> None:

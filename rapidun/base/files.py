@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,44 @@ from rapidun.base.parts import part_of
 CHECK = "check"
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a `.part` file beside `path`, flush it to disk, then rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(path)
+@contextmanager
+def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
+    """Note on an exception from within which file was to be written, of how many bytes, for base/limits.py to tell.
+
+    The innermost note stays.
+    """
     try:
-        write(part)
-        sync(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        if not hasattr(error, "rapidun_writing"):
+            error.rapidun_writing = (path, num_bytes)  # type: ignore[attr-defined]
+        raise
+
+
+def write_atomic(path: Path, write: Callable[[Path], object], *, num_bytes: int | None = None) -> None:
+    """Let `write` fill a `.part` file beside `path`, flush it to disk, then rename it into place.
+
+    Args: num_bytes: how many `write` writes, where that is known, for a message if they find no room.
+    """
+    part = part_of(path)
+    with writing(path, num_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(part)
+            sync(part)
+            os.replace(part, path)
+        finally:
+            # a disk that became read-only keeps it: the fault that is told is the first one
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
     """Flush a file, or a folder's list of names, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with writing(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -40,12 +62,14 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
     Args: private: for the owner alone (mode 0600), where the text must hold a secret to be of use.
     """
 
+    data = text.encode()
+
     def write(part: Path) -> None:
         if private:
             part.touch(mode=0o600)
-        part.write_text(text, encoding="utf-8", newline="\n")
+        part.write_bytes(data)
 
-    write_atomic(path, write)
+    write_atomic(path, write, num_bytes=len(data))
 
 
 def write_json(path: Path, value: object, *, private: bool = False) -> None:
@@ -68,7 +92,8 @@ def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
     """Write torch tensors as safetensors, atomically."""
     from safetensors.torch import save_file
 
-    write_atomic(path, lambda part: save_file(tensors, str(part)))
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    write_atomic(path, lambda part: save_file(tensors, str(part)), num_bytes=num_bytes)
 
 
 def read_json(path: Path) -> Any:
@@ -142,6 +167,7 @@ def sha256_json(value: object) -> str:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above that is there."""
+    """The folder, or the nearest one above that is there and may be looked at."""
     folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    # unlike Path.exists it is false for too long a name, and where the folder above may not be looked into
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))

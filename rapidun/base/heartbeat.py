@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class Heartbeat:
         self._stop.set()
         self._thread.join()
         self._stop = self._thread = None
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that became read-only keeps it
+            self.path.unlink(missing_ok=True)
 
     def _beat(self, stop: threading.Event) -> None:
         while True:
@@ -50,7 +52,8 @@ class Heartbeat:
                 os.replace(part, self.path)
             except OSError:
                 # a full or vanished disk ends the run where it writes results; a missing sign of life must not
-                part.unlink(missing_ok=True)
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
             if stop.wait(INTERVAL_SECONDS):
                 return
 

@@ -12,12 +12,13 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rapidun.base.errors import ConfigError
 
 LEASE_SECONDS = 60.0
-# a marker this many leases old by the clock is abandoned, however far the clocks of two hosts differ
+# a marker this many leases old by the file system's clock is abandoned
 CLEARLY_OLD = 10
 LONGEST_PAUSE = 2.0
 # of a run folder
@@ -95,11 +96,29 @@ class Lease:
         if self._seen is None or self._seen[0] != marker:
             self._seen = (marker, now)
         unchanged = now - self._seen[1] > self.seconds * 4 / 3  # filelock takes those over that it can after one lease
-        if not unchanged and time.time() - marker[1] / 1e9 < self.seconds * CLEARLY_OLD:
+        if not unchanged and not self._is_clearly_old(marker[1] / 1e9):
             return False
         if self.mark() == marker:
             self.path.unlink(missing_ok=True)
         return True
+
+    def _is_clearly_old(self, written: float) -> bool:
+        """Whether a marker was last refreshed long ago by the clock that gave it its time, the file system's.
+
+        This host's clock may be hours ahead of it, and the marker's holder alive.
+        """
+        longest = self.seconds * CLEARLY_OLD
+        if time.time() - written < longest:
+            return False
+        probe = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.now")
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - written >= longest
+        except OSError:  # nothing can be written here, and so not taken over either
+            return False
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
 
     def mark(self) -> tuple[int, int] | None:
         """What identifies the marker and its last refresh, (inode, modification time in ns); None without one."""

@@ -13,6 +13,7 @@ every holder writes in folders of its own, a folder changes hands or appears by 
 second is thrown away whole.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,8 +27,9 @@ from typing import Any
 from rapidun.base import processes
 from rapidun.base.claims import Claim, remove_folder
 from rapidun.base.errors import ArtifactError, ConfigError
-from rapidun.base.files import sealed, sha256_file, sha256_json, sync, write_json, write_text
+from rapidun.base.files import sealed, sha256_file, sha256_json, sync, write_atomic, write_json, writing
 from rapidun.base.hashes import Hashes
+from rapidun.base.limits import refusal
 from rapidun.base.locks import Lease, Wait, new_token
 from rapidun.base.machine import Measured
 from rapidun.base.manifest import MANIFEST, Artifact, DamagedArtifact, read_artifact, size_faults
@@ -35,6 +37,8 @@ from rapidun.base.parts import sweep_parts
 
 # a finished artifact may reach this process's view of a shared filesystem later than the message that says so
 VISIBLE_AFTER = 120.0
+# a store on a disk that may only be read: what is there can be used
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 NOTED_PACKAGES = ("rapidun", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "tokenizers")
 
 
@@ -152,7 +156,7 @@ class Store:
                 manifest. on_wait: told who else makes it, how long that took, and what was found damaged.
         Raises: what `build` raises; PeerFailed on the other processes.
         """
-        with processes.failing_together():
+        with processes.failing_together(), writing(self.root / key.id):
             while True:
                 claim = self._claim(key, on_wait) if processes.is_main() else None
                 with claim or nullcontext():
@@ -175,7 +179,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(
+            raise refusal(error, {"store_dir": self.root}) or ConfigError(
                 f"store_dir: need a folder that can be written, got {self.root} ({error.strerror}). Pass store_dir=..."
             ) from None
         lease = Lease(folder / f"{name}.lease")
@@ -285,20 +289,34 @@ class Store:
             wait.pause(str)
         return found
 
-    def note_run(self, run_dir: Path) -> None:
-        """Remember a run folder that links here, wherever it stands, so that prune leaves its artifacts alone."""
+    def note_run(self, run_dir: Path) -> str:
+        """Remember a run folder that links here, wherever it stands, so that prune leaves its artifacts alone.
+
+        Returns: what is to be said where the store takes no note; empty where it does.
+        """
         line = os.path.relpath(run_dir.resolve(), self.root.resolve())
         note = self.root / "runs" / f"{sha256_json(line)[:32]}.txt"
         if not note.is_file():
-            write_text(note, line + "\n")
+            # bytes, and one path a file: a name may hold a line end, and letters that are no UTF-8
+            try:
+                write_atomic(note, lambda part: part.write_bytes(os.fsencode(line) + b"\n"))
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise
+                return (
+                    f"store_dir: {self.root} cannot be written, so that rapidun store prune there will not know of "
+                    f"{run_dir}, and may remove what it links to"
+                )
+        return ""
 
     def run_folders(self) -> list[Path]:
         """The noted run folders that are still there."""
         root = self.root.resolve()
+        lines = [os.fsdecode(note.read_bytes()).removesuffix("\n") for note in sorted((root / "runs").glob("*.txt"))]
         # earlier versions kept one list
-        notes = [*filter(Path.is_file, [root / "runs.txt"]), *sorted((root / "runs").glob("*.txt"))]
-        lines = {line: None for note in notes for line in note.read_text(encoding="utf-8").split("\n") if line}
-        folders = [Path(os.path.normpath(root / line)) for line in lines]
+        lists = filter(Path.is_file, [root / "runs.txt"])
+        lines += [line for note in lists for line in note.read_text(encoding="utf-8").split("\n")]
+        folders = [Path(os.path.normpath(root / line)) for line in dict.fromkeys(filter(None, lines))]
         return [folder for folder in folders if folder.is_dir()]
 
     def artifacts(self, kinds: Iterable[str], *, tell: Callable[[str], None] | None = None) -> Iterator[Artifact]:

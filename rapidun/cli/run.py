@@ -77,7 +77,7 @@ def _run(cfg: RunConfig, overrides: list[str], warnings: Sequence[str]) -> int:
     except Exception as error:  # a failed stage: its traceback is kept in status.json
         status = Path(cfg.run_dir) / "status.json"
         stage = _read(status).get("stage") or "run"
-        first = (str(error).strip().splitlines() or [""])[0]
+        first = str(error).strip().split("\n")[0]
         print(
             f"rapidun: {stage} failed: {type(error).__name__}: {hide(first)} (traceback in {status})", file=sys.stderr
         )

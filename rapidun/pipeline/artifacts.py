@@ -70,6 +70,12 @@ class Artifacts:
             self.tracker.warn(warning)
         return artifact
 
+    def note_run(self, run_dir: Path) -> None:
+        """Let the store know of a run folder that links there."""
+        unsaid = self.store.note_run(run_dir)
+        if unsaid:
+            self.tracker.warn(unsaid)
+
     def what_ran(self) -> str:
         """The stages that were run and where what they made is kept; empty where all was reused or none reached."""
         ran = [stage for stage in STAGES if any(self.made.get(stage, ()))]

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from rapidun.base.grown import mend
 from rapidun.base.heartbeat import Heartbeat
+from rapidun.base.limits import refusal
 from rapidun.base.locks import Lease, take_folder
 from rapidun.base.manifest import Artifact
 from rapidun.base.nested import differences, filled, is_number
@@ -147,7 +148,11 @@ class RunFolder:
             "error": None,
         }
         self._write_status()
-        self.heartbeat.start()
+        try:
+            self.heartbeat.start()
+        except BaseException as error:
+            self.fail(refusal(error) or error)
+            raise
 
     def _refuse_other_settings(self, config: dict[str, Any]) -> None:
         earlier = self.path / "settings.json"
@@ -214,8 +219,11 @@ class RunFolder:
         self._write_status()
         self.heartbeat.stop()
 
-    def fail(self, error: BaseException) -> None:
-        """Keep the error where a user looks first; a run that was only stopped goes on when it is started again."""
+    def fail(self, error: BaseException) -> str:
+        """Keep the error where a user looks first; a run that was only stopped goes on when it is started again.
+
+        Returns: what is to be said where the disk does not take it; empty where it did.
+        """
         trace = hide("".join(traceback.format_exception(error)))
         state = "failed"
         if isinstance(error, Preempted | KeyboardInterrupt) or _peer_stopped(error):
@@ -225,9 +233,32 @@ class RunFolder:
         self.status.update(
             state=state, finished=_now(), error={"message": hide(first_line(error)), "traceback": trace}
         )  # fmt: skip
-        if self.is_ours():
-            self._write_status()
+        # its file goes first: on a full disk that makes room
         self.heartbeat.stop()
+        try:
+            if self.is_ours():
+                self._write_status()
+        except OSError as refused:
+            return self._write_over_status(refused)
+        return ""
+
+    def _write_over_status(self, refused: OSError) -> str:
+        """Put the end of the run where the old status stands: what a file has already, a full disk leaves it."""
+        path = self.path / "status.json"
+        error = {**self.status["error"], "traceback": ""}
+        try:
+            with path.open("r+b") as file:
+                room = file.seek(0, os.SEEK_END)
+                for message in (error["message"], error["message"][:200], error["message"][:60]):
+                    kept = {**self.status, "error": {**error, "message": message}}
+                    data = json.dumps(kept).encode()
+                    if len(data) <= room:
+                        break
+                file.seek(0)
+                file.write(data.ljust(room))
+        except OSError:
+            return f"{path}: could not be written ({refused.strerror}) and still says that the run goes on. It failed"
+        return ""
 
     def close(self) -> None:
         """Let other processes have the folder."""
@@ -298,8 +329,10 @@ def _slurm_job() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def _not_writable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"run_dir: need a folder that can be written, got {path} ({error.strerror}). Pass run_dir=...")
+def _not_writable(path: Path, error: OSError) -> RapidunError:
+    return refusal(error, {"run_dir": path}) or ConfigError(
+        f"run_dir: need a folder that can be written, got {path} ({error.strerror}). Pass run_dir=..."
+    )
 
 
 def _now() -> str:

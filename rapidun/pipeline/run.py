@@ -12,7 +12,9 @@ from typing import Any
 from rapidun.base import preemption, processes
 from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.base.files import read_jsonl
+from rapidun.base.limits import refusal, refusing
 from rapidun.base.redact import keep_secret
+from rapidun.base.text import first_line
 from rapidun.config import plain as plain_values
 from rapidun.config.plain import plain
 from rapidun.config.run import RunConfig
@@ -115,7 +117,14 @@ def run_pipeline(
         in_sweep = replace(in_sweep, memo=memo)
         folder = RunFolder(run_dir)
         stack.callback(folder.close)
+        # what the machine refuses while the folder is opened, or its end is written
+        stack.enter_context(refusing(_places(cfg, run_dir)))
         return _run(cfg, folder, overrides, config_yaml, console, in_sweep, warnings)
+
+
+def _places(cfg: RunConfig, run_dir: Path) -> dict[str, Path]:
+    """What a refusal of the machine may be about."""
+    return {"run_dir": run_dir, "store_dir": Path(cfg.store_dir)}
 
 
 def _run(
@@ -170,11 +179,16 @@ def _run(
         folder.finish(metrics, tell=tracker.warn)
         ending = False
     except BaseException as error:
-        ending = error
-        if isinstance(error, RapidunError) and artifacts is not None:
-            error.ran = artifacts.what_ran()
-        folder.fail(error)
-        raise
+        told = refusal(error, _places(cfg, run_dir)) or error
+        ending = told
+        if isinstance(told, RapidunError) and artifacts is not None:
+            told.ran = artifacts.what_ran()
+        unsaid = folder.fail(told)
+        if unsaid:
+            console.warn(unsaid)
+        if told is error:
+            raise
+        raise told from error
     finally:
         console.abort()
         if tracker is not None:
@@ -187,15 +201,23 @@ def _run(
 
 
 def _report(run_dir: Path, console: StageConsole, *, show: bool) -> None:
-    """Write the report, of a failed run as well: it says what failed and shows what was finished."""
-    report = write_run_report(run_dir)
+    """Write the report, of a failed run as well: it says what failed and shows what was finished.
+
+    One that cannot be written is a warning: it changes nothing of what the run made, or of why it failed.
+    """
+    try:
+        report = write_run_report(run_dir)
+    except Exception as error:
+        told = refusal(error, {"run_dir": run_dir}) or first_line(error)
+        console.warn(f"report.html was not written: {told}. To write it later: rapidun report {run_dir}")
+        return
     groups = (ATTACKED, PRIVACY)
     tables = (closing_table(run_dir), detector_table(run_dir), *(role_table(run_dir, group) for group in groups))
     for table in tables if show else ():
         if table is not None:
             console.console.print(table)
     if show:
-        console.console.print(f"report: {report}", highlight=False, soft_wrap=True)
+        console.note(f"report: {report}")
 
 
 def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageConsole) -> None:
@@ -207,7 +229,7 @@ def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageCo
     artifact = artifacts.get(recipe)
     made = artifacts.made[recipe.stage]
     cost = folder.finish_stage(stage, {recipe.link: artifact}, cached=not any(made))
-    artifacts.store.note_run(folder.path)
+    artifacts.note_run(folder.path)
     console.finish(note=f"{'done' if any(made) else 'reused'}   {cost['seconds']:.1f} s")
 
 
@@ -240,7 +262,7 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, 
         cached = bool(made) and not any(made)
         cost = folder.finish_stage(stage, links, cached=cached)
         if links:
-            artifacts.store.note_run(folder.path)
+            artifacts.note_run(folder.path)
         how = "reused" if cached else "done"
         console.finish(
             note=f"{how}   {cost['seconds']:.1f} s   {cost['peak_memory_gb']:.2f} GiB" if links else "nothing to do"

@@ -237,7 +237,7 @@ def error_line(error: object) -> str:
     """One line from status.json's error: {"message", "traceback"}, or a text that may be a traceback."""
     if isinstance(error, dict):
         error = error.get("message") or error.get("traceback")
-    lines = [line for line in str(error or "").splitlines() if line.strip()]
+    lines = [line for line in str(error or "").split("\n") if line.strip()]
     if lines and lines[0].startswith("Traceback"):
         # frames are indented; the exception is the first line after them that is not
         lines = [line for line in lines[1:] if not line[0].isspace()] or lines
@@ -321,7 +321,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     Where unlearning came from the store, its curve stands in the artifact's history.json.
     """
     rows = []
-    for line in _read_text(path / "metrics.jsonl").splitlines():
+    for line in _read_text(path / "metrics.jsonl").split("\n"):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base import heartbeat
-from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json, write_json
 from rapidun.base.grown import append_line, read_grown
+from rapidun.base.limits import refusal
 from rapidun.base.locks import Lease
 from rapidun.base.parts import sweep_parts
 from rapidun.base.redact import hide
@@ -83,9 +84,9 @@ class SweepFolder:
         except OSError as error:
             raise self.not_writable(error) from None
 
-    def not_writable(self, error: OSError) -> ConfigError:
+    def not_writable(self, error: OSError) -> RapidunError:
         """What to say of an error while writing into the folder."""
-        return ConfigError(
+        return refusal(error, {"sweep.name": self.path}) or ConfigError(
             f"sweep.name: need a folder that can be written, got {self.path} ({error.strerror}). Pass sweep.name=..."
         )
 

@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from rapidun.base.errors import ConfigError
+from rapidun.base.limits import refusal
 from rapidun.base.manifest import Artifact
+from rapidun.base.screen import screen
 from rapidun.base.store import Store
+from rapidun.base.text import first_line
 from rapidun.config.cells import Cell
 from rapidun.config.sweep import OnInterrupt, SweepConfig
 from rapidun.pipeline.folder import git_commit
@@ -151,22 +152,30 @@ def finish(folder: SweepFolder, names: Sequence[str]) -> int:
     """
     states = folder.states(names)
     counts = Counter(state.state for state in states.values())
-    console = Console()
+    console = screen()
     if any(state.state != "waiting" for state in states.values()):
-        summary = write_sweep_summary(folder.path)
-        index = write_sweep_index(folder.path, summary)
-        show(console, summary)
-        console.print(f"report: {index.with_name('report.html')}", highlight=False, soft_wrap=True)
+        try:
+            summary = write_sweep_summary(folder.path)
+            index = write_sweep_index(folder.path, summary)
+        except Exception as error:
+            told = refusal(error) or first_line(error)
+            line = (
+                f"warning: the sweep's report was not written: {told}. To write it later: rapidun report {folder.path}"
+            )
+            console.print(line, style="yellow", soft_wrap=True)
+        else:
+            show(console, summary)
+            console.print(f"report: {index.with_name('report.html')}", soft_wrap=True)
     bad = [(name, state) for name, state in states.items() if state.state not in ("done", "pruned")]
     for name, state in bad[:20]:
         line = f"{folder.path / name}: {state.state}: {state.error or 'not run'}"
-        console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(line, style="red", soft_wrap=True)
     if len(bad) > 20:
-        console.print(f"and {len(bad) - 20} more; rapidun sweep status {folder.path} lists them", highlight=False)
+        console.print(f"and {len(bad) - 20} more; rapidun sweep status {folder.path} lists them")
     if next(folder.path.glob("**/wandb/offline-run-*"), None) is not None:
-        console.print(f"W&B ran offline; to upload: rapidun wandb sync {folder.path}", highlight=False, soft_wrap=True)
+        console.print(f"W&B ran offline; to upload: rapidun wandb sync {folder.path}", soft_wrap=True)
     shown = ", ".join(f"{number} {word}" for word, number in counts.most_common())
-    console.print(f"sweep: {len(states)} cells: {shown}", highlight=False, soft_wrap=True)
+    console.print(f"sweep: {len(states)} cells: {shown}", soft_wrap=True)
     return 1 if bad else 0
 
 

@@ -138,7 +138,7 @@ def read_cell(path: Path) -> Cell:
         settings = read_settings(path)
         detectors = read_object(path / "evaluation" / "detectors.json")
     except ArtifactError as error:
-        return Cell(path=path, overrides=[], state="unreadable", error=str(error).splitlines()[0], metrics={})
+        return Cell(path=path, overrides=[], state="unreadable", error=str(error).split("\n")[0], metrics={})
     state = str(status.get("state") or ("done" if result else "running"))
     values = {name: number(value) for name, value in result.items() if name != "seed"}
     mapping = settings.get("mapping")

@@ -98,7 +98,7 @@ class ParallelLauncher(Launcher):
             return JobState(Phase.done)
         if isinstance(error, BrokenProcessPool):
             return JobState(Phase.failed, POOL_DIED)
-        return JobState(Phase.failed, (str(error) or type(error).__name__).splitlines()[0])
+        return JobState(Phase.failed, (str(error) or type(error).__name__).split("\n")[0])
 
     def cancel(self, handles: Mapping[str, str]) -> None:
         for id in handles:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from submitit.helpers import clean_env
 
 from rapidun.base.errors import RapidunError
+from rapidun.base.text import lines_of
 
 COMMANDS = ("sbatch", "srun", "scontrol", "scancel", "sinfo")
 # SLURM's commands retry for 10 to 20 seconds when the controller is away.
@@ -54,7 +55,7 @@ def slurm(*command: str, timeout_s: float = TIMEOUT_S) -> str:
         raise SlurmUnreachable(f"SLURM does not answer ({command[0]} took longer than {timeout_s:g} s)") from None
     if done.returncode == 0:
         return done.stdout
-    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    said = lines_of(done.stderr.strip() or done.stdout.strip())
     line = said[-1] if said else f"status {done.returncode}"
     if is_away(line):
         raise SlurmUnreachable(f"SLURM does not answer ({line})")
@@ -63,7 +64,7 @@ def slurm(*command: str, timeout_s: float = TIMEOUT_S) -> str:
 
 def site_settings() -> dict[str, str]:
     """`scontrol show config` as a dict: MaxArraySize, AccountingStorageType, ..."""
-    lines = (line.partition("=") for line in slurm("scontrol", "show", "config").splitlines())
+    lines = (line.partition("=") for line in slurm("scontrol", "show", "config").split("\n"))
     return {key.strip(): value.strip() for key, equals, value in lines if equals}
 
 

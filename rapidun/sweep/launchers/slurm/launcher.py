@@ -11,6 +11,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.base.redact import HIDDEN
+from rapidun.base.text import lines_of
 from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, NotNow, Phase
 from rapidun.sweep.launchers.slurm.batch import (
     cluster_faults,
@@ -110,7 +111,7 @@ class SlurmLauncher(Launcher):
             text = _make_sbatch_string(
                 command=Executor(self.folder)._submitit_command_str, folder=self.folder, **parameters
             )
-            lines = text.splitlines()
+            lines = lines_of(text)
             ranges = [line for line in lines if line.startswith("#SBATCH --array=")]
             head = f"# {len(array.jobs)} jobs{' as ' + ranges[0].removeprefix('#SBATCH ') if ranges else ''}: "
             head += f"{array.jobs[0].id}{' ... ' + array.jobs[-1].id if len(array.jobs) > 1 else ''}"

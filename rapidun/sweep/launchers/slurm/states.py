@@ -21,6 +21,7 @@ import re
 import signal
 from typing import NamedTuple
 
+from rapidun.base.text import lines_of
 from rapidun.sweep.launcher import JobState, Phase
 from rapidun.sweep.launchers.submission import SIGNAL_BASE, TIME_LIMIT_STATUS
 
@@ -74,7 +75,7 @@ def parse_jobs(text: str) -> dict[str, Seen]:
     """Read `scontrol -o show job`: handle (`123`, `123_4`) -> what is seen; ranges of array tasks are spread out."""
     shared: dict[str, Seen] = {}
     single: dict[str, Seen] = {}
-    for line in text.splitlines():
+    for line in lines_of(text):
         fields = {key: value for key, value in re.findall(r"(?:^|\s)(\w+)=(\S*)", line)}
         if "JobId" not in fields or "JobState" not in fields:
             continue
@@ -99,7 +100,7 @@ def parse_jobs(text: str) -> dict[str, Seen]:
 def parse_sacct(text: str) -> dict[str, Seen]:
     """Read `sacct -nPX -o JobID,State,ExitCode`: for jobs that slurmctld has forgotten."""
     jobs = {}
-    for line in text.splitlines():
+    for line in lines_of(text):
         handle, state, code = [*line.split("|"), "", ""][:3]
         status, _, number = (code or "0:0").partition(":")
         # `CANCELLED by 1000`
