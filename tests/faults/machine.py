@@ -20,7 +20,7 @@ RUN = (
     "evaluation.num_ppl=4", "evaluation.num_calibration=2", "influence.num_token_queries=1",
 )  # fmt: skip
 # of a result: what two runs of the same never have in common
-OF_ITS_TIME = ("seconds", "peak_memory_gb", "time", "made", "packages", "start_seconds")
+OF_ITS_TIME = ("seconds", "peak_memory_gb", "time", "made", "packages", "start_seconds", "check")
 
 
 # the results of a run that nothing disturbs, and how often it changes the disk

@@ -5,9 +5,11 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,26 +19,34 @@ from tests.faults.machine import RUN, Done, Fault, Machine, Whole, command, left
 POINTS = 48
 
 
-def check_message(done: Done, place: Path) -> None:
-    """One message of the disk that names the place, no traceback, and a status that says so too."""
+def status_of(place: Path) -> dict[str, Any] | None:
+    path = place / "run" / "status.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def check_message(done: Done, place: Path, before: dict[str, Any] | None) -> None:
+    """One message of the disk that names the place, no traceback, and a status that says so too.
+
+    Args: before: status.json before the run, which may stand where not even the folder's lease could be written.
+    """
     told = [line for line in done.err.split("\n") if line.startswith("rapidun: ")]
     assert "Traceback" not in done.err + done.out, done.err
     assert done.status == 2, (done.status, done.err, done.out)
     assert len(told) == 1, done.err
     assert any(words in told[0] for words in ("need room for", "need a folder that can be written")), told
     assert str(place) in told[0], told
-    status = place / "run" / "status.json"
-    if status.is_file():
-        found = json.loads(status.read_text())
+    found = status_of(place)
+    if found is not None and found != before:
         assert found["state"] == "failed", found["state"]
         assert found["error"]["message"].startswith("MachineError: "), found["error"]["message"]
 
 
 def fail(machine: Machine, place: Path, at: int, fault: Fault, error: int = errno.ENOSPC) -> bool:
     """Let the run's at-th change fail and look at what it says; whether it failed."""
+    before = status_of(place)
     done = machine.run(command(place), below=place, at=at, fault=fault, error=error)
     if done.status:
-        check_message(done, place)
+        check_message(done, place, before)
         return True
     # a sign of life, or the report, that could not be written; or the run was over by then
     assert done.count is not None
@@ -62,7 +72,13 @@ def test_full_at_a_dozen_points_one_after_the_other(machine: Machine, whole: Who
     """Each attempt goes on where the one before it failed."""
     place, rng = machine.root / "dozen", random.Random(16)
     faults = [Fault.once, Fault.full]
-    failed = sum(fail(machine, place, rng.randrange(1, whole[1] // 4), rng.choice(faults)) for _ in range(12))
+    failed = 0
+    for _ in range(12):
+        if fail(machine, place, rng.randrange(1, whole[1] // 4), rng.choice(faults)):
+            failed += 1
+        else:
+            # it came to its end: what is reused has few changes left to fail
+            shutil.rmtree(place)
     assert failed >= 10
     goes_on(machine, place, whole)
 
