@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from rapidun.base.errors import ModelError
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl
 from rapidun.base.tracker import Listener
+from rapidun.config.attacks import PromptSettings
 from rapidun.config.detectors import Detector
 from rapidun.config.plain import plain
 from rapidun.config.unlearning import Objective
@@ -111,6 +112,8 @@ def _evaluated(
         inputs["judge"] = _judge_inputs(ctx)
     if _look(ctx).of_facts or any(ctx.counts.get(name) for name in ASKED_FOR):
         inputs["facts"] = FACTS_VERSION
+    if (min_asr := cfg.evaluation.attacks.prompts.min_asr) != PromptSettings().min_asr and not _look(ctx).of_facts:
+        inputs["min_asr"] = min_asr  # of asr_ood_testable
     if yardstick:
         inputs["retrained"] = yardstick.fingerprint
     elif isinstance(retrained, Path):
