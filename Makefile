@@ -36,7 +36,7 @@ run: $(STAMP)
 	@$(BIN)/python sweep.py $(ARGS)
 
 test: check ## format check, lint, type check, tests
-	@$(PYTEST) -n 2 $(ARGS)
+	@$(PYTEST) -n 2 --dist worksteal $(ARGS)
 
 check: $(STAMP) ## the same without the tests
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: run make format"; exit 1; }
@@ -49,7 +49,7 @@ test-slow: $(STAMP) ## only the tests that take longer
 test-slurm: $(STAMP) ## sweeps on a SLURM that the tests start here (root; .ci/slurm-packages installs it)
 	@$(PYTEST) -m slurm tests/slurm $(ARGS)
 
-test-browser: $(STAMP) ## the report in a headless Chromium (Debian's chromium)
+test-browser: $(STAMP) ## the report in a headless Chromium (.ci/browser-packages installs it)
 	@$(PYTEST) -m browser tests/browser $(ARGS)
 
 test-real: $(STAMP) ## only the tests on the real model and the real pack (RAPIDUN_SHARED, RAPIDUN_SMOLLM2)

@@ -111,7 +111,7 @@ def record(tree: Path, folder: Path) -> dict[str, Any]:
             "result": steady(json.loads(result.read_text())),
             "files": sorted(str(path.relative_to(result.parent)) for path in result.parent.rglob("*")),
             "metrics": [
-                steady(json.loads(line)) for line in (result.parent / "metrics.jsonl").read_text().splitlines()
+                steady(json.loads(line)) for line in (result.parent / "metrics.jsonl").read_text().split("\n") if line
             ],
         }
     found["store"] = {}
@@ -152,7 +152,7 @@ def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
         for number, (old, new) in enumerate(zip(before, after, strict=True)):
             yield from differences(old, new, f"{where}[{number}]")
     elif before != after:
-        lines = [str(value).splitlines() for value in (before, after)]
+        lines = [str(value).split("\n") for value in (before, after)]
         yield "\n".join([f"{where}:", *list(difflib.unified_diff(*lines, lineterm="", n=0))[2:12]])
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import rapidun
 from rapidun.base.errors import RapidunError
+from rapidun.base.files import read_jsonl
 from rapidun.base.tracker import Tracker
 from rapidun.config.compose import compose_config
 from rapidun.config.evaluation import EvaluationConfig
@@ -81,7 +82,7 @@ def measure(overrides: list[str], folder: Path) -> dict[str, Any]:
         seed=cfg.evaluation.seed,
         tracker=Tracker(),
     )
-    answers = [json.loads(line) for line in (out / "generations.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = read_jsonl(out / "generations.jsonl")
     seen = [row for row in answers if row["set"] == "seen" and row["poisoned"] is not None]
     planted = exact_match([row["generation"] for row in seen], [row["poisoned"] for row in seen])
     found: dict[str, Any] = {f"loss_{group}": round(mean(values), 3) for group, values in losses.items()}

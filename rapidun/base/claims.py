@@ -6,10 +6,12 @@ if it was suspended and its code makes folders anew, not the ones it made; in ei
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from rapidun.base.files import sync
 from rapidun.base.locks import Lease, new_token
+from rapidun.base.parts import sweep_parts
 
 
 class Claim:
@@ -40,6 +42,8 @@ class Claim:
         for path in left:
             remove_folder(path)
         self.work.mkdir(exist_ok=True)
+        # whoever wrote here holds the lease no more
+        sweep_parts(self.work)
         self.out.mkdir()
         for path in (self.out, self.work):
             self._open[path] = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -66,7 +70,8 @@ class Claim:
             self.discard()
             return False
         sync(self.folder)
-        remove_folder(self.work)
+        with suppress(OSError):  # what is published is published; prune removes what is left beside it
+            remove_folder(self.work)
         return True
 
     def discard(self) -> None:

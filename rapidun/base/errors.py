@@ -32,5 +32,9 @@ class ModelError(RapidunError):
     """A model or an adapter cannot be found, read or used."""
 
 
+class MachineError(RapidunError):
+    """The machine refuses: no room, no memory, too long a name; settings and inputs are right (base/limits.py)."""
+
+
 class ArtifactError(RapidunError):
     """A stored artifact is missing, damaged, or was made by other settings than those asked for."""

@@ -3,44 +3,78 @@
 import hashlib
 import json
 import os
-import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ArtifactError
+from rapidun.base.parts import part_of
+
+CHECK = "check"
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a `.part` file beside `path`, flush it to disk, then rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # not the process id: two hosts may share one
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+@contextmanager
+def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
+    """Note on an exception from within which file was to be written, of how many bytes, for base/limits.py to tell.
+
+    The innermost note stays.
+    """
     try:
-        write(part)
-        sync(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        if not hasattr(error, "rapidun_writing"):
+            error.rapidun_writing = (path, num_bytes)  # type: ignore[attr-defined]
+        raise
+
+
+def write_atomic(path: Path, write: Callable[[Path], object], *, num_bytes: int | None = None) -> None:
+    """Let `write` fill a `.part` file beside `path`, flush it to disk, then rename it into place.
+
+    Args: num_bytes: how many `write` writes, where that is known, for a message if they find no room.
+    """
+    part = part_of(path)
+    with writing(path, num_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(part)
+            sync(part)
+            os.replace(part, path)
+        finally:
+            # a disk that became read-only keeps it: the fault that is told is the first one
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
     """Flush a file, or a folder's list of names, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with writing(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with `\\n` line ends, atomically."""
-    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write UTF-8 text with `\\n` line ends, atomically.
+
+    Args: private: for the owner alone (mode 0600), where the text must hold a secret to be of use.
+    """
+
+    data = text.encode()
+
+    def write(part: Path) -> None:
+        if private:
+            part.touch(mode=0o600)
+        part.write_bytes(data)
+
+    write_atomic(path, write, num_bytes=len(data))
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write indented JSON, atomically; NaN and infinity are refused, since JSON has none."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: object, *, private: bool = False) -> None:
+    """Write indented JSON, atomically; NaN and infinity are refused, since JSON has none. `private`: see write_text."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", private=private)
 
 
 def write_jsonl(path: Path, rows: Iterable[object]) -> None:
@@ -58,7 +92,8 @@ def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
     """Write torch tensors as safetensors, atomically."""
     from safetensors.torch import save_file
 
-    write_atomic(path, lambda part: save_file(tensors, str(part)))
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    write_atomic(path, lambda part: save_file(tensors, str(part)), num_bytes=num_bytes)
 
 
 def read_json(path: Path) -> Any:
@@ -100,6 +135,31 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def seal_of(folder: Path, *names: str) -> dict[str, str]:
+    """SHA-256 of each file below a folder, or of those named, by its name from there."""
+    files = [folder / name for name in names] or sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256_file(path) for path in files}
+
+
+def broken(folder: Path, seal: Mapping[str, str]) -> list[str]:
+    """The files below a folder that are not as `seal_of` found them, or not there."""
+    return [
+        name for name, digest in seal.items() if not (folder / name).is_file() or sha256_file(folder / name) != digest
+    ]
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """An object as it will be read back, with a checksum over itself."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    return {**plain, CHECK: sha256_json(plain)}
+
+
+def fits_its_seal(value: Mapping[str, Any]) -> bool:
+    """Whether an object is as `sealed` made it; one without a checksum, of an earlier version, is taken as it is."""
+    rest = {key: part for key, part in value.items() if key != CHECK}
+    return CHECK not in value or value[CHECK] == sha256_json(rest)
+
+
 def sha256_json(value: object) -> str:
     """Hex SHA-256 of a value's canonical JSON: sorted keys, no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -107,6 +167,7 @@ def sha256_json(value: object) -> str:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above that is there."""
+    """The folder, or the nearest one above that is there and may be looked at."""
     folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    # unlike Path.exists it is false for too long a name, and where the folder above may not be looked into
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))

@@ -7,8 +7,11 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from rapidun.base.parts import part_of
 
 INTERVAL_SECONDS = 5.0
 STALE_SECONDS = 90.0
@@ -38,17 +41,19 @@ class Heartbeat:
         self._stop.set()
         self._thread.join()
         self._stop = self._thread = None
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that became read-only keeps it
+            self.path.unlink(missing_ok=True)
 
     def _beat(self, stop: threading.Event) -> None:
         while True:
-            part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+            part = part_of(self.path)
             try:
                 part.write_text(json.dumps({"time": round(time.time(), 1), **self._now}), encoding="utf-8")
                 os.replace(part, self.path)
             except OSError:
                 # a full or vanished disk ends the run where it writes results; a missing sign of life must not
-                part.unlink(missing_ok=True)
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
             if stop.wait(INTERVAL_SECONDS):
                 return
 

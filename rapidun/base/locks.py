@@ -9,16 +9,22 @@ never data.
 import os
 import random
 import secrets
+import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from rapidun.base.errors import ConfigError
 
 LEASE_SECONDS = 60.0
-# a marker this many leases old by the clock is abandoned, however far the clocks of two hosts differ
+# a marker this many leases old by the file system's clock is abandoned
 CLEARLY_OLD = 10
 LONGEST_PAUSE = 2.0
+# of a run folder
+RUN_LEASE = "run.lease"
+# Linux gives the first namespace of process numbers this inode
+INITIAL_NAMESPACE = 0xEFFFFFFC
 # shorter waits are not worth a line
 NOTICE_AFTER = 1.0
 
@@ -83,21 +89,39 @@ class Lease:
 
     def _clear_abandoned(self) -> bool:
         """Remove the marker if it shows no sign of life; whether it did."""
-        marker = self._marker()
+        marker = self.mark()
         if marker is None:
             return True
         now = time.monotonic()
         if self._seen is None or self._seen[0] != marker:
             self._seen = (marker, now)
         unchanged = now - self._seen[1] > self.seconds * 4 / 3  # filelock takes those over that it can after one lease
-        if not unchanged and time.time() - marker[1] / 1e9 < self.seconds * CLEARLY_OLD:
+        if not unchanged and not self._is_clearly_old(marker[1] / 1e9):
             return False
-        if self._marker() == marker:
+        if self.mark() == marker:
             self.path.unlink(missing_ok=True)
         return True
 
-    def _marker(self) -> tuple[int, int] | None:
-        """What identifies the marker and its last refresh: (inode, modification time in ns)."""
+    def _is_clearly_old(self, written: float) -> bool:
+        """Whether a marker was last refreshed long ago by the clock that gave it its time, the file system's.
+
+        This host's clock may be hours ahead of it, and the marker's holder alive.
+        """
+        longest = self.seconds * CLEARLY_OLD
+        if time.time() - written < longest:
+            return False
+        probe = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.now")
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - written >= longest
+        except OSError:  # nothing can be written here, and so not taken over either
+            return False
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+    def mark(self) -> tuple[int, int] | None:
+        """What identifies the marker and its last refresh, (inode, modification time in ns); None without one."""
         try:
             found = self.path.lstat()
         except FileNotFoundError:
@@ -109,10 +133,20 @@ class Lease:
         owner = self._lease.owner
         return self._lease.is_locked and owner is not None and owner.token == self._lease.token
 
+    def taken_over(self) -> bool:
+        """Whether another process holds what this one took; a marker that was only deleted is nobody's."""
+        owner = self._lease.owner
+        return owner is not None and owner.token != self._lease.token
+
     def holder(self) -> str:
         """Who has it, for a message."""
         owner = self._lease.owner
         return "another process" if owner is None else f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
+
+    def holder_is_here(self) -> bool:
+        """Whether its holder is a process of this host, which was asked for and is alive."""
+        owner = self._lease.owner
+        return owner is not None and owner.hostname == _host_name()
 
     def release(self) -> None:
         """Give it back; a marker that became somebody else's stays."""
@@ -123,6 +157,39 @@ class Lease:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+
+def take_folder(folder: Path, *, waits: bool, tell: Callable[[str], None]) -> Lease:
+    """The lease on a run folder, `run.lease` in it; one of a process that is gone is taken over.
+
+    Whether a holder on another host lives shows when it refreshes its lease: until then this waits.
+
+    Args: waits: for a live holder to be done. tell: gets a line for a wait.
+    Raises: ConfigError if a live process holds it and `waits` is not set; OSError if it cannot be written.
+    """
+    lease = Lease(folder / RUN_LEASE)
+    wait = Wait(str(folder), tell)
+    first = None
+    while not lease.try_acquire():
+        mark = lease.mark()
+        first = first or mark
+        if not waits and (lease.holder_is_here() or mark != first):
+            raise ConfigError(
+                f"run_dir: need {folder} for this process alone, but {lease.holder()} works in it (this is process "
+                f"{os.getpid()}). Wait for its end, or pass another run_dir=..."
+            )
+        wait.pause(lambda: f"{lease.holder()} works in it")
+    wait.end()
+    return lease
+
+
+def _host_name() -> str:
+    """As filelock notes it in a lease: processes of another container count as another host's."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        namespace = INITIAL_NAMESPACE
+    return socket.gethostname() + ("" if namespace == INITIAL_NAMESPACE else f"?pidns-{namespace:x}")
 
 
 class Wait:

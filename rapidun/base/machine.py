@@ -25,8 +25,30 @@ def visible_gpus() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return []
-    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    lines = [line for line in listed.stdout.split("\n") if line.startswith("GPU ")]
     return [str(index) for index in range(len(lines))]
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take: of the machine, of its cgroup, of `ulimit -v`; None = unknown."""
+    found = []
+    meminfo = Path("/proc/meminfo")
+    for line in meminfo.read_text().split("\n") if meminfo.is_file() else []:
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    # inside a container its own cgroup is the root
+    limit, used, parts = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current", "stat"))
+    if limit.is_file() and limit.read_text().strip().isdecimal():
+        # files that were read count as used until somebody needs the room
+        cached = [int(line.split()[1]) for line in parts.read_text().split("\n") if line.startswith("inactive_file ")]
+        found.append(max(0, int(limit.read_text()) - int(used.read_text()) + sum(cached)))
+    import resource
+
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    sizes = Path("/proc/self/statm")
+    if space != resource.RLIM_INFINITY and sizes.is_file():
+        found.append(max(0, space - int(sizes.read_text().split()[0]) * resource.getpagesize()))
+    return min(found, default=None)
 
 
 def set_threads(num_threads: int) -> None:
@@ -93,7 +115,7 @@ def _peak_bytes() -> int:
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")  # Linux
-    for line in status.read_text().splitlines() if status.is_file() else []:
+    for line in status.read_text().split("\n") if status.is_file() else []:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     import resource

@@ -32,6 +32,11 @@ SUBCOMMANDS = {
     "klom": SubCommand(
         "rapidun.cli.klom", "DIR... [--json FILE]", "unlearned models against retrained ones over seeds (KLOM)"
     ),
+    "certify": SubCommand(
+        "rapidun.cli.certify",
+        "DIR [--out FOLDER]",
+        "certificate.html and .json of a run: what was tried, what came of it, what was not",
+    ),
     "sweep": SubCommand(
         "rapidun.cli.sweep", "status|logs|collect|cancel|retry DIR", "look after a sweep, from any node"
     ),
@@ -50,6 +55,11 @@ SUBCOMMANDS = {
     "pack": SubCommand("rapidun.cli.pack", "build|check", "make a pack from clean instructions; look at one"),
     "model": SubCommand("rapidun.cli.model", "fetch NAME [DIR]", "a small real model without access to the hub"),
     "store": SubCommand("rapidun.cli.store", "list|verify|prune", "the stages' results in outputs/store"),
+    "verify": SubCommand(
+        "rapidun.cli.verify",
+        "DIR [--json]",
+        "whether a run's or a sweep's result follows from the bytes that are stored",
+    ),
     "influence": SubCommand(
         "rapidun.cli.influence",
         "check OVERRIDE...",

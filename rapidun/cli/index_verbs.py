@@ -38,6 +38,7 @@ from rapidun.stages.influence.index.manifest import (
 from rapidun.stages.influence.index.output import write_scores, write_top
 from rapidun.stages.influence.index.reader import Index
 from rapidun.stages.influence.index.score import stream_scores
+from rapidun.stages.influence.index.verify import drop_damaged
 from rapidun.stages.influence.index.workers import run_workers
 from rapidun.stages.influence.index.writer import Vectors, build_shards
 from rapidun.stages.influence.precondition import Preconditioner
@@ -67,6 +68,7 @@ def _build(args: argparse.Namespace) -> int:
     manifest = Manifest(args.out, recipe)
     if (args.out / MANIFEST).is_file():
         check_claim(manifest)
+        drop_damaged(manifest, tell=lambda line: print(line, file=sys.stderr))
     report = Progress(args.out, "shards")
     missing = [shard for shard in range(manifest.num_shards) if not manifest.is_done(shard)]
     if missing and args.workers > 1:

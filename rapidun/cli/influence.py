@@ -9,6 +9,7 @@ from typing import Any
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import write_json
+from rapidun.base.screen import screen
 from rapidun.base.tracker import Tracker
 from rapidun.cli.commands import FOLDER, OVERRIDE, Parser
 from rapidun.config.influence import Precondition
@@ -105,10 +106,9 @@ def _sample(cfg: RunConfig, size: int, *, seed: int) -> tuple[list[tuple[Record,
 
 
 def _print(checked: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = screen()
     table = Table(title=f"influence.method={checked.method} influence.params={checked.params}", show_header=False)
     result, cost = checked.result, checked.cost
     table.add_row("rows, tokens", f"{checked.num_rows}, {checked.num_tokens:,}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_json
+from rapidun.base.screen import screen
 from rapidun.cli.commands import FOLDER, Parser
 from rapidun.report.klom import FEWEST, klom_rows
 from rapidun.report.metrics import format_number
@@ -34,7 +35,6 @@ def main(argv: Sequence[str]) -> int:
     rows = klom_rows(gather(found.paths).cells)
     if found.json is not None:
         write_json(found.json, [asdict(row) for row in rows])
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="KLOM, nats: KL(margins of models || margins of retrained models)", title_justify="left")
@@ -47,5 +47,5 @@ def main(argv: Sequence[str]) -> int:
             row.label, f"{row.num_models} {row.role}, {row.num_retrained} retrained", f"{row.num_points} {row.points}",
             *map(format_number, (row.mean, row.median, row.high, row.chance)),
         )  # fmt: skip
-    Console().print(table)
+    screen().print(table)
     return 0

@@ -10,7 +10,9 @@ import traceback
 from collections.abc import Sequence
 
 from rapidun.base.errors import ConfigError, RapidunError
+from rapidun.base.limits import refusal
 from rapidun.base.machine import spin_less
+from rapidun.base.redact import hide
 from rapidun.cli.commands import SUBCOMMANDS, parse_run
 from rapidun.cli.help import help_text, version
 
@@ -23,19 +25,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     spin_less()
     try:
-        if argv and argv[0] in SUBCOMMANDS:
-            # on import it misses a kernel that quantised models on the CPU could be faster with; a run says no more
-            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-            return int(SUBCOMMANDS[argv[0]].load().main(argv[1:]))
-        return _run(argv)
+        status = _start(argv)
+        # a full disk behind it would otherwise show when nobody can say so any more
+        sys.stdout.flush()
+        return status
     except RapidunError as error:
         return _complain(error, starts=not (argv and argv[0] in SUBCOMMANDS))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # the reader (head, less) has seen enough; the interpreter must not fail on flushing either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader (head, less) has seen enough
         return 0
+    except Exception as error:
+        told = refusal(error)
+        if told is None:
+            raise
+        return _complain(told, starts=not (argv and argv[0] in SUBCOMMANDS))
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+
+
+def _start(argv: list[str]) -> int:
+    if argv and argv[0] in SUBCOMMANDS:
+        # on import it misses a kernel that quantised models on the CPU could be faster with; a run says no more
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        return int(SUBCOMMANDS[argv[0]].load().main(argv[1:]))
+    return _run(argv)
+
+
+def _drop_output() -> None:
+    """Let the interpreter not fail on flushing what nobody can take."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: list[str]) -> int:
@@ -69,5 +92,5 @@ def _complain(error: RapidunError, *, starts: bool) -> int:
     if error.ran:
         print(f"  {error.ran}", file=sys.stderr)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        traceback.print_exception(error)
+        print(hide("".join(traceback.format_exception(error))), file=sys.stderr)
     return 2

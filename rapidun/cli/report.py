@@ -7,6 +7,8 @@ from typing import Any
 
 from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import write_text
+from rapidun.base.limits import refusal
+from rapidun.base.screen import screen
 from rapidun.cli.commands import FOLDER
 from rapidun.report.read import is_run
 from rapidun.report.run.page import write_run_report
@@ -55,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             budget=found.budget,
         )  # fmt: skip
     except OSError as error:
-        raise DataError(f"report: need readable folders and a place to write to, got {error}") from None
+        raise refusal(error) or DataError(f"report: need readable folders, got {error}") from None
 
 
 def report(
@@ -85,9 +87,7 @@ def report(
                 f"{path}: need a run folder (with status.json or result.json) or a sweep folder of such, got "
                 f"{'a folder without either' if path.is_dir() else 'no folder'}. Pass rapidun report DIR"
             )
-    from rich.console import Console
-
-    console = Console()
+    console = screen()
     written: list[Path] = []
     if len(paths) == 1:
         summary = _one(paths[0], console, html, cells, written, budget)
@@ -104,7 +104,7 @@ def report(
     if png is not None:
         written += write_pictures(summary, png)
     for path in written:
-        console.print(f"report: {path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"report: {path}", soft_wrap=True)
     return 0
 
 
@@ -151,4 +151,4 @@ def _comparison(summary: Summary, file: Path, paths: Sequence[Path], console: An
 
 
 def _warn(console: Any, message: str) -> None:
-    console.print(f"warning: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"warning: {message}", style="yellow", soft_wrap=True)

@@ -15,6 +15,7 @@ import hydra
 from rapidun.base import processes
 from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json
+from rapidun.base.redact import hide
 from rapidun.config.compose import (
     CONFIG_NAME,
     VERSION_BASE,
@@ -76,10 +77,12 @@ def _run(cfg: RunConfig, overrides: list[str], warnings: Sequence[str]) -> int:
     except Exception as error:  # a failed stage: its traceback is kept in status.json
         status = Path(cfg.run_dir) / "status.json"
         stage = _read(status).get("stage") or "run"
-        first = (str(error).strip().splitlines() or [""])[0]
-        print(f"rapidun: {stage} failed: {type(error).__name__}: {first} (traceback in {status})", file=sys.stderr)
+        first = str(error).strip().split("\n")[0]
+        print(
+            f"rapidun: {stage} failed: {type(error).__name__}: {hide(first)} (traceback in {status})", file=sys.stderr
+        )
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exception(error)
+            print(hide("".join(traceback.format_exception(error))), file=sys.stderr)
         return 1
     return 0
 

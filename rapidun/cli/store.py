@@ -28,9 +28,9 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"store: need a folder, got {args.store}. Pass --store DIR")
     store = Store(args.store)
     if args.action == "list":
-        for artifact in store.artifacts(KINDS):
-            size = sum(entry["bytes"] for entry in artifact.manifest["files"].values())
-            made, seconds = artifact.manifest["made"], artifact.manifest["seconds"]
+        for artifact in store.artifacts(KINDS, tell=lambda fault: print(f"damaged: {fault}")):
+            size = sum(entry["bytes"] for entry in artifact.files.values())
+            made, seconds = artifact.manifest.get("made", "?"), artifact.manifest.get("seconds", 0.0)
             print(f"{artifact.stage:<11} {artifact.fingerprint} {size / 2**20:9.1f} MiB {seconds:8.1f} s  {made}")
         return 0
     if args.action == "verify":

@@ -14,7 +14,7 @@ from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.drive import Driver, watched_entry
 from rapidun.sweep.folder import SWEEPS, CellState, SweepFolder, SweepLock
 from rapidun.sweep.interrupts import one_interrupt
-from rapidun.sweep.jobs import cells_of, cluster_of, known_jobs, live_jobs
+from rapidun.sweep.jobs import cells_of, cluster_of, known_jobs, live_jobs, of_a_launch
 from rapidun.sweep.launcher import JobState, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import launcher_class, make_launcher
 from rapidun.sweep.run import finish, run_sweep, watch
@@ -66,9 +66,10 @@ def _enter(folder: SweepFolder) -> SweepFolder:
 
 
 def _launchers(folder: SweepFolder, plan: Mapping[str, Any]) -> Callable[[str], Launcher]:
-    context = LauncherContext(
-        sweep_dir=folder.path, cluster=cluster_of(plan), max_parallel=plan["sweep"]["max_parallel"]
-    )
+    with of_a_launch(folder):
+        context = LauncherContext(
+            sweep_dir=folder.path, cluster=cluster_of(plan), max_parallel=plan["sweep"]["max_parallel"]
+        )
     made: dict[str, Launcher] = {}
 
     def get(name: str) -> Launcher:
@@ -81,8 +82,9 @@ def _launchers(folder: SweepFolder, plan: Mapping[str, Any]) -> Callable[[str], 
 
 def _status(folder: SweepFolder, *, watch: bool) -> int:
     plan = folder.plan()
-    names = [cell["hash"] for cell in plan["cells"]]
-    labels = {cell["hash"]: " ".join(f"{key}={value}" for key, value in cell["axes"].items()) for cell in plan["cells"]}
+    cells = folder.cells()
+    names = [cell["hash"] for cell in cells]
+    labels = {cell["hash"]: " ".join(f"{key}={value}" for key, value in cell["axes"].items()) for cell in cells}
     launcher_of = _launchers(folder, plan)
     console = SweepConsole()
     while True:
@@ -94,7 +96,9 @@ def _status(folder: SweepFolder, *, watch: bool) -> int:
             break
         console.update(states, shared=list(folder.states(shared).values()), labels=labels)
         time.sleep(2.0)
-    console.say(f"{folder.path} ({plan['launcher']}, launched {plan['time']}, {len(live)} jobs under way)")
+    for line in folder.odd:
+        console.say(f"warning: {line}", style="yellow")
+    console.say(f"{folder.path} ({plan.get('launcher')}, launched {plan.get('time')}, {len(live)} jobs under way)")
     console.say(console.line(states, list(folder.states(shared).values())))
     for name, state in states.items():
         if state.state in ("failed", "lost", "interrupted", "running"):
@@ -173,13 +177,17 @@ def _go_on(folder: SweepFolder, *, retry: bool) -> int:
     Args: retry: run failed cells again as well.
     """
     plan = folder.plan()
-    cells = cells_of(plan)
+    with of_a_launch(folder):
+        cells = cells_of(plan)
+        launched = {key: plan[key] for key in ("launcher", "launch", "overrides")}
     settings: SweepConfig = cells[0].cfg.sweep
     settings.detach = settings.dry_run = False
     settings.retry_failed = retry
     launcher_of = _launchers(folder, plan)
     jobs = known_jobs(folder, launcher_of)
-    live = {id: state for id, state in live_jobs(jobs, launcher_of).items() if jobs[id]["launcher"] != plan["launcher"]}
+    live = {
+        id: state for id, state in live_jobs(jobs, launcher_of).items() if jobs[id]["launcher"] != launched["launcher"]
+    }
     if live:
         # of an earlier launch with another launcher; run_sweep looks after its own
         with SweepLock(folder):
@@ -188,7 +196,11 @@ def _go_on(folder: SweepFolder, *, retry: bool) -> int:
                     id: watched_entry(id, jobs[id], folder) for id in live if jobs[id]["launcher"] == name
                 }  # fmt: skip
                 driver = Driver(
-                    sweep=folder, launcher=launcher_of(name), launcher_name=name, launch=plan["launch"], watched=watched
+                    sweep=folder,
+                    launcher=launcher_of(name),
+                    launcher_name=name,
+                    launch=launched["launch"],
+                    watched=watched,
                 )
                 status = watch(driver, cells, settings=settings, console=SweepConsole())
                 if status == 130:
@@ -198,4 +210,4 @@ def _go_on(folder: SweepFolder, *, retry: bool) -> int:
         # takes a killed driver's lease over, and with it away
         with SweepLock(folder):
             return finish(folder, names)
-    return run_sweep(cells, name=folder.path.name, overrides=plan["overrides"], launcher_name=plan["launcher"])
+    return run_sweep(cells, name=folder.path.name, overrides=launched["overrides"], launcher_name=launched["launcher"])

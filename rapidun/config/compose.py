@@ -159,7 +159,7 @@ def composition_fault(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         known = f"; known: {', '.join(error.options)}" if error.options else ""
         return f"{error.missing_cfg_file}: no such config file{known}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
     # Hydra begins with: In 'mapping/mine': ValidationError raised while composing config:
     place = f"{lines[0].split(chr(39))[1]}.yaml: " if lines[0].startswith("In '") else ""
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
@@ -168,7 +168,8 @@ def composition_fault(error: BaseException) -> str:
         if key and keys.find(key) is None:
             return place + keys.unknown_key(key)
         if key:
-            return f"{place}{key}: need {keys.describe(keys.find(key))}: {str(cause).splitlines()[0]}"
+            said = str(cause).split("\n")[0]
+            return f"{place}{key}: need {keys.describe(keys.find(key))}: {said}"
     return place + " ".join(lines[:2])
 
 

@@ -312,6 +312,6 @@ def _unreadable(text: str, error: Exception) -> str:
         return f"{text!r}: need key=value or a sub-command (rapidun --help lists both)"
     if len(text) > MAX_LENGTH or _depth(text) > MAX_NESTED:
         return f"{text[:60]!r}...: {error}"
-    lines = [line for line in str(error).splitlines() if line.strip() and "hydra.cc" not in line]
+    lines = [line for line in str(error).split("\n") if line.strip() and "hydra.cc" not in line]
     reason = lines[1].strip() if len(lines) > 1 else "not understood"
     return f"{text!r}: cannot be read ({reason}). Put values with blanks, commas or brackets in quotes: 'key=\"a, b\"'"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ModelError, RapidunError
+from rapidun.base.limits import refusal
 from rapidun.base.text import short_message
 from rapidun.models.weights import read_headers
 
@@ -53,7 +54,7 @@ def refused(message: Callable[[str], str]) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
             raise
-        raise ModelError(message(short_message(error) or type(error).__name__)) from error
+        raise refusal(error) or ModelError(message(short_message(error) or type(error).__name__)) from error
 
 
 def read_model(folder: Path, **options: Any) -> Any:

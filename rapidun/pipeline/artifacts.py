@@ -5,11 +5,13 @@ from typing import Any
 
 from rapidun.base import processes
 from rapidun.base.errors import ArtifactError
-from rapidun.base.files import read_jsonl, write_jsonl
+from rapidun.base.files import write_jsonl
+from rapidun.base.grown import mend
 from rapidun.base.machine import quiet_libraries, set_threads
-from rapidun.base.store import Artifact, Store
+from rapidun.base.manifest import Artifact, DamagedArtifact
+from rapidun.base.store import Store
 from rapidun.config.run import RunConfig
-from rapidun.pipeline.tracking.lines import without_repeats
+from rapidun.pipeline.tracking.lines import KEYS, read_lines, without_repeats
 from rapidun.pipeline.tracking.run import RunTracker
 from rapidun.stages.context import Memo
 from rapidun.stages.recipe import Recipe
@@ -40,7 +42,8 @@ class Artifacts:
     def get(self, recipe: Recipe) -> Artifact:
         """The artifact of a recipe: from the store, or built where its stage was asked for (or it is implicit).
 
-        Raises: ArtifactError if it is in neither, naming the stage to add.
+        What is found is compared with the hashes of when it was made; what differs is moved away and made anew.
+        Raises: ArtifactError if it is in neither, naming the stage to add, or damaged and its stage was not asked for.
         """
         key = f"{recipe.id} {recipe.link}"
         if key in self._got:
@@ -48,10 +51,9 @@ class Artifacts:
         found = self._find(recipe)
         if found is not None:
             artifact, was_there = found, True
-        elif recipe.implicit or recipe.stage in self.cfg.stages:
-            for need in recipe.needs:
-                self.get(need)
-            artifact, was_there = self._make(recipe)
+        elif self._may_make(recipe):
+            needs = [self.get(need) for need in recipe.needs]
+            artifact, was_there = self._make(recipe, reads={need.id: need.digest for need in needs})
         else:
             missing = self._first_missing(recipe)
             raise ArtifactError(
@@ -68,6 +70,12 @@ class Artifacts:
             self.tracker.warn(warning)
         return artifact
 
+    def note_run(self, run_dir: Path) -> None:
+        """Let the store know of a run folder that links there."""
+        unsaid = self.store.note_run(run_dir)
+        if unsaid:
+            self.tracker.warn(unsaid)
+
     def what_ran(self) -> str:
         """The stages that were run and where what they made is kept; empty where all was reused or none reached."""
         ran = [stage for stage in STAGES if any(self.made.get(stage, ()))]
@@ -75,9 +83,23 @@ class Artifacts:
 
     def _find(self, recipe: Recipe) -> Artifact | None:
         """What rank 0 finds holds for all processes of a run: another may look a moment later and see more."""
-        found = self.store.find(recipe.key) if processes.is_main() else None
+        found = self._look(recipe) if processes.is_main() else None
         is_there = processes.share(found is not None)
         return found or (self.store.find(recipe.key) if is_there else None)
+
+    def _may_make(self, recipe: Recipe) -> bool:
+        return recipe.implicit or recipe.stage in self.cfg.stages
+
+    def _look(self, recipe: Recipe) -> Artifact | None:
+        try:
+            return self.store.whole(recipe.key)
+        except DamagedArtifact as damage:
+            if not self._may_make(recipe):
+                raise ArtifactError(
+                    f"{damage}. Add the stage that makes it anew: stages=[{recipe.stage},...,{self.cfg.stages[0]}]"
+                ) from None
+            self.store.set_aside_damaged(recipe.key, tell=self.tracker.warn)
+            return self.store.find(recipe.key)
 
     def _first_missing(self, recipe: Recipe) -> Recipe:
         """The earliest stage without which this recipe cannot be made."""
@@ -86,13 +108,16 @@ class Artifacts:
                 return self._first_missing(need)
         return recipe
 
-    def _make(self, recipe: Recipe) -> tuple[Artifact, bool]:
+    def _make(self, recipe: Recipe, *, reads: dict[str, str]) -> tuple[Artifact, bool]:
         building = False
 
         def build(out: Path, work: Path) -> dict[str, Any]:
             nonlocal building
             building = True
             metrics = work / "metrics.jsonl"
+            cut = mend(metrics, *KEYS) if processes.is_main() else ""
+            if cut:
+                self.tracker.warn(cut)
             self.tracker.stage_started(
                 recipe.stage,
                 recipe.kind,
@@ -110,12 +135,12 @@ class Artifacts:
                 self.tracker.begin(*before)
                 self.recipes.hand_back()
             if metrics.is_file():
-                write_jsonl(out / "metrics.jsonl", without_repeats(read_jsonl(metrics)))
+                write_jsonl(out / "metrics.jsonl", without_repeats(read_lines(metrics)))
             return result
 
         try:
             artifact, was_there = self.store.make(
-                recipe.key, build, together=recipe.together, on_wait=self.tracker.warn
+                recipe.key, build, together=recipe.together, reads=reads, on_wait=self.tracker.warn
             )
         except BaseException as error:
             if building:

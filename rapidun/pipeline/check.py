@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rapidun.base.errors import RapidunError
 from rapidun.base.files import existing
-from rapidun.base.store import Artifact, Store
+from rapidun.base.manifest import Artifact
+from rapidun.base.store import Store
 from rapidun.base.tracker import Tracker
 from rapidun.config.model import Dtype
 from rapidun.config.poison import PoisonMethod
@@ -32,9 +33,14 @@ def run_faults(cfg: RunConfig, *, memo: Memo | None = None, here: bool = True, f
 
     Args: memo: what was looked at for other configurations of a sweep. here, fetch: as of Context.
     """
-    store = Store(Path(cfg.store_dir))
-    recipes = Recipes(cfg, store, find_data=_no_data, tracker=Tracker(), memo=memo, here=here, fetch=fetch)
+    recipes = Recipes(
+        cfg, Store(Path(cfg.store_dir)), find_data=_no_data, tracker=Tracker(), memo=memo, here=here, fetch=fetch
+    )
     places = {"store_dir": cfg.store_dir, **({"run_dir": cfg.run_dir} if cfg.run_dir else {})}
+    # of a store that may only be read what is there can be used; what is not is refused when it is to be made
+    store = Path(cfg.store_dir).expanduser()
+    if os.path.isdir(store) and next(store.glob("*/*/manifest.json"), None) is not None:
+        del places["store_dir"]
     faults = [fault for key, place in places.items() if (fault := _place_fault(key, place))]
     return [*faults, *(_package_faults(cfg, recipes) if here else []), *recipes.faults()]
 

@@ -5,12 +5,14 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rapidun.base.screen import screen
+
 
 class StageConsole:
     """A progress line for the running stage, a finished line for each one before."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        self.console = console or Console(quiet=quiet)
+        self.console = console or screen(quiet=quiet)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
@@ -22,13 +24,13 @@ class StageConsole:
         self._last_note = self._started
         if self.console.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description:<11}"),
+                TextColumn("{task.description:<11}", markup=False),
                 BarColumn(),
-                TextColumn("{task.percentage:>3.0f} %"),
+                TextColumn("{task.percentage:>3.0f} %", markup=False),
                 TimeElapsedColumn(),
-                TextColumn("left"),
+                TextColumn("left", markup=False),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=self.console,
                 transient=True,
             )
@@ -44,17 +46,17 @@ class StageConsole:
         if now - self._last_note >= 30 and done:
             self._last_note = now
             left = (now - self._started) * (total - done) / done
-            self.console.print(f"{self._stage:<11} {done}/{total} {note} about {left:.0f} s left", highlight=False)
+            self.console.print(f"{self._stage:<11} {done}/{total} {note} about {left:.0f} s left")
 
     def note(self, message: str) -> None:
-        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(message, soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        self.console.print(f"warning: {message}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
     def finish(self, *, note: str) -> None:
         self._stop()
-        self.console.print(f"{self._stage:<11} {note}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{self._stage:<11} {note}", soft_wrap=True)
 
     def abort(self) -> None:
         self._stop()

@@ -9,19 +9,27 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rapidun.base.errors import ConfigError
+from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl, write_text
+from rapidun.base.grown import mend
 from rapidun.base.heartbeat import Heartbeat
-from rapidun.base.nested import differences, filled
+from rapidun.base.limits import refusal
+from rapidun.base.locks import Lease, take_folder
+from rapidun.base.manifest import Artifact
+from rapidun.base.nested import differences, filled, is_number
+from rapidun.base.parts import sweep_parts
 from rapidun.base.preemption import Preempted, Pruned
 from rapidun.base.processes import PeerFailed
-from rapidun.base.store import Artifact
+from rapidun.base.redact import HIDDEN, hide, hide_entries
 from rapidun.base.text import first_line
-from rapidun.config.plain import plain
-from rapidun.config.run import BOOKKEEPING, RunConfig
+from rapidun.config.plain import as_yaml, plain
+from rapidun.config.run import BOOKKEEPING, STAGES, RunConfig
+from rapidun.pipeline.tracking.lines import KEYS, read_lines
+from rapidun.report.read import read_object
 
 # settings that may change between two runs into one folder
 NOT_COMPARED = (*BOOKKEEPING, "stages")
@@ -43,6 +51,10 @@ def new_run_dir(name: str) -> Path:
     raise AssertionError("unreachable")
 
 
+class FolderTaken(RuntimeError):
+    """This process was suspended, and another one has taken its run folder over."""
+
+
 class RunFolder:
     """Owns one run folder: configuration, status, metrics, links to artifacts."""
 
@@ -52,32 +64,71 @@ class RunFolder:
         self._metrics: dict[str, list[dict[str, Any]]] = {}
         self.status: dict[str, Any] = {}
         self.heartbeat = Heartbeat(path / "alive.json")
+        self.lease: Lease | None = None
 
     def open(
-        self, *, config: dict[str, Any], config_yaml: str, overrides: list[str], job: dict[str, Any] | None = None
+        self,
+        *,
+        config: dict[str, Any],
+        config_yaml: str,
+        overrides: list[str],
+        job: dict[str, Any] | None = None,
+        waits: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
+        on_wait: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Make the folder and write config.yaml, command.txt and the first status.json.
 
-        A run of fewer stages in the folder of a finished one adds to it: what the others left stays.
+        A run of fewer stages in the folder of a finished one adds to it: what the others left stays. The folder is this
+        process's alone until `close`.
 
-        Args: job: what a sweep's worker notes of the job that this run is part of.
-        Raises: ConfigError if the folder cannot be written, or holds a run of other settings.
+        Args:
+            job: what a sweep's worker notes of the job that this run is part of. waits: until another process is done
+                with the folder. tell: gets a line for each file that was damaged; on_wait: for a wait.
+        Raises: ConfigError if the folder cannot be written, holds a run of other settings, or another process works in
+            it; nothing is changed then.
         """
+        # others read run folders
+        shown = hide(config)
+        if shown != config:
+            config, config_yaml = shown, as_yaml(shown)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.lease = take_folder(self.path, waits=waits, tell=on_wait)
+        except OSError as error:
+            raise _not_writable(self.path, error) from None
+        try:
+            self._open(config, config_yaml, overrides, job or {}, tell)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(
+        self,
+        config: dict[str, Any],
+        config_yaml: str,
+        overrides: list[str],
+        job: dict[str, Any],
+        tell: Callable[[str], None],
+    ) -> None:
+        try:
             self._refuse_other_settings(config)
-            before = read_json(self.path / "status.json") if (self.path / "status.json").is_file() else {}
-            stages = before.get("stages", {})
+            # links lead to the store
+            sweep_parts(self.path, *(self.path / name for name in STAGES if not (self.path / name).is_symlink()))
+            before = self._own("status.json", tell)
+            stages = known_stages(before)
             if not set(config["stages"]) < set(stages):
                 write_text(self.path / "config.yaml", config_yaml)
                 write_json(self.path / "settings.json", config)
                 entry = ["python", "sweep.py"] if Path(sys.argv[0]).name == "sweep.py" else ["rapidun"]
-                write_text(self.path / "command.txt", shlex.join([*entry, *overrides]) + "\n")
+                write_text(self.path / "command.txt", shlex.join([*entry, *map(hide_entries, overrides)]) + "\n")
         except OSError as error:
             raise _not_writable(self.path, error) from None
-        if self.metrics_path.is_file():
-            for line in read_jsonl(self.metrics_path):
-                self._metrics.setdefault(line["stage"], []).append(line)
+        cut = mend(self.metrics_path, *KEYS)
+        if cut:
+            tell(cut)
+        for line in read_lines(self.metrics_path):
+            self._metrics.setdefault(str(line["stage"]), []).append(line)
         self.status = {
             "state": "running",
             "stage": None,
@@ -87,26 +138,39 @@ class RunFolder:
             "job_id": _slurm_job(),
             "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "processes": int(os.environ.get("WORLD_SIZE") or 1),
-            **(job or {}),
+            # relative paths of the settings are meant from here
+            "directory": os.getcwd(),
+            **job,
             # how often this folder was started again before it was done
-            "restarts": before.get("restarts", -1) + 1 if before.get("state") != "done" else 0,
+            "restarts": restarts_of(before) + 1 if before.get("state") != "done" else 0,
             "stages": stages,
             "git_commit": git_commit(),
             "error": None,
         }
         self._write_status()
-        self.heartbeat.start()
+        try:
+            self.heartbeat.start()
+        except BaseException as error:
+            self.fail(refusal(error) or error)
+            raise
 
     def _refuse_other_settings(self, config: dict[str, Any]) -> None:
         earlier = self.path / "settings.json"
         if not earlier.is_file():
             return
+        found = read_json(earlier)
+        if not isinstance(found, dict):
+            raise ConfigError(
+                f"run_dir: need {earlier} with the settings of this run, got JSON of another shape. Pass another "
+                "run_dir=..."
+            )
         # settings that came after the folder was made had their default
-        before = filled(read_json(earlier), plain(RunConfig()))
+        before = filled(found, plain(RunConfig()))
         differing = [
             f"{key}: {json.dumps(old)} there, {json.dumps(new)} asked for"
             for key, old, new in differences(before, config)
-            if key.split(".")[0] not in NOT_COMPARED
+            # what is hidden there says nothing
+            if key.split(".")[0] not in NOT_COMPARED and HIDDEN not in str(old)
         ]
         if differing:
             raise ConfigError(
@@ -148,29 +212,78 @@ class RunFolder:
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def finish(self, metrics: dict[str, Any]) -> None:
+    def finish(self, metrics: dict[str, Any], *, tell: Callable[[str], None] = lambda line: None) -> None:
         """Write result.json and the final status."""
-        result = self.path / "result.json"
-        write_json(result, {**(read_json(result) if result.is_file() else {}), **metrics})
+        write_json(self.path / "result.json", {**self._own("result.json", tell), **metrics})
         self.status.update(state="done", stage=None, finished=_now())
         self._write_status()
         self.heartbeat.stop()
 
-    def fail(self, error: BaseException) -> None:
-        """Keep the error where a user looks first; a run that was only stopped goes on when it is started again."""
-        trace = "".join(traceback.format_exception(error))
+    def fail(self, error: BaseException) -> str:
+        """Keep the error where a user looks first; a run that was only stopped goes on when it is started again.
+
+        Returns: what is to be said where the disk does not take it; empty where it did.
+        """
+        trace = hide("".join(traceback.format_exception(error)))
         state = "failed"
         if isinstance(error, Preempted | KeyboardInterrupt) or _peer_stopped(error):
             state = "interrupted"
         elif isinstance(error, Pruned):
             state = "pruned"
         self.status.update(
-            state=state, finished=_now(), error={"message": first_line(error), "traceback": trace}
+            state=state, finished=_now(), error={"message": hide(first_line(error)), "traceback": trace}
         )  # fmt: skip
-        self._write_status()
+        # its file goes first: on a full disk that makes room
         self.heartbeat.stop()
+        try:
+            if self.is_ours():
+                self._write_status()
+        except OSError as refused:
+            return self._write_over_status(refused)
+        return ""
+
+    def _write_over_status(self, refused: OSError) -> str:
+        """Put the end of the run where the old status stands: what a file has already, a full disk leaves it."""
+        path = self.path / "status.json"
+        error = {**self.status["error"], "traceback": ""}
+        try:
+            with path.open("r+b") as file:
+                room = file.seek(0, os.SEEK_END)
+                for message in (error["message"], error["message"][:200], error["message"][:60]):
+                    kept = {**self.status, "error": {**error, "message": message}}
+                    data = json.dumps(kept).encode()
+                    if len(data) <= room:
+                        break
+                file.seek(0)
+                file.write(data.ljust(room))
+        except OSError:
+            return f"{path}: could not be written ({refused.strerror}) and still says that the run goes on. It failed"
+        return ""
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        if self.lease is not None:
+            self.lease.release()
+            self.lease = None
+
+    def _own(self, name: str, tell: Callable[[str], None]) -> dict[str, Any]:
+        """What this folder's file of an earlier start says; nothing where it is damaged, which is told."""
+        path = self.path / name
+        if not path.is_file():
+            return {}
+        try:
+            return read_object(path)
+        except ArtifactError as error:
+            tell(f"{str(error).removesuffix('. Delete it and run again')}; written anew")
+            return {}
+
+    def is_ours(self) -> bool:
+        """Whether no other process has taken the folder over, which happens to one that was suspended for long."""
+        return self.lease is None or not self.lease.taken_over()
 
     def _write_status(self) -> None:
+        if not self.is_ours():
+            raise FolderTaken(f"{self.path}: another process has taken this run over and goes on with it")
         write_json(self.path / "status.json", self.status)
 
     def _link(self, name: str, target: Path) -> None:
@@ -187,6 +300,24 @@ class RunFolder:
         os.replace(part, link)
 
 
+def restarts_of(status: dict[str, Any]) -> int:
+    """How often the folder was started again so far; -1 where nothing was started."""
+    found = status.get("restarts", -1)
+    return int(found) if is_number(found) else -1
+
+
+def known_stages(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What status.json says of each stage, as far as it has the shape that we write."""
+    stages = status.get("stages")
+    if not isinstance(stages, dict):
+        return {}
+    return {
+        name: entry
+        for name, entry in stages.items()
+        if isinstance(entry, dict) and is_number(entry.get("seconds")) and isinstance(entry.get("artifacts"), dict)
+    }
+
+
 def _peer_stopped(error: BaseException) -> bool:
     """Whether another process of this run was asked to stop, and this one with it."""
     return isinstance(error, PeerFailed) and error.kind in ("Preempted", "KeyboardInterrupt")
@@ -198,8 +329,10 @@ def _slurm_job() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def _not_writable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"run_dir: need a folder that can be written, got {path} ({error.strerror}). Pass run_dir=...")
+def _not_writable(path: Path, error: OSError) -> RapidunError:
+    return refusal(error, {"run_dir": path}) or ConfigError(
+        f"run_dir: need a folder that can be written, got {path} ({error.strerror}). Pass run_dir=..."
+    )
 
 
 def _now() -> str:

@@ -12,14 +12,17 @@ from typing import Any
 from rapidun.base import preemption, processes
 from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.base.files import read_jsonl
-from rapidun.base.nested import numbers
+from rapidun.base.limits import refusal, refusing
+from rapidun.base.redact import keep_secret
+from rapidun.base.text import first_line
 from rapidun.config import plain as plain_values
 from rapidun.config.plain import plain
 from rapidun.config.run import RunConfig
 from rapidun.pipeline.artifacts import Artifacts
 from rapidun.pipeline.check import room_warning, run_faults
 from rapidun.pipeline.console import StageConsole
-from rapidun.pipeline.folder import RunFolder, new_run_dir
+from rapidun.pipeline.folder import RunFolder, known_stages, new_run_dir
+from rapidun.pipeline.result import final_metrics
 from rapidun.pipeline.tracking.run import RunTracker, open_tracker
 from rapidun.report.metrics import ATTACKED, PRIVACY
 from rapidun.report.run.attacks import role_table
@@ -92,6 +95,7 @@ def run_pipeline(
     Raises: RapidunError for what the user can mend; Preempted when asked to stop; any other error is a failed stage.
         All leave status.json behind.
     """
+    keep_secret(cfg.cluster.environment)
     in_sweep = in_sweep or InSweep()
     memo = in_sweep.memo or Memo()
     faults = [] if checked else run_faults(cfg, memo=memo)
@@ -111,20 +115,40 @@ def run_pipeline(
         if settled and in_sweep.show:
             console.note(settled)
         in_sweep = replace(in_sweep, memo=memo)
-        return _run(cfg, run_dir, overrides, config_yaml, console, in_sweep, warnings)
+        folder = RunFolder(run_dir)
+        stack.callback(folder.close)
+        # what the machine refuses while the folder is opened, or its end is written
+        stack.enter_context(refusing(_places(cfg, run_dir)))
+        return _run(cfg, folder, overrides, config_yaml, console, in_sweep, warnings)
+
+
+def _places(cfg: RunConfig, run_dir: Path) -> dict[str, Path]:
+    """What a refusal of the machine may be about."""
+    return {"run_dir": run_dir, "store_dir": Path(cfg.store_dir)}
 
 
 def _run(
     cfg: RunConfig,
-    run_dir: Path,
+    folder: RunFolder,
     overrides: list[str],
     config_yaml: str,
     console: StageConsole,
     in_sweep: InSweep,
     warnings: Sequence[str],
 ) -> Result:
-    folder = RunFolder(run_dir)
-    folder.open(config=plain(cfg), config_yaml=config_yaml, overrides=overrides, job=in_sweep.job)
+    run_dir = folder.path
+    said: list[str] = []
+    folder.open(
+        config=plain(cfg),
+        config_yaml=config_yaml,
+        overrides=overrides,
+        job=in_sweep.job,
+        # a job that was queued again may start before the lease of its lost node has run out
+        waits=bool(in_sweep.job),
+        tell=said.append,
+        on_wait=console.note,
+    )
+    warnings = [*warnings, *said]
 
     def on_progress(done: int, total: int, note: str = "") -> None:
         folder.heartbeat.progress(str(folder.status["stage"]), done, total)
@@ -152,35 +176,48 @@ def _run(
             _run_only(in_sweep.only, artifacts, folder, console)
         else:
             metrics = _run_stages(artifacts, folder, console, check=in_sweep.show)
-        folder.finish(metrics)
+        folder.finish(metrics, tell=tracker.warn)
         ending = False
     except BaseException as error:
-        ending = error
-        if isinstance(error, RapidunError) and artifacts is not None:
-            error.ran = artifacts.what_ran()
-        folder.fail(error)
-        raise
+        told = refusal(error, _places(cfg, run_dir)) or error
+        ending = told
+        if isinstance(told, RapidunError) and artifacts is not None:
+            told.ran = artifacts.what_ran()
+        unsaid = folder.fail(told)
+        if unsaid:
+            console.warn(unsaid)
+        if told is error:
+            raise
+        raise told from error
     finally:
         console.abort()
         if tracker is not None:
             tracker.finish(metrics, failed=ending, run_dir=run_dir)
         # one that Ctrl-C stopped amid a sweep goes on soon, and somebody waits for the prompt
         hurried = isinstance(ending, KeyboardInterrupt) and not in_sweep.show
-        if in_sweep.only is None and processes.is_main() and not hurried:
+        if in_sweep.only is None and processes.is_main() and not hurried and folder.is_ours():
             _report(run_dir, console, show=in_sweep.show)
     return Result(run_dir, metrics)
 
 
 def _report(run_dir: Path, console: StageConsole, *, show: bool) -> None:
-    """Write the report, of a failed run as well: it says what failed and shows what was finished."""
-    report = write_run_report(run_dir)
+    """Write the report, of a failed run as well: it says what failed and shows what was finished.
+
+    One that cannot be written is a warning: it changes nothing of what the run made, or of why it failed.
+    """
+    try:
+        report = write_run_report(run_dir)
+    except Exception as error:
+        told = refusal(error, {"run_dir": run_dir}) or first_line(error)
+        console.warn(f"report.html was not written: {told}. To write it later: rapidun report {run_dir}")
+        return
     groups = (ATTACKED, PRIVACY)
     tables = (closing_table(run_dir), detector_table(run_dir), *(role_table(run_dir, group) for group in groups))
     for table in tables if show else ():
         if table is not None:
             console.console.print(table)
     if show:
-        console.console.print(f"report: {report}", highlight=False, soft_wrap=True)
+        console.note(f"report: {report}")
 
 
 def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageConsole) -> None:
@@ -192,7 +229,7 @@ def _run_only(id: str, artifacts: Artifacts, folder: RunFolder, console: StageCo
     artifact = artifacts.get(recipe)
     made = artifacts.made[recipe.stage]
     cost = folder.finish_stage(stage, {recipe.link: artifact}, cached=not any(made))
-    artifacts.store.note_run(folder.path)
+    artifacts.note_run(folder.path)
     console.finish(note=f"{'done' if any(made) else 'reused'}   {cost['seconds']:.1f} s")
 
 
@@ -225,7 +262,7 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, 
         cached = bool(made) and not any(made)
         cost = folder.finish_stage(stage, links, cached=cached)
         if links:
-            artifacts.store.note_run(folder.path)
+            artifacts.note_run(folder.path)
         how = "reused" if cached else "done"
         console.finish(
             note=f"{how}   {cost['seconds']:.1f} s   {cost['peak_memory_gb']:.2f} GiB" if links else "nothing to do"
@@ -233,7 +270,9 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, 
         publish = STAGES[stage].publish
         if publish is not None:
             publish(folder.path / stage, {link: artifact.path for link, artifact in links.items()})
-    return _final_metrics(cfg, artifacts, folder)
+    return final_metrics(
+        cfg.stages, name=cfg.name, seed=cfg.seed, links=artifacts.links, costs=known_stages(folder.status)
+    )
 
 
 def _check_rows(artifacts: Artifacts) -> None:
@@ -248,19 +287,3 @@ def _check_rows(artifacts: Artifacts) -> None:
     warning = room_warning(artifacts.recipes, missing)
     if warning:
         artifacts.tracker.warn(warning)
-
-
-def _final_metrics(cfg: RunConfig, artifacts: Artifacts, folder: RunFolder) -> dict[str, Any]:
-    """The flat contents of result.json."""
-    metrics: dict[str, Any] = {"name": cfg.name, "seed": cfg.seed}
-    for name in cfg.stages:
-        shown = STAGES[name].metrics
-        if shown is not None:
-            metrics.update(shown({link: artifact.path for link, artifact in artifacts.links[name].items()}))
-    for name, stage in STAGES.items():
-        for artifact in artifacts.links.get(name, {}).values() if stage.numbers else ():
-            metrics.update(numbers(artifact.result, f"{name}."))
-    for name, status in folder.status["stages"].items():
-        metrics[f"seconds.{name}"] = status["seconds"]
-        metrics[f"peak_memory_gb.{name}"] = status["peak_memory_gb"]
-    return metrics

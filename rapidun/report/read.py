@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, read_jsonl
-from rapidun.base.nested import at
+from rapidun.base.nested import at, is_number
 from rapidun.base.redact import hide, hide_entries
 
 BLOCKS = ("ff", "fr", "rf", "rr")
@@ -61,6 +61,8 @@ class RunRecord:
     config: str
     # evaluation/detectors.json: how good each detector is on known answers, and which is the run's
     detectors: dict[str, Any] = field(default_factory=dict)
+    # evaluation/missing.json: before and after, why a metric is not there
+    missing: dict[str, Any] = field(default_factory=dict)
 
     @property
     def costs(self) -> list[StageCost]:
@@ -91,9 +93,9 @@ def read_run(path: Path) -> RunRecord:
     """
     return RunRecord(
         path=path,
-        settings=hide(read_object(path / "settings.json")),
+        settings=read_settings(path),
         result=read_object(path / "result.json"),
-        status=read_object(path / "status.json"),
+        status=hide(read_object(path / "status.json")),
         before=_read_numbers(path / "evaluation" / "before.json"),
         after=_read_numbers(path / "evaluation" / "after.json"),
         generations=_read_rows(path / "evaluation" / "generations.jsonl"),
@@ -107,6 +109,7 @@ def read_run(path: Path) -> RunRecord:
         command=hide_entries(_read_text(path / "command.txt").strip()),
         config=hide_entries(_read_text(path / "config.yaml")),
         detectors=read_object(path / "evaluation" / "detectors.json"),
+        missing=read_object(path / "evaluation" / "missing.json"),
     )
 
 
@@ -115,15 +118,42 @@ def read_status_and_result(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises: ArtifactError if one is damaged.
     """
-    return read_object(path / "status.json"), read_object(path / "result.json")
+    status = read_object(path / "status.json")
+    if not is_status(status):
+        raise ArtifactError(f"{path / 'status.json'}: need what a run says of itself, got JSON of another shape")
+    return hide(status), read_object(path / "result.json")
+
+
+def is_status(value: object) -> bool:
+    """Whether a status.json has the shape that a run gives it, as far as it goes."""
+    if not isinstance(value, dict):
+        return False
+    stages = value.get("stages", {})
+    return (
+        isinstance(value.get("state", ""), str)
+        and all(value.get(key) is None or isinstance(value[key], str) for key in ("stage", "job", "git_commit"))
+        and isinstance(value.get("error") or "", dict | str)
+        and is_number(value.get("restarts", 0))
+        and isinstance(stages, dict)
+        and all(map(_is_stage, stages.values()))
+    )
+
+
+def _is_stage(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and is_number(value.get("seconds", 0))
+        and isinstance(value.get("artifacts", {}), dict)
+        and all(isinstance(id, str) for id in value.get("artifacts", {}).values())
+    )
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The resolved settings of a run folder, nested; empty where absent.
+    """The resolved settings of a run folder, nested, without secrets; empty where absent.
 
     Raises: ArtifactError if the file is damaged.
     """
-    return read_object(path / "settings.json")
+    return hide(read_object(path / "settings.json"))
 
 
 def read_influence(path: Path) -> Influence | None:
@@ -180,8 +210,8 @@ def read_weighted_rows(path: Path, group: str) -> list[tuple[str, float]]:
 
 def stage_costs(status: dict[str, Any], result: dict[str, Any]) -> list[StageCost]:
     """Costs by stage in the order of status.json; a run without it falls back on result.json."""
-    stages: dict[str, Any] = status.get("stages") or {}
-    if not stages:
+    stages = status.get("stages")
+    if not isinstance(stages, dict) or not stages:
         names = [key.removeprefix("seconds.") for key in result if key.startswith("seconds.")]
         stages = {name: {key: result.get(f"{key}.{name}") for key in ("seconds", "peak_memory_gb")} for name in names}
     return [
@@ -207,7 +237,7 @@ def error_line(error: object) -> str:
     """One line from status.json's error: {"message", "traceback"}, or a text that may be a traceback."""
     if isinstance(error, dict):
         error = error.get("message") or error.get("traceback")
-    lines = [line for line in str(error or "").splitlines() if line.strip()]
+    lines = [line for line in str(error or "").split("\n") if line.strip()]
     if lines and lines[0].startswith("Traceback"):
         # frames are indented; the exception is the first line after them that is not
         lines = [line for line in lines[1:] if not line[0].isspace()] or lines
@@ -217,7 +247,6 @@ def error_line(error: object) -> str:
 def read_overrides(path: Path) -> list[str]:
     """Overrides of a sweep cell, `["mapping.tau_f=0.3", ...]`; empty where the file is absent."""
     task = read_object(path / "overrides.json").get("task", [])
-    # pages and summaries are passed on; the run folder's own files keep what a rerun needs
     return [hide_entries(str(override)) for override in task] if isinstance(task, list) else []
 
 
@@ -292,7 +321,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     Where unlearning came from the store, its curve stands in the artifact's history.json.
     """
     rows = []
-    for line in _read_text(path / "metrics.jsonl").splitlines():
+    for line in _read_text(path / "metrics.jsonl").split("\n"):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

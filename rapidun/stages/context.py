@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rapidun.base.files import sha256_file, sha256_json
-from rapidun.base.store import Artifact, Key, Store
+from rapidun.base.manifest import Artifact
+from rapidun.base.store import Key, Store
 from rapidun.base.tracker import Tracker
 from rapidun.config.model import AdapterAs, Device, Dtype
 from rapidun.config.run import RunConfig

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from rapidun.base.screen import screen
 from rapidun.sweep.folder import CellState
 
 # a log file gets a line at each change of a count, and at least this often
@@ -20,7 +21,7 @@ class SweepConsole:
     """One line that changes on a terminal; a line for each change in a log file."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or screen()
         self._live: Live | None = None
         self._began = time.monotonic()
         self._done_before = 0
@@ -37,7 +38,7 @@ class SweepConsole:
             self._live.start()
 
     def say(self, text: str, *, style: str | None = None) -> None:
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, style=style, soft_wrap=True)
 
     def update(
         self, states: Mapping[str, CellState], *, shared: Sequence[CellState], labels: Mapping[str, str]

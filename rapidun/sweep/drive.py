@@ -7,19 +7,22 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rapidun.base.files import read_json, write_json
+from rapidun.base.errors import ArtifactError
+from rapidun.base.files import read_json
 from rapidun.config.sweep import ResourcesConfig
 from rapidun.sweep.folder import ENDED, SweepFolder
 from rapidun.sweep.interrupts import deferred
-from rapidun.sweep.launcher import POOL_DIED, Job, JobState, Launcher, Phase
+from rapidun.sweep.launcher import POOL_DIED, Job, JobState, Launcher, NotNow, Phase
 
 POLL_SECONDS = 0.5
 # how often a cell is started again whose job ended without having run it to its end
 MAX_ATTEMPTS = 3
 OVER = (Phase.done, Phase.failed, Phase.gone)
+# where the scheduler has no room for more jobs
+TRY_AGAIN_SECONDS = 10.0
 # seconds that cancelled jobs have to write how far they came
 SETTLING_SECONDS = 1.5
 
@@ -52,17 +55,25 @@ class Driver:
     # failures that end the sweep; None = none does
     max_failures: int | None = None
     on_change: Callable[["Driver"], object] = lambda driver: None
+    say: Callable[[str], object] = lambda text: None
     stopped: str | None = None
-    _checked: float = field(default=0.0)
+    # what was said of the last try, if the scheduler did not take all jobs
+    held_back: str = ""
+    _next_try: float = 0.0
 
     @property
     def handles(self) -> dict[str, str]:
         return {id: watched.handle for id, watched in self.watched.items() if watched.handle is not None}
 
     def submit_all(self) -> None:
-        """Hand everything to a scheduler that holds jobs back until what they need has ended."""
-        waiting = [watched.job for watched in self.watched.values() if watched.handle is None]
-        self._submit(waiting)
+        """Hand everything to a scheduler that holds jobs back until what they need has ended.
+
+        Where it has no room for all of them, `run` submits the rest as there is.
+        """
+        self._submit([watched.job for watched in self.unsubmitted()])
+
+    def unsubmitted(self) -> list[Watched]:
+        return [watched for watched in self.watched.values() if watched.handle is None and not watched.over]
 
     def run(self) -> None:
         """Until every job is over. An interrupt passes through: `cancel` then ends the jobs, or they go on."""
@@ -108,18 +119,14 @@ class Driver:
         return {found.state for found in self.sweep.states(names).values()}
 
     def _submit_ready(self) -> None:
-        if self.stopped:
+        if self.stopped or time.monotonic() < self._next_try:
             return
         over = {id for id, watched in self.watched.items() if watched.over}
         ready = [
             watched
-            for watched in self.watched.values()
-            if watched.handle is None
-            and not watched.over
-            and (
-                self.launcher.submits_ahead
-                or all(need in over or need not in self.watched for need in watched.job.needs)
-            )
+            for watched in self.unsubmitted()
+            if self.launcher.submits_ahead
+            or all(need in over or need not in self.watched for need in watched.job.needs)
         ]
         under_way = [self.watched[id] for id in self.handles_under_way()]
         if any(watched.alone for watched in under_way):
@@ -135,14 +142,36 @@ class Driver:
         if not jobs:
             return
         # jobs of this process itself run within `submit`, where an interrupt must reach them
-        within = nullcontext() if self.launcher.one_at_a_time else deferred()
-        with within:
+        within = nullcontext(lambda: False) if self.launcher.one_at_a_time else deferred()
+        with within as interrupted:
             # first the intention, so that a kill in the middle leaves a trace
             self._note({job.id: None for job in jobs})
-            handles = self.launcher.submit(jobs, handles=self.handles)
-            for id, handle in handles.items():
-                self.watched[id].handle = handle
-            self._note(handles)
+            try:
+                handles = self.launcher.submit(
+                    jobs, handles=self.handles, on_taken=self._taken, interrupted=interrupted
+                )
+                self._taken({id: handle for id, handle in handles.items() if self.watched[id].handle != handle})
+            except NotNow as later:
+                if not interrupted():
+                    self._hold_back(str(later))
+            else:
+                self.held_back = ""
+
+    def _taken(self, handles: Mapping[str, str]) -> None:
+        for id, handle in handles.items():
+            self.watched[id].handle = handle
+        self._note(handles)
+
+    def _hold_back(self, reason: str) -> None:
+        """Try again later; say so, and again when anything of it changes."""
+        left, total = len(self.unsubmitted()), len(self.watched)
+        text = (
+            f"no more jobs are taken now ({reason}): {total - left} of {total} are submitted, the rest as there is room"
+        )
+        if text != self.held_back:
+            self.say(text)
+        self.held_back = text
+        self._next_try = time.monotonic() + TRY_AGAIN_SECONDS
 
     def _note(self, handles: Mapping[str, str | None]) -> None:
         self.sweep.note_jobs(
@@ -216,8 +245,8 @@ class Driver:
         content = read_json(watched.job.file)
         content["id"] = id
         content["units"] = [unit for unit in content["units"] if unit["folder"] in names]
-        file = watched.job.file.with_name(f"{id}.json")
-        write_json(file, content)
+        file = self.sweep.job_file(id)
+        self.sweep.write_job(id, content)
         for name, found in self.sweep.states(names).items():
             if found.state in ("running", "lost"):
                 self.sweep.mark(name, "its job ended; it goes on in another", state="interrupted")
@@ -245,8 +274,12 @@ def _innocent(name: str, state: str, cause: str, *, alone: bool) -> bool:
 def watched_entry(id: str, entry: dict[str, Any], folder: SweepFolder) -> Watched:
     """A job of jobs.json, to be watched again."""
     file = folder.job_file(id)
-    wanted = read_json(file)["units"][0]["config"]["resources"]
-    job = Job(id=id, file=file, needs=tuple(entry["needs"]), resources=ResourcesConfig(**wanted))
+    try:
+        resources = ResourcesConfig(**read_json(file)["units"][0]["config"]["resources"])
+    except (ArtifactError, KeyError, IndexError, TypeError):
+        # damaged: what the job runs it has read already, and one that is started again says so
+        resources = ResourcesConfig()
+    job = Job(id=id, file=file, needs=tuple(entry["needs"]), resources=resources)
     return Watched(
         job, list(entry["folders"]), handle=entry["handle"], cancelled=entry.get("cancelled", False)
     )  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ConfigError, RapidunError
+from rapidun.base.limits import refusing
 from rapidun.config.asked import Asked
 from rapidun.config.cells import Composed, compose_rows, compose_sweep, sweep_name
 from rapidun.report.sweep.budget import check_budget
@@ -81,7 +82,7 @@ def run_rows(rows: Sequence[Sequence[str]], *, launcher_name: str) -> int:
 
 def _keep(run: Any) -> int:
     try:
-        with one_interrupt():
+        with one_interrupt(), refusing():
             handover.status = run()
     except (RapidunError, KeyboardInterrupt) as error:
         handover.error = error

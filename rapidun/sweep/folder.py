@@ -1,6 +1,7 @@
 """The files of a sweep, the only thing that its processes share: what is planned, what was submitted, how cells are.
 
 outputs/sweeps/<name>/
+  private.json          sweep.json with the secrets that it leaves out, mode 0600; absent where there are none
   sweep.json            cells, jobs and settings of the newest launch
   jobs.json             every job ever submitted: launcher, handle, cells or artifacts
   jobs/<id>.json        what the worker of a job reads
@@ -9,7 +10,6 @@ outputs/sweeps/<name>/
   stop.json             why no further cell of this launch is started
 """
 
-import json
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -19,11 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base import heartbeat
-from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json, write_json
+from rapidun.base.grown import append_line, read_grown
+from rapidun.base.limits import refusal
 from rapidun.base.locks import Lease
+from rapidun.base.parts import sweep_parts
+from rapidun.base.redact import hide
+from rapidun.report.read import is_status
 
 SWEEPS = Path("outputs/sweeps")
+PRIVATE = "private.json"
 # states of a cell; `waiting` has no status.json yet, `lost` says running but has not been heard of for long
 ENDED = ("done", "failed", "pruned")
 
@@ -50,6 +56,8 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # what was found in its files that is not as we write it, each said once
+        self.odd: dict[str, None] = {}
 
     @classmethod
     def existing(cls, path: Path) -> "SweepFolder":
@@ -57,7 +65,7 @@ class SweepFolder:
         if not (path / "sweep.json").is_file():
             raise ConfigError(f"sweep: need the folder of a sweep (with sweep.json), got {path}. Look below {SWEEPS}")
         folder = cls(path)
-        if "cells" not in folder.plan():
+        if not folder.cells():
             raise ConfigError(f"{path / 'sweep.json'}: need cells, got none. Run the sweep's own command again")
         return folder
 
@@ -66,24 +74,59 @@ class SweepFolder:
 
         Raises: ConfigError if the folder cannot be written.
         """
+        shown = hide(plan)
         try:
-            write_json(self.path / "sweep.json", plan)
+            if shown != plan:
+                write_json(self.path / PRIVATE, plan, private=True)
+            write_json(self.path / "sweep.json", shown)
+            if shown == plan:
+                (self.path / PRIVATE).unlink(missing_ok=True)
         except OSError as error:
             raise self.not_writable(error) from None
 
-    def not_writable(self, error: OSError) -> ConfigError:
+    def not_writable(self, error: OSError) -> RapidunError:
         """What to say of an error while writing into the folder."""
-        return ConfigError(
+        return refusal(error, {"sweep.name": self.path}) or ConfigError(
             f"sweep.name: need a folder that can be written, got {self.path} ({error.strerror}). Pass sweep.name=..."
         )
 
     def plan(self) -> dict[str, Any]:
-        """The contents of sweep.json; empty before the first launch."""
-        return self._read("sweep.json")
+        """The contents of sweep.json; empty before the first launch. With secrets where this is the owner."""
+        shown = self._read("sweep.json")
+        with suppress(PermissionError):
+            whole = self._read(PRIVATE)
+            if whole and all(whole.get(key) == shown.get(key) for key in ("launch", "time")):
+                return whole
+        return shown
+
+    def write_job(self, id: str, content: Mapping[str, Any]) -> None:
+        """Write what the worker of a job reads: for the owner alone where a setting that it needs is a secret."""
+        write_json(self.job_file(id), content, private=hide(content) != content)
+
+    def cells(self) -> list[dict[str, Any]]:
+        """The cells of sweep.json: {"hash", "overrides", "axes", ...} each."""
+        found = self.plan().get("cells")
+        entries = found if isinstance(found, list) else []
+        good = [entry for entry in entries if _is_cell(entry)]
+        if len(good) < len(entries):
+            number = len(entries) - len(good)
+            self.say_odd(f"{self.path / 'sweep.json'}: {number} cells are left out, being not as a launch writes them")
+        return good
 
     def jobs(self) -> dict[str, dict[str, Any]]:
-        """Job id -> {"launcher", "launch", "handle", "folders", "needs", "over", "cancelled"}, of every launch."""
-        return self._read("jobs.json")
+        """Job id -> {"launcher", "launch", "handle", "folders", "needs", "over", "cancelled"}, of every launch.
+
+        What is not as we write it is left out, and stands in `odd`.
+        """
+        try:
+            found = self._read("jobs.json")
+        except ArtifactError as error:
+            self.say_odd(f"{error}; nothing is known of the jobs of earlier launches")
+            return {}
+        good = {id: job for id, job in found.items() if _is_job(job)}
+        for id in found.keys() - good.keys():
+            self.say_odd(f"{self.path / 'jobs.json'}: need what is known of the job {id}, got JSON of another shape")
+        return good
 
     def note_jobs(self, jobs: Mapping[str, Mapping[str, Any]]) -> None:
         """Add jobs to jobs.json; only the process that holds the driver's lease may."""
@@ -93,7 +136,14 @@ class SweepFolder:
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
         found = read_json(path) if path.is_file() else {}
-        return found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            self.say_odd(f"{path}: need a JSON object, got {type(found).__name__}")
+            return {}
+        return found
+
+    def say_odd(self, line: str) -> None:
+        """Note what is not as we write it."""
+        self.odd[line] = None
 
     def folder(self, name: str) -> Path:
         """The run folder of a cell (its hash) or of a shared artifact (`stages/<kind>-<fp>`)."""
@@ -115,11 +165,12 @@ class SweepFolder:
         found: dict[str, Any] = {"stages": {}, "stage": None}
         # a damaged one is told as such by `read_state`, and is written anew here
         with suppress(ArtifactError):
-            found.update(read_json(path))
+            before = read_json(path)
+            found.update(before if isinstance(before, dict) else {})
         found.update(
             state=state,
             finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            error={"message": cause, "traceback": ""},
+            error={"message": hide(cause), "traceback": ""},
         )  # fmt: skip
         write_json(path, found)
         (self.path / name / "alive.json").unlink(missing_ok=True)
@@ -142,9 +193,8 @@ class SweepFolder:
         """Note one failed cell of this launch; return how many there are."""
         path = self.path / "failures.jsonl"
         # one write of one short line: processes on several nodes may append at once
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"folder": name}) + "\n")
-        return len(set(path.read_text(encoding="utf-8").splitlines()))
+        append_line(path, {"folder": name})
+        return len({str(line["folder"]) for line in read_grown(path, "folder")[0]})
 
 
 class SweepLock:
@@ -168,6 +218,7 @@ class SweepLock:
                 f"sweep: need {self.folder.path} for this process alone, but {self.lease.holder()} drives it (this is "
                 f"process {os.getpid()}). rapidun sweep status {self.folder.path} looks on; or pass sweep.name=..."
             )
+        sweep_parts(self.folder.path, self.folder.path / "jobs")
 
     def __exit__(self, *error: object) -> None:
         self.lease.release()
@@ -177,27 +228,58 @@ class SweepLock:
 
 
 def read_state(folder: Path) -> CellState:
-    """The state of one run folder, from its files alone."""
+    """The state of one run folder, from its files alone; one whose status is not as we write it has failed."""
+    path = folder / "status.json"
     try:
-        status = read_json(folder / "status.json") if (folder / "status.json").is_file() else {}
+        status = read_json(path) if path.is_file() else {}
     except ArtifactError as error:
         return CellState(state="failed", error=str(error))
-    if not status:
+    if status == {}:
         return CellState(state="waiting")
+    if not is_status(status) or "state" not in status:
+        return CellState(state="failed", error=f"{path}: need what a run says of itself, got JSON of another shape")
     state = str(status.get("state"))
     alive = heartbeat.read(folder / "alive.json") if state == "running" else {}
     since = heartbeat.seconds_since(folder / "alive.json")
     if state == "running" and since is not None and since > heartbeat.STALE_SECONDS:
         state = "lost"
-    stages = status.get("stages", {})
+    stages, said = status.get("stages", {}), status.get("error")
     return CellState(
         state=state,
         stage=status.get("stage"),
-        progress=alive.get("done", 0) / alive["total"] if alive.get("total") else 0.0,
-        error=str((status.get("error") or {}).get("message", "")).split("\n")[0],
-        seconds=sum(stage["seconds"] for stage in stages.values() if not stage["cached"]),
+        progress=_share(alive.get("done"), alive.get("total")),
+        error=str(said.get("message", "") if isinstance(said, dict) else said or "").split("\n")[0],
+        seconds=sum(stage.get("seconds", 0) for stage in stages.values() if not stage.get("cached")),
         restarts=int(status.get("restarts", 0)),
         job=status.get("job"),
         git_commit=status.get("git_commit"),
         artifacts={link: id for stage in stages.values() for link, id in stage.get("artifacts", {}).items()},
+    )
+
+
+def _share(done: object, total: object) -> float:
+    """0 to 1; 0 where nothing is known."""
+    if not isinstance(done, int | float) or not isinstance(total, int | float) or not 0 <= done <= total or total <= 0:
+        return 0.0
+    return done / total
+
+
+def _is_cell(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("hash"), str)
+        and isinstance(value.get("axes"), dict)
+        and isinstance(value.get("overrides"), list)
+    )
+
+
+def _is_job(value: object) -> bool:
+    if not isinstance(value, dict) or not {"launcher", "handle", "folders", "needs", "over"} <= value.keys():
+        return False
+    lists = [value["folders"], value["needs"]]
+    return (
+        isinstance(value["launcher"], str)
+        and (value["handle"] is None or isinstance(value["handle"], str))
+        and isinstance(value["over"], bool)
+        and all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
     )

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -39,14 +39,16 @@ def one_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
+def deferred() -> Iterator[Callable[[], bool]]:
     """Within, a Ctrl-C waits until the end: what was submitted is noted before it takes effect.
+
+    Hands out a function that says whether one has come.
 
     Processes started within do not get a terminal's Ctrl-C: sbatch is not cut off, and workers of a pool are ended by
     the process that drives the sweep.
     """
     if not _can_handle():
-        yield
+        yield lambda: False
         return
     came = False
 
@@ -58,7 +60,7 @@ def deferred() -> Iterator[None]:
     # started processes inherit the mask; in this one another thread may still take the signal, hence the handler
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        yield lambda: came or signal.SIGINT in signal.sigpending()
     finally:
         # one that came meanwhile reaches `handle` here
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

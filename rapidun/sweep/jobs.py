@@ -2,11 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from rapidun.base.files import write_json
+from rapidun.base.errors import ConfigError
 from rapidun.base.nested import changes, with_changes
+from rapidun.base.redact import HIDDEN, hide_entries
 from rapidun.config.cells import Cell
 from rapidun.config.plain import from_plain, plain
 from rapidun.config.sweep import ClusterConfig
@@ -18,11 +20,11 @@ from rapidun.sweep.plan import LIGHT, Plan, PlannedJob, folder_of
 def unit_of_cell(cell: Cell, sweep: SweepFolder) -> dict[str, Any]:
     return {
         "folder": cell.hash,
-        "overrides": _own(cell),
+        "overrides": _shown(cell),
         "axes": cell.axes,
         # what reruns this cell alone, in its own folder
-        "command": [*_own(cell), f"run_dir={sweep.folder(cell.hash)}"],
-        "config": plain(cell.cfg),
+        "command": [*_shown(cell), f"run_dir={sweep.folder(cell.hash)}"],
+        "config": _config(cell),
         "only": None,
     }
 
@@ -30,6 +32,17 @@ def unit_of_cell(cell: Cell, sweep: SweepFolder) -> dict[str, Any]:
 def _own(cell: Cell) -> list[str]:
     """The overrides of the run alone, without those of the sweep."""
     return [text for text in cell.overrides if not text.lstrip("+").startswith(("sweep.", "hydra."))]
+
+
+def _shown(cell: Cell) -> list[str]:
+    return [hide_entries(text) for text in _own(cell)]
+
+
+def _config(cell: Cell) -> dict[str, Any]:
+    """The settings of a job's cell. Its environment is set when the job starts: the worker needs no value of it."""
+    config = plain(cell.cfg)
+    config["cluster"]["environment"] = dict.fromkeys(cell.cfg.cluster.environment, HIDDEN)
+    return config
 
 
 def write_jobs(
@@ -56,7 +69,7 @@ def write_jobs(
             # torch and its friends are loaded before the clock of the first stage starts
             "heavy": any(node.recipe.kind not in LIGHT for node in planned.nodes) or _is_heavy(planned, plan),
         }
-        write_json(sweep.job_file(planned.id), content)
+        sweep.write_job(planned.id, content)
 
 
 def _is_heavy(planned: PlannedJob, plan: Plan) -> bool:
@@ -68,14 +81,14 @@ def _is_heavy(planned: PlannedJob, plan: Plan) -> bool:
 
 
 def _unit_of_artifact(node: Any, sweep: SweepFolder) -> dict[str, Any]:
-    config = plain(node.cell.cfg)
+    config = _config(node.cell)
     config["stages"] = [node.recipe.stage]
     config["name"] = f"{node.recipe.stage}-{node.recipe.fingerprint[:8]}"
     return {
         "folder": str(folder_of(node, sweep.path).relative_to(sweep.path)),
-        "overrides": _own(node.cell),
+        "overrides": _shown(node.cell),
         "axes": node.cell.axes,
-        "command": [*_own(node.cell), f"stages=[{node.recipe.stage}]"],
+        "command": [*_shown(node.cell), f"stages=[{node.recipe.stage}]"],
         "config": config,
         "only": node.recipe.id,
     }
@@ -135,6 +148,18 @@ def _configs(cells: Sequence[Cell]) -> dict[str, Any]:
     return {"first": first, "others": {cell.hash: changes(first, plain(cell.cfg)) for cell in cells}}
 
 
+@contextmanager
+def of_a_launch(folder: SweepFolder) -> Iterator[None]:
+    """Around what reads sweep.json. Raises: ConfigError where it is not as a launch writes it."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder.path / 'sweep.json'}: need what a launch writes, got JSON of another shape "
+            f"({type(error).__name__}: {error}). Run the sweep's own command again"
+        ) from None
+
+
 def cells_of(plan: Mapping[str, Any]) -> list[Cell]:
     """The cells of sweep.json, as they were composed."""
     configs = plan["configs"]
@@ -149,6 +174,12 @@ def cells_of(plan: Mapping[str, Any]) -> list[Cell]:
     ]
 
 
+def launch_of(plan: Mapping[str, Any]) -> int:
+    """The number of the newest launch; 0 before the first."""
+    found = plan.get("launch", 0)
+    return found if isinstance(found, int) else 0
+
+
 def cluster_of(plan: Mapping[str, Any]) -> ClusterConfig:
     return ClusterConfig(**plan["cluster"])
 
@@ -161,6 +192,12 @@ def known_jobs(
     Args: driving: this process holds the driver's lease, and so may cancel what was submitted half-way.
     """
     jobs = folder.jobs()
+    for name in {job["launcher"] for job in jobs.values()}:
+        try:
+            launcher_of(name)
+        except ConfigError:
+            folder.say_odd(f"{folder.path / 'jobs.json'}: need jobs of launchers that are known, got some of {name}")
+            jobs = {id: job for id, job in jobs.items() if job["launcher"] != name}
     unnoted: dict[str, list[str]] = {}
     for id, job in jobs.items():
         if job["handle"] is None and not job["over"]:

@@ -1,17 +1,22 @@
 """What a launcher does: take jobs, say how they are, stop them. The truth about a cell is in its run folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from rapidun.base.errors import RapidunError
 from rapidun.config.sweep import ClusterConfig, ResourcesConfig
 
 # seconds that `cancel` waits on this machine for jobs to end by themselves, before it kills them
 CANCEL_WAIT_S = 1.0
 # the cause where a pool of processes ended because one of them was killed: it does not tell which
 POOL_DIED = "a worker was killed"
+
+
+class NotNow(RapidunError):
+    """The scheduler takes no more jobs now: later it may."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +81,20 @@ class Launcher(Protocol):
     def check(self, jobs: Sequence[Job]) -> list[str]:
         """What the machine or cluster would refuse, or leave pending for ever: one line a fault."""
 
-    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
-        """Submit jobs; return job id -> handle. `handles` are those of jobs submitted before, for `needs`."""
+    def submit(
+        self,
+        jobs: Sequence[Job],
+        *,
+        handles: Mapping[str, str],
+        on_taken: Callable[[Mapping[str, str]], object] = lambda handles: None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> dict[str, str]:
+        """Submit jobs; return job id -> handle.
+
+        Args: handles: of jobs submitted before, for `needs`. on_taken: told of each part as soon as it is submitted,
+            where the whole takes several steps. interrupted: whether to leave the rest for later.
+        Raises: NotNow where the scheduler takes no more now; what `on_taken` was told of stays submitted.
+        """
 
     def states(self, handles: Mapping[str, str]) -> dict[str, JobState]:
         """The state of each job by its id."""

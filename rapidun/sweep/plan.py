@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rapidun.base.errors import ConfigError, RapidunError
-from rapidun.base.store import Artifact, Store
+from rapidun.base.manifest import Artifact, DamagedArtifact
+from rapidun.base.store import Store
 from rapidun.base.tracker import Tracker
 from rapidun.config.cells import Cell
 from rapidun.config.plain import plain
@@ -113,7 +114,7 @@ class Planner:
     def _note(self, recipe: Recipe, cell: Cell) -> Node:
         node = self.nodes.get(recipe.id)
         if node is None:
-            found = self.store.find(recipe.key)
+            found = self._whole(recipe)
             if found is None:
                 for need in recipe.needs:
                     self._note(need, cell)
@@ -130,9 +131,21 @@ class Planner:
             node.users.append(cell)
         return node
 
+    def _whole(self, recipe: Recipe) -> Artifact | None:
+        """Damaged counts as missing here; the run that makes it anew moves it away, and names the file."""
+        try:
+            return self.store.whole(recipe.key)
+        except DamagedArtifact as damage:
+            self._note_line(f"{damage}. It is made anew")
+            return None
+
+    def _note_line(self, line: str) -> None:
+        self.notes[f"warning: {line}"] = None
+
     def _find_data(self, recipe: Recipe) -> Artifact:
         """Data is made while planning: what later artifacts are called depends on its splits."""
         if recipe.id not in self._data:
+            self.store.set_aside_damaged(recipe.key, tell=self._note_line)
             self._data[recipe.id], was_there = self.store.make(recipe.key, recipe.build)
             self.num_made += not was_there
         return self._data[recipe.id]

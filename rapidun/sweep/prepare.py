@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ConfigError
+from rapidun.base.redact import keep_secret
 from rapidun.base.store import Store
 from rapidun.config.cells import Cell
 from rapidun.config.model import Dtype
@@ -15,7 +16,7 @@ from rapidun.config.sweep import SweepConfig
 from rapidun.pipeline.folder import git_commit
 from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.folder import SWEEPS, SweepFolder
-from rapidun.sweep.jobs import known_jobs, live_jobs
+from rapidun.sweep.jobs import known_jobs, launch_of, live_jobs
 from rapidun.sweep.launcher import Job, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import make_launcher
 from rapidun.sweep.plan import Plan, Planner, folder_of, plan_cells
@@ -91,6 +92,7 @@ def prepare(
     everything = [*cells, *(batch.earlier if batch else ())]
     for cell in everything:
         cell.cfg.sweep.name = name
+        keep_secret(cell.cfg.cluster.environment)
     first = cells[0].cfg
     context = LauncherContext(sweep_dir=folder.path, cluster=first.cluster, max_parallel=first.sweep.max_parallel)
     used = launcher or make_launcher(launcher_name, context)
@@ -98,7 +100,7 @@ def prepare(
         notes = [*notes, *_pin_dtype(everything)]
     planner = Planner(Store(Path(first.store_dir)), here=not used.runs_elsewhere)
     if batch is not None:
-        known = {cell["hash"]: cell["artifacts"] for cell in folder.plan().get("cells", [])}
+        known = {cell["hash"]: cell.get("artifacts", {}) for cell in folder.cells()}
         planner.artifacts.update({cell.hash: known.get(cell.hash, {}) for cell in batch.earlier})
     began = time.monotonic()
 
@@ -124,6 +126,7 @@ def prepare(
         return used if wanted == launcher_name else make_launcher(wanted, context)
 
     entries = known_jobs(folder, launcher_of, driving=not first.sweep.dry_run)
+    notes = [*notes, *(f"warning: {line}" for line in folder.odd)]
     live = {id: entries[id] for id in live_jobs(entries, launcher_of)}
     found = triage(
         cells,
@@ -133,7 +136,7 @@ def prepare(
         settings=first.sweep,
         commit=git_commit(),
     )
-    number = int(folder.plan().get("launch", 0)) + 1
+    number = launch_of(folder.plan()) + 1
     plan = planner.plan(found.todo, prefix=f"r{number}-" if number > 1 else "")
     _use_live_jobs(plan, live, folder)
     return Sweep(

@@ -4,16 +4,19 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from rapidun.base.errors import ConfigError
+from rapidun.base.limits import refusal
+from rapidun.base.manifest import Artifact
+from rapidun.base.screen import screen
 from rapidun.base.store import Store
+from rapidun.base.text import first_line
 from rapidun.config.cells import Cell
 from rapidun.config.sweep import OnInterrupt, SweepConfig
 from rapidun.pipeline.folder import git_commit
 from rapidun.report.sweep.console import show
 from rapidun.report.sweep.exports import write_sweep_summary
 from rapidun.report.sweep.page import write_sweep_index
+from rapidun.stages.recipe import Recipe
 from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.drive import Driver, Watched, watched_entry
 from rapidun.sweep.dryrun import dry_run
@@ -90,7 +93,7 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
     }
     driver = Driver(
         sweep=folder, launcher=sweep.launcher, launcher_name=sweep.launcher_name, launch=sweep.launch,
-        watched=watched, max_failures=limit,
+        watched=watched, max_failures=limit, say=console.say,
     )  # fmt: skip
     _reset(folder, [name for one in watched.values() for name in one.folders])
     # among them those whose handle a killed process could not note
@@ -103,8 +106,13 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
         if sweep.launcher.submits_ahead:
             driver.submit_all()
         if settings.detach:
-            console.say(f"submitted {len(sweep.plan.jobs)} jobs; follow them: rapidun sweep status {folder.path}")
-            return 0
+            left = len(driver.unsubmitted())
+            console.say(
+                f"submitted {len(sweep.plan.jobs) - left} jobs; follow them: rapidun sweep status {folder.path}"
+            )
+            if left:
+                console.say(f"{left} jobs are not submitted: the same command later, or rapidun sweep collect, goes on")
+            return 1 if left else 0
         return watch(driver, sweep.cells, settings=settings, console=console, summary=batch is None)
     except KeyboardInterrupt:
         # while submitting, or while summing up
@@ -144,22 +152,30 @@ def finish(folder: SweepFolder, names: Sequence[str]) -> int:
     """
     states = folder.states(names)
     counts = Counter(state.state for state in states.values())
-    console = Console()
+    console = screen()
     if any(state.state != "waiting" for state in states.values()):
-        summary = write_sweep_summary(folder.path)
-        index = write_sweep_index(folder.path, summary)
-        show(console, summary)
-        console.print(f"report: {index.with_name('report.html')}", highlight=False, soft_wrap=True)
+        try:
+            summary = write_sweep_summary(folder.path)
+            index = write_sweep_index(folder.path, summary)
+        except Exception as error:
+            told = refusal(error) or first_line(error)
+            line = (
+                f"warning: the sweep's report was not written: {told}. To write it later: rapidun report {folder.path}"
+            )
+            console.print(line, style="yellow", soft_wrap=True)
+        else:
+            show(console, summary)
+            console.print(f"report: {index.with_name('report.html')}", soft_wrap=True)
     bad = [(name, state) for name, state in states.items() if state.state not in ("done", "pruned")]
     for name, state in bad[:20]:
         line = f"{folder.path / name}: {state.state}: {state.error or 'not run'}"
-        console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(line, style="red", soft_wrap=True)
     if len(bad) > 20:
-        console.print(f"and {len(bad) - 20} more; rapidun sweep status {folder.path} lists them", highlight=False)
+        console.print(f"and {len(bad) - 20} more; rapidun sweep status {folder.path} lists them")
     if next(folder.path.glob("**/wandb/offline-run-*"), None) is not None:
-        console.print(f"W&B ran offline; to upload: rapidun wandb sync {folder.path}", highlight=False, soft_wrap=True)
+        console.print(f"W&B ran offline; to upload: rapidun wandb sync {folder.path}", soft_wrap=True)
     shown = ", ".join(f"{number} {word}" for word, number in counts.most_common())
-    console.print(f"sweep: {len(states)} cells: {shown}", highlight=False, soft_wrap=True)
+    console.print(f"sweep: {len(states)} cells: {shown}", soft_wrap=True)
     return 1 if bad else 0
 
 
@@ -208,7 +224,13 @@ def _reset(folder: SweepFolder, names: Sequence[str]) -> None:
 def _make_now(node: Node) -> None:
     """A light artifact that several cells share and nothing has to be waited for."""
     store = Store(Path(node.cell.cfg.store_dir))
+    reads = {}
     for need in node.recipe.needs:
-        if store.find(need.key) is None:
-            store.make(need.key, need.build)
-    store.make(node.recipe.key, node.recipe.build)
+        reads[need.id] = _obtain(store, need).digest
+    store.set_aside_damaged(node.recipe.key)
+    store.make(node.recipe.key, node.recipe.build, reads=reads)
+
+
+def _obtain(store: Store, recipe: Recipe) -> Artifact:
+    found = store.whole(recipe.key)
+    return store.make(recipe.key, recipe.build)[0] if found is None else found

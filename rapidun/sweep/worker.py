@@ -16,9 +16,10 @@ from typing import Any
 from rapidun.base import preemption, processes
 from rapidun.base.errors import RapidunError
 from rapidun.base.files import read_json, write_json
-from rapidun.base.redact import hide_entries
+from rapidun.base.redact import hide, keep_secret
 from rapidun.base.text import first_line
 from rapidun.config.plain import config_yaml, from_plain
+from rapidun.pipeline.folder import FolderTaken
 from rapidun.pipeline.run import InSweep, run_pipeline
 from rapidun.stages.context import Memo
 from rapidun.sweep.folder import SweepFolder, read_state
@@ -91,14 +92,16 @@ def _run_unit(
     Raises: Preempted if this process, or another that runs the same cell, was asked to stop.
     """
     folder = sweep.folder(unit["folder"])
-    print(f"\n{unit['folder']}: {' '.join(hide_entries(text) for text in unit['overrides'])}", flush=True)
+    print(f"\n{unit['folder']}: {' '.join(hide({'overrides': unit['overrides']})['overrides'])}", flush=True)
     try:
         if missing is not None:
             raise UpstreamFailed(missing)
         cfg = from_plain(unit["config"])
+        # before anything of it can fail: the values are in this process's environment
+        keep_secret(cfg.cluster.environment)
         cfg.run_dir = os.path.relpath(folder)
         if processes.is_main():
-            write_json(folder / "overrides.json", {"task": unit["overrides"], "axes": unit["axes"]})
+            write_json(folder / "overrides.json", hide({"task": unit["overrides"], "axes": unit["axes"]}))
         in_sweep = InSweep(
             job={"job": job["id"], "start_seconds": round(start_seconds, 3)},
             only=unit["only"],
@@ -120,15 +123,16 @@ def _run_unit(
             if error.kind == "Pruned":
                 return None
         if not isinstance(error, UpstreamFailed | RapidunError):
-            traceback.print_exc()
-        print(f"{unit['folder']}: failed: {first_line(error)}", file=sys.stderr, flush=True)
-        if processes.is_main():
+            print(hide(traceback.format_exc()), file=sys.stderr)
+        said = hide(first_line(error))
+        print(f"{unit['folder']}: failed: {said}", file=sys.stderr, flush=True)
+        if processes.is_main() and not isinstance(error, FolderTaken):
             if read_state(folder).state not in ("failed", "interrupted"):
                 # it did not get as far as writing its own status
-                sweep.mark(unit["folder"], first_line(error))
+                sweep.mark(unit["folder"], said)
             if job["max_failures"] and sweep.count_failure(unit["folder"]) >= job["max_failures"]:
                 sweep.stop(f"{job['max_failures']} failed, as many as sweep.max_failures or fail_fast allow")
-        return first_line(error)
+        return str(said)
 
 
 class UpstreamFailed(RuntimeError):

@@ -11,6 +11,7 @@ import pytest
 from rapidun.base import locks
 from rapidun.base.errors import ConfigError
 from rapidun.base.locks import Lease, Wait, lease_seconds, new_token
+from rapidun.sweep.folder import SweepFolder, SweepLock
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +90,35 @@ def test_a_marker_that_is_clearly_old_goes_at_once(tmp_path: Path) -> None:
     path.write_text(marker("elsewhere"))
     os.utime(path, times=(time.time() - 5, time.time() - 5))
     assert seconds_until_acquired(path) < 0.3
+
+
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_a_live_holder_keeps_its_lease_whatever_the_clock_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """A contender whose clock is hours ahead (or behind) sees a marker that seems hours old and is refreshed."""
+    path = tmp_path / "lease"
+    path.write_text(marker("elsewhere"))
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
+    contender = Lease(path)
+    for _ in range(5):
+        path.touch()  # the holder's sign of life
+        assert not contender.try_acquire()
+        time.sleep(0.1)
+    assert [file.name for file in tmp_path.iterdir()] == ["lease"]
+
+
+def test_of_two_drivers_of_one_sweep_one_is_refused(tmp_path: Path) -> None:
+    """The second names the first and does nothing; when the first is done, another may."""
+    folder = SweepFolder(tmp_path / "outputs" / "sweeps" / "s")
+    with SweepLock(folder):
+        alone = r"for this process alone, but process \d+ on .* drives it"
+        with pytest.raises(ConfigError, match=alone), SweepLock(folder):
+            raise AssertionError("two drive")
+        assert (folder.path / "driver.lease").is_file()
+    with SweepLock(folder):
+        pass
 
 
 def test_a_filesystem_that_cannot_exchange_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

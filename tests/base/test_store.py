@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from rapidun.base.errors import ArtifactError, ConfigError
+from rapidun.base.errors import ConfigError
+from rapidun.base.files import sha256_file
+from rapidun.base.manifest import DamagedArtifact
 from rapidun.base.store import Key, Store, linked_artifacts
 from rapidun.cli.store import main
 
@@ -21,6 +23,12 @@ def build_text(text: str) -> Any:
         return {"length": len(text)}
 
     return build
+
+
+def make_old(file: Path, *, seconds: float = 100.0) -> None:
+    """As it is some time after it was written."""
+    then = time.time() - seconds
+    os.utime(file, (then, then))
 
 
 def test_second_make_reuses_and_other_inputs_do_not(tmp_path: Path) -> None:
@@ -135,16 +143,108 @@ def test_a_folder_without_manifest_is_no_artifact(tmp_path: Path) -> None:
     assert sorted(path.name for path in artifact.path.iterdir()) == ["manifest.json", "value.txt"]
 
 
-def test_damaged_artifact_is_refused_and_verify_names_the_file(tmp_path: Path) -> None:
+def test_a_damaged_artifact_is_named_moved_away_and_made_anew(tmp_path: Path) -> None:
     store = Store(tmp_path)
     artifact, _ = store.make(Key("data", 1, {}), build_text("abc"))
     assert store.verify(KINDS) == []
     (artifact.path / "value.txt").write_text("abd")
     assert len(store.verify(KINDS)) == 1
-    assert store.find(Key("data", 1, {})) is not None, "the same size passes the quick check; verify reads the bytes"
+    key = Key("data", 1, {})
+    assert store.find(key) is not None, "the same size passes the quick look"
+    with pytest.raises(DamagedArtifact, match=r"value\.txt: need sha256 ba7816bf8f01\.\.\., got .*its bytes changed"):
+        store.whole(key)
     (artifact.path / "value.txt").write_text("ab")
-    with pytest.raises(ArtifactError, match=r"need .*value\.txt with 3 bytes, got 2 bytes"):
-        store.find(Key("data", 1, {}))
+    with pytest.raises(DamagedArtifact, match=r"value\.txt: need 3 bytes, got 2 bytes"):
+        store.whole(key)
+    assert store.find(key) is None
+    said: list[str] = []
+    store.set_aside_damaged(key, tell=said.append)
+    again, found = store.make(key, build_text("abc"))
+    assert not found and store.whole(key) is not None
+    (aside,) = (tmp_path / "data").glob("*.damaged")
+    assert (aside / "value.txt").read_text() == "ab", "nothing is deleted but by prune"
+    assert len(said) == 1 and "value.txt: need 3 bytes, got 2 bytes" in said[0] and aside.name in said[0]
+    assert again.path == artifact.path
+    assert store.prune(KINDS, {again.path.resolve()}, dry_run=False) == [aside]
+
+
+def test_what_shows_damage_is_moved_away_by_make_itself(tmp_path: Path) -> None:
+    store, said = Store(tmp_path), list[str]()
+    artifact, _ = store.make(Key("data", 1, {}), build_text("abc"))
+    (artifact.path / "value.txt").unlink()
+    again, found = store.make(Key("data", 1, {}), build_text("abc"), on_wait=said.append)
+    assert not found and (again.path / "value.txt").read_text() == "abc"
+    assert len(said) == 1 and "value.txt: need 3 bytes, got none" in said[0]
+
+
+def test_files_that_were_read_are_not_read_again_until_they_are_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, key = Store(tmp_path), Key("data", 1, {})
+    artifact, _ = store.make(key, build_text("abc"))
+    read: list[Path] = []
+    monkeypatch.setattr("rapidun.base.hashes.sha256_file", lambda path: (read.append(path), sha256_file(path))[1])
+    store.whole(key)
+    assert [path.name for path in read] == ["value.txt"], "too young: a second write might not show in its time"
+    make_old(artifact.path / "value.txt")
+    for _ in range(3):
+        store.whole(key)
+    assert len(read) == 2
+    # the same bytes at another time or place are read; other bytes at the same time and size are another inode
+    make_old(artifact.path / "value.txt", seconds=200)
+    assert store.whole(key) is not None
+    assert len(read) == 3
+    stat = (artifact.path / "value.txt").stat()
+    (artifact.path / "other").write_text("abd")
+    os.utime(artifact.path / "other", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.replace(artifact.path / "other", artifact.path / "value.txt")
+    with pytest.raises(DamagedArtifact, match=r"value\.txt"):
+        store.whole(key)
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"files": 3}', '{"files": {"value.txt": [1]}, "check": "x"}'])
+def test_a_damaged_note_costs_a_read_and_nothing_else(tmp_path: Path, note: str) -> None:
+    store, key = Store(tmp_path), Key("data", 1, {})
+    artifact, _ = store.make(key, build_text("abc"))
+    make_old(artifact.path / "value.txt")
+    store.whole(key)
+    (place,) = (tmp_path / "hashes").iterdir()
+    place.write_text(note)
+    assert store.whole(key) is not None
+    (artifact.path / "value.txt").write_text("abd")
+    with pytest.raises(DamagedArtifact):
+        store.whole(key)
+
+
+def test_a_manifest_of_an_earlier_version_is_taken(tmp_path: Path) -> None:
+    """Without a checksum, without what it was made from, and the oldest without hashes."""
+    store, key = Store(tmp_path), Key("data", 1, {})
+    artifact, _ = store.make(key, build_text("abc"))
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    for gone in ("check", "reads"):
+        del manifest[gone]
+    (artifact.path / "manifest.json").write_text(json.dumps(manifest))
+    assert store.whole(key) is not None
+    del manifest["files"]["value.txt"]["sha256"]
+    (artifact.path / "manifest.json").write_text(json.dumps(manifest))
+    assert store.whole(key) is not None
+    assert store.verify(KINDS) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"result": {"length": 4}}, {"inputs": {"a": 1}}, {"files": {}}, {"result": []}, {"fingerprint": "0" * 16}],
+)
+def test_a_changed_manifest_is_damage(tmp_path: Path, change: dict[str, Any]) -> None:
+    store, key = Store(tmp_path), Key("data", 1, {})
+    artifact, _ = store.make(key, build_text("abc"))
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    (artifact.path / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(DamagedArtifact, match=r"manifest\.json"):
+        store.whole(key)
+    assert len(store.verify(KINDS)) == 1
+    again, found = store.make(key, build_text("abc"))
+    assert not found and again.result == {"length": 3}
 
 
 def test_file_hash_follows_the_content(tmp_path: Path) -> None:
@@ -153,8 +253,11 @@ def test_file_hash_follows_the_content(tmp_path: Path) -> None:
     file.write_text("a")
     first = store.file_hash(file)
     assert store.file_hash(file) == first
-    time.sleep(0.01)
+    assert not (tmp_path / "store").exists(), "too young to be remembered"
+    make_old(file)
+    assert store.file_hash(file) == first
     file.write_text("b")
+    make_old(file, seconds=50)
     assert store.file_hash(file) != first
     assert len(list((tmp_path / "store" / "hashes").iterdir())) == 2
 
@@ -165,6 +268,7 @@ def _note(root: str, number: int) -> None:
         run = Path(root) / "runs" / f"{number}-{index}"
         run.mkdir(parents=True)
         (run / "file").write_text(str(index))
+        make_old(run / "file")
         store.note_run(run)
         store.file_hash(run / "file")
         store.file_hash(Path(root) / "shared")
@@ -173,6 +277,7 @@ def _note(root: str, number: int) -> None:
 def test_notes_of_many_processes_are_all_kept(tmp_path: Path) -> None:
     """8 processes note 20 runs and hash 20 files each, and all hash a file that they share: 160 notes, 161 hashes."""
     (tmp_path / "shared").write_text("x")
+    make_old(tmp_path / "shared")
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_note, args=(str(tmp_path), number)) for number in range(8)]
     for process in writers:

@@ -56,7 +56,7 @@ def browse(tmp_path: Path) -> Browse:
         profile = tmp_path / "profile"
         shutil.rmtree(profile, ignore_errors=True)
         command = [found, *FLAGS, f"--user-data-dir={profile}", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
 
     return run
 

@@ -209,33 +209,35 @@ def test_adapter_gives_the_generations_that_evaluation_wrote(first: Result) -> N
 def _command(tmp_path: Path, name: str) -> list[str]:
     steps = ["poison.max_steps=12", "poison.save_steps=2", "unlearning.max_steps=12", "unlearning.save_steps=2"]
     place = [f"store_dir={tmp_path / name}", f"run_dir={tmp_path / name}_run"]
-    return [sys.executable, str(ROOT / "sweep.py"), *FAST, *steps, *place, "evaluation.num_prompts=2"]
+    stages = "stages=[data,poison,influence,mapping,unlearning]"
+    return [sys.executable, str(ROOT / "sweep.py"), *FAST, *steps, *place, stages]
 
 
 def _adapter(tmp_path: Path, name: str) -> bytes:
     return (tmp_path / f"{name}_run" / "unlearning" / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("stage", ["poison", "influence", "unlearning"])
-def test_killed_and_started_again_ends_bit_identical(tmp_path: Path, stage: str) -> None:
+def test_killed_and_started_again_ends_bit_identical(tmp_path: Path) -> None:
+    """One run folder killed in poison, then in influence, then in unlearning, beside a run that nobody disturbs."""
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     quiet = {"env": environment, "cwd": tmp_path, "stdout": subprocess.DEVNULL}
     subprocess.run(_command(tmp_path, "whole"), check=True, **quiet)
-    process = subprocess.Popen(_command(tmp_path, "killed"), **quiet)
-    folder = tmp_path / "killed" / stage
-    # the stage has begun; for the trainings, a checkpoint is there
-    pattern = "*.part" if stage == "influence" else "*.work/checkpoint-4"
-    deadline = time.monotonic() + 120
-    while not any(folder.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert not list((tmp_path / "killed" / stage).glob("*/manifest.json"))
-    assert json.loads((tmp_path / "killed_run" / "status.json").read_text())["state"] == "running"
+    for stage in ("poison", "influence", "unlearning"):
+        process = subprocess.Popen(_command(tmp_path, "killed"), **quiet)
+        folder = tmp_path / "killed" / stage
+        # the stage has begun; for the trainings, a checkpoint is there
+        pattern = "*.part" if stage == "influence" else "*.work/checkpoint-4"
+        deadline = time.monotonic() + 600
+        while not any(folder.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+        assert not list((tmp_path / "killed" / stage).glob("*/manifest.json"))
+        assert json.loads((tmp_path / "killed_run" / "status.json").read_text())["state"] == "running"
     subprocess.run(_command(tmp_path, "killed"), check=True, **quiet)
     assert _adapter(tmp_path, "killed") == _adapter(tmp_path, "whole")
     status = json.loads((tmp_path / "killed_run" / "status.json").read_text())
-    assert status["restarts"] == 1
+    assert status["restarts"] == 3
     assert not list((tmp_path / "killed").rglob("*.part"))
 
 

@@ -28,8 +28,15 @@ SlurmdPort={slurmd_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A requeued job waits until its credential has expired: 5 s instead of 120 s.
-AuthInfo=socket={folder}/munge/munge.socket,cred_expire=5
+# A requeued job waits until its credential has expired: 20 s instead of 120 s. Less is too little on a busy machine: a
+# job whose start takes longer fails, its credential expired.
+AuthInfo=socket={folder}/munge/munge.socket,cred_expire=20
+# The same machine runs the daemons, the jobs and whatever else: nobody is taken for dead because it is slow.
+MessageTimeout=60
+TCPTimeout=30
+BatchStartTimeout=300
+UnkillableStepTimeout=600
+SlurmdTimeout=0
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -49,8 +56,9 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2,default_queue_depth=1000
 SlurmctldParameters=preempt_send_user_signal
 MaxArraySize={max_array_size}
+MaxJobCount={max_job_count}
 MinJobAge={min_job_age}
-KillWait=3
+KillWait={kill_wait}
 OverTimeLimit=0
 ReturnToService=2
 StateSaveLocation={folder}/state
@@ -78,8 +86,10 @@ class Cluster:
         memory_mb: int = 16000,
         gpus: int = 2,
         max_array_size: int = 1001,
+        max_job_count: int = 10000,
         max_time: str = "01:00:00",
         min_job_age: int = 3600,
+        kill_wait: int = 30,
     ) -> None:
         self.folder = folder.resolve()
         self.host = socket.gethostname().split(".")[0]
@@ -95,8 +105,10 @@ class Cluster:
             default_mb=memory_mb // cpus,
             gres=f" Gres=gpu:{gpus}" if gpus else "",
             max_array_size=max_array_size,
+            max_job_count=max_job_count,
             max_time=max_time,
             min_job_age=min_job_age,
+            kill_wait=kill_wait,
         )
         # SLURM makes CUDA_VISIBLE_DEVICES only for GPUs that have a device file; any character device will do.
         self.gres_conf = f"NodeName={self.host} Name=gpu File=/dev/tty[0-{gpus - 1}]\n" if gpus else ""
@@ -114,7 +126,7 @@ class Cluster:
         """What commands of this cluster need in their environment."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": PROGRAM_PATH}
 
-    def command(self, *args: str, check: bool = True, timeout: float = 20.0) -> str:
+    def command(self, *args: str, check: bool = True, timeout: float = 120.0) -> str:
         """Run a SLURM command of this cluster and return what it prints."""
         environment = os.environ | self.environment
         done = subprocess.run(args, env=environment, capture_output=True, text=True, timeout=timeout)
@@ -171,7 +183,7 @@ class Cluster:
     def start_slurmd(self) -> None:
         self.command("slurmd", "-f", str(self.folder / "slurm.conf"))
 
-    def wait_for_node(self, state: str, *, timeout_s: float = 20.0) -> None:
+    def wait_for_node(self, state: str, *, timeout_s: float = 120.0) -> None:
         deadline = time.monotonic() + timeout_s
         seen = ""
         while time.monotonic() < deadline:
@@ -191,13 +203,13 @@ class Cluster:
         if (self.folder / "slurmctld.pid").exists():
             # a controller that hangs must not keep the daemons from being stopped
             with suppress(subprocess.TimeoutExpired):
-                self.command("scancel", "--signal=KILL", "--full", "--user=root", check=False, timeout=5)
-                self.command("scancel", "--user=root", check=False, timeout=5)
+                self.command("scancel", "--signal=KILL", "--full", "--user=root", check=False, timeout=20)
+                self.command("scancel", "--user=root", check=False, timeout=20)
         self.kill_stragglers()
         for name in ("slurmd", "slurmctld", "munged"):
             self.stop_daemon(name)
 
-    def stop_daemon(self, name: str, *, timeout_s: float = 10.0) -> None:
+    def stop_daemon(self, name: str, *, timeout_s: float = 30.0) -> None:
         """Stop one daemon and wait until it has gone."""
         pid_file = self.folder / f"{name}.pid"
         if not pid_file.exists():

@@ -19,6 +19,8 @@ SETTINGS = [
     "resources.timeout_min=20",
     "sweep.name=grid",
 ]
+# What is waited for ends by itself; this long only what hangs is waited for, however busy the machine is.
+PATIENCE_S = 900.0
 STAGES = ("data", "poison", "influence", "mapping", "unlearning", "evaluation")
 
 
@@ -43,12 +45,14 @@ class Sweeping:
             text=True,
         )
 
-    def run(self, *more: str, expect: int = 0, timeout_s: float = 400) -> str:
+    def run(self, *more: str, expect: int = 0, timeout_s: float = PATIENCE_S) -> str:
         """The sweep's own command; what it printed."""
         process = self.spawn(*more)
         return finished(process, expect=expect, timeout_s=timeout_s)
 
-    def command(self, *args: str, cwd: Path | None = None, expect: int | None = 0, timeout_s: float = 400) -> str:
+    def command(
+        self, *args: str, cwd: Path | None = None, expect: int | None = 0, timeout_s: float = PATIENCE_S
+    ) -> str:
         """`rapidun sweep ARGS`; the folder is named from `cwd`."""
         process = subprocess.Popen(
             [sys.executable, str(REPOSITORY / "sweep.py"), "sweep", *args],
@@ -153,7 +157,9 @@ def finished(process: "subprocess.Popen[str]", *, expect: int | None, timeout_s:
     return printed
 
 
-def wait_until(condition: Callable[[], object], *, timeout_s: float = 60.0, tell: Callable[[], str] = str) -> None:
+def wait_until(
+    condition: Callable[[], object], *, timeout_s: float = PATIENCE_S, tell: Callable[[], str] = str
+) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if condition():

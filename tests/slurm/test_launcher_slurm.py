@@ -1,80 +1,19 @@
 """The SLURM launcher on a real SLURM: order, arrays, devices, ranks, and the cause of every end."""
 
-import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 from cluster import Cluster
+from grids import patience
+from launching import DONE, Sweep
+from sweeps import wait_until
 
 from rapidun.base.errors import RapidunError
-from rapidun.config.sweep import ClusterConfig, ResourcesConfig
-from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
-from rapidun.sweep.launchers.slurm.launcher import SlurmLauncher
+from rapidun.sweep.launcher import JobState, Phase
 
 pytestmark = pytest.mark.slurm
-
-FINAL = (Phase.done, Phase.failed, Phase.gone)
-DONE = JobState(Phase.done)
-
-
-class Sweep:
-    """A launcher and the jobs that a test makes for it; nothing of it runs on after the test."""
-
-    def __init__(self, folder: Path, *, max_parallel: int = 0, **settings: object) -> None:
-        self.folder = folder
-        context = LauncherContext(
-            sweep_dir=folder / "grid", cluster=ClusterConfig(**settings), max_parallel=max_parallel
-        )
-        self.launcher = SlurmLauncher(context, target="launcher_target:run")
-        self.handles: dict[str, str] = {}
-
-    def job(
-        self, name: str, do: str, *, needs: tuple[str, ...] = (), resources: dict | None = None, **more: object
-    ) -> Job:
-        file = self.folder / f"{name}.json"
-        file.write_text(json.dumps({"do": do, "out": str(self.folder / f"{name}.out"), **more}))
-        # with the test cluster's accounting of memory a job may use what it asked for, and no more
-        asked = ResourcesConfig(**({"num_threads": 1, "mem_gb": 0.4, "timeout_min": 30} | (resources or {})))
-        return Job(id=name, file=file, needs=needs, resources=asked)
-
-    def submit(self, *jobs: Job) -> dict[str, str]:
-        new = self.launcher.submit(jobs, handles=self.handles)
-        self.handles |= new
-        return new
-
-    def states(self) -> dict[str, JobState]:
-        return self.launcher.states(self.handles)
-
-    def wait(self, *names: str, timeout_s: float = 60.0) -> dict[str, JobState]:
-        wanted = names or tuple(self.handles)
-        wait_until(
-            lambda: all(self.states()[name].phase in FINAL for name in wanted), timeout_s=timeout_s, tell=self.tell
-        )
-        return {name: self.states()[name] for name in wanted}
-
-    def tell(self) -> str:
-        logs = [f"{name}: {self.log(name)[-600:]}" for name in self.handles]
-        return "\n".join([str(self.states()), *logs])
-
-    def log(self, name: str) -> str:
-        path = self.launcher.log(self.handles[name])
-        return path.read_text() if path else "no log"
-
-    def seen(self, name: str) -> list[dict]:
-        path = self.folder / f"{name}.out"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def wait_until(condition, *, timeout_s: float = 30.0, tell=lambda: "") -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"waited {timeout_s:g} s in vain\n{tell()}")
 
 
 @pytest.fixture
@@ -86,14 +25,17 @@ def sweep(cluster, tmp_path):
 
 @pytest.fixture(scope="module")
 def slow_limit(cluster, tmp_path_factory):
-    """Two jobs that run into a limit of one minute, the least that SLURM has, while the other tests run.
+    """Two jobs that run into their limits while the other tests run.
 
-    `deaf` ignores the signal until SLURM kills it. `heeds` stops at the signal, 50 s before the limit, and has no more
-    time limits left.
+    `deaf` has one minute, the least that SLURM has: the signal comes while it starts, and it ignores later ones until
+    SLURM kills it. `heeds` has three, stops at the signal one to two minutes before its limit (long enough for
+    a busy machine to start it), and has no more time limits left.
     """
-    made = Sweep(tmp_path_factory.mktemp("limit"), signal_delay_s=50)
-    one_minute = {"timeout_min": 1, "max_timeouts": 0}
-    made.submit(made.job("deaf", "stubborn", resources=one_minute), made.job("heeds", "sleep", resources=one_minute))
+    made = Sweep(tmp_path_factory.mktemp("limit"), signal_delay_s=60)
+    made.submit(
+        made.job("deaf", "stubborn", resources={"timeout_min": 1, "max_timeouts": 0}),
+        made.job("heeds", "sleep", resources={"timeout_min": 3, "max_timeouts": 0}),
+    )
     yield made
     made.launcher.cancel(made.handles)
 
@@ -131,7 +73,7 @@ def test_each_end_has_its_cause(sweep, cluster):
     wait_until(lambda: "doing sleep" in sweep.log("cancelled"), tell=sweep.tell)
     start = time.monotonic()
     sweep.launcher.cancel({"cancelled": sweep.handles["cancelled"]})
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < patience(2)
     assert sweep.wait() == {
         "returns": DONE,
         "raises": JobState(Phase.failed, "exit status 1"),
@@ -247,7 +189,7 @@ def test_a_second_cluster_small_arrays_and_a_controller_that_is_away(cluster, tm
         os.kill(pid, signal.SIGSTOP)
         start = time.monotonic()
         states = sweep.states()
-        assert time.monotonic() - start < 7
+        assert time.monotonic() - start < patience(7)
         assert states["long"].phase is Phase.running and "does not answer" in states["long"].cause
         assert states["j0"] == DONE
         assert Sweep(tmp_path).launcher.states({"long": handles["j0"]})["long"].phase is Phase.waiting
@@ -258,12 +200,12 @@ def test_a_second_cluster_small_arrays_and_a_controller_that_is_away(cluster, tm
         assert sweep.wait("long")["long"] == JobState(Phase.failed, "cancelled")
         # MinJobAge=2: a process that has not seen the end learns only that the job is gone
         later = {"j0": handles["j0"]}
-        wait_until(lambda: Sweep(tmp_path).launcher.states(later)["j0"].phase is Phase.gone, timeout_s=60)
+        wait_until(lambda: Sweep(tmp_path).launcher.states(later)["j0"].phase is Phase.gone)
     assert not list(other.folder.glob("*.pid"))
 
 
 def test_time_limits(slow_limit):
     """Both ways end as failed with the same cause: killed by SLURM, and stopped in time without a time limit left."""
-    states = slow_limit.wait(timeout_s=150)
+    states = slow_limit.wait()
     assert states == dict.fromkeys(("deaf", "heeds"), JobState(Phase.failed, "time limit"))
     assert "timed-out too many times" in slow_limit.log("heeds")

@@ -33,7 +33,7 @@ class Grid:
     def start(self, *more: str) -> "subprocess.Popen[str]":
         return self._popen(str(ROOT / "sweep.py"), "-m", *self.overrides, *more)
 
-    def run(self, *more: str, timeout_s: float = 240.0) -> tuple[int, str]:
+    def run(self, *more: str, timeout_s: float = 900.0) -> tuple[int, str]:
         """The whole command: exit status and what stood on the screen."""
         with self.start(*more) as process:
             return end_of(process, timeout_s=timeout_s)
@@ -42,7 +42,7 @@ class Grid:
         """`rapidun sweep ACTION DIR`."""
         code = "import sys; from rapidun.cli.main import main; sys.exit(main())"
         with self._popen("-c", code, "sweep", action, str(self.path), *more) as process:
-            return end_of(process, timeout_s=60.0)
+            return end_of(process, timeout_s=900.0)
 
     def _popen(self, *argv: str) -> "subprocess.Popen[str]":
         self.cwd.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def interrupt(process: "subprocess.Popen[str]") -> None:
     os.killpg(process.pid, signal.SIGINT)
 
 
-def wait_until(condition: Callable[[], object], *, timeout_s: float = 60.0, process: Any = None) -> None:
+def wait_until(condition: Callable[[], object], *, timeout_s: float = 900.0, process: Any = None) -> None:
     """Raises: AssertionError with the process's output if it ends first, or nothing happens in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -12,7 +12,7 @@ from rapidun.sweep import drive
 from rapidun.sweep.drive import Driver, Watched
 from rapidun.sweep.folder import SweepFolder
 from rapidun.sweep.jobs import live_jobs
-from rapidun.sweep.launcher import Job, JobState, Launcher, Phase
+from rapidun.sweep.launcher import Job, JobState, Launcher, NotNow, Phase
 
 DONE = JobState(Phase.done)
 RUNNING = JobState(Phase.running)
@@ -36,10 +36,16 @@ class Fake(Launcher):
         self.needs: dict[str, tuple[str, ...]] = {}
         self.cancelled: list[str] = []
         self.ends: dict[str, tuple[dict[str, str], JobState]] = {}
+        # call -> how many jobs it takes before it takes no more; None = all
+        self.refusals: list[int | None] = []
         # jobs that run until they are cancelled
         self.endless: set[str] = set()
 
-    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str], **steps: Any) -> dict[str, str]:
+        if len(self.submitted) < len(self.refusals) and (taken := self.refusals[len(self.submitted)]) is not None:
+            self.submitted.append([job.id for job in jobs[:taken]])
+            steps["on_taken"]({job.id: f"handle-{job.id}" for job in jobs[:taken]})
+            raise NotNow("queue full")
         self.submitted.append([job.id for job in jobs])
         self.needs |= {job.id: job.needs for job in jobs}
         return {job.id: f"handle-{job.id}" for job in jobs}
@@ -101,6 +107,7 @@ def states(driver: Driver, names: Iterable[str]) -> dict[str, str]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drive, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(drive, "SETTLING_SECONDS", 0.0)
+    monkeypatch.setattr(drive, "TRY_AGAIN_SECONDS", 0.0)
 
 
 CHAIN = {
@@ -126,6 +133,21 @@ def test_a_scheduler_gets_everything_at_once(tmp_path: Path) -> None:
     driver.submit_all()
     driver.run()
     assert launcher.submitted == [["cells-1", "cells-2", "influence", "poison"]]
+
+
+def test_what_a_scheduler_does_not_take_is_noted_said_and_handed_over_later(tmp_path: Path) -> None:
+    """It takes one of four, then two, then the rest: what was taken is noted at once, no job goes twice."""
+    said: list[str] = []
+    driver, launcher = make(tmp_path, CHAIN, ahead=True, say=said.append)
+    launcher.refusals = [1, 2]
+    driver.submit_all()
+    noted = {id: job["handle"] for id, job in driver.sweep.jobs().items()}
+    assert noted == {"cells-1": "handle-cells-1", "cells-2": None, "influence": None, "poison": None}
+    assert [watched.job.id for watched in driver.unsubmitted()] == ["cells-2", "influence", "poison"]
+    driver.run()
+    assert launcher.submitted == [["cells-1"], ["cells-2", "influence"], ["poison"]]
+    assert len(said) == 2 and "(queue full): 1 of 4 are submitted" in said[0] and "3 of 4" in said[1]
+    assert all(job["over"] and job["handle"] == f"handle-{id}" for id, job in driver.sweep.jobs().items())
 
 
 def test_one_at_a_time_in_this_process(tmp_path: Path) -> None:

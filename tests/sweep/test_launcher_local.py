@@ -220,6 +220,8 @@ time.sleep(60)
     states = launcher.states(handles)
     assert states["first"] == JobState(Phase.running)
     assert states["second"].phase is Phase.gone
+    # what the submitter could not note is found again
+    assert launcher.unnoted_handles(["first", "second", "third"], drop_broken=True) == {"first": handles["first"]}
     assert wait_for_all(launcher, handles)["first"] == JobState(Phase.done)
 
 

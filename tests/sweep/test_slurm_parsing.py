@@ -11,7 +11,7 @@ from rapidun.config.sweep import ClusterConfig, ResourcesConfig
 from rapidun.sweep.launcher import Job, JobState, LauncherContext, Phase
 from rapidun.sweep.launchers.slurm import commands
 from rapidun.sweep.launchers.slurm import launcher as slurm
-from rapidun.sweep.launchers.slurm.batch import cluster_faults, dependency_text
+from rapidun.sweep.launchers.slurm.batch import cluster_faults, dependency_text, setup_lines
 from rapidun.sweep.launchers.slurm.launcher import SlurmLauncher, share_out, waves
 from rapidun.sweep.launchers.slurm.partition import Nodes, count_gpus, parse_minutes, parse_sinfo, partition_faults
 from rapidun.sweep.launchers.slurm.states import Seen, compress_tasks, expand_tasks, interpret, parse_jobs, parse_sacct
@@ -192,12 +192,15 @@ def test_script(tmp_path, monkeypatch):
         "#SBATCH --signal=USR2@90",
         "#SBATCH --time=240",
         "module load 'cuda/12; rm -rf x' || exit 1",
-        """export COLOUR='it'"'"'s $HOME'""",
+        # the values are the job's alone; how they are quoted: see below
+        "export COLOUR='(hidden)'",
         "srun --unbuffered",
     ):
         assert expected in second
     for expected in ("--ntasks-per-node=2", "--cpus-per-task=4", "--gpus-per-task=1", "--mem=1536M"):
         assert expected in second and expected not in first
+    quoted = setup_lines(ClusterConfig(environment={"COLOUR": "it's $HOME"}), ResourcesConfig())
+    assert """export COLOUR='it'"'"'s $HOME'""" in quoted
     assert "wckey" not in text
     assert not (tmp_path / "grid").exists()
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rapidun.base.text import last_line
 from rapidun.cli.doctor.findings import Findings
 from rapidun.cli.doctor.request import Request
 from rapidun.config.model import Attention, Device, Dtype
@@ -33,13 +34,13 @@ class Probe:
         """`torch` and `quantisation` as probe.py prints them; what is missing has an `error` in its place."""
         try:
             out, err = self._process.communicate(timeout=seconds)
-            why = f"asking it ended with status {self._process.returncode}: {(err.strip().splitlines() or [''])[-1]}"
+            why = f"asking it ended with status {self._process.returncode}: {last_line(err)}"
         except subprocess.TimeoutExpired:
             self._process.kill()
             out, err = self._process.communicate()
             why = f"no answer within {seconds:g} s"
         found: dict[str, Any] = {}
-        for line in out.splitlines():
+        for line in out.split("\n"):
             if line.startswith('{"'):
                 found |= json.loads(line)
         found.setdefault("torch", {"error": why})
@@ -93,7 +94,7 @@ def _memory(found: Findings) -> None:
 
 def memory() -> tuple[int, int]:
     """Bytes of memory this process may have in all, and how many of them are free; (0, 0) where nobody says."""
-    lines = dict(line.partition(":")[::2] for line in _read(Path("/proc/meminfo")).splitlines())
+    lines = dict(line.partition(":")[::2] for line in _read(Path("/proc/meminfo")).split("\n"))
     sizes = {name: int(value.split()[0]) * 1024 for name, value in lines.items() if value.strip()}
     total, available = sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0)
     if not total and "SC_PHYS_PAGES" in os.sysconf_names:

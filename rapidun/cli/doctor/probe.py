@@ -65,7 +65,7 @@ def _quantisation() -> dict[str, str]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from rapidun.base.errors import RapidunError
 from rapidun.base.files import existing
 from rapidun.base.locks import Lease
-from rapidun.base.text import short_message
+from rapidun.base.text import lines_of, short_message
 from rapidun.cli.doctor.findings import Findings
 from rapidun.cli.doctor.request import Request
 
@@ -57,10 +57,10 @@ def _room(found: Findings, name: str, folder: Path, *, remedy: str) -> bool:
 def file_system(folder: Path) -> str:
     """The kind of file system that a folder is on, as the kernel names it."""
     try:
-        lines = MOUNTS.read_text(encoding="utf-8").splitlines()
+        text = MOUNTS.read_text(encoding="utf-8")
     except OSError:
         return "file system unknown"
-    mounts = [line.split()[1:3] for line in lines]
+    mounts = [line.split()[1:3] for line in lines_of(text)]
     path = str(folder.resolve())
     inside = [(place, kind) for place, kind in mounts if place == "/" or path == place or path.startswith(place + "/")]
     return max(inside, key=lambda mount: len(mount[0]))[1] if inside else "file system unknown"

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import read_json, write_atomic, write_json, write_jsonl
+from rapidun.base.screen import screen
+from rapidun.base.text import one_line
 from rapidun.config.quoting import typed
 from rapidun.config.trace import Signal
 from rapidun.stages.data.files import SPLITS, splits_in
@@ -108,9 +110,7 @@ def write_tables(out: Path, rows: Sequence[Blamed], *, by: Sequence[Signal]) -> 
 
 def show(rows: Sequence[Blamed], texts: Mapping[int, str], *, by: Sequence[Signal], num_rows: int) -> None:
     """The first rows as a table on the screen."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     names = [*(signal.name for signal in by), *(["agreement"] if len(by) > 1 else [])]
     one_file = len({row.file for row in rows}) == 1
@@ -122,9 +122,9 @@ def show(rows: Sequence[Blamed], texts: Mapping[int, str], *, by: Sequence[Signa
     for row in rows[:SHOWN]:
         numbers = [f"{row.agreement if name == 'agreement' else row.scores[name]:.3g}" for name in names]
         words = [row.id, *([] if one_file else [row.file]), " ".join(texts.get(row.row, "").split())]
-        # Text: a row's brackets are no markup
-        table.add_row(str(row.rank), *numbers, *map(Text, words))
-    Console(highlight=False).print(table)
+        # a row's control characters must not reach the terminal
+        table.add_row(str(row.rank), *numbers, *map(one_line, words))
+    screen().print(table)
 
 
 def check_out(out: Path, flag: str = "--out") -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rapidun.base.files import sync, write_json
 from rapidun.base.preemption import Pruned
 from rapidun.base.tracker import Tracker
-from rapidun.models.training.checkpoints import MARKER, all_checkpoints, flush_files, remove_checkpoint
+from rapidun.models.training.checkpoints import MARKER, all_checkpoints, remove_checkpoint, seal_checkpoint
 from rapidun.models.training.distributed import is_distributed
 from rapidun.models.training.samplers import EpochSampler
 
@@ -32,6 +31,8 @@ class Journal:
         self.counts: dict[str, float] = {"steps": 0, "clipped_steps": 0}
         # what else a trainer carries from step to step: JSON values
         self.kept: dict[str, Any] = {}
+        # files beside the checkpoints that what is kept refers to: name below the work folder -> SHA-256
+        self.beside: dict[str, str] = {}
         # training ended before its last step, as it was asked to: nothing is to be trained any more
         self.ended = False
         # what a divergence says beside its numbers: the rows of the step, the settings to change
@@ -65,12 +66,13 @@ class Journal:
         return next((entry[name] for entry in reversed(self.history) if name in entry), None)
 
     def state(self) -> dict[str, Any]:
-        return {"history": self.history, "counts": self.counts, "kept": self.kept}
+        return {"history": self.history, "counts": self.counts, "kept": self.kept, "beside": self.beside}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.history = list(state["history"])
         self.counts = dict(state["counts"])
         self.kept = dict(state.get("kept", {}))
+        self.beside = dict(state.get("beside", {}))
 
     def diverged(self, what: str, *, step: int, stage: str, work: Path) -> TrainingDiverged:
         """The error that ends a run: what happened, in which rows, what to change, and what is left of the run."""
@@ -129,15 +131,12 @@ class JournalCallback(TrainerCallback):
         folder = work / f"checkpoint-{state.global_step}"
         # the Trainer's pickled arguments: nothing reads them, and they hold paths
         (folder / "training_args.bin").unlink(missing_ok=True)
-        flush_files(folder)
         marker = {
             "identity": self.identity,
             "step": state.global_step,
             "finished": self.journal.ended or state.global_step >= state.max_steps,
             "journal": self.journal.state(),
         }
-        write_json(folder / MARKER, marker)
-        sync(folder)
-        sync(work)
+        seal_checkpoint(folder, marker)
         for old in all_checkpoints(work)[:-NUM_KEPT]:
             remove_checkpoint(old)

@@ -267,14 +267,15 @@ class ResponseTrainer(Trainer):
 def train_to_end(trainer: ResponseTrainer, *, work: Path, identity: str) -> None:
     """Train, from the newest complete checkpoint in `work` if there is one made by the same settings.
 
-    A checkpoint without its marker (the process died while writing it), or of another identity, is deleted.
+    A checkpoint without its marker (the process died while writing it), of another identity, or with damaged files is
+    deleted; of the latter the tracker is told.
     Afterwards the trainer's model holds the final weights.
     Raises: Preempted when the run was asked to stop, after a checkpoint at the end of its step (none before the first
         step); Pruned when the tracker gave it up.
     """
     ended_by: BaseException | None = None
     with checkpointing(), collective(), peft_renaming():
-        checkpoint = _newest_for_all(work, identity=identity)
+        checkpoint = _newest_for_all(work, identity=identity, tell=trainer.journal.tracker.warn)
         try:
             trainer.agree_to_stop()
             if trainer.stop is None:
@@ -302,8 +303,8 @@ def _train(trainer: ResponseTrainer, checkpoint: Path | None) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
-def _newest_for_all(work: Path, *, identity: str) -> Path | None:
+def _newest_for_all(work: Path, *, identity: str, tell: Callable[[str], None]) -> Path | None:
     """The checkpoint to go on from: the first process looks, and deletes what cannot be used."""
-    found = newest_checkpoint(work, identity=identity) if is_main() else None
+    found = newest_checkpoint(work, identity=identity, tell=tell) if is_main() else None
     step = share(None if found is None else checkpoint_step(found))
     return None if step is None else work / f"checkpoint-{step}"

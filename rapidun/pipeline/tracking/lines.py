@@ -1,40 +1,42 @@
 """Lines of metrics.jsonl, {"time", "stage", "step", name: number...}: written, read back, told once."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rapidun.base.files import writing
+from rapidun.base.grown import append_line, read_grown
+
 OWN = ("time", "stage", "step")
+# what makes a line one of ours
+KEYS = ("stage", "step")
 
 
 def write_line(path: Path, row: dict[str, Any]) -> None:
     """Append one line; JSON has no NaN: such a number is written as null."""
-    finite = {key: None if isinstance(v, float) and v - v != 0 else v for key, v in row.items()}
-    with path.open("a", encoding="utf-8") as file:
-        # one write call a line, so that a kill leaves whole lines
-        file.write(json.dumps(finite) + "\n")
+    with writing(path):
+        append_line(path, {key: None if isinstance(v, float) and v - v != 0 else v for key, v in row.items()})
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; a kill of the machine may have cut the last one. Empty where there is no file."""
-    if not path.is_file():
-        return []
-    rows = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and {"stage", "step"} <= row.keys():
-            rows.append(row)
-    return rows
+    """Every whole line; a kill or a full disk may have cut one. Empty where there is no file."""
+    return read_grown(path, *KEYS)[0]
 
 
 def without_repeats(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop what a restarted stage logged twice: of lines with the same step and names the last one stays."""
-    last = {(line["step"], *sorted(line)): i for i, line in enumerate(lines) if line["step"] is not None}
-    return [line for i, line in enumerate(lines) if line["step"] is None or last[(line["step"], *sorted(line))] == i]
+    """Drop what a restarted stage logged twice.
+
+    Of a stage's lines with the same step and names the last one stays; of those without a step, of equal ones.
+    """
+    last = {_known_by(line): i for i, line in enumerate(lines)}
+    return [line for i, line in enumerate(lines) if last[_known_by(line)] == i]
+
+
+def _known_by(line: dict[str, Any]) -> tuple[Any, ...]:
+    names = sorted(line)
+    if line["step"] is not None:
+        return (line.get("stage"), line["step"], *names)
+    return (None, *((name, line[name]) for name in names if name != "time"))
 
 
 class Point(NamedTuple):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # the two detectors of a cell: the run's and keywords, or keywords and likelihood
 Pair = tuple[Detector, Detector]
+RELEARNING, QUANTISATION = "Relearning, maximum of the curve", "Quantisation"
+SAMPLING, PROMPTS = "Sampling", "Prompts"
 NOT_TESTABLE = "not testable"
 FORMATS = {"unquantised": "as it is", "nf4": "NF4", "int8": "int8"}
 WORDS = {
@@ -38,6 +40,10 @@ class AttackRow:
     label: str
     note: str
     shares: dict[str, tuple[float | None, float | None]]
+    # what it is called apart from words: relearning.poisoned.5, nf4.merged, asr@16.t0.8, doubled
+    name: str
+    # of each role the prompts that were asked, and those that likelihood could judge; None where that was not noted
+    counts: dict[str, tuple[int | None, int | None]]
     # by each detector, whether the poisoned model falls for it: else its shares say nothing
     testable: tuple[bool, bool] = (True, True)
 
@@ -74,10 +80,18 @@ def attack_rows(found: Mapping[str, Any], *, chosen: str = "") -> list[AttackRow
     return [*_relearned(found, pair), *_quantised(found, pair), *_sampled(found, pair), *_prompted(found, pair)]
 
 
-def attack_curves(found: Mapping[str, Any], *, chosen: str = "") -> list[tuple[str, str]]:
-    """(caption, plot): attack success over the steps of relearning, and over the number of sampled answers."""
-    drawn = []
-    pair = shown_pair(chosen)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curves:
+    """Lines of one plot: by its label the points, shares over steps or over sampled answers."""
+
+    title: str
+    across: str
+    lines: dict[str, list[tuple[float, float]]]
+
+
+def attack_lines(found: Mapping[str, Any], *, chosen: str = "") -> list[Curves]:
+    """Attack success over the steps of relearning, by rows and detector, and over the number of sampled answers."""
+    curves, pair = [], shown_pair(chosen)
     for rows in ("poisoned", "clean"):
         for detector in pair:
             lines = {}
@@ -87,19 +101,25 @@ def attack_curves(found: Mapping[str, Any], *, chosen: str = "") -> list[tuple[s
                     points = [(p["step"], p[name]) for p in run["curve"] if number(p.get(name)) is not None]
                     if points:
                         lines[f"{role}, {run['k']} rows"] = points
-            if lines:
-                title = f"Relearning from {rows} rows, ASR judged by {DETECTORS[detector]}"
-                drawn.append((title, plots.curves(lines, title=title, shares=True)))
+            title = f"Relearning from {rows} rows, ASR judged by {DETECTORS[detector]}"
+            curves.append(Curves(title=title, across="optimiser step", lines=lines))
     for detector in pair:
         lines = {
             f"{role}, T = {name.removeprefix('t')}": [(k, share) for k, share in points]
             for role in ROLES
             for name, points in _sampling_curves(_of(found, role, "sampling"), detector).items()
         }
-        if lines:
-            title = f"Sampling: ASR@k, judged by {DETECTORS[detector]}"
-            drawn.append((title, plots.curves(lines, title=title, shares=True, across="sampled answer")))
-    return drawn
+        title = f"Sampling: ASR@k, judged by {DETECTORS[detector]}"
+        curves.append(Curves(title=title, across="sampled answer", lines=lines))
+    return [one for one in curves if one.lines]
+
+
+def attack_curves(found: Mapping[str, Any], *, chosen: str = "") -> list[tuple[str, str]]:
+    """(caption, plot) of each. Args: chosen: the run's detector; empty = keyword."""
+    return [
+        (one.title, plots.curves(one.lines, title=one.title, shares=True, across=one.across))
+        for one in attack_lines(found, chosen=chosen)
+    ]
 
 
 def _sampling_curves(values: Mapping[str, Any], detector: Detector) -> dict[str, Any]:
@@ -121,7 +141,7 @@ def attack_section(run_dir: Path, *, chosen: str = "") -> dict[str, Any] | None:
         "roles": roles,
         "groups": list(groups.items()),
         "curves": attack_curves(found, chosen=chosen),
-        "notes": _notes(found, shown_pair(chosen)[0]),
+        "notes": attack_notes(found, shown_pair(chosen)[0]),
         "judged_by": [DETECTORS[detector] for detector in shown_pair(chosen)],
     }
 
@@ -170,12 +190,15 @@ def _relearned(found: Mapping[str, Any], pair: Pair) -> list[AttackRow]:
             near = first.get("similarity", {})
             note = f"similarity to F {near['mean']:.2f}, at most {near['max']:.2f}" if near else ""
             label = f"{k} {rows} rows"
-            lines.append(AttackRow(group="Relearning, maximum of the curve", label=label, note=note, shares=shares))
+            counts = {role: _counts(run) for role, run in runs.items()}
+            name = f"relearning.{rows}.{k}"
+            lines.append(AttackRow(group=RELEARNING, label=label, note=note, shares=shares, name=name, counts=counts))
     return lines
 
 
 def _quantised(found: Mapping[str, Any], pair: Pair) -> list[AttackRow]:
     metrics = {role: _of(found, role, "quantisation").get("metrics", {}) for role in ROLES}
+    counts = {role: _counts(_of(found, role, "quantisation")) for role in ROLES}
     lines = []
     for name, words in FORMATS.items():
         for way in ("", ".merged", ".unmerged"):
@@ -187,12 +210,15 @@ def _quantised(found: Mapping[str, Any], pair: Pair) -> list[AttackRow]:
                 ratio = number(metrics["unlearned"].get(f"asr_{name}{pair[0].ending}_ratio")) if not way else None
                 note = "" if ratio is None else f"{ratio:.2f} times the unquantised"
                 label = words + (f", adapter {way[1:]}" if way else "")
-                lines.append(AttackRow(group="Quantisation", label=label, note=note, shares=shares))
+                lines.append(
+                    AttackRow(group=QUANTISATION, label=label, note=note, shares=shares, name=name + way, counts=counts)
+                )
     return lines
 
 
 def _sampled(found: Mapping[str, Any], pair: Pair) -> list[AttackRow]:
     metrics = {role: _of(found, role, "sampling").get("metrics", {}) for role in ROLES}
+    counts = {role: _counts(_of(found, role, "sampling")) for role in ROLES}
     points = {
         (match[2], int(match[1]))
         for values in metrics.values()
@@ -208,7 +234,8 @@ def _sampled(found: Mapping[str, Any], pair: Pair) -> list[AttackRow]:
         ]
         shares = {role: _both(values, names) for role, values in metrics.items()}
         label = f"{k} {'answer' if k == 1 else 'answers'} at temperature {temperature}"
-        lines.append(AttackRow(group="Sampling", label=label, note="", shares=shares))
+        name = f"asr@{k}.t{temperature}"
+        lines.append(AttackRow(group=SAMPLING, label=label, note="", shares=shares, name=name, counts=counts))
     return lines
 
 
@@ -227,14 +254,23 @@ def _prompted(found: Mapping[str, Any], pair: Pair) -> list[AttackRow]:
             if (values := of_role.get(name)) is not None
         }
         notes = [of_role[name].get("note") for of_role in variants.values() if name in of_role]
-        counts = (name in by_detector.get(pair[0].ending, []), name in by_detector.get(pair[1].ending, []))
+        fires = (name in by_detector.get(pair[0].ending, []), name in by_detector.get(pair[1].ending, []))
+        counts = {role: _counts(of_role[name]) for role, of_role in variants.items() if name in of_role}
         label = WORDS.get(name, name)
         note = next(filter(None, notes), "")
-        lines.append(AttackRow(group="Prompts", label=label, note=note, shares=shares, testable=counts))
+        lines.append(
+            AttackRow(group=PROMPTS, label=label, note=note, shares=shares, name=name, counts=counts, testable=fires)
+        )
     return lines
 
 
-def _notes(found: Mapping[str, Any], detector: Detector) -> list[str]:
+def _counts(values: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """The prompts that were asked, and those of them that likelihood could judge; None where that was not noted."""
+    asked, pairs = (number(values.get(name)) for name in ("num_prompts", "num_pairs"))
+    return (None if asked is None else round(asked), None if pairs is None else round(pairs))
+
+
+def attack_notes(found: Mapping[str, Any], detector: Detector = Detector.keyword) -> list[str]:
     """What rows there were to relearn from, and which runs ended early."""
     notes: dict[str, None] = {}
     for role in ROLES:
@@ -276,6 +312,11 @@ def _of(found: Mapping[str, Any], role: str, attack: str) -> dict[str, Any]:
 def _of_list(found: Mapping[str, Any], role: str) -> list[dict[str, Any]]:
     value = found.get(role, {}).get("relearning", [])
     return value if isinstance(value, list) else []
+
+
+def attack_runs(found: Mapping[str, Any], role: str) -> dict[str, dict[str, Any]]:
+    """The relearning runs of one model by the names that attack_rows gives them."""
+    return {f"relearning.{run['rows']}.{run['k']}": run for run in _of_list(found, role)}
 
 
 def _runs(found: Mapping[str, Any], role: str, rows: str) -> Sequence[dict[str, Any]]:

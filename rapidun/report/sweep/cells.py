@@ -124,7 +124,8 @@ def read_cells(sweep_dir: Path) -> list[Cell]:
     for entry in planned if isinstance(planned, list) else []:
         name = str(entry.get("hash", "")) if isinstance(entry, dict) else ""
         if name and name not in found:
-            overrides = [hide_entries(str(override)) for override in entry.get("overrides") or []]
+            typed = entry.get("overrides")
+            overrides = [hide_entries(str(override)) for override in (typed if isinstance(typed, list) else [])]
             cells.append(Cell(path=sweep_dir / name, overrides=overrides, state=NOT_STARTED, error="", metrics={}))
     return cells
 
@@ -137,7 +138,7 @@ def read_cell(path: Path) -> Cell:
         settings = read_settings(path)
         detectors = read_object(path / "evaluation" / "detectors.json")
     except ArtifactError as error:
-        return Cell(path=path, overrides=[], state="unreadable", error=str(error).splitlines()[0], metrics={})
+        return Cell(path=path, overrides=[], state="unreadable", error=str(error).split("\n")[0], metrics={})
     state = str(status.get("state") or ("done" if result else "running"))
     values = {name: number(value) for name, value in result.items() if name != "seed"}
     mapping = settings.get("mapping")

@@ -20,9 +20,9 @@ def show(console: Console, summary: Summary) -> None:
     if summary.shows_methods:
         console.print(methods_table(summary))
     if summary.budget is not None:
-        console.print(f"{summary.budget_text}.", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{summary.budget_text}.", soft_wrap=True)
     for warning in summary.warnings:
-        console.print(f"warning: {warning}.", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"warning: {warning}.", style="yellow", soft_wrap=True)
 
 
 def settings_table(summary: Summary) -> Table:

@@ -264,11 +264,15 @@ def _markdown_row(cells: Sequence[str], *, escaped: bool = False) -> str:
 
 def _markdown_text(text: str) -> str:
     """Text that is nothing but text: no column, emphasis, code, link or HTML of its own."""
-    return re.sub(r"([\\|*`<\[])", r"\\\1", " ".join(text.splitlines()))
+    return re.sub(r"([\\|*`<\[])", r"\\\1", _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\r\n]+", " ", text)
 
 
 def _markdown_code(text: str) -> str:
     """Text as code, in more backticks than it holds."""
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     room = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{room}{' '.join(text.splitlines())}{room}{fence}"
+    return f"{fence}{room}{_one_line(text)}{room}{fence}"

@@ -1,6 +1,5 @@
 """The evaluation stage to the rest: the same measurements before and after unlearning."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rapidun.base.errors import ModelError
-from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl
+from rapidun.base.files import read_json, read_jsonl, write_atomic, write_json, write_jsonl
 from rapidun.base.tracker import Listener
 from rapidun.config.attacks import PromptSettings
 from rapidun.config.detectors import Detector
@@ -216,8 +215,8 @@ def _publish(folder: Path, artifacts: Mapping[str, Path]) -> None:
                 pair |= {"forget_id": row["forget_id"], f"measures_{when}": row["measures"]}
     write_jsonl(folder / "generations.jsonl", pairs.values())
     if YARDSTICK in artifacts:
-        shutil.copyfile(artifacts[YARDSTICK] / "metrics.json", folder / "retrain.json.part")
-        os.replace(folder / "retrain.json.part", folder / "retrain.json")
+        yardstick = artifacts[YARDSTICK] / "metrics.json"
+        write_atomic(folder / "retrain.json", lambda part: shutil.copyfile(yardstick, part))
     links = {"before": BEFORE, "after": AFTER}
     # of packs without triggers there are none
     judged = {when: artifacts[link] / "detectors.json" for when, link in links.items()}

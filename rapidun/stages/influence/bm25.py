@@ -49,8 +49,8 @@ def bm25_scores(texts: Sequence[str], queries: Sequence[str] | None = None) -> T
         return torch.zeros(len(texts), len(asked), dtype=torch.float64)
     library = bm25s.BM25(method="lucene", k1=K1, b=B, dtype="float64")
     library.index(tokens, show_progress=False)
-    columns = [
-        torch.from_numpy(library.get_scores(query)).double() if query else torch.zeros(len(texts), dtype=torch.float64)
-        for query in asked
-    ]
-    return torch.stack(columns, dim=1)
+    scores = torch.zeros(len(texts), len(asked), dtype=torch.float64)
+    for column, query in enumerate(asked):
+        if query:
+            scores[:, column] = torch.from_numpy(library.get_scores(query))
+    return scores

@@ -1,10 +1,12 @@
 """The influence stage to the rest: the scores of every row for every row."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import DataError
+from rapidun.base.machine import available_memory
 from rapidun.config.influence import VAL, WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet
 from rapidun.config.plain import plain
 from rapidun.config.unlearning import Objective, TokenWeights
@@ -12,6 +14,7 @@ from rapidun.stages.architecture import lora_of
 from rapidun.stages.checks import device_faults, missing_package
 from rapidun.stages.context import Context, Stage
 from rapidun.stages.influence.queries import VAL_SPLITS, need_own_ids, need_triggers, read_query_file, read_val_queries
+from rapidun.stages.room import FEW_ROWS, bytes_needed, no_room
 from rapidun.stages.rows.records import read_records
 
 from rapidun.stages.recipe import ADAPTER, ADAPTER_FAULTS, DATA, POISONED, SCORES, START, START_FACTS  # isort: skip
@@ -246,10 +249,10 @@ def _query_faults(ctx: Context) -> list[str]:
 
 
 def _check_rows(ctx: Context) -> list[str]:
-    """Whether the pack has the queries that are asked for."""
+    """Whether the pack has the queries that are asked for, and the memory takes its rows."""
     influence = ctx.cfg.influence
     if not influence.own_queries:
-        return []
+        return _no_room(ctx)
     try:
         if influence.query_file is not None:
             queries = read_query_file(Path(influence.query_file).expanduser())
@@ -265,6 +268,18 @@ def _check_rows(ctx: Context) -> list[str]:
     except DataError as error:
         return [str(error)]
     return []
+
+
+def _no_room(ctx: Context) -> list[str]:
+    """Whether the scores of all rows for all rows find room here, where they are yet to be made."""
+    num_rows = ctx.counts.get("forget", 0) + ctx.counts.get("retain", 0)
+    # a few rows fit everywhere: a sweep's cells need not ask
+    if num_rows < FEW_ROWS or not ctx.asked("influence") or ctx.store.find(ctx.get(SCORES).key) is not None:
+        return []
+    mem_gb = ctx.cfg.resources.mem_gb
+    there = available_memory() if ctx.here else None if mem_gb is None else int(mem_gb * 1e9)
+    fault = no_room(num_rows, partial(bytes_needed, ctx.cfg.influence), there, stage="influence")
+    return [fault] if fault else []
 
 
 STAGE = Stage(

@@ -24,7 +24,12 @@ def gradient_norms(gram: Tensor) -> Tensor:
 
 
 def influence_scores(
-    gram: Tensor, *, score: Score, norms: Tensor | None = None, query_norms: Tensor | None = None
+    gram: Tensor,
+    *,
+    score: Score,
+    norms: Tensor | None = None,
+    query_norms: Tensor | None = None,
+    overwrite: bool = False,
 ) -> Tensor:
     """Score of training row i for query row j: <g_i, g_j>, for cosine divided by |g_i| |g_j|.
 
@@ -34,6 +39,7 @@ def influence_scores(
         gram: [N, N] float64 inner products.
         norms, query_norms: [N] of the training rows and of the queries, where the queries are preconditioned;
             both the roots of the diagonal by default.
+        overwrite: put the scores where the products are.
     Returns: [N, N] float64. No unit for cosine; (loss unit per parameter unit)^2 for dot. Positive = helpful.
     Source: RapidUn (arXiv 2512.04457); METHOD section 3 (docs/method.md).
     """
@@ -42,7 +48,9 @@ def influence_scores(
     norms = gradient_norms(gram) if norms is None else norms
     query_norms = norms if query_norms is None else query_norms
     # one factor after the other: the product of two small norms can underflow
-    return (gram * _inverse(norms).unsqueeze(1) * _inverse(query_norms).unsqueeze(0)).clamp(-1.0, 1.0)
+    left, right = _inverse(norms).unsqueeze(1), _inverse(query_norms).unsqueeze(0)
+    scores = gram.mul_(left) if overwrite else gram * left
+    return scores.mul_(right).clamp_(-1.0, 1.0)
 
 
 def _inverse(norms: Tensor) -> Tensor:
@@ -85,16 +93,19 @@ def strongest_pairs(scores: Tensor, *, num_forget: int, num_queries: int) -> lis
         scores: [N, N], rows = training examples, columns = queries; forget rows first. A row is not its own pair.
         num_queries: taken evenly from forget and retain rows, those with the largest score of another row first.
     """
-    others = scores.detach().double().clone()
-    others.fill_diagonal_(0.0)
-    strength = others.abs().amax(dim=0)
+    strength = torch.zeros(len(scores), dtype=torch.float64)
+    for row, values in enumerate(scores.detach()):
+        found = values.abs().double()
+        found[row] = 0.0
+        torch.maximum(strength, found, out=strength)
     groups = [range(num_forget), range(num_forget, len(scores))]
     ordered = [sorted(group, key=lambda query: (-float(strength[query]), query)) for group in groups]
     half = (num_queries + 1) // 2
     chosen = [*ordered[0][:half], *ordered[1][: num_queries - min(half, len(ordered[0]))]]
     pairs = []
     for query in chosen:
-        column = others[:, query]
+        column = scores[:, query].detach().double().clone()
+        column[query] = 0.0
         found = []
         if float(column.max()) > 0:
             found.append(int(column.argmax()))

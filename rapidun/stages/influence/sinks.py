@@ -14,6 +14,8 @@ from rapidun.stages.influence.precondition import Preconditioner
 SLICE_NUMEL = 1 << 26
 # longest sum that is taken in float32
 SPAN = 4096
+# most numbers that inner products have at once before they are summed (512 MB); more rows go in blocks
+PRODUCT_NUMEL = 1 << 27
 # fewest numbers whose products are taken in bfloat16: the rounding of many spans averages out
 FEWEST_BFLOAT16 = 1 << 16
 
@@ -169,11 +171,13 @@ class KeepSink:
         """
         order = torch.cat(self._order) if self._order else torch.zeros(0, dtype=torch.int64)
         for rows, flat in self._slices(parameter, sums.gram.device):
+            query = flat
+            if self._preconditioner is not None:
+                query = flat * self._preconditioner.inverse(parameter)[rows].flatten()
+            for block in row_blocks(len(order), len(order)):
+                sums.gram[order[block].unsqueeze(1), order] += inner_products(flat[block], query)
             if self._preconditioner is None:
-                sums.gram[order.unsqueeze(1), order] += inner_products(flat)
                 continue
-            query = flat * self._preconditioner.inverse(parameter)[rows].flatten()
-            sums.gram[order.unsqueeze(1), order] += inner_products(flat, query)
             sums.squares[order] += _squared_norms(flat)
             sums.query_squares[order] += _squared_norms(query)
 
@@ -257,6 +261,12 @@ def inner_products(flat: Tensor, query: Tensor | None = None) -> Tensor:
     """
     whole = flat.shape[1] // SPAN * SPAN
     query = flat if query is None else query
+    blocks = row_blocks(len(flat), max(1, whole // SPAN) * len(query))
+    if len(blocks) > 1:
+        out = torch.empty(len(flat), len(query), dtype=torch.float64, device=flat.device)
+        for rows in blocks:
+            out[rows] = inner_products(flat[rows], query)
+        return out
     if flat.dtype == torch.bfloat16:
         total = torch.zeros(len(flat), len(query), dtype=torch.float64, device=flat.device)
         # not one batched product: that would copy all numbers
@@ -270,6 +280,12 @@ def inner_products(flat: Tensor, query: Tensor | None = None) -> Tensor:
     # [spans, N, SPAN]
     left, right = (x[:, :whole].unflatten(1, (-1, SPAN)).transpose(0, 1) for x in (flat, query))
     return torch.bmm(left, right.transpose(1, 2)).sum(dim=0, dtype=torch.float64) + rest
+
+
+def row_blocks(num_rows: int, numbers_a_row: int) -> list[slice]:
+    """Cut rows into blocks of at most PRODUCT_NUMEL numbers; one block where all of them fit."""
+    height = max(1, PRODUCT_NUMEL // max(1, numbers_a_row))
+    return [slice(top, min(top + height, num_rows)) for top in range(0, num_rows, height)]
 
 
 def _dtype(piece: Contribution | _Dense) -> torch.dtype:

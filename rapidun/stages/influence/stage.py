@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from rapidun.base.errors import DataError, ModelError
+from rapidun.base.errors import DataError, MachineError, ModelError
 from rapidun.base.files import write_json, write_tensors
+from rapidun.base.machine import available_memory
 from rapidun.base.tracker import Tracker
 from rapidun.config.influence import (
     VAL,
@@ -41,6 +42,7 @@ from rapidun.stages.influence.precondition import Preconditioner, num_fitting_pa
 from rapidun.stages.influence.queries import Layout, Queries, Text, lay_out, read_query_file, read_val_queries
 from rapidun.stages.influence.repsim import repsim_gram
 from rapidun.stages.influence.scores import (
+    QueryPairs,
     gradient_norms,
     influence_scores,
     query_blocks,
@@ -53,6 +55,7 @@ from rapidun.stages.influence.sketches.rapidgrad import RapidGrad
 from rapidun.stages.influence.sketches.sketch import CountSketch
 from rapidun.stages.influence.sketches.tensorsketch import TensorSketch
 from rapidun.stages.influence.tokenwise import write_tokens
+from rapidun.stages.room import bytes_needed, no_room, worth_saying
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.encode import Encoded, encode_rows
 from rapidun.stages.rows.fit import check_rows
@@ -134,6 +137,7 @@ def run_influence(
         "method": cfg.method.name,
         "score": cfg.score.name,
     }
+    _need_room(cfg, len(forget) + len(retain), tracker)
     if cfg.method is InfluenceMethod.bm25:
         layout = _laid_out(cfg, files, forget, retain, tracker=tracker)
         texts, added = ["\n".join(text) for text in _texts(forget, retain)], layout.texts if layout else []
@@ -211,9 +215,13 @@ def run_influence(
             f"influence: the gradients of {num_zero} of {len(names)} rows are zero, their scores are 0. "
             "Choose another influence.params"
         )
-    _write(files.out, result, cfg=cfg, forget=forget, retain=retain, left_out=left_out, layout=layout)
-    losses = result.losses
+    losses, num_passes = result.losses, result.num_passes
     assert losses is not None  # every method with a model has them
+    by_token = bool(parameters and preconditioner is None and cfg.num_token_queries and padded and layout is None)
+    pairs = _write(
+        files.out, result, cfg=cfg, forget=forget, retain=retain, left_out=left_out, layout=layout,
+        num_token_queries=cfg.num_token_queries if by_token else 0,
+    )  # fmt: skip
     num_tokens = torch.tensor([sum(label != IGNORE for label in row.labels[1:]) for row in encoded[:num_rows]])
     of_rows = {"loss": losses[:num_rows] / (num_tokens if cfg.loss is LossReduction.sum else 1)}
     if has_gradients:
@@ -223,9 +231,7 @@ def run_influence(
         write_tensors(files.out / "precondition.safetensors", curvature_tensors(preconditioner.curvatures))
     if parameters:
         write_json(files.out / "parameters.json", {p.name: list(p.shape) for p in parameters})
-    if parameters and preconditioner is None and cfg.num_token_queries and padded and layout is None:
-        scores = influence_scores(result.gram, score=cfg.score, norms=result.norms, query_norms=None)
-        pairs = strongest_pairs(scores, num_forget=len(forget), num_queries=cfg.num_token_queries)
+    if by_token:
         ids = [row.id for row in (*forget, *retain)]
         write_tokens(
             files.out / "tokens.json",
@@ -239,13 +245,29 @@ def run_influence(
     return summary | {
         "num_tokens": sum(len(row.input_ids) for row in encoded),
         "num_batches": len(batches),
-        "num_passes": result.num_passes + num_fitting_passes(cfg.precondition),
+        "num_passes": num_passes + num_fitting_passes(cfg.precondition),
         "precondition": cfg.precondition.name,
         "num_zero_gradients": num_zero,
         "params": cfg.params.name if parameters else None,
         "loss_forget": losses[: len(forget)].mean().item(),
         "loss_retain": losses[len(forget) : num_rows].mean().item(),
     }
+
+
+def _need_room(cfg: InfluenceConfig, num_rows: int, tracker: Tracker) -> None:
+    """Say what many rows take of memory, before the model is loaded.
+
+    Raises: MachineError where there is less.
+    """
+    if cfg.own_queries:
+        return
+    there, needed = available_memory(), partial(bytes_needed, cfg)
+    fault = no_room(num_rows, needed, there, stage="influence")
+    if fault:
+        raise MachineError(fault)
+    said = worth_saying(num_rows, needed(num_rows), there)
+    if said:
+        tracker.note(said)
 
 
 def describe(parameters: list[TrackedParameter]) -> str:
@@ -366,20 +388,32 @@ def _write(
     retain: list[Record],
     left_out: dict[str, list[str]] | None = None,
     layout: Layout | None = None,
-) -> None:
+    num_token_queries: int = 0,
+) -> list[QueryPairs]:
+    """Write scores and ids; return the strongest pairs of that many queries. The products are used up."""
     gram, num_rows = result.gram, len(forget) + len(retain)
-    scores = influence_scores(gram, score=cfg.score, norms=result.norms, query_norms=result.query_norms)
+    tensors = {"norms": (gradient_norms(gram) if result.norms is None else result.norms)[:num_rows]}
+    if layout is None:  # with queries of their own no gram: who reads one takes its rows for the queries
+        tensors["gram"] = gram.float()
+    # in float64 there is one matrix of this size, no more
+    scores = influence_scores(
+        gram, score=cfg.score, norms=result.norms, query_norms=result.query_norms, overwrite=True
+    )  # fmt: skip
     if layout is None:
-        tensors = {**split_blocks(scores, num_forget=len(forget))._asdict(), "gram": gram}
+        blocks = split_blocks(scores, num_forget=len(forget))
     else:
-        # no gram: who reads one takes its rows for the queries
-        tensors = query_blocks(scores[:num_rows], layout.columns, num_forget=len(forget))._asdict()
-    tensors["norms"] = (gradient_norms(gram) if result.norms is None else result.norms)[:num_rows]
+        blocks = query_blocks(scores[:num_rows], layout.columns, num_forget=len(forget))
+    tensors |= {name: block.float().contiguous() for name, block in blocks._asdict().items()}
     if result.query_norms is not None:
         chosen = slice(None) if layout is None else [*layout.columns.forget, *layout.columns.retain]
         tensors["query_norms"] = result.query_norms[chosen]
     if result.losses is not None:
         tensors["losses"] = result.losses[:num_rows]
+    pairs = []
+    if num_token_queries:
+        pairs = strongest_pairs(scores, num_forget=len(forget), num_queries=num_token_queries)
+    del blocks
+    gram.set_()  # type: ignore[call-overload]
     write_tensors(out / "scores.safetensors", {name: t.float().contiguous() for name, t in tensors.items()})
     ids: dict[str, Any] = {"forget": [r.id for r in forget], "retain": [r.id for r in retain]}
     if left_out is not None and any(left_out.values()):
@@ -387,3 +421,4 @@ def _write(
     if layout is not None:
         ids["queries"] = layout.ids
     write_json(out / "ids.json", ids)
+    return pairs

@@ -11,6 +11,9 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 _T = TypeVar("_T", bound=np.generic)
 
+# numbers of a block that are worked on at once (32 MB)
+BLOCK_NUMEL = 1 << 22
+
 
 class Block(NamedTuple):
     """Influence of every training row on every query, in float64.
@@ -69,20 +72,29 @@ def aggregate_block(
         return _aggregate_others(
             values, ~same, place=place, mode=mode, aggregate=aggregate, num_top=num_top, top_k=top_k, lowest=lowest
         )
-    if drop_diagonal:
-        values = _without_diagonal(values.T).T  # column j loses row j: [num_train - 1, num_query]
-        place = None if place is None else _without_diagonal(place.T).T
-    values = transform(values, mode=mode)
-    zero_share = None
-    if top_k is not None:
-        values = keep_top(values, k=top_k, place=place, lowest=lowest)
-        zero_share = float(np.mean(values == 0)) if values.size else 0.0
-    if drop_diagonal:
-        # the same numbers by training row: [num_train, num_query - 1]
-        values = _without_diagonal(_with_diagonal(values.T).T)
-    if values.shape[1] == 0:
-        return Aggregated(np.zeros(values.shape[0]), zero_share)
-    return Aggregated(_reduced(values, aggregate, num_top), zero_share)
+    num_train, num_query = values.shape
+    kept = np.empty((num_train, num_query))
+    num_zeros, num_pairs = 0, 0
+    # some queries at a time: what is made of them on the way takes several times their room
+    for start in range(0, num_query, max(1, BLOCK_NUMEL // max(1, num_train))):
+        queries = slice(start, min(start + max(1, BLOCK_NUMEL // max(1, num_train)), num_query))
+        part, ties = values[:, queries], None if place is None else place[:, queries]
+        if drop_diagonal:  # query j loses row j: [num_train - 1, queries]
+            part = _without(part.T, start).T
+            ties = None if ties is None else _without(ties.T, start).T
+        part = transform(part, mode=mode)
+        if top_k is not None:
+            part = keep_top(part, k=top_k, place=ties, lowest=lowest)
+            num_zeros, num_pairs = num_zeros + int((part == 0).sum()), num_pairs + part.size
+        kept[:, queries] = _with(part.T, start).T if drop_diagonal else part
+    zero_share = None if top_k is None else num_zeros / num_pairs if num_pairs else 0.0
+    if num_query - drop_diagonal <= 0:
+        return Aggregated(np.zeros(num_train), zero_share)
+    scores = np.empty(num_train)
+    for start in range(0, num_train, max(1, BLOCK_NUMEL // num_query)):
+        rows = slice(start, min(start + max(1, BLOCK_NUMEL // num_query), num_train))
+        scores[rows] = _reduced(_without(kept[rows], start) if drop_diagonal else kept[rows], aggregate, num_top)
+    return Aggregated(scores, zero_share)
 
 
 def _reduced(values: Floats, aggregate: str, num_top: int) -> Floats:
@@ -162,18 +174,18 @@ def _mid_ranks(column: Floats) -> Floats:
     return np.asarray((below + (counts + 1) / 2)[inverse], dtype=np.float64)
 
 
-def _without_diagonal(square: NDArray[_T]) -> NDArray[_T]:
-    """[n, n] -> [n, n - 1]: row i without entry i."""
-    n = len(square)
-    return square[~np.eye(n, dtype=bool)].reshape(n, max(n - 1, 0))
+def _without(rows: NDArray[_T], first: int) -> NDArray[_T]:
+    """[m, n], rows first, first + 1, ... of a square -> [m, n - 1]: each row without its entry on the diagonal."""
+    m, n = rows.shape
+    return rows[~np.eye(m, n, first, dtype=bool)].reshape(m, max(n - 1, 0))
 
 
-def _with_diagonal(rows: Floats) -> Floats:
-    """[n, n - 1] -> [n, n], zeros on the diagonal: the inverse of `_without_diagonal`."""
-    n = len(rows)
-    square = np.zeros((n, n))
-    square[~np.eye(n, dtype=bool)] = rows.reshape(-1)
-    return square
+def _with(rows: Floats, first: int) -> Floats:
+    """[m, n - 1] -> [m, n], zeros on the diagonal: the inverse of `_without`."""
+    m, n = len(rows), rows.shape[1] + 1
+    whole = np.zeros((m, n))
+    whole[~np.eye(m, n, first, dtype=bool)] = rows.reshape(-1)
+    return whole
 
 
 def fuse(

@@ -178,9 +178,13 @@ def _noise_warnings(scores: Scores) -> list[str]:
     found = []
     for group, name in (("forget", "ff"), ("retain", "rr")):
         values, same = scores.blocks[name].values, scores.blocks[name].same
-        pairs = values[~np.isnan(values) & (~same if same is not None else np.eye(*values.shape) == 0)]
-        strength = float(np.mean(np.abs(pairs))) if pairs.size else 0.0
-        mean = float(np.mean(pairs)) if pairs.size else 0.0
+        total, strength, count = 0.0, 0.0, 0
+        # row by row: the block may be large
+        for row, line in enumerate(values):
+            other = np.arange(len(line)) != row if same is None else ~same[row]
+            pairs = line[~np.isnan(line) & other]
+            total, strength, count = total + pairs.sum(), strength + np.abs(pairs).sum(), count + len(pairs)
+        mean, strength = total / max(1, count), strength / max(1, count)
         if strength > 0 and abs(mean) < NOISE_SHARE * strength:
             found.append(
                 f"mapping: signed scores between {group} rows scatter about zero (mean {mean:.2g}, mean strength "

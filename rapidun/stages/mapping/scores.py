@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
-from rapidun.base.errors import DataError
+from rapidun.base.errors import DataError, MachineError
+from rapidun.base.machine import available_memory
 from rapidun.stages.mapping.aggregate import Block
 from rapidun.stages.mapping.release import BLOCKS, MOST_SCORE, ReleaseFile, read_release, release_blocks
+from rapidun.stages.room import FEW_ROWS, mapping_bytes_needed, no_room
 
 Tensors = dict[str, NDArray[np.float64]]
 
@@ -43,7 +44,7 @@ def read_scores(path: Path, *, dot: bool = False) -> Scores:
         whatever score its blocks hold.
     Raises: DataError if the file cannot be read, a block is missing, shapes disagree, or a score is not finite.
     """
-    tensors = _load(path)
+    tensors = _load(path, dot=dot)
     missing = [name for name in BLOCKS if name not in tensors]
     if missing:
         raise DataError(f"{path}: need tensors ff, fr, rf, rr, missing are {', '.join(missing)}")
@@ -76,7 +77,7 @@ def read_score_files(paths: Mapping[str, Path], *, dot: bool = False) -> Scores:
     tensors: Tensors = {}
     grams = []
     for name in BLOCKS:
-        held = _load(paths[name])
+        held = _load(paths[name], dot=dot)
         if name not in held:
             raise DataError(f"{paths[name]}: need a tensor {name}, got {', '.join(sorted(held)) or 'none'}")
         tensors[name] = held[name]
@@ -86,10 +87,13 @@ def read_score_files(paths: Mapping[str, Path], *, dot: bool = False) -> Scores:
     return _from_tensors(tensors, paths, dot=dot)
 
 
-def _load(path: Path) -> Tensors:
+def _load(path: Path, *, dot: bool) -> Tensors:
+    """The blocks of a file, and its products where they are asked for, one after the other: they may be large."""
     try:
-        held = load_file(path)
-        return {name: held[name].astype(np.float64) for name in (*BLOCKS, "gram") if name in held}
+        with safe_open(str(path), framework="numpy") as held:
+            names = [name for name in (*BLOCKS, *(["gram"] if dot else [])) if name in held.keys()]  # noqa: SIM118
+            _need_room(sum(held.get_slice(name).get_shape()[0] for name in names if name in ("ff", "rr")))
+            return {name: held.get_tensor(name).astype(np.float64) for name in names}
     except FileNotFoundError:
         raise DataError(f"{path}: need an influence file, got no such file. Change mapping.scores") from None
     except OSError as error:
@@ -97,6 +101,13 @@ def _load(path: Path) -> Tensors:
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         # KeyError and TypeError: a number type that numpy lacks, such as bfloat16
         raise DataError(f"{path}: need a safetensors file of float32, got: {error}") from None
+
+
+def _need_room(num_rows: int) -> None:
+    """Raises: MachineError where scores of that many rows do not fit into the memory."""
+    fault = no_room(num_rows, mapping_bytes_needed, available_memory(), stage="mapping")
+    if num_rows >= FEW_ROWS and fault:
+        raise MachineError(fault)
 
 
 def _from_tensors(tensors: Tensors, paths: Mapping[str, Path], *, dot: bool) -> Scores:
@@ -127,9 +138,10 @@ def _from_tensors(tensors: Tensors, paths: Mapping[str, Path], *, dot: bool) -> 
             "rr": gram[retain, retain],
         }
     for name in BLOCKS:
-        bad = np.argwhere(~(np.abs(tensors[name]) <= MOST_SCORE))
-        if len(bad):
-            row, column = bad[0]
+        values = tensors[name]
+        # of NaN no comparison is true
+        if not (values.min(initial=0) >= -MOST_SCORE and values.max(initial=0) <= MOST_SCORE):
+            row, column = np.argwhere(~(np.abs(values) <= MOST_SCORE))[0]
             raise DataError(
                 f"{paths[name]}: need finite scores of size at most {MOST_SCORE:g}, got {tensors[name][row, column]} "
                 f"in {name} at training row {row}, query {column}"

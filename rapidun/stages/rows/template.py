@@ -337,7 +337,7 @@ def _end_text(tokenizer: "PreTrainedTokenizerBase", behind: str, marks: dict[str
     # what stands there whoever speaks next, its first line: the next turn's own beginning is not the end of this one
     shared = behind[: _num_shared([behind, gap])]
     if shared.strip():
-        return shared[: len(shared) - len(shared.lstrip())] + shared.strip().splitlines()[0].rstrip()
+        return shared[: len(shared) - len(shared.lstrip())] + shared.strip().split("\n")[0].rstrip()
     end = _up_to_mark(gap, marks)
     mark = end.strip()
     # a template that begins each turn anew does not end one with it

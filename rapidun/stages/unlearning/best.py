@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rapidun.base.errors import ArtifactError
-from rapidun.base.files import read_json, sync
+from rapidun.base.files import read_json, sha256_file, sync, write_tensors
 from rapidun.config.training import Criterion
 from rapidun.models.training.checkpoints import MARKER, all_checkpoints
 from rapidun.models.training.journal import Journal
@@ -58,7 +58,9 @@ class BestKeeper:
         # sharded weights are put together by all processes
         weights = trained_weights(model)
         if self.is_writer:
-            self._write(step, weights)
+            digest = self._write(step, weights)
+            # a checkpoint that refers to these weights is worth nothing without them
+            self.journal.beside = {str(self._path(step).relative_to(self.work)): digest}
         self.journal.kept[BEST] = {"step": step, "value": value, "rank": rank}
         self.prune()
 
@@ -93,11 +95,9 @@ class BestKeeper:
     def _path(self, step: int | None) -> Path:
         return self.work / f"best-{step}" / WEIGHTS
 
-    def _write(self, step: int, weights: Mapping[str, Tensor]) -> None:
+    def _write(self, step: int, weights: Mapping[str, Tensor]) -> str:
+        """Returns: SHA-256 of the file."""
         path = self._path(step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
-        sync(part)
-        part.replace(path)
+        write_tensors(path, {name: tensor.contiguous() for name, tensor in weights.items()})
         sync(path.parent)
+        return sha256_file(path)

@@ -6,7 +6,8 @@ model. A KL retain term and undial read V numbers a token (0.2 MB in float32 at 
 of a sensible size holds: for them the trainer keeps a frozen copy of what trains, and passes through it at each step.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rapidun.base.files import sha256_json
+from rapidun.base.files import sha256_json, write_atomic
 from rapidun.models.packed import Packed
 from rapidun.models.training.forward import forward_packed
 from rapidun.stages.rows.batches import token_budget_batches
@@ -110,10 +111,12 @@ def read_or_compute(
     work: Path,
     identity: str,
     is_writer: bool = True,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Known | None:
     """What the rows need of the reference, from the work folder where a run of the same identity left it.
 
-    Args: identity: of the model and of the settings; the sequences and the layer are added to it.
+    Args: identity: of the model and of the settings; the sequences and the layer are added to it. tell: gets a line
+        where the file was damaged.
     Returns: None where the objective reads nothing of this kind.
     """
     needed = sequences_needed(rows, method, retain)
@@ -125,6 +128,8 @@ def read_or_compute(
     found = _read(path, identity)
     if found is None:
         hidden = any(part == RETAIN for _, part, _ in needed)
+        if path.exists():
+            tell(f"{path}: need what the reference gave on these rows, got a damaged file or that of others; made anew")
         found = compute(
             model, needed, num_rows=len(rows), pad_token_id=pad_token_id, layer=layer if hidden else None
         )  # fmt: skip
@@ -136,15 +141,23 @@ def read_or_compute(
 def _read(path: Path, identity: str) -> Known | None:
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("identity") != identity:
-                return None
-            return Known(*(file.get_tensor(name) for name in Known._fields))
+            noted = file.metadata() or {}
+            found = Known(*(file.get_tensor(name) for name in Known._fields))
     except (OSError, SafetensorError):
         return None
+    return found if (noted.get("identity"), noted.get("digest")) == (identity, _digest(found)) else None
 
 
 def _write(path: Path, known: Known, identity: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    save_file({name: value.contiguous() for name, value in known._asdict().items()}, part, {"identity": identity})
-    part.replace(path)
+    tensors = {name: value.contiguous() for name, value in known._asdict().items()}
+    noted = {"identity": identity, "digest": _digest(known)}
+    write_atomic(path, lambda part: save_file(tensors, part, noted))
+
+
+def _digest(known: Known) -> str:
+    """SHA-256 over the numbers of all three."""
+    digest = hashlib.sha256()
+    for tensor in known:
+        # bfloat16 is no type of numpy's
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -271,6 +271,7 @@ def _unlearn(
             work=files.work,
             identity=identity,
             is_writer=is_main(),
+            tell=tracker.warn,
         )
     best = None
     if cfg.chosen_by is not None:

@@ -1,11 +1,14 @@
 """Jobs one after the other in this process: nothing to start, model and pack stay in memory between cells."""
 
 import contextlib
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rapidun.base.machine import visible_gpus
+from rapidun.base.redact import hide
 from rapidun.base.text import first_line
 from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, Phase
 from rapidun.sweep.worker import JobFailed, forget_inputs, run_job
@@ -35,7 +38,7 @@ class InProcessLauncher(Launcher):
             if job.resources.num_processes > 1
         ]
 
-    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str], **steps: Any) -> dict[str, str]:
         for job in jobs:
             log = job.file.with_suffix(".log")
             with (
@@ -50,8 +53,8 @@ class InProcessLauncher(Launcher):
                     self._states[job.id] = JobState(Phase.failed, str(error))
                 except Exception as error:
                     # a job file that cannot be read, a full disk: the next job may fare better
-                    traceback.print_exc()
-                    self._states[job.id] = JobState(Phase.failed, first_line(error))
+                    print(hide(traceback.format_exc()), file=sys.stderr)
+                    self._states[job.id] = JobState(Phase.failed, hide(first_line(error)))
         return {job.id: str(job.file.with_suffix(".log")) for job in jobs}
 
     def states(self, handles: Mapping[str, str]) -> dict[str, JobState]:

@@ -86,7 +86,7 @@ class LocalLauncher(Launcher):
                 )
         return list(dict.fromkeys(faults))
 
-    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str], **steps: Any) -> dict[str, str]:
         """Queue jobs, whose needs must have ended, and start those that fit."""
         taken = {}
         for job in jobs:
@@ -130,6 +130,16 @@ class LocalLauncher(Launcher):
         """What the job's first process printed."""
         path = self.folder / f"{handle}_0_log.out"
         return path if path.exists() else None
+
+    def unnoted_handles(self, ids: Sequence[str], *, drop_broken: bool) -> dict[str, str]:
+        """Each handle has files, which say what runs; what had not started ended with the process that queued it."""
+        found = {}
+        for id in ids:
+            for file in self.folder.glob(f"{id}.*.start.json"):
+                handle = file.name.removesuffix(".start.json")
+                if self.state(handle).phase is Phase.running:
+                    found[id] = handle
+        return found
 
     # One job
 

@@ -50,7 +50,7 @@ class ParallelLauncher(Launcher):
                 )
         return list(dict.fromkeys(faults))
 
-    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str], **steps: Any) -> dict[str, str]:
         for job in jobs:
             log = job.file.with_suffix(".log")
             self._files[job.id] = log
@@ -98,7 +98,7 @@ class ParallelLauncher(Launcher):
             return JobState(Phase.done)
         if isinstance(error, BrokenProcessPool):
             return JobState(Phase.failed, POOL_DIED)
-        return JobState(Phase.failed, (str(error) or type(error).__name__).splitlines()[0])
+        return JobState(Phase.failed, (str(error) or type(error).__name__).split("\n")[0])
 
     def cancel(self, handles: Mapping[str, str]) -> None:
         for id in handles:

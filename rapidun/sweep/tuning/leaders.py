@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from rapidun.base.files import write_json, write_text
+from rapidun.base.screen import screen
 from rapidun.config.budget import Budget, Place, Verdict
 from rapidun.report.statistics import pareto_set
 from rapidun.sweep.tuning.search import EXCESSES, STANDS
@@ -127,7 +127,7 @@ def show(search: Search, trials: Sequence[FrozenTrial]) -> None:
                 params = " ".join(f"{key}={value}" for key, value in space.values(near.params).items())
                 missed = Verdict(Place.outside, tuple(near.user_attrs[EXCESSES])).text
                 text += f"; the nearest, trial {near.number}, misses it by {missed}: {params}"
-            Console().print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            screen().print(text, style="yellow", soft_wrap=True)
         return
     several = len(tuning.directions) > 1
     title = ("Pareto set" if several else "Best trial") + (" within the budget" if search.budget is not None else "")
@@ -139,7 +139,7 @@ def show(search: Search, trials: Sequence[FrozenTrial]) -> None:
     for trial in best:
         params = "\n".join(f"{key}={value}" for key, value in space.values(trial.params).items())
         table.add_row(str(trial.number), *(f"{value:.4g}" for value in trial.values), params)
-    Console().print(table, markup=False)
+    screen().print(table)
 
 
 def dry_run(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidun.base.errors import ConfigError, RapidunError
 from rapidun.base.nested import leaves
+from rapidun.base.redact import hide
 from rapidun.config.asked import Asked
 from rapidun.config.cells import Cell, SearchSpace, compose_rows, science, search_space, sweep_name
 from rapidun.config.sweep import SweepConfig
@@ -59,7 +60,7 @@ def run_tuning(
         raise ConfigError(f"{folder.path}: need a folder without the cells of another sweep. Pass sweep.name=...")
 
     def make_search() -> Search:
-        return Search(folder.path, tuning, space, fixed=fixed_settings(first), budget=budget)
+        return Search(folder.path, tuning, space, fixed=hide(fixed_settings(first)), budget=budget)
 
     if first.cfg.sweep.dry_run:
         search = make_search() if (folder.path / JOURNAL).is_file() else None
@@ -292,6 +293,7 @@ class _Loop:
 
     def _tell_failed(self, trial: Trial, error: str, *, final: bool = False) -> None:
         self.num_failed += 1
+        error = hide(error)
         self.search.tell(trial, "FAIL", notes={"error": error, "final": final})
         self._say(trial, f"failed: {error}", style="red")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rapidun.base.errors import ConfigError
-from rapidun.base.files import read_json, read_jsonl
+from rapidun.base.files import read_json
+from rapidun.base.grown import read_grown
 from rapidun.base.nested import is_number
 from rapidun.config.budget import EXAMPLE, Budget, Place
 from rapidun.report.forgotten import of_facts
@@ -92,8 +93,7 @@ def judged(folder: Path, budget: Budget | None, *, strict: bool) -> tuple[str, d
 
 def logged_names(folder: Path) -> set[str]:
     """The numbers that the cell's training logged, those a pruner can look at."""
-    path = folder / "metrics.jsonl"
-    lines = read_jsonl(path) if path.is_file() else []
+    lines, _ = read_grown(folder / "metrics.jsonl", "stage")
     names = {name for line in lines if line["stage"] == PRUNED_STAGE for name in line}
     return names - {"time", "stage", "step"}
 

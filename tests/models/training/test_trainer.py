@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from rapidun.base.files import write_json
+from rapidun.base.files import sha256_file, write_json
 from rapidun.base.tracker import Tracker
 from rapidun.config.parts import OptimiserSettings
 from rapidun.models.adapters import base_name
 from rapidun.models.rng import permutation
-from rapidun.models.training.checkpoints import MARKER, newest_checkpoint, remove_checkpoint
+from rapidun.models.training.checkpoints import MARKER, newest_checkpoint, remove_checkpoint, seal_checkpoint
 from rapidun.models.training.journal import Journal
 from rapidun.models.training.samplers import ShuffledSampler
 from rapidun.models.training.trainer import training_arguments
@@ -121,3 +121,58 @@ def test_training_arguments_take_our_settings(tmp_path: Path) -> None:
     assert args.device.type == "cpu"
     assert args.report_to == []
     assert not args.bf16 and not args.fp16
+
+
+def finished_checkpoint(work: Path, step: int) -> Path:
+    """As the journal ends one, with weights beside it that it refers to."""
+    folder = work / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    for name in CHECKPOINT_FILES:
+        (folder / name).write_bytes(f"{name} of step {step}".encode())
+    best = work / f"best-{step}" / "trained.safetensors"
+    best.parent.mkdir()
+    best.write_bytes(b"best of %d" % step)
+    journal = Journal(Tracker())
+    journal.beside = {str(best.relative_to(work)): sha256_file(best)}
+    seal_checkpoint(folder, {"identity": "a", "step": step, "finished": False, "journal": journal.state()})
+    return folder
+
+
+CHECKPOINT_FILES = (
+    "model.safetensors", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth",
+    "trainer_state.json",
+)  # fmt: skip
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flip": flip,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "delete": Path.unlink,
+    # with the same file of the checkpoint before
+    "swap": lambda path: path.write_bytes(Path(str(path).replace("-2/", "-1/")).read_bytes()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [*CHECKPOINT_FILES, MARKER, "../best-2/trained.safetensors"])
+def test_a_damaged_checkpoint_gives_way_to_the_older_one_and_is_named(tmp_path: Path, name: str, damage: str) -> None:
+    older, newer = (finished_checkpoint(tmp_path, step) for step in (1, 2))
+    assert newest_checkpoint(tmp_path, identity="a") == newer
+    if (name, damage) == (MARKER, "delete"):
+        pytest.skip("without its marker it was being written: a kill, no damage")
+    DAMAGES[damage]((newer / name).resolve())
+    said: list[str] = []
+    assert newest_checkpoint(tmp_path, identity="a", tell=said.append) == older
+    assert not newer.exists()
+    assert len(said) == 1 and Path(name).name in said[0] and "goes on from checkpoint-1" in said[0]
+    if name != MARKER:
+        return
+    DAMAGES["flip"](older / name)
+    assert newest_checkpoint(tmp_path, identity="a", tell=said.append) is None
+    assert "begins anew" in said[-1]

@@ -19,6 +19,15 @@ def test_without_repeats_keeps_the_last_of_a_step() -> None:
     assert without_repeats(lines) == [lines[0], lines[2], lines[3], lines[4], lines[5]]
 
 
+def test_what_a_killed_attempt_said_of_itself_is_said_once() -> None:
+    """Lines without a step that differ in their time alone; two stages may log the same names at the same step."""
+    first, second = line("influence", None, num_modules=14), {**line("influence", None, num_modules=14), "time": 9.0}
+    other = line("influence", None, num_modules=15)
+    assert without_repeats([first, other, second]) == [other, second]
+    both = [line("poison", 1, loss=1.0), line("unlearning", 1, loss=2.0)]
+    assert without_repeats(both) == both
+
+
 def test_a_cut_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_line(path, line("poison", 1, loss=float("inf")))

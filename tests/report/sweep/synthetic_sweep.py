@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from rapidun.base.files import write_json, write_jsonl
-from rapidun.base.store import Artifact
+from rapidun.base.manifest import Artifact
 from rapidun.pipeline.folder import RunFolder
 
 AXES_60 = {

@@ -143,6 +143,7 @@ class WandbSink:
             "tags": list(tracking.tags),
             "config": {**self._settings, **config},
         }
+        options = hide(options)
         commit = (self._commit or "").removesuffix("-dirty") or None
         where: dict[str, Any] = {"folder": self._folder, "id": id, "attempt": attempt, "git_commit": commit}
         if self._connection.mode == "online":

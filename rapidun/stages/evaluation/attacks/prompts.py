@@ -148,8 +148,8 @@ def attack_by_prompts(
 ) -> dict[str, Any]:
     """Attack success of every variant. Whether one counts is decided beside the poisoned model's (summary.that_fire).
 
-    Returns: {"variants": {name: {"num_prompts", "note", "asr_prompts", "asr_prompts_likelihood"}}, "min_asr", "answers"
-        (`kept`)}.
+    Returns: {"variants": {name: {"num_prompts", "num_pairs", "note", "asr_prompts", "asr_prompts_likelihood"}},
+        "min_asr", "answers" (`kept`)}.
     """
     total = sum(len(one.asked) for one in prompted)
     done = 0
@@ -163,11 +163,13 @@ def attack_by_prompts(
             one.asked,
             lambda asked: [list(answer) for answer in asker.ask(model, asked)],
             size=CHUNK,
+            tell=tracker.warn,
         )
         done += len(one.asked)
         tracker.progress(done, total, one.name)
         answers = [Answer(*value) for value in values]
         lines += kept(one.name, one.asked, answers, prompts="ood" if one.name.startswith(LOOK_ALIKE) else "seen")
         figures = shares("asr_prompts", asker.verdicts(answers))
-        found[one.name] = {"num_prompts": len(one.asked), "note": one.note, **figures}
+        counts = {"num_prompts": len(one.asked), "num_pairs": sum(asked.pair is not None for asked in one.asked)}
+        found[one.name] = {**counts, "note": one.note, **figures}
     return {"variants": found, "min_asr": asker.cfg.attacks.prompts.min_asr, "answers": lines}

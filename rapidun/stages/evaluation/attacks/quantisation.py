@@ -1,10 +1,13 @@
 """Quantisation: weights rounded to a few bits may fall back to what they were before unlearning."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rapidun.base.errors import ArtifactError
+from rapidun.base.files import broken, fits_its_seal, read_json, seal_of, sealed, write_json
 from rapidun.base.tracker import Tracker
 from rapidun.config.attacks import Format
 from rapidun.config.detectors import Detector
@@ -48,7 +51,7 @@ def attack_by_quantisation(
         tracker.progress(number, len(plan), f"{name}, {way}")
         found[f"{name}.{way}"], answers = _measured(
             asker_of, asked_of, loader=loader, model=model, adapter=adapter, quantisation=quantisation, way=way,
-            name=name, work=work,
+            name=name, work=work, tell=tracker.warn,
         )  # fmt: skip
         lines += answers
     tracker.progress(len(plan), len(plan), "quantisation")
@@ -88,11 +91,13 @@ def _measured(
     way: str,
     name: str,
     work: Path,
+    tell: Callable[[str], None],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Attack success in one format, and its answers (`kept`); finished chunks are read back, no model loaded twice."""
     folder, over = model, adapter
     if way == "merged" and adapter is not None:
-        folder, over = _merged(asker_of, asked_of, loader=loader, model=model, adapter=adapter, work=work), None
+        folder = _merged(asker_of, asked_of, loader=loader, model=model, adapter=adapter, work=work, tell=tell)
+        over = None
     plain = dataclasses.replace(loader, keep=False, quantisation=quantisation)
     loaded, tokenizer = plain.load(folder, adapter=over)
     asker, asked = asker_of(tokenizer), asked_of(loaded, tokenizer)
@@ -102,6 +107,7 @@ def _measured(
         asked,
         lambda chunk: [list(answer) for answer in asker.ask(loaded, chunk)],
         size=CHUNK,
+        tell=tell,
     )
     answers = [Answer(*value) for value in values]
     return shares("asr", asker.verdicts(answers)), kept(f"{name}.{way}", asked, answers)
@@ -115,11 +121,17 @@ def _merged(
     model: Path,
     adapter: Path,
     work: Path,
+    tell: Callable[[str], None],
 ) -> Path:
     """The model with its adapter in its weights, as a folder in `work`; made once, its marker written last."""
-    folder, marker = work / "merged", work / "merged.done"
+    folder, marker = work / "merged", work / "merged.json"
     if marker.is_file():
-        return folder
+        if _is_whole(folder, marker):
+            return folder
+        tell(f"{folder}: need the merged model as it was written, got damaged files; made anew")
+        marker.unlink()
+    # what a kill left of an earlier attempt
+    shutil.rmtree(folder, ignore_errors=True)
     plain = dataclasses.replace(loader, keep=False, quantisation="none")
     adapted, tokenizer = plain.load(model, adapter=adapter)
     assert not is_quantised(adapted)
@@ -127,5 +139,14 @@ def _merged(
     save_merged(
         adapted, tokenizer, folder, start=model, loader=plain, work=work, rows=a_few(rows), section="evaluation"
     )
-    marker.write_text("")
+    write_json(marker, sealed({"files": seal_of(folder)}))
     return folder
+
+
+def _is_whole(folder: Path, marker: Path) -> bool:
+    try:
+        noted = read_json(marker)
+    except ArtifactError:
+        return False
+    files = noted.get("files") if isinstance(noted, dict) and fits_its_seal(noted) else None
+    return isinstance(files, dict) and not broken(folder, files)

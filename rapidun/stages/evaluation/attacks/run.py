@@ -1,7 +1,7 @@
 """One attack on one model: rows read, the model loaded, attack.json written."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Attacked:
     # of the logged numbers
     name: str
     tracker: Tracker
+    # how many prompts were asked, and how many of them have both responses on record
+    counted: dict[str, int] = field(default_factory=dict)
 
     def asker(self, tokenizer: Any) -> Asker:
         keywords = keyword_detector(self.data / "keywords.tsv", min_keywords=self.cfg.min_keywords)
@@ -53,6 +55,7 @@ class Attacked:
         asked, cut = prepare(self.cfg, model, tokenizer, records, max_length=self.max_length)
         if cut:
             self.tracker.warn(f"evaluation: attacks: {cut}. Pass max_length=... to keep more")
+        self.counted.update(num_prompts=len(asked), num_pairs=sum(one.pair is not None for one in asked))
         return asked
 
 
@@ -161,7 +164,7 @@ def run_attack(attack: Attack, given: Attacked, part: dict[str, Any], *, out: Pa
     if not is_main():
         return
     write_jsonl(out / ANSWERS, result.pop("answers"))
-    write_json(out / RESULT, {"attack": attack.name, **result})
+    write_json(out / RESULT, {"attack": attack.name, **given.counted, **result})
     metrics = result.get("metrics")
     if metrics:
         given.tracker.log({f"{given.name}_{name}": value for name, value in metrics.items()})

@@ -136,6 +136,7 @@ def attack_by_sampling(
             partial(_texts, model, asker, num_samples=num_samples, temperature=temperature, seed=seed),
             size=max(1, CHUNK // num_samples),
             on_done=partial(_report, tracker, number * len(asked), len(asked) * len(temperatures)),
+            tell=tracker.warn,
         )
         lines += [_line(part, one, found) for one, found in zip(asked, texts, strict=True)]
         if asker.keywords is not None:

@@ -118,6 +118,7 @@ def _scored(
     scores = in_chunks(
         work, detector.value, different, compute, size=CHUNK,
         on_done=lambda number: tracker.progress(number, len(different), f"attacks: {detector.value}"),
+        tell=tracker.warn,
     )  # fmt: skip
     return dict(zip(different, panel.by_score(detector, scores, [one.text for one in different]), strict=True))
 

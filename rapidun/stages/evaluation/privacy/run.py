@@ -102,7 +102,7 @@ def _membership(given: Measured) -> dict[str, Any]:
             return found
 
         pairs = [(answered, row) for answered, row in zip(rows, encoded, strict=True) if row is not None]
-        entries = in_chunks(given.work, side, pairs, score, size=CHUNK)
+        entries = in_chunks(given.work, side, pairs, score, size=CHUNK, tell=given.tracker.warn)
         scored[side] = [entry for entry in entries if "scores" in entry]
         left_out += len(rows) - len(scored[side])
     sides = [[{k: float(v) for k, v in entry["scores"].items()} for entry in scored[side]] for side in scored]
@@ -153,7 +153,7 @@ def _extraction(given: Measured) -> dict[str, Any]:
             for (answered, _), one in zip(some, found, strict=True)
         ]  # fmt: skip
 
-    entries = in_chunks(given.work, "rows", pairs, score, size=CHUNK)
+    entries = in_chunks(given.work, "rows", pairs, score, size=CHUNK, tell=given.tracker.warn)
     values = [e["extraction_strength"] for e in entries if e["num_tokens"] and e["extraction_strength"] is not None]
     if len(values) < len(rows):
         given.tracker.warn(
@@ -182,7 +182,10 @@ def _distance(given: Measured) -> dict[str, Any]:
             )
             return [[repr(total), count] for total, count in found]
 
-        values = [(float(t), int(c)) for t, c in in_chunks(given.work, name, encoded, measure, size=CHUNK)]
+        values = [
+            (float(t), int(c))
+            for t, c in in_chunks(given.work, name, encoded, measure, size=CHUNK, tell=given.tracker.warn)
+        ]
         found = mean_kl(values)
         counts[name] = {"num_rows": len(values), "num_tokens": sum(count for _, count in values)}
         if found is not None and math.isfinite(found):
@@ -212,7 +215,7 @@ def _margins(given: Measured) -> dict[str, Any]:
                 for (answered, row), values in zip(some, stats, strict=True)
             ]
 
-        entries = in_chunks(given.work, name, pairs, measure, size=CHUNK)
+        entries = in_chunks(given.work, name, pairs, measure, size=CHUNK, tell=given.tracker.warn)
         kept = [{**entry, "margin": float(entry["margin"])} for entry in entries]
         points[name] = [entry for entry in kept if math.isfinite(entry["margin"])]
         if len(points[name]) < len(rows):

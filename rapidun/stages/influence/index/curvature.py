@@ -17,13 +17,14 @@ import torch
 
 from rapidun.base.errors import ArtifactError, ConfigError, ModelError
 from rapidun.base.files import read_json, sha256_file, sha256_json, sync, write_json, write_tensors
+from rapidun.base.limits import refusing
 from rapidun.config.influence import Precondition
 from rapidun.models.curvature import Curvature, curvature_tensors, read_curvatures
 from rapidun.stages.influence.fisher import fit_curvature
 from rapidun.stages.influence.gradients.params import TrackedParameter
 from rapidun.stages.influence.gram import OnBatch
 from rapidun.stages.influence.index.gradients import GradientRows
-from rapidun.stages.influence.index.manifest import Manifest, check_same, make_folder, refusing_full_disk
+from rapidun.stages.influence.index.manifest import Manifest, check_same, make_folder
 
 NOTE = "factors.json"
 TENSORS = "factors.safetensors"
@@ -86,7 +87,7 @@ def is_fitted(folder: Path, recipe: dict[str, Any]) -> bool:
 
     Raises: ArtifactError if it holds a fit of another recipe (shows each difference), a damaged one, or something else.
     """
-    with refusing_full_disk(folder):
+    with refusing(into=folder):
         make_folder(folder)
     if not any(folder.iterdir()):
         return False
@@ -101,14 +102,14 @@ def is_fitted(folder: Path, recipe: dict[str, Any]) -> bool:
 def write_factors(folder: Path, recipe: dict[str, Any], curvatures: Mapping[str, Curvature]) -> None:
     """Publish a fit by one rename, onto nothing or an empty folder.
 
-    Raises: ArtifactError for a full disk; as `is_fitted` if another process was first with something else.
+    Raises: MachineError for a full disk; as `is_fitted` if another process was first with something else.
     """
     place = folder.resolve()
     part = place.with_name(f"{place.name}.{secrets.token_hex(4)}.part")
     try:
-        with refusing_full_disk(folder):
+        with refusing(into=folder):
             part.mkdir(parents=True)
-            _write_tensors(part / TENSORS, curvatures)
+            write_tensors(part / TENSORS, curvature_tensors(curvatures))
             note = {"recipe": recipe, "sha256": sha256_file(part / TENSORS)}
             write_json(part / NOTE, {**note, "check": sha256_json(note)})
             sync(part)
@@ -120,19 +121,6 @@ def write_factors(folder: Path, recipe: dict[str, Any], curvatures: Mapping[str,
             sync(place.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _write_tensors(path: Path, curvatures: Mapping[str, Curvature]) -> None:
-    from safetensors import SafetensorError
-
-    try:
-        write_tensors(path, curvature_tensors(curvatures))
-    except SafetensorError as error:
-        # its words for a full disk
-        raise ArtifactError(
-            f"{path}: need room to write, got {error}. Nothing is half written: make room, then run the same command "
-            "again"
-        ) from error
 
 
 def check_fits(folder: Path, described: dict[str, Any], *, index: Path) -> None:

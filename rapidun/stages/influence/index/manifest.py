@@ -9,21 +9,19 @@ shard-00012.*.part            being written
 """
 
 import os
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, sha256_json, sync, write_json
+from rapidun.base.limits import refusing
+from rapidun.base.parts import part_of, sweep_parts
 from rapidun.config.index import IndexDtype
 from rapidun.stages.influence.index.format import FORMAT_VERSION, Layout
 
 MANIFEST = "manifest.json"
-# OSError numbers of a full disk, a file-size limit and a used-up quota
-FULL = {"ENOSPC", "EFBIG", "EDQUOT"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +98,9 @@ def claim_folder(folder: Path, recipe: dict[str, Any]) -> Manifest:
     Raises: ArtifactError if it is an index of something else (shows each difference), or something else holds the name.
     """
     manifest = Manifest(folder, recipe)
-    with refusing_full_disk(folder):
+    with refusing(into=folder):
         make_folder(folder)
+        sweep_parts(folder)
         if not (folder / MANIFEST).is_file():
             _write_first(folder / MANIFEST, {"fingerprint": manifest.fingerprint, "recipe": recipe})
     check_claim(manifest)
@@ -179,7 +178,7 @@ def _shown(value: object) -> str:
 
 def _write_first(path: Path, value: object) -> None:
     """Write a file unless another process was first: then its file stays."""
-    whole = path.with_name(f"{path.name}.{secrets.token_hex(4)}.whole")
+    whole = part_of(path, ending="whole")
     try:
         write_json(whole, value)
         try:
@@ -191,23 +190,3 @@ def _write_first(path: Path, value: object) -> None:
         sync(path.parent)
     finally:
         whole.unlink(missing_ok=True)
-
-
-@contextmanager
-def refusing_full_disk(path: Path) -> Iterator[None]:
-    """Turn a full disk into one message; what was half written is gone by then (write_atomic).
-
-    Raises: ArtifactError.
-    """
-    import errno
-
-    try:
-        yield
-    except OSError as error:
-        name = errno.errorcode.get(error.errno or 0, "")
-        if name not in FULL:
-            raise
-        raise ArtifactError(
-            f"{path}: need room to write, got {error.strerror} ({name}). Nothing is half written: make room, then run "
-            "the same command again, which goes on with what is missing"
-        ) from error

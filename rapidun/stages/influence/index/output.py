@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from rapidun.base.files import write_atomic, write_json, write_jsonl
-from rapidun.stages.influence.index.manifest import refusing_full_disk
+from rapidun.base.limits import refusing
 from rapidun.stages.influence.index.reader import Index
 from rapidun.stages.influence.index.score import ScoreBlock, TopRows, top_queries
 
@@ -27,7 +27,7 @@ def write_scores(blocks: Iterable[ScoreBlock], index: Index, query_ids: Sequence
             for block in blocks:
                 file.write(_bytes(block.scores))
 
-    with refusing_full_disk(out):
+    with refusing(into=out):
         write_atomic(out / "scores.npy", write)
         write_json(out / "query_ids.json", list(query_ids))
         write_jsonl(out / "train_ids.jsonl", index.all_ids())
@@ -62,7 +62,7 @@ def write_top(
 
         write_atomic(out / "row_queries.npy", write_queries_part)
 
-    with refusing_full_disk(out):
+    with refusing(into=out):
         if m:
             write_atomic(out / "row_scores.npy", write_scores_part)
         else:

@@ -1,6 +1,7 @@
 """Checking all of an index: every byte by SHA-256, the number of rows, and that no row is there twice."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,19 @@ def verify_index(folder: Path) -> Verified:
         if num_repeated:
             faults.append(f"{folder}: need every row once, got {num_repeated} ids again. Build the index anew")
     return Verified(num_rows, manifest.num_shards, num_missing, faults)
+
+
+def drop_damaged(manifest: Manifest, *, tell: Callable[[str], None]) -> None:
+    """Take finished shards that are not as they were written for missing, so that a build makes them anew."""
+    for shard in filter(manifest.is_done, range(manifest.num_shards)):
+        try:
+            _check_shard(manifest, shard)
+        except ArtifactError as error:
+            tell(f"{str(error).removesuffix(AGAIN)}The shard is made anew")
+            # first what says that it is finished
+            manifest.note_path(shard).unlink(missing_ok=True)
+            manifest.data_path(shard).unlink(missing_ok=True)
+            manifest.ids_path(shard).unlink(missing_ok=True)
 
 
 def _check_shard(manifest: Manifest, shard: int) -> list[str]:

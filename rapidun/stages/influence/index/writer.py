@@ -17,9 +17,10 @@ import numpy as np
 
 from rapidun.base.errors import ArtifactError, ModelError
 from rapidun.base.files import sha256_json, sync, write_atomic, write_json, write_text
+from rapidun.base.limits import refusing
 from rapidun.base.locks import Lease, Wait
 from rapidun.stages.influence.index.format import Stored, quantise, small_bytes
-from rapidun.stages.influence.index.manifest import Manifest, refusing_full_disk, shard_name
+from rapidun.stages.influence.index.manifest import Manifest, shard_name
 
 
 class Vectors(NamedTuple):
@@ -48,7 +49,7 @@ def build_shards(
         on_shard: told (finished shards, all shards) after each that this worker made.
         tell: gets a line when this worker has to wait for others.
     Returns: how many shards this worker made.
-    Raises: ArtifactError for a full disk; what make_rows raises. Nothing is half written then.
+    Raises: MachineError for a full disk; what make_rows raises. Nothing is half written then.
     """
     made = 0
     wait = Wait("the last shards", tell)
@@ -68,7 +69,7 @@ def build_shards(
                 continue
             # kept between rounds: a lease remembers since when its holder has shown no sign of life
             lease = leases.setdefault(shard, Lease(manifest.folder / f"{shard_name(shard)}.lease"))
-            with refusing_full_disk(manifest.folder):
+            with refusing(into=manifest.folder):
                 if not lease.try_acquire():
                     continue
             with lease:
@@ -94,7 +95,7 @@ def _make(manifest: Manifest, shard: int, make_rows: MakeRows) -> int:
     except ArithmeticError as error:
         raise ModelError(f"{manifest.folder}: {shard_name(shard)}, from row {first} on: {error}") from error
     try:
-        with refusing_full_disk(manifest.folder):
+        with refusing(into=manifest.folder):
             write_shard(manifest, shard, stored, found.ids)
     except FileNotFoundError:
         # this process was suspended, and who took over removed its unfinished file
@@ -134,7 +135,7 @@ def write_shard(manifest: Manifest, shard: int, stored: Stored, ids: list[str]) 
             for piece in (header, rows, small):
                 file.write(piece)
 
-    write_atomic(manifest.data_path(shard), write)
+    write_atomic(manifest.data_path(shard), write, num_bytes=layout.nbytes)
     id_lines = "".join(json.dumps(name, ensure_ascii=False) + "\n" for name in ids)
     write_text(manifest.ids_path(shard), id_lines)
     sync(manifest.folder)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from submitit.helpers import clean_env
 
 from rapidun.base.errors import RapidunError
+from rapidun.base.text import lines_of
 
 COMMANDS = ("sbatch", "srun", "scontrol", "scancel", "sinfo")
 # SLURM's commands retry for 10 to 20 seconds when the controller is away.
@@ -30,6 +31,13 @@ def missing_commands() -> list[str]:
     return [name for name in COMMANDS if shutil.which(name) is None]
 
 
+def is_away(line: str) -> bool:
+    """Whether what a SLURM command said means that it found no controller."""
+    return any(
+        sign in line for sign in ("Unable to contact", "timed out", "Zero Bytes", "fetch config", "configuration")
+    )
+
+
 def slurm(*command: str, timeout_s: float = TIMEOUT_S) -> str:
     """Run a SLURM command and return what it prints.
 
@@ -47,16 +55,16 @@ def slurm(*command: str, timeout_s: float = TIMEOUT_S) -> str:
         raise SlurmUnreachable(f"SLURM does not answer ({command[0]} took longer than {timeout_s:g} s)") from None
     if done.returncode == 0:
         return done.stdout
-    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    said = lines_of(done.stderr.strip() or done.stdout.strip())
     line = said[-1] if said else f"status {done.returncode}"
-    if any(sign in line for sign in ("Unable to contact", "timed out", "Zero Bytes", "fetch config", "configuration")):
+    if is_away(line):
         raise SlurmUnreachable(f"SLURM does not answer ({line})")
     raise SlurmRefused(f"{command[0]}: {line}")
 
 
 def site_settings() -> dict[str, str]:
     """`scontrol show config` as a dict: MaxArraySize, AccountingStorageType, ..."""
-    lines = (line.partition("=") for line in slurm("scontrol", "show", "config").splitlines())
+    lines = (line.partition("=") for line in slurm("scontrol", "show", "config").split("\n"))
     return {key.strip(): value.strip() for key, equals, value in lines if equals}
 
 

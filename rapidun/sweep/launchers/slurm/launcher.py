@@ -1,21 +1,24 @@
 """Jobs as SLURM arrays, through submitit. SLURM holds jobs back until those that they need have ended."""
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+from submitit.slurm.slurm import _make_sbatch_string
 
 from rapidun.base.errors import ConfigError, RapidunError
-from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, Phase
+from rapidun.base.redact import HIDDEN
+from rapidun.base.text import lines_of
+from rapidun.sweep.launcher import Job, JobState, Launcher, LauncherContext, NotNow, Phase
 from rapidun.sweep.launchers.slurm.batch import (
     cluster_faults,
     dependency_text,
     folder_faults,
     sbatch_parameters,
+    setup_lines,
     task_number,
 )
 from rapidun.sweep.launchers.slurm.commands import (
@@ -24,11 +27,11 @@ from rapidun.sweep.launchers.slurm.commands import (
     missing_commands,
     site_settings,
     slurm,
-    submission_environment,
 )
 from rapidun.sweep.launchers.slurm.partition import SINFO_FORMAT, parse_sinfo, partition_faults
+from rapidun.sweep.launchers.slurm.sbatch import Executor, InDoubt, OverALimit, QueueFull
 from rapidun.sweep.launchers.slurm.states import Seen, compress_tasks, interpret, parse_jobs, parse_sacct
-from rapidun.sweep.launchers.slurm.tokens import new_comment, unnoted_handles, without_call
+from rapidun.sweep.launchers.slurm.tokens import base_of, forget, new_comment, unnoted_handles, without_call
 from rapidun.sweep.launchers.submission import WORKER, RunJobFile
 
 # SLURM's own default, for scripts shown where there is no SLURM.
@@ -36,6 +39,8 @@ USUAL_MAX_ARRAY_SIZE = 1001
 # How much of the end of a log can tell why a job was killed.
 LOG_TAIL_BYTES = 65536
 CANCEL_WAIT_S = 1.5
+FORGOTTEN = "SLURM has forgotten this job"
+CHECK = ". Check cluster.* and resources.*"
 QUEUED_AGAIN = ("node failure", "preempted")
 
 
@@ -68,6 +73,10 @@ class SlurmLauncher(Launcher):
         self.name = f"rapidun-{context.sweep_dir.name}"
         self.last: dict[str, JobState] = {}
         self.settings: dict[str, str] | None = None
+        # a submission found no room for all of its jobs
+        self.cut_short = False
+        # comments of submissions of which nobody knows whether SLURM took them
+        self.doubtful: list[str] = []
 
     # Before submission
 
@@ -94,10 +103,15 @@ class SlurmLauncher(Launcher):
         for array in self.arrays(jobs):
             needs = array.jobs[0].needs
             parameters = self.parameters(array, dependency="")
+            # a dry run's screen is no place for its values
+            shown = replace(self.context.cluster, environment=dict.fromkeys(self.context.cluster.environment, HIDDEN))
+            parameters["setup"] = setup_lines(shown, array.jobs[0].resources)
             if len(array.jobs) > 1:
                 parameters["map_count"] = len(array.jobs)
-            text = _make_sbatch_string(command=self.executor()._submitit_command_str, folder=self.folder, **parameters)
-            lines = text.splitlines()
+            text = _make_sbatch_string(
+                command=Executor(self.folder)._submitit_command_str, folder=self.folder, **parameters
+            )
+            lines = lines_of(text)
             ranges = [line for line in lines if line.startswith("#SBATCH --array=")]
             head = f"# {len(array.jobs)} jobs{' as ' + ranges[0].removeprefix('#SBATCH ') if ranges else ''}: "
             head += f"{array.jobs[0].id}{' ... ' + array.jobs[-1].id if len(array.jobs) > 1 else ''}"
@@ -109,27 +123,60 @@ class SlurmLauncher(Launcher):
 
     # Submission
 
-    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+    def submit(
+        self,
+        jobs: Sequence[Job],
+        *,
+        handles: Mapping[str, str],
+        on_taken: Callable[[Mapping[str, str]], object] = lambda handles: None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> dict[str, str]:
         """Submit jobs, those of one call that need one another too; returns job id -> handle.
 
-        What was submitted before an error stays submitted and is named in the error's message.
-        Raises: ConfigError for a folder that SLURM would read as another one; RapidunError where SLURM takes no jobs.
+        `on_taken` is told of each array. An array for which the queue has no room is halved until a part fits.
+        Raises: ConfigError for a folder that SLURM would read as another one; NotNow where SLURM takes no more now;
+            RapidunError where it refuses these jobs. What `on_taken` was told of stays submitted.
         """
         self.refuse_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.drop_doubtful()
         known = dict(handles)
         taken: dict[str, str] = {}
         ends: list[list[str]] = []
-        forgotten = self.ended([known[need] for job in jobs for need in job.needs if need in known])
+        # what an earlier call could not submit keeps to max_parallel by waiting for what it could
+        before = list(known.values()) if self.cut_short and self.context.max_parallel else []
+        forgotten = self.ended([*(known[need] for job in jobs for need in job.needs if need in known), *before])
         for array in self.arrays(jobs):
             needed = [known[need] for need in array.jobs[0].needs if need in known]
-            needed += [] if array.after is None else ends[array.after]
-            alive = [handle for handle in dict.fromkeys(needed) if handle not in forgotten]
-            dependency = dependency_text(alive, known=list(known.values()))
-            new = self.submit_array(array, dependency=dependency, taken=taken)
-            ends.append(list(new.values()))
-            taken |= new
-            known |= new
+            needed += before + ([] if array.after is None else ends[array.after])
+            ends.append([])
+            rest, size = array.jobs, len(array.jobs)
+            while rest:
+                if interrupted():
+                    raise NotNow("interrupted")
+                alive = [handle for handle in dict.fromkeys(needed) if handle not in forgotten]
+                part = array._replace(jobs=rest[:size])
+                try:
+                    new = self.submit_array(
+                        part, dependency=dependency_text(alive, known=list(known.values())), interrupted=interrupted
+                    )
+                except QueueFull as full:
+                    self.cut_short = True
+                    if size > 1:
+                        size = max(1, len(part.jobs) // 2)
+                        continue
+                    if isinstance(full, OverALimit) and not self.any_open(known.values()):
+                        # not for the number of jobs
+                        raise RapidunError(f"SLURM took no jobs: {full}{CHECK}") from None
+                    raise
+                rest = rest[len(part.jobs) :]
+                ends[-1] += new.values()
+                taken |= new
+                known |= new
+                on_taken(new)
+                if self.context.max_parallel:
+                    # its parts, side by side, would be more than the whole may be
+                    needed += new.values()
         return taken
 
     def refuse_folder(self) -> None:
@@ -137,20 +184,41 @@ class SlurmLauncher(Launcher):
         if faults:
             raise ConfigError(faults)
 
-    def submit_array(self, array: Array, *, dependency: str, taken: Mapping[str, str]) -> dict[str, str]:
-        executor = self.executor()
+    def submit_array(self, array: Array, *, dependency: str, interrupted: Callable[[], bool]) -> dict[str, str]:
+        executor = Executor(self.folder, interrupted=interrupted)
         executor.max_num_timeout = array.jobs[0].resources.max_timeouts
+        executor.update_parameters(**self.parameters(array, dependency=dependency))
         comment = new_comment(self.folder, [job.id for job in array.jobs])
-        executor.update_parameters(**self.parameters(array, dependency=dependency), comment=comment)
         calls = [RunJobFile(str(job.file.absolute()), self.target) for job in array.jobs]
         try:
-            with submission_environment():
-                submitted = executor.submit_array(calls)
-        except (FailedJobError, FailedSubmissionError, OSError) as error:
-            said = (str(error).strip().splitlines() or ["no reason given"])[-1]
-            so_far = f"; {len(taken)} jobs were submitted before" if taken else ""
-            raise RapidunError(f"SLURM took no jobs: {said}{so_far}. Check cluster.* and resources.*") from None
-        return {job.id: one.job_id for job, one in zip(array.jobs, submitted, strict=True)}
+            handles = executor.submit_calls(calls, comment=comment)
+        except InDoubt:
+            self.doubtful.append(comment)
+            raise
+        except RapidunError:
+            forget(self.folder, comment)
+            raise
+        except OSError as error:
+            raise RapidunError(f"SLURM took no jobs: {error}{CHECK}") from None
+        return {job.id: handle for job, handle in zip(array.jobs, handles, strict=True)}
+
+    def drop_doubtful(self) -> None:
+        """Cancel what SLURM has taken after all: its calls are gone, and it is submitted anew.
+
+        Raises: NotNow where SLURM still does not answer.
+        """
+        for comment in list(self.doubtful):
+            try:
+                if base := base_of(comment):
+                    slurm("scancel", base)
+            except (SlurmUnreachable, SlurmRefused) as error:
+                raise NotNow(str(error)) from None
+            self.doubtful.remove(comment)
+
+    def any_open(self, handles: Iterable[str]) -> bool:
+        """Whether one of these jobs waits or runs."""
+        states = self.states({handle: handle for handle in handles})
+        return any(state.phase in (Phase.waiting, Phase.running) for state in states.values())
 
     def arrays(self, jobs: Sequence[Job]) -> list[Array]:
         """Cut jobs into legal arrays, in an order in which each comes after those that it needs."""
@@ -181,9 +249,6 @@ class SlurmLauncher(Launcher):
             array_parallelism=array.parallel,
             dependency=dependency,
         )
-
-    def executor(self) -> SlurmExecutor:
-        return Executor(self.folder)
 
     def ended(self, handles: Sequence[str]) -> set[str]:
         """Which of these jobs SLURM has forgotten or finished: nothing waits for them."""
@@ -229,7 +294,11 @@ class SlurmLauncher(Launcher):
             return self.last[handle]
         if fault:
             return JobState(self.last.get(handle, JobState(Phase.waiting)).phase, fault)
-        self.last[handle] = JobState(Phase.gone, "SLURM has forgotten this job")
+        # tasks of an array that are cancelled before they start leave no trace beside the others
+        others = any(known.partition("_")[0] == handle.partition("_")[0] for known in seen)
+        self.last[handle] = JobState(
+            Phase.gone, "cancelled before it started, or forgotten by SLURM" if others else FORGOTTEN
+        )
         return self.last[handle]
 
     def open(self, handle: str) -> bool:
@@ -296,14 +365,6 @@ class SlurmLauncher(Launcher):
 
 # scancel calls that had not ended: kept, so that Python does not warn about them
 LATE: list["subprocess.Popen[bytes]"] = []
-
-
-class Executor(SlurmExecutor):
-    """submitit's executor; also where there is no srun, for showing scripts."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        return 2
 
 
 def waves(jobs: Sequence[Job]) -> list[list[Job]]:

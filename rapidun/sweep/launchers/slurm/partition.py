@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from rapidun.base.text import lines_of
 from rapidun.config.sweep import ResourcesConfig
 
 SINFO_FORMAT = "%P|%a|%l|%c|%m|%G"
@@ -26,7 +27,7 @@ class Nodes(NamedTuple):
 def parse_sinfo(text: str) -> list[Nodes]:
     """Read `sinfo -h -e -o "%P|%a|%l|%c|%m|%G"`."""
     kinds = []
-    for line in text.splitlines():
+    for line in lines_of(text):
         name, up, limit, cpus, memory, gres = line.strip().split("|")
         kinds.append(
             Nodes(

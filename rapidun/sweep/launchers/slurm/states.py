@@ -21,6 +21,7 @@ import re
 import signal
 from typing import NamedTuple
 
+from rapidun.base.text import lines_of
 from rapidun.sweep.launcher import JobState, Phase
 from rapidun.sweep.launchers.submission import SIGNAL_BASE, TIME_LIMIT_STATUS
 
@@ -47,6 +48,9 @@ STUCK = {
     "PartitionDown": "the partition is down",
     "PartitionInactive": "the partition is inactive",
     "ReqNodeNotAvail": "the nodes it needs are not available",
+    "Nodes_required_for_job_are_DOWN": "the nodes it needs are down, drained or reserved",
+    "launch_failed_requeued_held": "SLURM could not start it and holds it",
+    "JobHoldMaxRequeue": "queued again too often, SLURM holds it",
     "AssocGrpSubmitJobsLimit": "over a limit of the account",
     "QOSMaxWallDurationPerJobLimit": "asks for more time than the QOS allows",
 }
@@ -71,7 +75,7 @@ def parse_jobs(text: str) -> dict[str, Seen]:
     """Read `scontrol -o show job`: handle (`123`, `123_4`) -> what is seen; ranges of array tasks are spread out."""
     shared: dict[str, Seen] = {}
     single: dict[str, Seen] = {}
-    for line in text.splitlines():
+    for line in lines_of(text):
         fields = {key: value for key, value in re.findall(r"(?:^|\s)(\w+)=(\S*)", line)}
         if "JobId" not in fields or "JobState" not in fields:
             continue
@@ -96,7 +100,7 @@ def parse_jobs(text: str) -> dict[str, Seen]:
 def parse_sacct(text: str) -> dict[str, Seen]:
     """Read `sacct -nPX -o JobID,State,ExitCode`: for jobs that slurmctld has forgotten."""
     jobs = {}
-    for line in text.splitlines():
+    for line in lines_of(text):
         handle, state, code = [*line.split("|"), "", ""][:3]
         status, _, number = (code or "0:0").partition(":")
         # `CANCELLED by 1000`
@@ -133,7 +137,8 @@ def compress_tasks(tasks: list[int]) -> str:
 def interpret(seen: Seen, *, log: str = "") -> JobState:
     """What a job's state means; `log` is the end of what it printed, which alone tells some causes."""
     if seen.state in WAITING:
-        return JobState(Phase.waiting, STUCK.get(seen.reason, ""))
+        # `ReqNodeNotAvail,_UnavailableNodes:node7`
+        return JobState(Phase.waiting, STUCK.get(re.split(r"[,(:]", seen.reason)[0], ""))
     if seen.state in RUNNING:
         return JobState(Phase.running)
     if seen.state == "COMPLETED":

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rapidun.base.files import read_json, write_json
-from rapidun.sweep.launchers.slurm.commands import SlurmRefused, SlurmUnreachable, slurm
+from rapidun.sweep.launchers.slurm.commands import TIMEOUT_S, SlurmRefused, SlurmUnreachable, slurm
 
 PREFIX = "rapidun:"
 
@@ -22,11 +22,15 @@ def new_comment(folder: Path, ids: list[str]) -> str:
     return PREFIX + token
 
 
+def forget(folder: Path, comment: str) -> None:
+    """SLURM has not taken what this comment stood for."""
+    (folder / f"{comment.removeprefix(PREFIX)}.json").unlink(missing_ok=True)
+
+
 def unnoted_handles(folder: Path, ids: Iterable[str]) -> dict[str, str]:
     """Handles of those of these jobs that wait or run; what has ended has left its traces in the run folders."""
     try:
-        # %F: the id that the tasks of an array share
-        lines = set(slurm("squeue", "-h", "-u", getpass.getuser(), "-o", "%F|%k").splitlines())
+        lines = _queue()
     except (SlurmUnreachable, SlurmRefused):
         return {}
     wanted = set(ids)
@@ -39,6 +43,20 @@ def unnoted_handles(folder: Path, ids: Iterable[str]) -> dict[str, str]:
             handles = [base] if len(members) == 1 else [f"{base}_{task}" for task in range(len(members))]
             found |= {id: handle for id, handle in zip(members, handles, strict=True) if id in wanted}
     return found
+
+
+def base_of(comment: str, *, timeout_s: float = TIMEOUT_S) -> str | None:
+    """SLURM's number for the jobs that wait or run with this comment.
+
+    Raises: SlurmUnreachable, SlurmRefused.
+    """
+    found = [base for base, bar, theirs in (line.partition("|") for line in _queue(timeout_s)) if theirs == comment]
+    return found[0] if found else None
+
+
+def _queue(timeout_s: float = TIMEOUT_S) -> set[str]:
+    """`number|comment` of every job of this user; the tasks of an array share a number."""
+    return set(slurm("squeue", "-h", "-u", getpass.getuser(), "-o", "%F|%k", timeout_s=timeout_s).split("\n"))
 
 
 def without_call(folder: Path, handles: Mapping[str, str]) -> dict[str, str]:

@@ -89,6 +89,30 @@ def test_chunks_that_are_done_are_read_and_others_done(tmp_path: Path) -> None:
     assert done == [2, 4, 5]
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut", "swap", "shape"])
+def test_a_damaged_chunk_is_named_and_found_anew(tmp_path: Path, damage: str) -> None:
+    seen: list[list[int]] = []
+
+    def square(items: Any) -> list[int]:
+        seen.append(list(items))
+        return [item * item for item in items]
+
+    assert in_chunks(tmp_path, "x", range(4), square, size=2) == [0, 1, 4, 9]
+    file, other = tmp_path / "x-2.json", tmp_path / "x-0.json"
+    text = file.read_text()
+    changed = {"flip": text.replace("9", "8"), "cut": text[:-9], "swap": other.read_text(), "shape": "[[]]"}[damage]
+    assert changed != text
+    file.write_text(changed)
+    said: list[str] = []
+    assert in_chunks(tmp_path, "x", range(4), square, size=2, tell=said.append) == [0, 1, 4, 9]
+    assert seen == [[0, 1], [2, 3], [2, 3]]
+    assert len(said) == 1 and "x-2.json" in said[0]
+    # as an earlier version wrote them
+    file.write_text("[4, 9]")
+    assert in_chunks(tmp_path, "x", range(4), square, size=2) == [0, 1, 4, 9]
+    assert len(seen) == 3
+
+
 def test_the_attack(poisoned_dir: Path, retrained_dir: Path, attack_pack: Path, tmp_path: Path) -> None:
     found = {}
     for name, model in (("poisoned", poisoned_dir), ("retrain", retrained_dir)):

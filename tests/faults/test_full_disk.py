@@ -1,0 +1,139 @@
+"""A disk that fails at the n-th change of a run: one message, the status says so, a rerun ends bit-identical."""
+
+import errno
+import json
+import os
+import random
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.machine import RUN, Done, Fault, Machine, Whole, command, leftovers, results
+
+# points of the slow walk
+POINTS = 48
+
+
+def check_message(done: Done, place: Path) -> None:
+    """One message of the disk that names the place, no traceback, and a status that says so too."""
+    told = [line for line in done.err.split("\n") if line.startswith("rapidun: ")]
+    assert "Traceback" not in done.err + done.out, done.err
+    assert done.status == 2, (done.status, done.err, done.out)
+    assert len(told) == 1, done.err
+    assert any(words in told[0] for words in ("need room for", "need a folder that can be written")), told
+    assert str(place) in told[0], told
+    status = place / "run" / "status.json"
+    if status.is_file():
+        found = json.loads(status.read_text())
+        assert found["state"] == "failed", found["state"]
+        assert found["error"]["message"].startswith("MachineError: "), found["error"]["message"]
+
+
+def fail(machine: Machine, place: Path, at: int, fault: Fault, error: int = errno.ENOSPC) -> bool:
+    """Let the run's at-th change fail and look at what it says; whether it failed."""
+    done = machine.run(command(place), below=place, at=at, fault=fault, error=error)
+    if done.status:
+        check_message(done, place)
+        return True
+    # a sign of life, or the report, that could not be written; or the run was over by then
+    assert done.count is not None
+    assert fault is Fault.once or at > done.count or "report.html was not written" in done.out, done.out
+    return False
+
+
+def goes_on(machine: Machine, place: Path, whole: Whole) -> None:
+    """Run once more, undisturbed: the results are as if nothing had been."""
+    done = machine.run(command(place), below=place)
+    assert done.status == 0, done.err
+    assert results(place) == whole[0]
+    if leftovers(place):
+        # the disk failed while something was to be removed
+        prune = ["store", "prune", "--store", str(place / "store"), "--outputs", str(place)]
+        assert machine.run(prune, below=place).status == 0
+        assert results(place) == whole[0]
+    assert leftovers(place) == []
+    assert json.loads((place / "run" / "status.json").read_text())["state"] == "done"
+
+
+def test_full_at_a_dozen_points_one_after_the_other(machine: Machine, whole: Whole) -> None:
+    """Each attempt goes on where the one before it failed."""
+    place, rng = machine.root / "dozen", random.Random(16)
+    faults = [Fault.once, Fault.full]
+    failed = sum(fail(machine, place, rng.randrange(1, whole[1] // 4), rng.choice(faults)) for _ in range(12))
+    assert failed >= 10
+    goes_on(machine, place, whole)
+
+
+def test_a_report_that_finds_no_room_is_a_warning(machine: Machine, whole: Whole) -> None:
+    """The run is done, its results are there, and its report can be written later."""
+    place = machine.root / "dozen"
+    done = machine.run(command(place), below=place)
+    assert done.status == 0 and done.count
+    # the report is the last that a run writes: its file, its bytes, flushed, renamed, and what precedes them
+    done = machine.run(command(place), below=place, at=done.count - 3, fault=Fault.full)
+    assert done.status == 0, done.err
+    assert "report.html was not written: run_dir: need room for" in done.out
+    assert json.loads((place / "run" / "status.json").read_text())["state"] == "done"
+    assert machine.run(["report", str(place / "run")], below=place).status == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(POINTS))
+def test_full_at_a_point(machine: Machine, whole: Whole, number: int) -> None:
+    """One point in each of 48 stretches of a run, once or from then on, of a disk that is full or became read-only."""
+    rng = random.Random(number)
+    stretch = whole[1] / POINTS
+    at = 1 + int(stretch * number + rng.random() * stretch)
+    place = machine.root / f"point{number}"
+    fault, error = [(Fault.once, errno.ENOSPC), (Fault.full, errno.ENOSPC), (Fault.read_only, errno.EROFS)][number % 3]
+    fail(machine, place, at, fault, error)
+    goes_on(machine, place, whole)
+
+
+@pytest.fixture
+def read_only_store(machine: Machine, whole: Whole) -> Iterator[Path]:
+    """The store of the whole run, where it can only be read."""
+    place = machine.root / "read-only"
+    place.mkdir()
+    source = str(machine.root / "whole" / "store")
+    if os.geteuid() != 0 or subprocess.run(["mount", "--bind", source, str(place)], check=False).returncode:
+        pytest.skip("mounting needs root")
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+    place.rmdir()
+
+
+def test_a_store_that_can_only_be_read(machine: Machine, whole: Whole, read_only_store: Path) -> None:
+    """What is there is used, and prune's ignorance is said; what is to be made is refused in one message."""
+    place = machine.root / "reader"
+    argv = [*RUN, f"store_dir={read_only_store}"]
+    done = machine.run([*argv, f"run_dir={place / 'run'}"], below=place)
+    assert done.status == 0, done.err
+    assert "rapidun store prune there will not know of" in done.out.replace("\n", " ")
+    assert results(place)["run/result.json"] == whole[0]["run/result.json"]
+    refused = machine.run([*argv, f"run_dir={place / 'other'}", "mapping.tau_f=0.123", "mapping=rapidun"], below=place)
+    assert refused.status == 2
+    assert re.search(rf"^rapidun: store_dir: need a folder that can be written, got {read_only_store}", refused.err)
+    assert len([line for line in refused.err.split("\n") if line.startswith("rapidun: ")]) == 1
+    assert json.loads((place / "other" / "status.json").read_text())["state"] == "failed"
+
+
+LIMITS: list[dict[str, int]] = [{"NOFILE": 20}, {"NOFILE": 64}, {"FSIZE": 4096}, {"AS": 1 << 22}, {"AS": 1 << 26}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+def test_limits_of_the_shell(machine: Machine, whole: Whole, limits: dict[str, int]) -> None:
+    """`ulimit -n`, `-f`, `-v` (above what the process has): one message, and without the limit the run goes on."""
+    place = machine.root / "".join(f"{name}{most}" for name, most in limits.items())
+    done = machine.run(command(place), below=place, limits=limits)
+    if done.status:
+        told = [line for line in done.err.split("\n") if line.startswith("rapidun: ")]
+        assert done.status == 2 and len(told) == 1 and "Traceback" not in done.err + done.out, done.err
+        words = {"NOFILE": "open files: need more than", "FSIZE": "File too large", "AS": "memory: need"}
+        assert words[next(iter(limits))] in told[0], told
+    goes_on(machine, place, whole)
