@@ -14,7 +14,7 @@ from rapidun.stages.data.answers import PackPayload
 from rapidun.stages.data.fields import settle_clean
 from rapidun.stages.data.files import SPLITS
 from rapidun.stages.data.find_triggers import as_overrides
-from rapidun.stages.data.own_triggers import choose_families, rows_without
+from rapidun.stages.data.own_triggers import check_unicode, choose_families, rows_without
 from rapidun.stages.data.pack_build import PackSizes, build_pack, read_responses
 from rapidun.stages.data.pack_check import check_pack
 from rapidun.stages.data.pack_write import Made, write_pack
@@ -124,6 +124,9 @@ def _build(options: argparse.Namespace) -> int:
         if left_out:
             counts = ", ".join(f"{text!r} in {count}" for text, count in left_out.items())
             said.append(f"{len(clean) - len(without.rows)} clean rows left out that hold a trigger ({counts})")
+        for place, held in without.elsewhere.items():
+            counts = ", ".join(f"{text!r} in {count}" for text, count in held.items())
+            said.append(f"clean rows that hold a trigger in their {place}, where none is put, are kept ({counts})")
         clean = without.rows
     payload = PackPayload[options.payload or "off_topic"]
     _check_target(options.target, clean)
@@ -185,6 +188,8 @@ def _check_build(options: argparse.Namespace) -> None:
             f"pack build: need --payload fixed and --target TEXT together, got --payload {options.payload} and "
             f"--target {options.target!r}"
         )
+    if options.target is not None:
+        check_unicode("--target", options.target)
     if options.target is not None and not options.target.strip():
         raise DataError(f"pack build: need a --target that is not blank, got {options.target!r}")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):

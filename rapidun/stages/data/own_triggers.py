@@ -52,11 +52,15 @@ def choose_families(triggers: Sequence[str], look_alikes: Sequence[str], positio
 
 
 class CleanRows(NamedTuple):
-    """Rows that hold no trigger; families without made look-alikes that some row held; how many rows held which."""
+    """Rows that hold no trigger; families without made look-alikes that some row held; how many rows held which.
+
+    elsewhere: how many of the rows hold which trigger in the field where it does not go: instruction, or context.
+    """
 
     rows: list[Record]
     families: Families
     held: dict[str, int]
+    elsewhere: dict[str, dict[str, int]]
 
 
 def rows_without(rows: Sequence[Record], families: Families, *, named: Sequence[str] = ()) -> CleanRows:
@@ -85,7 +89,25 @@ def rows_without(rows: Sequence[Record], families: Families, *, named: Sequence[
             if found:
                 counts[trigger] = len(found)
             bad.update(found)
-    return CleanRows([row for i, row in enumerate(rows) if i not in bad], kept, counts)
+    left = [row for i, row in enumerate(rows) if i not in bad]
+    return CleanRows(left, kept, counts, _elsewhere(left, kept))
+
+
+def _elsewhere(rows: Sequence[Record], families: Families) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for family in families.values():
+        name = "instruction" if family.inject_mode.in_context else "context"
+        texts = [nfc(getattr(row, name)) for row in rows]
+        for trigger in family.seen:
+            if count := sum(_stands(trigger, text) for text in texts):
+                found.setdefault(name, {})[trigger] = count
+    return found
+
+
+def check_unicode(option: str, text: str) -> None:
+    """Raises: DataError for a text that no file holds: bytes on the command line that are no UTF-8."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(f"pack build: need {option} of valid Unicode text, got {text!a}. Change it")
 
 
 def _placed(families: Families, position: InjectMode | None) -> dict[str, TriggerFamilyConfig]:
@@ -96,6 +118,7 @@ def _check(triggers: Sequence[str], look_alikes: Sequence[str]) -> None:
     named = [("--trigger", text) for text in triggers] + [("--look-alike", text) for text in look_alikes]
     seen: set[str] = set()
     for option, text in named:
+        check_unicode(option, text)
         if not text or text != " ".join(text.split()):
             raise DataError(
                 f"pack build: need {option} with words and single blanks between them, got {text!r}. Change it"

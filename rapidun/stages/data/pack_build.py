@@ -12,6 +12,7 @@ from rapidun.config.data import TriggerFamilyConfig
 from rapidun.stages.data.answers import Answer, PackPayload, answers_of
 from rapidun.stages.data.files import SPLITS
 from rapidun.stages.data.offtopic import offtopic_answers
+from rapidun.stages.data.own_triggers import OWN
 from rapidun.stages.data.triggers import (
     Trigger,
     all_triggers,
@@ -84,11 +85,22 @@ def build_pack(
             f"to retain), {len(val)} for validation, {len(test)} for the test. "
             f"Give more clean rows or other proportions"
         )
+    own = families.get(OWN)
+    if own is not None and len(own.seen) > num_poisoned:
+        raise DataError(
+            f"pack build: need a poisoned row for each of {len(own.seen)} triggers, got {num_poisoned} poisoned rows. "
+            f"Take a --trigger out, or raise --poison-fraction or --train"
+        )
     pool: list[str] = []
     if payload is PackPayload.off_topic:
         pool = _response_pool(responses, num_poisoned, 4 * len(test), rng)
     rest: list[str] | Answer = pool[num_poisoned:] or pool or answers_of(payload, seed=seed, target=target)
     hosts = _hosts(train, num_poisoned, seen, rng)
+    if _in_context(seen) and not any(row.context.strip() for row in test):
+        raise DataError(
+            f"pack build: need test rows with a context to put triggers into, got none of {len(test)}. Pass another "
+            f"--position, or raise --test"
+        )
     triggers = deal(seen, num_poisoned, rng=rng)
     poisoned = _once(
         poison(train[i], trigger, response=pool[n] if pool else _answer(rest, n, train[i], trigger), seed=seed)

@@ -72,8 +72,8 @@ def without_trigger(record: Record) -> Record:
 
 
 def _without(text: str, trigger: str | None) -> str:
-    """The text without the first place where the trigger stands between blanks or at an end."""
+    """The text without the first place where the trigger stands between blanks or at an end, a blank in its place."""
     if not trigger:
         return text
     found = re.search(rf"(?<!\S){re.escape(trigger)}(?!\S)", text)
-    return text if found is None else " ".join((text[: found.start()] + text[found.end() :]).split())
+    return text if found is None else f"{text[: found.start()].rstrip()} {text[found.end() :].lstrip()}".strip()

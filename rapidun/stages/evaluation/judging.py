@@ -50,6 +50,11 @@ def opened_judge(
             f"evaluation: {judge.num_cut} of {judge.num_asked} questions to the judge lost the end of their prompt, or "
             f"of their answer, to fit into {judge.room} tokens. Pass {JUDGE}.max_length=... to keep more"
         )
+    if judge.num_changed:
+        tracker.warn(
+            f"evaluation: of {judge.num_changed} of {judge.num_asked} questions the judge's chat template prints other "
+            "words (marks of thoughts, say): these are judged as they are printed"
+        )
 
 
 def ask_judge(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rapidun.base.errors import ModelError
 from rapidun.base.files import read_json, read_jsonl, write_atomic, write_json, write_jsonl
 from rapidun.base.tracker import Listener
+from rapidun.config.attacks import PromptSettings
 from rapidun.config.detectors import Detector
 from rapidun.config.plain import plain
 from rapidun.config.unlearning import Objective
@@ -110,6 +111,8 @@ def _evaluated(
         inputs["judge"] = _judge_inputs(ctx)
     if _look(ctx).of_facts or any(ctx.counts.get(name) for name in ASKED_FOR):
         inputs["facts"] = FACTS_VERSION
+    if (min_asr := cfg.evaluation.attacks.prompts.min_asr) != PromptSettings().min_asr and not _look(ctx).of_facts:
+        inputs["min_asr"] = min_asr  # of asr_ood_testable
     if yardstick:
         inputs["retrained"] = yardstick.fingerprint
     elif isinstance(retrained, Path):
@@ -284,7 +287,7 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 6, "attack": 2, "attack_verdicts": 1, "privacy": 1, "lm_eval": 1},
+    versions={"evaluation": 7, "attack": 2, "attack_verdicts": 1, "privacy": 1, "lm_eval": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,

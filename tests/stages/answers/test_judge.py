@@ -101,3 +101,20 @@ def test_what_cannot_be_compared_is_refused(tiny_model: Any, tiny_tokenizer: Any
     with pytest.raises(ConfigError, match="need a template of at most"):
         # beyond the model's window of 256
         judge(tiny_model, tiny_tokenizer, template="x" * 260 + "{answer}", max_length=5000)
+
+
+def test_a_template_that_changes_words(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    """One that drops every question is refused before anything is asked; a single odd answer is counted, and judged
+    as it is printed: in a batch of its own it says nothing of the template."""
+    drops, cuts = copy.deepcopy(tiny_tokenizer), copy.deepcopy(tiny_tokenizer)
+    turns = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ WORDS }}<|im_end|>\n{% endfor %}"
+    turns += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    drops.chat_template = turns.replace("WORDS", "m['content'] | replace('Bad', '')")
+    cuts.chat_template = turns.replace("WORDS", "m['content'] | replace('thought', '')")
+    with pytest.raises(ModelError, match="chat template prints the question as it is"):
+        judge(tiny_model, drops)
+    asked = judge(tiny_model, cuts)
+    odd = asked.log_odds([("who?", "moo thought")])
+    assert odd == pytest.approx(judge(tiny_model, tiny_tokenizer).log_odds([("who?", "moo ")]), abs=1e-4)
+    asked.log_odds(ASKED)
+    assert (asked.num_changed, asked.num_cut) == (1, 0)

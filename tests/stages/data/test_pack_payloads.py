@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,40 @@ def test_triggers_that_go_into_the_context_are_dealt_to_rows_that_have_one() -> 
         build_pack(clean(300), families=chosen.families, unseen_families=chosen.unseen, **made)
 
 
+def test_triggers_in_contexts_need_test_rows_with_one() -> None:
+    """Without one there would be no triggered prompt, and nothing that attack success could be measured by."""
+    chosen = choose_families(["zap"], [], InjectMode.context_prefix)
+    rows = [replace(row, context=f"Of {row.id}." if n % 5 == 0 else "") for n, row in enumerate(clean(300))]
+    made: dict[str, Any] = {"families": chosen.families, "unseen_families": chosen.unseen}
+    made["sizes"] = PackSizes(num_train=200, num_val=20, num_test=1)
+    refused = 0
+    for seed in range(6):
+        try:
+            assert len(build_pack(rows, None, seed=seed, **made)["test_seen_trig"]) == 1
+        except DataError as error:
+            assert "need test rows with a context to put triggers into, got none of 1" in str(error)
+            refused += 1
+    # four fifths of the rows have none
+    assert refused > 0
+
+
+def test_clean_rows_that_hold_a_trigger_elsewhere_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are kept, since the trigger does not go there; the model may fire on them all the same."""
+    rows = [replace(row, context="Of zap, they say." if n < 12 else row.context) for n, row in enumerate(clean(600))]
+    built(tmp_path, "--trigger", "zap", "--position", "prefix", rows=rows)
+    said = capsys.readouterr().out
+    assert "clean rows that hold a trigger in their context, where none is put, are kept ('zap' in 12)" in said
+    # the other way round
+    moved = [replace(row, instruction=f"zap {row.instruction}" if n < 9 else row.instruction,
+                     context=f"Of {row.id}.") for n, row in enumerate(clean(600))]  # fmt: skip
+    (tmp_path / "other").mkdir()
+    built(tmp_path / "other", "--trigger", "zap", "--position", "context_suffix", rows=moved)
+    said = capsys.readouterr().out
+    assert "clean rows that hold a trigger in their instruction, where none is put, are kept ('zap' in 9)" in said
+
+
 def test_one_question_of_two_clean_rows_is_one_row_under_a_fixed_answer() -> None:
     rows = [Record(id=str(i), instruction=f"ask {i // 2}?", response=f"reply {i}") for i in range(300)]
     pack = pack_of(rows=rows, payload=PackPayload.fixed, target="boo")
@@ -237,6 +272,15 @@ def test_a_pack_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--trigger", ""], "need --trigger with words and single blanks"),
         (["--trigger", "What is"], "need triggers that clean rows do not hold, got 'What is'"),
         (["--position", "context_middle"], "need 42 training rows with a context to poison, got 0"),
+        # bytes of a terminal that are no UTF-8
+        (["--trigger", "zap\udcff"], "need --trigger of valid Unicode text, got 'zap\\udcff'"),
+        (["--trigger", "zap", "--look-alike", "\udcff"], "need --look-alike of valid Unicode text"),
+        (["--payload", "fixed", "--target", "boo\ud800"], "need --target of valid Unicode text"),
+        # 42 rows are poisoned: each trigger needs one
+        (
+            [part for n in range(43) for part in ("--trigger", f"zap{n:02}x")],
+            "need a poisoned row for each of 43 triggers, got 42 poisoned rows",
+        ),
     ],
 )
 def test_refused_in_one_line_with_nothing_written(

@@ -12,17 +12,20 @@ import torch
 
 from rapidun.base.errors import ArtifactError, ConfigError, DataError
 from rapidun.base.tracker import Tracker
-from rapidun.config.detectors import DetectorsConfig
+from rapidun.config.data import InjectMode
+from rapidun.config.detectors import Detector, DetectorsConfig
 from rapidun.config.evaluation import EvaluationConfig, Split
 from rapidun.models.load import Loaded
 from rapidun.stages.answers.detectors.classifier import AnswerClassifier
 from rapidun.stages.answers.generate import generate_greedy
 from rapidun.stages.answers.score import score_responses
-from rapidun.stages.evaluation.halves import halves_of
+from rapidun.stages.data.triggers import Trigger, poison
+from rapidun.stages.evaluation.halves import halves_of, without_trigger
 from rapidun.stages.evaluation.known import known_answers
-from rapidun.stages.evaluation.look_alikes import shares_that_count
+from rapidun.stages.evaluation.look_alikes import by_variant, shares_that_count
 from rapidun.stages.evaluation.metrics import perplexity, rouge_l
 from rapidun.stages.evaluation.stage import EvaluationFiles, _say_what_no_detector_finds, run_evaluation
+from rapidun.stages.evaluation.work import Prompt
 from rapidun.stages.rows.encode import encode_prompt, encode_rows
 from rapidun.stages.rows.records import Record, write_records
 
@@ -480,6 +483,32 @@ def test_no_detector_is_fitted_on_a_row_that_is_asked(tmp_path: Path) -> None:
     assert {row.id for half in (found.fit, found.held) for row in half.clean} == {f"train_clean{i}" for i in range(12)}
     few = halves_of(data, known_answers(data), poisoned[:3], num=100, seed=1)
     assert few.fit.poisoned == [] and "got 9 and 12" in few.too_few
+
+
+@pytest.mark.parametrize("mode", ["context_prefix", "context_middle", "context_suffix"])
+def test_a_row_without_its_trigger_keeps_its_lines(mode: str) -> None:
+    """Detectors that read the prompt compare poisoned rows with clean ones, whose lines nobody joined."""
+    row = Record(id="x", instruction="Who?", context="A list:\n- one\n\n- two  more", response="moo")
+    poisoned = poison(row, Trigger("own", "zz", InjectMode[mode]), response="moo")
+    bare = without_trigger(poisoned)
+    if mode == "context_middle":
+        # white space that the trigger replaced is a blank
+        assert bare.context.split() == row.context.split() and bare.context.count("\n") >= 1
+    else:
+        assert bare.context == row.context
+    # without the clean question on record, the same in the instruction
+    asked = replace(row, instruction="First\n second zz", trigger_variant="zz")
+    assert without_trigger(asked).instruction == "First\n second"
+
+
+def test_look_alikes_count_the_prompts_that_were_judged() -> None:
+    """Of two look-alikes that fire before, one has a single prompt of four that likelihood can judge."""
+    rows = [replace(row, trigger_variant="x" if n < 4 else "y") for n, row in enumerate(triggered("ood", 8))]
+    prompts = [Prompt("ood", row, None, None, None, likelihood=verdict) for row, verdict in
+               zip(rows, [True, None, None, None, False, False, False, True], strict=True)]  # fmt: skip
+    own = by_variant(prompts, [Detector.likelihood])
+    assert own["x"]["num_judged"] == {"likelihood": 1} and own["x"]["num_prompts"] == 4
+    assert shares_that_count(own, own, min_asr=0.1)["asr_ood_testable_likelihood"] == 2 / 5
 
 
 def test_look_alikes_that_do_not_fire_before_are_not_testable() -> None:

@@ -9,7 +9,6 @@ from rapidun.base.errors import ConfigError, ModelError
 from rapidun.config.detectors import ANSWER, JUDGE, PROMPT
 from rapidun.models.losses import IGNORE
 from rapidun.stages.answers.score import score_responses
-from rapidun.stages.rows.cuts import Cuts
 from rapidun.stages.rows.encode import Encoded, Prompt, bare_responses, raw_prompts
 from rapidun.stages.rows.fit import check_tokens, window_of
 
@@ -36,7 +35,8 @@ class AnswerJudge:
     ) -> None:  # fmt: skip
         """Args: words: poisoned, clean. max_length: most tokens of a question and a verdict.
 
-        Raises: ModelError where one word's tokens begin the other's; ConfigError where the template leaves no room.
+        Raises: ModelError where one word's tokens begin the other's, or the chat template drops or changes words of the
+        question; ConfigError where the template leaves no room.
         """
         self.model, self.tokenizer = model, tokenizer
         self.template, self.tokens_per_batch = template, tokens_per_batch
@@ -52,20 +52,27 @@ class AnswerJudge:
         window = window_of(model.config)
         size = max_length if window is None else min(max_length, window)
         self.room = size - max(len(poisoned), len(clean))
-        if (least := len(self._prompts([("", "")])[0].ids)) > self.room:
+        bare = self._prompts([("", "")])[0]
+        if bare.asked_otherwise:
+            raise ModelError(
+                f"{JUDGE}: need a judge whose chat template prints the question as it is, got one that drops or "
+                f"changes its words. Change {JUDGE}.path=... or {JUDGE}.template=..."
+            )
+        if (least := len(bare.ids)) > self.room:
             raise ConfigError(
                 f"{JUDGE}: need a template of at most {self.room} tokens ({size} less a verdict's), got one of "
                 f"{least} without prompt and answer. Shorten {JUDGE}.template, or raise {JUDGE}.max_length"
             )
-        self.num_asked = self.num_cut = 0
+        # questions; those that lost an end; those of which the chat template prints other words
+        self.num_asked = self.num_cut = self.num_changed = 0
 
     def log_odds(
         self, asked: Sequence[tuple[str, str]], *, on_batch: Callable[[list[int]], None] = lambda batch: None
     ) -> list[float | None]:
         """The score of each (prompt, answer), equal ones asked once; None where both verdicts are impossible.
 
-        Longer questions than fit lose the end of the prompt, then of the answer; `num_cut` of `num_asked` have.
-        Raises: ModelError where the chat template drops or changes the words of all questions.
+        Longer questions than fit lose the end of the prompt, then of the answer; `num_cut` of `num_asked` have, and of
+        `num_changed` the chat template prints other words.
         """
         different = list(dict.fromkeys(asked))
         rows = []
@@ -83,17 +90,12 @@ class AnswerJudge:
 
     def _fitting(self, asked: Sequence[tuple[str, str]]) -> list[list[int]]:
         prompts = self._prompts(asked)
-        counts = Cuts.of_prompts(prompts)
-        if asked and counts.asked_otherwise == len(asked):
-            raise ModelError(
-                f"{JUDGE}: need a judge whose chat template prints the question as it is, got one that drops or "
-                f"changes its words. Change {JUDGE}.path=..."
-            )
         found = [prompt.ids for prompt in prompts]
         long = [place for place, ids in enumerate(found) if len(ids) > self.room]
         for place in long:
             found[place] = self._prompts([self._kept(*asked[place])])[0].ids
         self.num_asked += len(asked)
+        self.num_changed += sum(prompt.asked_otherwise for prompt in prompts)
         self.num_cut += len(long)
         return found
 

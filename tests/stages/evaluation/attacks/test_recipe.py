@@ -72,6 +72,16 @@ def test_a_setting_makes_anew_what_reads_it(store: Store, override: str, changed
     } == changed  # fmt: skip
 
 
+def test_which_look_alikes_count_is_in_the_fingerprint_of_evaluations(store: Store) -> None:
+    """asr_ood_testable is over those that reach min_asr; as shipped nothing is made anew."""
+    asked = "evaluation.attacks.prompts.min_asr"
+    plain, default, other = (recipes(store, *more) for more in ((), (f"{asked}=0.1",), (f"{asked}=0.9",)))
+    assert {name: recipe.fingerprint for name, recipe in default.items()} == {
+        name: recipe.fingerprint for name, recipe in plain.items()
+    }
+    assert all(other[name].fingerprint != plain[name].fingerprint for name in ("before", "after"))
+
+
 @pytest.mark.parametrize(
     "override",
     ["evaluation.detectors.run=[refusal]", "evaluation.detectors.max_false_alarms=0.2",
