@@ -7,7 +7,7 @@ from typing import Any
 
 from rapidun.base.errors import DataError
 from rapidun.base.redact import hide
-from rapidun.report.certificate import kept, shares, sources, untried, verdict
+from rapidun.report.certificate import kept, shares, sources, verdict
 from rapidun.report.certificate.facts import extraction_try, fact_tries, facts_before
 from rapidun.report.certificate.shares import Share, Try
 from rapidun.report.certificate.tries import Bounds, before_of, triggered_tries
@@ -17,6 +17,7 @@ from rapidun.report.metrics import DETECTORS, ROLES
 from rapidun.report.read import RunRecord, number, read_object, read_run
 from rapidun.report.run.attacks import attack_lines, attack_rows, read_attacks
 from rapidun.report.run.privacy import privacy_rows, read_privacy
+from rapidun.report.run.untried import limits, not_tried
 from rapidun.report.tables import before_after_rows
 
 # raised when a key's meaning changes
@@ -61,7 +62,7 @@ def make_document(run: RunRecord, *, verified: Mapping[str, Any], in_sweep: int 
     retrain = read_object(run.path / "evaluation" / "retrain.json")
     stored = sources.artifacts(run)
     tries = _tries(run, attacks, privacy, retrain, is_facts=facts)
-    lacking = untried.not_tried(run, attacks, privacy, of_facts=facts)
+    lacking = not_tried(run, attacks, privacy, of_facts=facts)
     damage = kept.kept(before_after_rows(run.before, run.after, chosen=str(run.detectors.get("detector") or "")))
     said = verdict.decide(
         tries,
@@ -91,7 +92,7 @@ def make_document(run: RunRecord, *, verified: Mapping[str, Any], in_sweep: int 
         "privacy": _privacy(privacy),
         "kept": [_metric(row) for row in damage.rows],
         "not_tried": lacking,
-        "limits": untried.limits(
+        "limits": limits(
             run, attacks, of_facts=facts, warnings=warnings, in_sweep=in_sweep,
             counts_noted=all(row.counts.get("unlearned", (None, None))[0] is not None for row in rows),
         ),

@@ -41,6 +41,7 @@ from rapidun.report.run.tokens import (
     show_token,
     strongest,
 )
+from rapidun.report.run.tried import tried_section
 from rapidun.report.statistics import effective_sample_size
 from rapidun.report.tables import MetricRow
 
@@ -80,6 +81,8 @@ def write_run_report(run_dir: Path) -> Path:
         "costs": run.costs,
     }
     facts_run = of_facts({*run.before, *run.after})
+    tried = tried_section(run_dir, run, chosen=chosen)
+    told = [*([tried["sentence"]] if tried else []), *key_findings(run)]
     page = environment().get_template("run/run.html.j2").render(
         **shown,
         attacks=attack_section(run_dir, chosen=chosen),
@@ -91,7 +94,8 @@ def write_run_report(run_dir: Path) -> Path:
         judged=any(row.metric.detector for row in rows),
         run=run,
         facts=facts(run),
-        findings=[_unbroken(sentence) for sentence in key_findings(run)],
+        tried=tried,
+        findings=[_unbroken(sentence) for sentence in told],
         tiles=_tiles(rows, chosen),
         detectors=detector_rows(run.before, run.after, run.detectors),
         diagnostics=diagnostics_rows(run.diagnostics),
