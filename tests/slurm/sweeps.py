@@ -145,7 +145,7 @@ class Sweeping:
         return f"{self.states()}\n{ends}"
 
 
-def finished(process: "subprocess.Popen[str]", *, expect: int | None, timeout_s: float) -> str:
+def finished(process: "subprocess.Popen[str]", *, expect: int | None, timeout_s: float = PATIENCE_S) -> str:
     """Wait for a process and compare its exit status, unless `expect` is None; what it printed."""
     try:
         printed, _ = process.communicate(timeout=timeout_s)
