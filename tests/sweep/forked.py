@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rapidun.cli.main import main
 from rapidun.config.sweep import LAUNCHERS
@@ -25,7 +26,7 @@ class ForkLauncher(Launcher):
     def check(self, jobs: Sequence[Job]) -> list[str]:
         return []
 
-    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str]) -> dict[str, str]:
+    def submit(self, jobs: Sequence[Job], *, handles: Mapping[str, str], **steps: Any) -> dict[str, str]:
         for job in jobs:
             log = job.file.with_suffix(".log")
             pid = os.fork()
