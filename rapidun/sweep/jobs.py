@@ -182,8 +182,8 @@ def refuse_hidden(folder: SweepFolder, cells: Sequence[Cell]) -> None:
     hidden = {key for cell in cells for key, value in leaves(plain(cell.cfg)) if HIDDEN in str(value)}
     if hidden:
         raise ConfigError(
-            f"{folder.path / PRIVATE}: need {', '.join(sorted(hidden))} as launched, which sweep.json hides, got no such "
-            "file of its newest launch that can be read. Run this as who launched the sweep, or the sweep's own "
+            f"{folder.path / PRIVATE}: need {', '.join(sorted(hidden))} as launched, which sweep.json hides, got no "
+            "such file of its newest launch that can be read. Run this as who launched the sweep, or the sweep's own "
             "command again"
         )
 

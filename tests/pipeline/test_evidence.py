@@ -275,3 +275,21 @@ def test_a_hidden_setting_is_no_fault_and_is_said(
     assert "hides" not in capsys.readouterr().out
     shutil.rmtree(pack)
     assert main(["verify", str(open_)]) == 1
+
+
+def test_files_without_a_hash_are_read_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Artifacts of early versions kept sizes alone: the sum printed is over the bytes that are there."""
+    root = Made(tmp_path)
+    rapidun.run(["debug=fast", "stages=[data]", f"store_dir={root.store}", f"run_dir={root.run}"])
+    [folder] = root.folders("data")
+    manifest = read_json(folder / "manifest.json")
+    sizes = {name: {"bytes": entry["bytes"]} for name, entry in manifest["files"].items()}
+    write_json(
+        folder / "manifest.json",
+        {key: value for key, value in manifest.items() if key not in ("check", "reads")} | {"files": sizes},
+    )
+    status, said = root.verify(capsys)
+    assert status == 0 and "without a hash" in said
+    flip(folder / "forget.jsonl", folder)
+    status, other = root.verify(capsys)
+    assert status == 0 and other != said, "another sum"
