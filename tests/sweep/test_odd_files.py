@@ -158,3 +158,14 @@ def test_tables_that_the_cells_do_not_give(sweep: Path, capsys: pytest.CaptureFi
         status, said = said_by(capsys, "verify", str(sweep), "--json")
         assert status == 1 and [name in fault for fault in json.loads(said)["faults"]] == [True]
         (sweep / name).write_text(text)
+
+
+def test_a_table_that_is_no_text_or_no_json_does_not_follow(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = [("summary.csv", b"\xff"), ("summary.md", b"\xff"), ("summary.json", b"{"), ("summary.json", b"3")]
+    for name, content in odd:
+        whole = (sweep / name).read_bytes()
+        (sweep / name).write_bytes(content)
+        status, said = said_by(capsys, "verify", str(sweep))
+        assert status == 1 and f"{sweep / name}: " in said and "1 fault" in said
+        (sweep / name).write_bytes(whole)
+    assert said_by(capsys, "verify", str(sweep))[0] == 0
