@@ -51,7 +51,7 @@ def queued(cluster: Cluster) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory):
+def narrow(cluster, tmp_path_factory):
     """A cluster that holds ten jobs, those included that ended less than two seconds ago."""
     if reason := Cluster.missing():
         pytest.skip(f"no SLURM here: {reason}")
@@ -182,7 +182,7 @@ def test_an_sbatch_that_hangs_before_slurm_has_heard_of_it(sweep, monkeypatch, c
     assert len(sweep.seen("j")) == 1
 
 
-def test_a_controller_that_takes_the_jobs_after_we_gave_up(tmp_path, tmp_path_factory, monkeypatch):
+def test_a_controller_that_takes_the_jobs_after_we_gave_up(cluster, tmp_path, tmp_path_factory, monkeypatch):
     """It was stopped amid sbatch: nobody knows whether it took the jobs. Back again, they run once."""
     with Cluster(tmp_path_factory.mktemp("away"), cpus=4, gpus=0) as away, use(away):
         monkeypatch.setattr(sbatch, "PATIENCE_S", 2.0)

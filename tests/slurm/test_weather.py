@@ -22,8 +22,8 @@ RUNNING = JobState(Phase.running)
 
 
 @pytest.fixture(scope="module")
-def weather(tmp_path_factory):
-    """A cluster of its own, whose node and daemons go down."""
+def weather(cluster, tmp_path_factory):
+    """A cluster of its own, whose node and daemons go down; the common one is there first, and is left again."""
     if reason := Cluster.missing():
         pytest.skip(f"no SLURM here: {reason}")
     with Cluster(tmp_path_factory.mktemp("weather"), cpus=4, gpus=0) as running, use(running):
@@ -161,7 +161,7 @@ def test_cancelled_before_it_starts(weather, sweep):
     assert sweep.wait() == {"first": DONE, "j0": DONE, "j1": cancelled, "j2": cancelled, "j3": DONE}
 
 
-def test_a_node_whose_spool_is_full(tmp_path, tmp_path_factory):
+def test_a_node_whose_spool_is_full(cluster, tmp_path, tmp_path_factory):
     """slurmd cannot write a job's script: SLURM holds the job, which is said; with room again it runs."""
     folder = tmp_path_factory.mktemp("full")
     spool = folder / "spool"
