@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             budget=found.budget,
         )  # fmt: skip
     except OSError as error:
-        raise refusal(error) or DataError(f"report: need readable folders, got {error}") from None
+        raise refusal(error) or DataError(f"report: need readable folders and a place to write to, got {error}") from None
 
 
 def report(

@@ -56,7 +56,7 @@ def test_a_token_leads_from_slurm_back_to_the_jobs(tmp_path: Path, monkeypatch: 
     """An array of three and a job alone are ours; another sweep's token, and a user's comment, are not."""
     array, alone = tokens.new_comment(tmp_path, ["x", "y", "z"]), tokens.new_comment(tmp_path, ["w"])
     shown = f"41|{array}\n41|{array}\n42|{alone}\n43|rapidun:0123456789abcdef\n44|../../etc/passwd\n45|(null)\n"
-    monkeypatch.setattr(tokens, "slurm", lambda *command: shown)
+    monkeypatch.setattr(tokens, "slurm", lambda *command, timeout_s: shown)
     found = tokens.unnoted_handles(tmp_path, ["w", "x", "z"])
     assert found == {"w": "42", "x": "41_0", "z": "41_2"}
     (tmp_path / "41_0_submitted.pkl").touch()
@@ -65,7 +65,7 @@ def test_a_token_leads_from_slurm_back_to_the_jobs(tmp_path: Path, monkeypatch: 
 
 
 def test_a_controller_that_is_away_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(*command: str) -> str:
+    def away(*command: str, timeout_s: float) -> str:
         raise SlurmUnreachable("SLURM does not answer")
 
     monkeypatch.setattr(tokens, "slurm", away)

@@ -141,17 +141,22 @@ def read_or_compute(
 def _read(path: Path, identity: str) -> Known | None:
     try:
         with safe_open(path, framework="pt") as file:
-            noted = file.metadata() or {}
+            noted = (file.metadata() or {}).get("identity")
             found = Known(*(file.get_tensor(name) for name in Known._fields))
     except (OSError, SafetensorError):
         return None
-    return found if (noted.get("identity"), noted.get("digest")) == (identity, _digest(found)) else None
+    return found if noted == _noted(found, identity) else None
 
 
 def _write(path: Path, known: Known, identity: str) -> None:
     tensors = {name: value.contiguous() for name, value in known._asdict().items()}
-    noted = {"identity": identity, "digest": _digest(known)}
+    noted = {"identity": _noted(known, identity)}
     write_atomic(path, lambda part: save_file(tensors, part, noted))
+
+
+def _noted(known: Known, identity: str) -> str:
+    """One entry: of several, safetensors writes now one first, now another."""
+    return f"{identity}/{_digest(known)}"
 
 
 def _digest(known: Known) -> str:
