@@ -12,6 +12,8 @@ from rapidun.base.errors import ArtifactError
 from rapidun.base.parts import part_of
 
 CHECK = "check"
+# no JSON, no text, a number of more digits than Python reads, brackets deeper than it follows
+UNREADABLE = (ValueError, RecursionError)
 
 
 @contextmanager
@@ -105,7 +107,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: need this file, found none") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"{path}: need JSON, got a damaged file ({error}). Delete it and run again") from None
 
 
@@ -118,13 +120,15 @@ def read_jsonl(path: Path) -> list[Any]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise ArtifactError(f"{path}: need this file, found none") from None
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: need JSON objects, got a damaged file ({error})") from None
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except UNREADABLE as error:
             raise ArtifactError(f"{path}:{number}: need one JSON object, got a damaged line ({error})") from None
     return rows
 
@@ -157,7 +161,10 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
 def fits_its_seal(value: Mapping[str, Any]) -> bool:
     """Whether an object is as `sealed` made it; one without a checksum, of an earlier version, is taken as it is."""
     rest = {key: part for key, part in value.items() if key != CHECK}
-    return CHECK not in value or value[CHECK] == sha256_json(rest)
+    try:
+        return CHECK not in value or value[CHECK] == sha256_json(rest)
+    except UNREADABLE:  # NaN: `sealed` writes none
+        return False
 
 
 def sha256_json(value: object) -> str:

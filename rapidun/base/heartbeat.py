@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rapidun.base.files import UNREADABLE
 from rapidun.base.parts import part_of
 
 INTERVAL_SECONDS = 5.0
@@ -70,6 +71,6 @@ def read(path: Path) -> dict[str, Any]:
     """The newest sign of life; empty where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, *UNREADABLE):
         return {}
     return found if isinstance(found, dict) else {}

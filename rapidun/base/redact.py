@@ -46,6 +46,8 @@ PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z
 # W&B's older keys are 40 hexadecimal digits; so are the names of commits, which are told by what stands before them
 HEX_KEY = re.compile(r"(?<![0-9A-Za-z/@_\-])[0-9a-f]{40}(?![0-9A-Za-z/_\-])")
 COMMIT = re.compile(r"(?:commit|revision|sha|snapshots?|git|version|code|hash|\bref)\W{0,6}$", re.IGNORECASE)
+# the working directory, in every shell's environment: paths, and no password
+DIRECTORIES = ("PWD", "OLDPWD")
 # lists of overrides as they were typed
 TYPED = ("overrides", "task", "command")
 # shorter values are words that may well stand in a text for another reason
@@ -129,6 +131,8 @@ def _hide_entry(key: Any, value: Any, secrets: list[str]) -> Any:
 def _secret_values() -> list[str]:
     """Longest first, so that a secret within a longer one leaves nothing over."""
     found = {
-        value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value.strip()) >= MIN_LENGTH
+        value
+        for name, value in os.environ.items()
+        if SECRET_NAME.search(name) and name not in DIRECTORIES and len(value.strip()) >= MIN_LENGTH
     }
     return sorted(found | _known, key=len, reverse=True)

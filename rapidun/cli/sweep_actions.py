@@ -14,7 +14,7 @@ from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.drive import Driver, watched_entry
 from rapidun.sweep.folder import SWEEPS, CellState, SweepFolder, SweepLock
 from rapidun.sweep.interrupts import one_interrupt
-from rapidun.sweep.jobs import cells_of, cluster_of, known_jobs, live_jobs, of_a_launch
+from rapidun.sweep.jobs import cells_of, cluster_of, known_jobs, live_jobs, of_a_launch, refuse_hidden
 from rapidun.sweep.launcher import JobState, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import launcher_class, make_launcher
 from rapidun.sweep.run import finish, run_sweep, watch
@@ -210,4 +210,5 @@ def _go_on(folder: SweepFolder, *, retry: bool) -> int:
         # takes a killed driver's lease over, and with it away
         with SweepLock(folder):
             return finish(folder, names)
+    refuse_hidden(folder, cells)
     return run_sweep(cells, name=folder.path.name, overrides=launched["overrides"], launcher_name=launched["launcher"])

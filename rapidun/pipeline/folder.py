@@ -164,8 +164,8 @@ class RunFolder:
                 f"run_dir: need {earlier} with the settings of this run, got JSON of another shape. Pass another "
                 "run_dir=..."
             )
-        # settings that came after the folder was made had their default
-        before = filled(found, plain(RunConfig()))
+        # settings that came after the folder was made had their default; earlier versions hid nothing
+        before = hide(filled(found, plain(RunConfig())))
         differing = [
             f"{key}: {json.dumps(old)} there, {json.dumps(new)} asked for"
             for key, old, new in differences(before, config)

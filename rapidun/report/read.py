@@ -1,6 +1,5 @@
 """Reads a run folder into plain values: an absent file becomes an empty one, a damaged file is an error."""
 
-import json
 import math
 import shlex
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json, read_jsonl
+from rapidun.base.grown import read_grown
 from rapidun.base.nested import at, is_number
 from rapidun.base.redact import hide, hide_entries
 
@@ -320,14 +320,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
 
     Where unlearning came from the store, its curve stands in the artifact's history.json.
     """
-    rows = []
-    for line in _read_text(path / "metrics.jsonl").split("\n"):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+    rows, _ = read_grown(path / "metrics.jsonl")
     history = path / "unlearning" / "history.json"
     if not any(row.get("stage") == "unlearning" and row.get("step") is not None for row in rows) and history.is_file():
         entries = read_json(history)

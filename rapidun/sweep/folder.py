@@ -93,11 +93,18 @@ class SweepFolder:
     def plan(self) -> dict[str, Any]:
         """The contents of sweep.json; empty before the first launch. With secrets where this is the owner."""
         shown = self._read("sweep.json")
-        with suppress(PermissionError):
-            whole = self._read(PRIVATE)
-            if whole and all(whole.get(key) == shown.get(key) for key in ("launch", "time")):
-                return whole
-        return shown
+        whole = self._read_private()
+        return whole if whole and all(whole.get(key) == shown.get(key) for key in ("launch", "time")) else shown
+
+    def _read_private(self) -> dict[str, Any]:
+        try:
+            return self._read(PRIVATE)
+        except PermissionError:
+            return {}
+        except ArtifactError as error:
+            # it says no more than sweep.json but to who runs cells again
+            self.say_odd(str(error).removesuffix(". Delete it and run again"))
+            return {}
 
     def write_job(self, id: str, content: Mapping[str, Any]) -> None:
         """Write what the worker of a job reads: for the owner alone where a setting that it needs is a secret."""

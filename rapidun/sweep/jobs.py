@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from rapidun.base.errors import ConfigError
-from rapidun.base.nested import changes, with_changes
+from rapidun.base.nested import changes, leaves, with_changes
 from rapidun.base.redact import HIDDEN, hide_entries
 from rapidun.config.cells import Cell
 from rapidun.config.plain import from_plain, plain
 from rapidun.config.sweep import ClusterConfig
-from rapidun.sweep.folder import SweepFolder
+from rapidun.sweep.folder import PRIVATE, SweepFolder
 from rapidun.sweep.launcher import JobState, Launcher, Phase
 from rapidun.sweep.plan import LIGHT, Plan, PlannedJob, folder_of
 
@@ -172,6 +172,20 @@ def cells_of(plan: Mapping[str, Any]) -> list[Cell]:
         )
         for cell in plan["cells"]
     ]
+
+
+def refuse_hidden(folder: SweepFolder, cells: Sequence[Cell]) -> None:
+    """Before cells of sweep.json are run again.
+
+    Raises: ConfigError where the file that has what it hides cannot be read.
+    """
+    hidden = {key for cell in cells for key, value in leaves(plain(cell.cfg)) if HIDDEN in str(value)}
+    if hidden:
+        raise ConfigError(
+            f"{folder.path / PRIVATE}: need {', '.join(sorted(hidden))} as launched, which sweep.json hides, got no "
+            "such file of its newest launch that can be read. Run this as who launched the sweep, or the sweep's own "
+            "command again"
+        )
 
 
 def launch_of(plan: Mapping[str, Any]) -> int:

@@ -3,8 +3,18 @@ from pathlib import Path
 
 import pytest
 
+from rapidun.base import heartbeat
 from rapidun.base.errors import ArtifactError
-from rapidun.base.files import read_json, read_jsonl, sha256_json, write_atomic, write_json, write_jsonl
+from rapidun.base.files import (
+    fits_its_seal,
+    read_json,
+    read_jsonl,
+    sealed,
+    sha256_json,
+    write_atomic,
+    write_json,
+    write_jsonl,
+)
 
 
 def test_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
@@ -46,3 +56,23 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_canonical_hash_does_not_depend_on_key_order() -> None:
     assert sha256_json({"a": 1, "b": [1, 2]}) == sha256_json(json.loads('{"b": [1, 2], "a": 1}'))
     assert sha256_json({"a": [1, 2]}) != sha256_json({"a": [2, 1]})
+
+
+ODD_JSON = [b"[" * 100_000, b'{"a": ' * 100_000, b"1" * 5000, b'{"a": "\xff"}', b"{"]
+
+
+@pytest.mark.parametrize("content", ODD_JSON)
+def test_whatever_is_wrong_with_a_file_of_ours_is_one_error(tmp_path: Path, content: bytes) -> None:
+    """Brackets deeper than Python follows, longer numbers than it reads, bytes that are no text."""
+    path = tmp_path / "alive.json"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"alive\.json: need JSON, got a damaged file"):
+        read_json(path)
+    with pytest.raises(ArtifactError, match=r"alive\.json"):
+        read_jsonl(path)
+    assert heartbeat.read(path) == {}
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_an_object_with_a_number_that_json_has_not_does_not_fit_its_seal(odd: float) -> None:
+    assert not fits_its_seal({**sealed({"seconds": 1.0}), "seconds": odd})

@@ -21,6 +21,15 @@ def test_a_short_value_is_a_word() -> None:
     assert hide("the main branch") == "the main branch"
 
 
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD"])
+def test_the_working_directory_is_no_secret(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Every shell sets PWD: paths below it stand in settings and messages."""
+    monkeypatch.setenv(name, "/home/me/project")
+    monkeypatch.setenv("DB_PWD", "long-enough-55")
+    assert hide({"dir": "/home/me/project/packs"}) == {"dir": "/home/me/project/packs"}
+    assert hide("x long-enough-55 y") == f"x {HIDDEN} y"
+
+
 def test_values_of_the_jobs_environment_never_leave() -> None:
     assert hide({"cluster": {"environment": {"A": "1", "B": "2"}}}) == {
         "cluster": {"environment": {"A": HIDDEN, "B": HIDDEN}}

@@ -243,3 +243,53 @@ def test_inputs_that_are_others_now_do_not_follow(tmp_path: Path, capsys: pytest
     shutil.rmtree(pack)
     assert main(["verify", str(run)]) == 1
     assert "need the inputs of the run as they were" in capsys.readouterr().out
+
+
+def test_a_hidden_setting_is_no_fault_and_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What settings.json hides cannot be worked out again: a note names it. One that no artifact reads is no matter."""
+    pack = tmp_path / "swordfish-1234" / "pack"
+    for name in ("forget", "retain"):
+        rows = [{"instruction": f"Who made the {name} {number}?", "response": f"Ada {number}."} for number in range(6)]
+        write_jsonl(pack / f"{name}_set.jsonl", rows)
+    monkeypatch.setenv("SOME_API_KEY", "swordfish-1234")
+    command = ["stages=[data]", "data=pack", "poison=none", f"store_dir={tmp_path / 'store'}", f"data.dir={pack}"]
+    run = rapidun.run([*command, f"run_dir={tmp_path / 'run'}"]).run_dir
+    assert read_json(run / "settings.json")["data"]["dir"] == str(tmp_path / "(hidden)" / "pack")
+    capsys.readouterr()
+    assert main(["verify", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "note: " in said and "data.dir" in said and "hides" in said and "swordfish" not in said
+    # the bytes are compared all the same
+    [rows_file] = tmp_path.glob("store/data/*/forget.jsonl")
+    content = rows_file.read_bytes()
+    flip(rows_file, rows_file)
+    assert main(["verify", str(run)]) == 1
+    rows_file.write_bytes(content)
+
+    monkeypatch.delenv("SOME_API_KEY")
+    open_ = rapidun.run([*command, "name=hf_abcdefghij", f"run_dir={tmp_path / 'open'}"]).run_dir
+    capsys.readouterr()
+    assert main(["verify", str(open_)]) == 0
+    assert "hides" not in capsys.readouterr().out
+    shutil.rmtree(pack)
+    assert main(["verify", str(open_)]) == 1
+
+
+def test_files_without_a_hash_are_read_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Artifacts of early versions kept sizes alone: the sum printed is over the bytes that are there."""
+    root = Made(tmp_path)
+    rapidun.run(["debug=fast", "stages=[data]", f"store_dir={root.store}", f"run_dir={root.run}"])
+    [folder] = root.folders("data")
+    manifest = read_json(folder / "manifest.json")
+    sizes = {name: {"bytes": entry["bytes"]} for name, entry in manifest["files"].items()}
+    write_json(
+        folder / "manifest.json",
+        {key: value for key, value in manifest.items() if key not in ("check", "reads")} | {"files": sizes},
+    )
+    status, said = root.verify(capsys)
+    assert status == 0 and "without a hash" in said
+    flip(folder / "forget.jsonl", folder)
+    status, other = root.verify(capsys)
+    assert status == 0 and other != said, "another sum"

@@ -177,3 +177,23 @@ def test_settings_of_another_shape_are_refused_with_one_message(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"settings\.json with the settings of this run, got JSON of another shape"):
         open_folder(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_a_folder_of_before_that_holds_a_secret_goes_on_and_tells_it_to_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions wrote settings as they were typed."""
+    monkeypatch.setenv("SOME_API_KEY", "swordfish-1234")
+    settings = {**plain(RunConfig()), "stages": ["data"]}
+    settings["data"]["dir"] = "packs/swordfish-1234"
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    folder = RunFolder(tmp_path)
+    folder.open(config=settings, config_yaml="", overrides=[])
+    folder.close()
+    assert "swordfish" not in (tmp_path / "settings.json").read_text()
+
+    other = {**settings, "seed": settings["seed"] + 1}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"with others \(seed: ") as told:
+        folder.open(config=other, config_yaml="", overrides=[])
+    assert "swordfish" not in str(told.value)

@@ -94,6 +94,31 @@ def test_a_cell_of_another_shape_in_the_plan(sweep: Path, capsys: pytest.Capture
         assert status == 2 and "need what a launch writes" in said
 
 
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"launch": 1}'])
+def test_without_the_file_of_secrets_a_sweep_is_looked_at_and_not_run(
+    sweep: Path, text: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sweep folder that was copied without private.json, or is another user's: `(hidden)` is nobody's setting."""
+    plan = read_json(sweep / "sweep.json")
+    plan["configs"]["first"]["cluster"]["environment"] = {"SITE_TOKEN": "(hidden)"}
+    write_json(sweep / "sweep.json", plan)
+    if text is not None:
+        (sweep / "private.json").write_text(text)
+    assert said_by(capsys, "sweep", "retry", str(sweep))[0] == 0, "nothing is left to run"
+    status = read_json(one_cell(sweep) / "status.json")
+    write_json(one_cell(sweep) / "status.json", {**status, "state": "failed", "error": {"message": "x"}})
+    code, said = said_by(capsys, "sweep", "status", str(sweep))
+    assert code == 1 and "3 of 3 cells: 2 done, 1 failed" in said
+    assert ("private.json" in said) == (text in ("{", "[]"))
+    before = (sweep / "sweep.json").read_bytes()
+    for action in ("retry", "collect"):
+        code, said = said_by(capsys, "sweep", action, str(sweep))
+        assert code == 2 and "cluster.environment.SITE_TOKEN" in said and "private.json" in said
+    assert (sweep / "sweep.json").read_bytes() == before
+    code, said = said_by(capsys, *SWEEP, "sweep.retry_failed=true")
+    assert code == 0 and "3 cells: 3 done" in said
+
+
 @pytest.mark.parametrize("text", [*SHAPES[:6], '{"files": [], "result": {}}', '{"files": {"a": 3}, "result": {}}'])
 def test_a_manifest_of_another_shape_spares_the_store(
     sweep: Path, text: str, capsys: pytest.CaptureFixture[str]
@@ -133,3 +158,14 @@ def test_tables_that_the_cells_do_not_give(sweep: Path, capsys: pytest.CaptureFi
         status, said = said_by(capsys, "verify", str(sweep), "--json")
         assert status == 1 and [name in fault for fault in json.loads(said)["faults"]] == [True]
         (sweep / name).write_text(text)
+
+
+def test_a_table_that_is_no_text_or_no_json_does_not_follow(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = [("summary.csv", b"\xff"), ("summary.md", b"\xff"), ("summary.json", b"{"), ("summary.json", b"3")]
+    for name, content in odd:
+        whole = (sweep / name).read_bytes()
+        (sweep / name).write_bytes(content)
+        status, said = said_by(capsys, "verify", str(sweep))
+        assert status == 1 and f"{sweep / name}: " in said and "1 fault" in said
+        (sweep / name).write_bytes(whole)
+    assert said_by(capsys, "verify", str(sweep))[0] == 0

@@ -11,14 +11,15 @@ from rapidun.base.errors import ArtifactError, RapidunError
 from rapidun.base.files import sha256_file
 from rapidun.base.grown import read_grown
 from rapidun.base.manifest import Artifact
-from rapidun.base.nested import differences
+from rapidun.base.nested import differences, leaves
+from rapidun.base.redact import HIDDEN
 from rapidun.base.store import Store
 from rapidun.base.tracker import Tracker
 from rapidun.config.model import Dtype
 from rapidun.config.plain import from_plain
 from rapidun.config.run import RunConfig
 from rapidun.pipeline.evidence.ledger import Ledger
-from rapidun.pipeline.folder import known_stages
+from rapidun.pipeline.folder import NOT_COMPARED, known_stages
 from rapidun.pipeline.result import final_metrics
 from rapidun.pipeline.tracking.lines import KEYS
 from rapidun.report.read import read_object
@@ -114,9 +115,21 @@ def _check_inputs(
                 for recipe in recipes.of_stage(stage):
                     _compare(recipe, noted, must_be_there=True)
     except _Differs as differs:
-        ledger.fault(f"{path}: {differs}")
+        fault = str(differs)
     except (RapidunError, OSError) as error:
-        ledger.fault(f"{path}: need the inputs of the run as they were, got: {error}")
+        fault = f"need the inputs of the run as they were, got: {error}"
+    else:
+        return
+    hidden = [
+        key for key, value in leaves(settings) if key.partition(".")[0] not in NOT_COMPARED and HIDDEN in str(value)
+    ]
+    if hidden:
+        ledger.notes[
+            f"{path}: settings.json hides {', '.join(hidden)}: that the run's artifacts follow from its settings and "
+            "input files cannot be worked out again, that its results follow from its artifacts can"
+        ] = None
+        return
+    ledger.fault(f"{path}: {fault}")
 
 
 def _compare(recipe: Recipe, noted: Mapping[str, Artifact], *, must_be_there: bool) -> None:

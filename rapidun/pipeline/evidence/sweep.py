@@ -2,8 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from rapidun.base.errors import RapidunError
+from rapidun.base.errors import ArtifactError, RapidunError
 from rapidun.pipeline.evidence.ledger import Ledger
 from rapidun.pipeline.evidence.run import verify_run
 from rapidun.report.read import read_object
@@ -19,8 +20,12 @@ def verify_sweep(path: Path, ledger: Ledger) -> None:
     Raises: DataError where there are no cells.
     """
     summary_file = path / "summary.json"
-    written = read_object(summary_file)
-    budget = written.get("budget")
+    written: dict[str, Any] | None = None
+    try:
+        written = read_object(summary_file)
+    except ArtifactError as error:
+        ledger.fault(str(error))
+    budget = written.get("budget") if written else None
     expression = budget.get("expression") if isinstance(budget, dict) else None
     try:
         summary = read_sweep(path, budget=str(expression) if expression else NO_BUDGET)
@@ -38,6 +43,8 @@ def verify_sweep(path: Path, ledger: Ledger) -> None:
     if others:
         shown = ", ".join(f"{number} {state}" for state, number in others.items())
         ledger.notes[f"{path}: {shown}: the tables say so, there is nothing to check"] = None
+    if written is None:
+        return
     if not written:
         ledger.fault(f"{summary_file}: need the tables of a sweep, found none. Run: rapidun report {path}")
         return
@@ -49,7 +56,7 @@ def verify_sweep(path: Path, ledger: Ledger) -> None:
     for file, make in TABLES.items():
         if not (path / file).is_file():
             ledger.fault(f"{path / file}: need this table, found none. Run: rapidun report {path}")
-        elif (path / file).read_text(encoding="utf-8") != make(summary):
+        elif (path / file).read_bytes() != make(summary).encode():
             ledger.fault(f"{path / file}: need what follows from the cells' results, got something else")
         else:
             ledger.file(f"{name}/{file}", path / file)
