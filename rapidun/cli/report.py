@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
             budget=found.budget,
         )  # fmt: skip
     except OSError as error:
-        raise refusal(error) or DataError(f"report: need readable folders and a place to write to, got {error}") from None
+        said = f"report: need readable folders and a place to write to, got {error}"
+        raise refusal(error) or DataError(said) from None
 
 
 def report(
