@@ -24,10 +24,11 @@ def status_of(place: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def check_message(done: Done, place: Path, before: dict[str, Any] | None) -> None:
+def check_message(done: Done, place: Path, before: dict[str, Any] | None, fault: Fault) -> None:
     """One message of the disk that names the place, no traceback, and a status that says so too.
 
     Args: before: status.json before the run, which may stand where not even the folder's lease could be written.
+        fault: what the disk did.
     """
     told = [line for line in done.err.split("\n") if line.startswith("rapidun: ")]
     assert "Traceback" not in done.err + done.out, done.err
@@ -36,7 +37,10 @@ def check_message(done: Done, place: Path, before: dict[str, Any] | None) -> Non
     assert any(words in told[0] for words in ("need room for", "need a folder that can be written")), told
     assert str(place) in told[0], told
     found = status_of(place)
-    if found is not None and found != before:
+    if fault is Fault.read_only and found is not None and found["state"] == "running":
+        # nothing can be written any more, not even over what is there: that is said
+        assert "status.json" in done.err + done.out, done.err + done.out
+    elif found is not None and found != before:
         assert found["state"] == "failed", found["state"]
         assert found["error"]["message"].startswith("MachineError: "), found["error"]["message"]
 
@@ -46,7 +50,7 @@ def fail(machine: Machine, place: Path, at: int, fault: Fault, error: int = errn
     before = status_of(place)
     done = machine.run(command(place), below=place, at=at, fault=fault, error=error)
     if done.status:
-        check_message(done, place, before)
+        check_message(done, place, before, fault)
         return True
     # a sign of life, or the report, that could not be written; or the run was over by then
     assert done.count is not None
