@@ -255,7 +255,7 @@ def test_scancel_amid_each_stage(cluster, tmp_path):
         tmp_path, "mapping=rapidun", "mapping.tau_f=0.3,0.7", "poison.max_steps=60", "unlearning.max_steps=60",
         "resources.mem_gb=1.5",
     )  # fmt: skip
-    for stage in ("poison", "influence", "evaluation", "unlearning"):
+    for stage in ("poison", "influence", "unlearning", "evaluation"):
         driver = grid.spawn()
 
         def running(stage: str = stage) -> list[str]:
