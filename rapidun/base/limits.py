@@ -239,6 +239,9 @@ def _memory(case: _Case) -> str:
 
 
 def _processes(case: _Case) -> str:
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        # a thread's stack that finds no room is refused with the same words
+        return _memory(case)
     limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     most = "" if limit == resource.RLIM_INFINITY else f" of {limit}"
     return (

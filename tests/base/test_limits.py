@@ -69,6 +69,17 @@ def test_words_of_libraries(tmp_path: Path, words: str) -> None:
         assert str(tmp_path / "model.pt") in str(told) and "store_dir=" in str(told)
 
 
+def test_a_thread_without_room_for_its_stack_is_a_matter_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ulimit -v`: the system says the same of it as of too many threads."""
+    actual = limits.resource.getrlimit
+    bound = {limits.resource.RLIMIT_AS: (4 << 30, 4 << 30)}
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda which: bound.get(which) or actual(which))
+    told = str(refusal(_raised(RuntimeError("can't start new thread"), tmp_path / "x"), {"store_dir": tmp_path}))
+    assert told.startswith("memory: need more, got ") and "(ulimit -v)" in told
+
+
 def test_the_first_cause_counts() -> None:
     """torch's words come while its file is closed, after the write that found no room."""
     try:
