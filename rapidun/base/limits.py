@@ -17,6 +17,7 @@ from pathlib import Path
 from rapidun.base.errors import MachineError, RapidunError
 from rapidun.base.files import existing, writing
 from rapidun.base.machine import available_memory
+from rapidun.base.parts import target_of
 from rapidun.base.text import byte_size, one_line
 
 # a file that is cut short, without a word about why
@@ -112,7 +113,7 @@ def _place(error: BaseException, culprit: BaseException) -> tuple[Path | None, i
     if isinstance(name, str | bytes) and name:
         path = Path(os.fsdecode(name))
     # of an atomic write the name that it was to have
-    path = path and Path(re.sub(r"\.[0-9a-f]{8}\.part(?=/|$)", "", str(path)))
+    path = path and target_of(path)
     if asked is None and (match := re.search(r"tried to allocate (\d+) bytes", str(culprit))):
         asked = int(match[1])
     return path, asked

@@ -21,6 +21,11 @@ def part_of(path: Path, *, ending: str = "part") -> Path:
     return path.with_name(f"{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.{ending}")
 
 
+def target_of(path: Path) -> Path:
+    """The name that an unfinished file, or what stands below one, was to have; any other path as it is."""
+    return Path(re.sub(r"\.[0-9a-f]{8}-[0-9]+-[0-9a-f]{8}\.(part|whole)(?=/|$)", "", str(path)))
+
+
 def sweep_parts(*folders: Path) -> list[Path]:
     """Remove the unfinished files of writers that are gone, in these folders (not below them); a live one's stay.
 

@@ -61,6 +61,19 @@ def test_each_refusal_of_the_system_has_one_message(tmp_path: Path, number: int)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("below", ["", "shard-1"])
+def test_a_message_names_the_file_that_was_to_be_there(tmp_path: Path, below: str) -> None:
+    """Not the unfinished one, which is gone when the message is read."""
+
+    def write(part: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part / below))
+
+    with pytest.raises(MachineError) as caught, refusing({"run_dir": tmp_path}):
+        write_atomic(tmp_path / "weights", write)
+    named = tmp_path / "weights" / below
+    assert f"need room for {named}, got" in str(caught.value) and ".part" not in str(caught.value)
+
+
 @pytest.mark.parametrize("words", WORDS, ids=range(len(WORDS)))
 def test_words_of_libraries(tmp_path: Path, words: str) -> None:
     told = refusal(_raised(RuntimeError(words), tmp_path / "model.pt"), {"store_dir": tmp_path})
