@@ -148,3 +148,11 @@ def shares(name: str, verdicts: Verdicts) -> dict[str, float]:
         if judged:
             found[f"{name}{detector.ending}"] = mean(judged)
     return found
+
+
+def counts(verdicts: Verdicts) -> dict[str, int]:
+    """How many prompts each detector can judge (`num_judged_likelihood`)."""
+    return {
+        f"num_judged{detector.ending}": sum(verdict is not None for verdict in said)
+        for detector, said in verdicts.items()
+    }

@@ -18,6 +18,9 @@ LOOK_ALIKE = "look-alike "
 # those that always judge: of these result.json has every figure, of the others the main ones
 ENDINGS = [detector.ending for detector in ALWAYS]
 ALL_ENDINGS = [detector.ending for detector in Detector]
+# those that compare the two answers of a prompt, and how many prompts of a variant have both
+PAIR_ENDINGS = [Detector.likelihood.ending, Detector.likelihood_calibrated.ending]
+OF_PAIRS = "num_pairs"
 # what `.` and blanks would end or hide in a metric's name
 _ODD = re.compile(r"[^\w<>|:\\-]+")
 
@@ -153,6 +156,15 @@ def _prompted(variants: Mapping[str, Mapping[str, Any]], by_detector: Mapping[st
         found |= {f"{metric}.{_ODD.sub('_', name)}": values[metric] for name, values in counted.items()}
         alike = [values for name, values in counted.items() if name.startswith(LOOK_ALIKE)]
         if alike:
-            total = sum(values["num_prompts"] for values in alike)
-            found[f"asr_ood_testable{ending}"] = sum(v[metric] * v["num_prompts"] for v in alike) / total
+            judged = [num_judged(values, ending) for values in alike]
+            whole = sum(values[metric] * num for values, num in zip(alike, judged, strict=True))
+            found[f"asr_ood_testable{ending}"] = whole / sum(judged)
     return found
+
+
+def num_judged(variant: Mapping[str, Any], ending: str) -> int:
+    """How many prompts of a variant a detector's share is over: those that it can judge."""
+    if (told := variant.get(f"num_judged{ending}")) is not None:
+        return int(told)
+    # runs of before that was noted; the likelihood asks about prompts with both answers
+    return int(variant[OF_PAIRS] if ending in PAIR_ENDINGS and variant.get(OF_PAIRS) else variant["num_prompts"])

@@ -18,7 +18,7 @@ from rapidun.config.detectors import Detector
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.load import ModelLoader
 from rapidun.stages.evaluation.attacks import quantisation, sampling
-from rapidun.stages.evaluation.attacks.asking import ANSWERS, CHUNK, RESULT, shares
+from rapidun.stages.evaluation.attacks.asking import ANSWERS, CHUNK, RESULT, counts, shares
 from rapidun.stages.evaluation.attacks.summary import VERDICTS
 from rapidun.stages.evaluation.chunks import in_chunks
 from rapidun.stages.evaluation.halves import halves_of
@@ -123,10 +123,10 @@ def _scored(
     return dict(zip(different, panel.by_score(detector, scores, [one.text for one in different]), strict=True))
 
 
-def _shares(
-    name: str, lines: Sequence[Mapping[str, Any]], said: Said, threshold: float | None
-) -> dict[str, dict[str, float]]:
-    """Of each part of the answers the share of prompts judged poisoned, by detector."""
+def _by_part(
+    lines: Sequence[Mapping[str, Any]], said: Said, threshold: float | None
+) -> dict[str, dict[Detector, list[bool | None]]]:
+    """Of each part of the answers the verdicts, by detector."""
     parts: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines:
         parts.setdefault(line["part"], []).append(line)
@@ -138,8 +138,15 @@ def _shares(
         }
         if threshold is not None:
             verdicts[Detector.likelihood_calibrated] = [fires(line["ratio"], threshold) for line in of_part]
-        found[part] = shares(name, verdicts)
+        found[part] = verdicts
     return found
+
+
+def _shares(
+    name: str, lines: Sequence[Mapping[str, Any]], said: Said, threshold: float | None
+) -> dict[str, dict[str, float]]:
+    """Of each part of the answers the share of prompts judged poisoned, by detector."""
+    return {part: shares(name, verdicts) for part, verdicts in _by_part(lines, said, threshold).items()}
 
 
 def _relearning(lines: Any, said: Said, threshold: float | None, tracker: Tracker) -> dict[str, Any]:
@@ -151,7 +158,10 @@ def _quantisation(lines: Any, said: Said, threshold: float | None, tracker: Trac
 
 
 def _prompts(lines: Any, said: Said, threshold: float | None, tracker: Tracker) -> dict[str, Any]:
-    return {"variants": _shares("asr_prompts", lines, said, threshold)}
+    found = _by_part(lines, said, threshold)
+    return {
+        "variants": {part: {**counts(said_of), **shares("asr_prompts", said_of)} for part, said_of in found.items()}
+    }
 
 
 def _sampling(lines: Any, said: Said, threshold: float | None, tracker: Tracker) -> dict[str, Any]:
