@@ -22,6 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
+
 from rapidun.base.errors import ArtifactError, RapidunError
 from rapidun.base.files import read_json, write_text
 from rapidun.base.nested import at
@@ -34,6 +36,7 @@ from rapidun.report.statistics import Interval, mean_interval
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "docs" / "studies"
 RESULTS = ROOT / "docs" / "RESULTS.md"
+PRESETS = ROOT / "conf" / "experiment"
 # of a line, beside the pairs and the metrics
 NAMES = ("group", "arm")
 # what tells whether two arms are one by another name
@@ -59,6 +62,8 @@ class Study(NamedTuple):
     # further metrics in the tables
     shown: list[str]
     budget: str
+    # [group, arm]: no cell, as the pre-registration says
+    left_out: Sequence[Sequence[str]] = ()
 
     @property
     def metrics(self) -> list[str]:
@@ -68,7 +73,7 @@ class Study(NamedTuple):
 
     @property
     def num_planned(self) -> int:
-        count = len(self.groups) * len(self.arms)
+        count = len(self.groups) * len(self.arms) - len(self.left_out)
         for values in self.pairs.values():
             count *= len(values)
         return count
@@ -162,8 +167,12 @@ def weights_digest(run: Path) -> str:
 
 def command(study: Study, overrides: Sequence[str]) -> list[str]:
     """The sweep of the cells that are missing, as it is typed."""
-    done = [where(study, key) for key in sorted(read_lines(study))]
-    kept = [f"sweep.where={json.dumps(' and '.join(f'not ({one})' for one in done))}"] if done else []
+    done = [f"not ({where(study, key)})" for key in sorted(read_lines(study))]
+    kept = []
+    if done:
+        # what is typed stands for the preset's own
+        preset = OmegaConf.load(PRESETS / f"{study.preset}.yaml").get("sweep", {}).get("where")
+        kept = [f"sweep.where={json.dumps(' and '.join([*([f'({preset})'] if preset else []), *done]))}"]
     return [sys.executable, str(ROOT / "sweep.py"), "-m", f"+experiment={study.preset}", *kept, *overrides]
 
 
@@ -198,7 +207,8 @@ def study_results(study: Study) -> Iterator[str]:
     )
     left_out = []
     for group in study.groups:
-        found = {arm: of_arm(study, lines, group, arm) for arm in study.arms}
+        arms = [arm for arm in study.arms if [group, arm] not in study.left_out]
+        found = {arm: of_arm(study, lines, group, arm) for arm in arms}
         if any(found.values()):
             yield ""
             yield from group_table(study, group, found)

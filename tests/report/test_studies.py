@@ -100,6 +100,12 @@ def test_only_pairs_that_both_have_are_compared_and_one_shows_nothing(studies):
     assert finding(studies, study, "oracle")[3:] == ["+0.800", "0.500", "yes", "not shown (one pair)"]
 
 
+def test_an_arm_that_has_no_cells_in_a_group_is_neither_planned_nor_shown(studies):
+    study = lines_of(studies, [("dirty", "uniform", 0, 0.1, 10)])._replace(left_out=[["dirty", "oracle"]])
+    text = "\n".join(studies.study_results(study))
+    assert "1 of 9 cells run" in text and "oracle" not in text
+
+
 def test_what_was_not_run_is_said(studies):
     study = lines_of(studies, [("dirty", "uniform", 0, 0.1, 10)])
     text = "\n".join(studies.study_results(study))
@@ -108,11 +114,14 @@ def test_what_was_not_run_is_said(studies):
     assert "Not run: clean." in text
 
 
-def test_the_missing_cells_are_what_is_run(studies):
+def test_the_missing_cells_are_what_is_run(studies, tmp_path, monkeypatch):
     study = lines_of(studies, [("dirty", "uniform", 0, 0.1, 10)])
+    (tmp_path / "study_small.yaml").write_text('sweep:\n  where: mapping != "oracle" or seed > 0\n')
+    monkeypatch.setattr(studies, "PRESETS", tmp_path)
     typed = studies.command(study, ["data.dir=PACK"])
     assert typed[2:4] == ["-m", "+experiment=study_small"]
-    assert typed[4] == 'sweep.where="not (data.noise.forget == 0.25 and mapping.method == \\"uniform\\" and seed == 0)"'
+    done = 'not (data.noise.forget == 0.25 and mapping.method == "uniform" and seed == 0)'
+    assert typed[4] == "sweep.where=" + json.dumps(f'(mapping != "oracle" or seed > 0) and {done}')
     assert typed[5] == "data.dir=PACK"
 
 
