@@ -81,8 +81,9 @@ def write_run_report(run_dir: Path) -> Path:
         "costs": run.costs,
     }
     facts_run = of_facts({*run.before, *run.after})
-    tried = tried_section(run_dir, run, chosen=chosen)
-    told = [*([tried["sentence"]] if tried else []), *key_findings(run)]
+    # facts have measures of their own (forgetting.py)
+    tried = None if facts_run else tried_section(run_dir, run, chosen=chosen)
+    told = [*([tried["sentence"]] if tried and tried["sentence"] else []), *key_findings(run)]
     page = environment().get_template("run/run.html.j2").render(
         **shown,
         attacks=attack_section(run_dir, chosen=chosen),

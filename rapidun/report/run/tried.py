@@ -66,16 +66,22 @@ def tried_sentence(lines: list[Tried]) -> str:
 
 
 def tried_section(run_dir: Path, run: RunRecord, *, chosen: str = "") -> dict[str, Any] | None:
-    """What the page shows first of the attacks; None where there were none. Args: chosen: the run's detector."""
+    """What the page shows first of the attacks; None where nothing was evaluated after unlearning.
+
+    Without attacks there are no lines, and no sentence: the page says that greedy answers are all there is.
+
+    Args: chosen: the run's detector.
+    """
+    if not run.after:
+        return None
     found = read_attacks(run_dir)
     lines = most_of_each(found, chosen=chosen)
-    if not lines:
-        return None
     untried = not_tried(run, found, read_privacy(run_dir), of_facts=False)
     return {
+        "attacked": bool(found),
         "roles": [role for role in ROLES if role in found],
         "lines": lines,
-        "sentence": tried_sentence(lines),
+        "sentence": tried_sentence(lines) if lines else "",
         "detector": DETECTORS[shown_pair(chosen)[0]],
         "not_tried": [one for one in untried if one["how"]],
         "never": list(NEVER),

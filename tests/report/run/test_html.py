@@ -67,7 +67,8 @@ def test_findings_are_the_numbers_of_the_run(page: Page, finished_run: Path) -> 
 def test_every_section_of_a_finished_run(page: Page) -> None:
     sections = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert sections == [
-        "findings", "table", "families", "curves", "weights", "influence", "samples", "costs", "config"]  # fmt: skip
+        "findings", "tried", "table", "families", "curves", "weights", "influence", "samples", "costs", "config",
+    ]  # fmt: skip
     assert sum(tag == "svg" for tag, _ in page.tags) == 2 + 2 + 7 + 2 + 1  # families, poison, unlearning, weights, map
     for text in (
         "79.0 % / 2.0 %",
