@@ -37,6 +37,11 @@ SUBCOMMANDS = {
         "DIR [--out FOLDER]",
         "certificate.html and .json of a run: what was tried, what came of it, what was not",
     ),
+    "export": SubCommand(
+        "rapidun.cli.export",
+        "RUN OUT [--merge]",
+        "the unlearned model as a folder that loads by itself, with tokenizer and model card",
+    ),
     "sweep": SubCommand(
         "rapidun.cli.sweep", "status|logs|collect|cancel|retry DIR", "look after a sweep, from any node"
     ),

@@ -83,7 +83,7 @@ def make_document(run: RunRecord, *, verified: Mapping[str, Any], in_sweep: int 
     document = {
         "format": FORMAT,
         "verdict": _verdict(said, damage),
-        "run": _of_run(run, stored),
+        "run": of_run(run, stored),
         "forgotten": sources.forgotten(run, of_facts=facts),
         "chosen": sources.chosen(run),
         "tried": [_try(one) for one in tries],
@@ -147,7 +147,8 @@ def _verdict(said: Verdict, damage: kept.Kept) -> dict[str, Any]:
     }
 
 
-def _of_run(run: RunRecord, stored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def of_run(run: RunRecord, stored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Its name and seed, what it was made from and with. Args: stored: its artifacts (sources.py)."""
     made = {one["link"]: one for one in stored}
     unlearning = made.get("unlearning") or {}
     return {
