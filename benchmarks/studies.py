@@ -6,8 +6,10 @@
 
 A study is docs/studies/NAME.md (question and rule, committed before any number), NAME.json (cells, metrics and budget,
 read here) and NAME.csv (one line a finished cell). `collect` reads each cell's evidence first (`rapidun verify`) and
-takes no cell whose numbers do not follow from what is stored. Differences are paired with the baseline by the study's
-pairs (seed, world); their 95 % intervals are Student's t below ten pairs, the BCa bootstrap from ten on.
+takes no cell whose numbers do not follow from what is stored. A run that ended with its weights (`stages=[...,mapping]`)
+is taken where these are the baseline's, byte for byte: its training would be the baseline's. Differences are paired with
+the baseline by the study's pairs (seed, world); their 95 % intervals are Student's t below ten pairs, the BCa bootstrap
+from ten on.
 """
 
 import argparse
@@ -131,6 +133,13 @@ def collect(study: Study, sweep: Path) -> tuple[int, list[str]]:
         settings = read_settings(run)
         group, arm = (label_of(labels, settings) for labels in (study.groups, study.arms))
         missing = [name for name in study.metrics if name not in result]
+        if group is not None and arm is not None and missing and not ledger.faults:
+            twin = same_weights(study, lines, run, group, settings)
+            if twin is not None:
+                line = {**twin, "arm": arm}
+                lines[key_of(study, line)] = line
+                taken += 1
+                continue
         if ledger.faults or group is None or arm is None or missing:
             why = ledger.faults or [f"lacks {', '.join(missing)}" if missing else "no cell of this study"]
             refused.append(f"{run.name}: {why[0]}")
@@ -144,6 +153,18 @@ def collect(study: Study, sweep: Path) -> tuple[int, list[str]]:
         taken += 1
     write_lines(study, lines)
     return taken, refused
+
+
+def same_weights(study: Study, lines: Lines, run: Path, group: str, settings: dict[str, Any]) -> dict[str, str] | None:
+    """The baseline's line of the same group and pair, where a run that ended with its weights came to the same ones.
+
+    Training from the same bytes gives the same bytes. Weights that are renewed while training goes on are others.
+    """
+    pair = tuple(str(at(settings, key)) for key in study.pairs)
+    line = lines.get((group, study.baseline, *pair))
+    digest = weights_digest(run)
+    renewed = at(settings, "mapping.method") == "loreun_dynamic"
+    return line if line is not None and digest and digest == line[WEIGHTS] and not renewed else None
 
 
 def label_of(labels: Mapping[str, Mapping[str, Any]], settings: dict[str, Any]) -> str | None:

@@ -147,6 +147,35 @@ def test_finished_cells_are_taken_with_their_evidence_and_damaged_ones_are_not(s
     assert studies.read_lines(study) == {}
 
 
+def test_a_run_that_came_to_the_baselines_weights_needs_no_training(studies, tmp_path):
+    sweep, store = tmp_path / "sweep", f"store_dir={tmp_path / 'store'}"
+    for name, more in (("one", ["mapping=uniform"]), ("two", ["mapping=recommended"])):
+        rapidun.run([
+            "debug=fast", "resources.num_threads=1", "stages=[data,poison,influence,mapping]", "seed=1", store,
+            f"run_dir={sweep / name}", *more,
+        ])  # fmt: skip
+    arms = {"uniform": {"mapping.method": "uniform"}, "other": {"mapping.method": "recommended"}}
+    spec = SPEC | {"arms": arms}
+    (studies.STUDIES / "small.json").write_text(json.dumps(spec))
+    study = studies.read_study("small")
+    # without the baseline's numbers there is nothing to take
+    taken, refused = studies.collect(study, sweep)
+    assert taken == 0 and len(refused) == 2 and "lacks recovered" in refused[0]
+    digest = studies.weights_digest(sweep / "two")
+    base = {
+        "group": "clean", "arm": "uniform", "seed": "1", "recovered": "0.5", "asr_seen": "0.1", "ppl_clean": "3",
+        "before.ppl_clean": "3", "seconds": "1", "weights_sha256": digest,
+    }  # fmt: skip
+    studies.write_lines(study, {studies.key_of(study, base): base})
+    # six rows are too few for a split: recommended is uniform
+    assert studies.weights_digest(sweep / "one") == digest
+    taken, _ = studies.collect(study, sweep)
+    assert studies.read_lines(study)["clean", "other", "1"] == base | {"arm": "other"}
+    # other weights are no twin
+    studies.write_lines(study, {studies.key_of(study, base): base | {"weights_sha256": "0123"}})
+    assert studies.collect(study, sweep)[0] == 0
+
+
 def test_results_are_what_the_committed_data_gives():
     """docs/RESULTS.md and docs/studies, as they stand."""
     spec = importlib.util.spec_from_file_location("studies_as_committed", ROOT / "benchmarks" / "studies.py")
