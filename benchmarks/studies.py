@@ -6,8 +6,8 @@
 
 A study is docs/studies/NAME.md (question and rule, committed before any number), NAME.json (cells, metrics and budget,
 read here) and NAME.csv (one line a finished cell). `collect` reads each cell's evidence first (`rapidun verify`) and
-takes no cell whose numbers do not follow from what is stored. A run that ended with its weights (`stages=[...,mapping]`)
-is taken where these are the baseline's, byte for byte: its training would be the baseline's. Differences are paired with
+takes no cell whose numbers do not follow from what is stored. A run that ended with its weights (stages=[...,mapping])
+is taken where these are the baseline's, byte for byte: it would repeat its training. Differences are paired with
 the baseline by the study's pairs (seed, world); their 95 % intervals are Student's t below ten pairs, the BCa bootstrap
 from ten on.
 """

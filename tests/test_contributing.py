@@ -49,12 +49,14 @@ def follow(title: str, project: Path) -> set[str]:
     return touched
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One copy, where each recipe is followed beside the others; what is compiled comes along."""
+    folder = tmp_path_factory.mktemp("project")
     for name in ("rapidun", "conf", "hydra_plugins"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(ROOT / "sweep.py", tmp_path / "sweep.py")
-    return tmp_path
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copyfile(ROOT / "sweep.py", folder / "sweep.py")
+    return folder
 
 
 def run(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -109,8 +111,15 @@ def test_a_stage(project: Path) -> None:
 
 
 def test_a_metric(project: Path) -> None:
-    """The closing table has its row; result.json has it before and after."""
+    """The closing table has its row; result.json has it before and after, whatever the store held."""
+    assert run(project, *FAST, "run_dir=before").returncode == 0
     assert len(follow("A metric", project)) == 2
+    stage = project / "rapidun" / "stages" / "evaluation" / "recipe.py"
+    assert "by one" in recipe("A metric") and str(stage.relative_to(project)) in recipe("A metric")
+    code = stage.read_text(encoding="utf-8")
+    raised = re.sub(r'(versions=\{"evaluation": )(\d+)', lambda found: f"{found[1]}{int(found[2]) + 1}", code)
+    assert raised != code
+    stage.write_text(raised, encoding="utf-8")
     done = run(project, *FAST, "run_dir=out")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((project / "out" / "result.json").read_text())
