@@ -1,6 +1,5 @@
 """Composing and checking a run: every file of conf/, faults in files, sweeps, cell names."""
 
-import time
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ NEEDS = {
     "poison=none": ["model.path=model"],
     "poison=lora": ["model.path=model"],
     "experiment=dolly_smollm2": ["data.dir=pack"],
+    "experiment=study_weights_smollm2": ["data.dir=pack"],
 }
 CHOICES = [f"{group}={name}" for group, names in config_groups().items() for name in names]
 
@@ -433,8 +433,14 @@ def test_a_sweep_name_is_a_plain_file_name() -> None:
     assert len(sweep_name([f"name={'x' * 500}"])) <= 80
 
 
-def test_composing_500_cells_takes_seconds() -> None:
-    start = time.perf_counter()
+def test_hydra_composes_once_for_500_cells_that_differ_in_values_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 80 ms each time (benchmarks/composition.py)."""
+    asked = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        asked.append(args)
+        return compose(*args, **kwargs)
+
+    monkeypatch.setattr("rapidun.config.compose.compose", counted)
     assert len(compose_cells(["seed=range(50)", "mapping.tau_f=range(0.1,1.05,0.1)"])) == 500
-    # Hydra took 40 s, 80 ms for each cell
-    assert time.perf_counter() - start < 8
+    assert 1 <= len(asked) <= 3
