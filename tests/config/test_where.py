@@ -1,7 +1,5 @@
 """Expressions that choose cells: what they may say, and that nothing else gets through."""
 
-import time
-
 import pytest
 
 from rapidun.base.errors import ConfigError
@@ -108,8 +106,6 @@ def test_a_wrong_expression_is_one_clear_fault(expression: str, words: list[str]
     ],
 )
 def test_nothing_but_keys_and_arithmetic_gets_through(expression: str) -> None:
-    start = time.perf_counter()
     with pytest.raises(ConfigError):
         holds(expression)
-    assert time.perf_counter() - start < 1.0
     assert config().stages == ["data", "poison"]
