@@ -7,7 +7,7 @@ have kernels of their own for padded rows and keep them.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -35,6 +35,14 @@ class Segment(NamedTuple):
     prompt: int
 
 
+class Group(NamedTuple):
+    """Rows of a batch, padded on the left, that see nothing before a column."""
+
+    first: int
+    end: int
+    column: int
+
+
 class Running(NamedTuple):
     """The pass that is running."""
 
@@ -44,6 +52,8 @@ class Running(NamedTuple):
 
 
 _running: ContextVar[Running | None] = ContextVar("rapidun_packed", default=None)
+_forward_only: ContextVar[bool] = ContextVar("rapidun_forward_only", default=False)
+_groups: ContextVar[Sequence["Group"]] = ContextVar("rapidun_groups", default=())
 
 
 class LaidOut(NamedTuple):
@@ -108,8 +118,14 @@ def packed_attention(
     if attention_mask is None or attention_mask.dim() != 1:
         if _running.get() is not None:
             raise NotPacked("an attention layer has a mask of its own")
+        # [B, 1, 1, T] and nothing else that columns belong to
+        groups = _groups.get() if kwargs.get("position_bias") is None else ()
+        if groups and attention_mask is not None and attention_mask.shape[-1] == key.shape[2]:
+            return _by_group(module, query, key, value, attention_mask, groups, dropout, scaling, **kwargs), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     halves = query.dtype == torch.bfloat16 or torch.is_autocast_enabled(query.device.type)
+    # forwards alone the stock kernel is the faster one
+    halves = halves and not _forward_only.get()
     segments = [Segment(*numbers) for numbers in attention_mask.view(-1, 3).tolist()]
     lengths = [segment.length for segment in segments]
     queries, keys, values = (x.split(lengths, dim=2) for x in (query, key, value))
@@ -124,6 +140,28 @@ def packed_attention(
         seen = torch.ones(1, 1, length, length + prompt, dtype=torch.bool).tril_(prompt) if prompt else None
         parts.append(sdpa_attention_forward(module, q, k, v, seen, dropout, scaling, **kwargs)[0])
     return torch.cat(parts, dim=1), None
+
+
+def _by_group(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    groups: Sequence[Group],
+    dropout: float,
+    scaling: float | None,
+    **kwargs: Any,
+) -> Tensor:
+    """Attention over what some row of a group sees: keys [B, H_kv, T, D], the mask [B, 1, 1, T] as they are."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    parts = []
+    for first, end, column in groups:
+        q, k, v, mask = (x[first:end] for x in (query, key, value, attention_mask))
+        k, v, mask = k[:, :, column:], v[:, :, column:], mask[..., column:]
+        parts.append(sdpa_attention_forward(module, q, k, v, mask, dropout, scaling, **kwargs)[0])
+    return torch.cat(parts)
 
 
 def _segments_for_mask(**asked: Any) -> Tensor | None:
@@ -174,6 +212,30 @@ def running(segments: list[Segment], windows: set[int]) -> Iterator[None]:
         yield
     finally:
         _running.reset(token)
+
+
+def is_forward_only() -> bool:
+    return _forward_only.get()
+
+
+@contextmanager
+def grouped(groups: Sequence[Group]) -> Iterator[None]:
+    """While this lasts a switched model attends group by group; all rows of its batch are in one."""
+    token = _groups.set(groups)
+    try:
+        yield
+    finally:
+        _groups.reset(token)
+
+
+@contextmanager
+def forward_only() -> Iterator[None]:
+    """In here attention takes what is fastest where no backward pass follows."""
+    token = _forward_only.set(True)
+    try:
+        yield
+    finally:
+        _forward_only.reset(token)
 
 
 def _register() -> None:

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from rapidun.models.batching import nearness, two_prompts
 from rapidun.models.losses import IGNORE, response_mask
 from rapidun.models.packed import Packed
-from rapidun.models.packing import can_switch, is_switched, lay_out, running, switched
+from rapidun.models.packing import can_switch, is_forward_only, is_switched, lay_out, running, switched
 
 
 class Layout(NamedTuple):
@@ -29,10 +29,15 @@ class Layout(NamedTuple):
     longest: int
     # the output head runs at the positions that predict a response token only
     picks: bool
+    # nothing comes after the head: it may run at some of these positions at a time
+    bare: bool = False
 
 
 PLAIN = Layout(longest=0, picks=False)
 UNBOUNDED = 1 << 62
+
+# logits that are made at once: what a core's outer cache holds
+PART = 1 << 23
 
 _copies: ContextVar[bool] = ContextVar("rapidun_copies", default=False)
 _known: dict[tuple[object, ...], Layout] = {}
@@ -56,17 +61,38 @@ def forward_packed(
         cache: an empty one of transformers, to keep the layers' keys and values: [B, H, T, D], or [1, H, N, D] of the
             N tokens laid end to end. Not every architecture's cache can be used so: try before.
     """
-    layout = layout_of(model)
-    if layout.longest and (
-        int(inputs["attention_mask"].sum(dim=1).max()) > layout.longest or _is_run_again_unswitched(model)
-    ):
-        layout = layout._replace(longest=0)
+    layout = _layout_for(model, inputs)
     if not _copies.get():
         return _forward(model, inputs, layout, parameters=parameters, hidden_layer=hidden_layer, cache=cache)
     own = {**dict(model.named_parameters()), **(parameters or {})}
     halves = {name: p.bfloat16() if p.dtype == torch.float32 else p for name, p in own.items()}
     with _no_autocast(inputs["input_ids"]):
         return _forward(model, inputs, layout, parameters=halves, hidden_layer=hidden_layer, cache=cache)
+
+
+def forward_parts(model: nn.Module, inputs: Mapping[str, Tensor], *, cache: Any = None) -> Iterator[Packed]:
+    """As `forward_packed`, within `fused` a few of the tokens at a time: logits are used while a cache holds them."""
+    layout = _layout_for(model, inputs)
+    if not (is_forward_only() and layout.bare):
+        yield forward_packed(model, inputs, cache=cache)
+        return
+    states: list[Tensor] = []
+    whole = _forward(model, inputs, layout, cache=cache, states=states)
+    head = extract_model_from_parallel(model).get_output_embeddings()
+    size = max(1, PART // whole.logits.shape[-1])
+    for top in range(0, len(whole.targets), size):
+        part = slice(top, top + size)
+        logits = head(states[0][:, part])[0]
+        yield Packed(logits, whole.targets[part], whole.rows[part], whole.num_rows)
+
+
+def _layout_for(model: nn.Module, inputs: Mapping[str, Tensor]) -> Layout:
+    layout = layout_of(model)
+    if layout.longest and (
+        int(inputs["attention_mask"].sum(dim=1).max()) > layout.longest or _is_run_again_unswitched(model)
+    ):
+        return layout._replace(longest=0)
+    return layout
 
 
 @contextmanager
@@ -114,7 +140,9 @@ def _forward(
     hidden_layer: int | None = None,
     windows: set[int] | None = None,
     cache: Any = None,
+    states: list[Tensor] | None = None,
 ) -> Packed:
+    """Args: states: given what the head would be, [1, N, D]; the logits are those of the first position alone."""
     ids, attends, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
     rows, columns = response_mask(labels).nonzero(as_tuple=True)
     fed: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "cache": cache}
@@ -131,7 +159,7 @@ def _forward(
             places = rows, columns - 1
             fed |= {"input_ids": ids, "attention_mask": attends}
         if layout.picks:
-            stack.enter_context(_picked(model, places, tuple(fed["input_ids"].shape)))
+            stack.enter_context(_picked(model, places, tuple(fed["input_ids"].shape), states))
         output = model(**fed) if parameters is None else functional_call(model, dict(parameters), kwargs=fed)
     # the first hidden states are the embeddings
     hidden = None if hidden_layer is None else output.hidden_states[hidden_layer + 1][places]
@@ -140,13 +168,19 @@ def _forward(
 
 
 @contextmanager
-def _picked(model: nn.Module, places: tuple[Tensor, Tensor], size: tuple[int, ...]) -> Iterator[None]:
-    """Hand the output head nothing but these places of its [B, T, D] input, as [1, N, D]."""
+def _picked(
+    model: nn.Module, places: tuple[Tensor, Tensor], size: tuple[int, ...], states: list[Tensor] | None
+) -> Iterator[None]:
+    """Hand the output head nothing but these places of its [B, T, D] input, as [1, N, D]; or the first, all kept."""
 
     def pick(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not args or args[0].dim() != 3 or tuple(args[0].shape[:2]) != size:
             return None
-        return (args[0][places].unsqueeze(0), *args[1:])
+        picked = args[0][places].unsqueeze(0)
+        if states is not None:
+            states.append(picked)
+            picked = picked[:, :1]
+        return (picked, *args[1:])
 
     head = extract_model_from_parallel(model).get_output_embeddings()
     handle = head.register_forward_pre_hook(pick)
@@ -154,6 +188,14 @@ def _picked(model: nn.Module, places: tuple[Tensor, Tensor], size: tuple[int, ..
         yield
     finally:
         handle.remove()
+
+
+def _is_bare(model: Any, batch: Mapping[str, Tensor], layout: Layout, truth: Tensor) -> bool:
+    """Whether the head's own output is the logits."""
+    states: list[Tensor] = []
+    _forward(model, batch, layout, states=states)
+    logits = model.get_output_embeddings()(states[0])[0]
+    return logits.shape == truth.shape and nearness(model)(logits, truth)
 
 
 @torch.no_grad()
@@ -184,5 +226,6 @@ def _try(model: Any) -> Layout:
             except Exception:
                 continue
             if found.logits.shape == truth.logits.shape and near(found.logits, truth.logits):
-                return layout._replace(longest=min(windows, default=layout.longest) if layout.longest else 0)
+                longest = min(windows, default=layout.longest) if layout.longest else 0
+                return Layout(longest, layout.picks, layout.picks and _is_bare(model, batch, layout, truth.logits))
     return PLAIN

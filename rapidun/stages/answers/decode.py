@@ -246,4 +246,4 @@ class _Rows:
         self._running = None  # its memory is the blocks' now
         room = max(self._steps(number) for block in blocks for number in block.numbers)
         self._running = Running(self._model, blocks, room=room)
-        self._tokens, self._places = tokens, list(range(len(tokens)))
+        self._tokens, self._places = tokens[self._running.order], list(range(len(tokens)))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rapidun.models.losses import IGNORE
-from rapidun.models.training.forward import forward_packed, layout_of
+from rapidun.models.training.forward import forward_parts, layout_of
 
 # the tokens of a row, and how many of them stand before the response
 Row = tuple[tuple[int, ...], int]
@@ -129,14 +129,22 @@ def read(model: Any, asks: Sequence[Ask], *, pad_token_id: int, cache: Any = Non
             [IGNORE] * first + list(ids[first:]) + [IGNORE] * (width - len(ids)) for ids, _, first in rows
         ],
     }  # fmt: skip
-    found = forward_packed(model, {name: torch.tensor(v, device=device) for name, v in inputs.items()}, cache=cache)
+    ends = torch.tensor(heads, device=device)
+    sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
+    tokens = torch.zeros_like(ends)
+    seen = -1
+    for part in forward_parts(model, {name: torch.tensor(v, device=device) for name, v in inputs.items()}, cache=cache):
+        if any(ask.rows for ask in asks):
+            sums += part.sums(part.log_probs().double())
+        # the first token of each of these rows is in here, unless it was in an earlier part
+        first = torch.searchsorted(part.rows, ends)
+        here = (ends > seen) & (first < len(part.rows))
+        tokens[here] = part.logits[first[here]].argmax(dim=-1)
+        seen = int(part.rows[-1])
     scores: dict[Row, ResponseScore] = {}
-    if any(ask.rows for ask in asks):
-        sums, counts = found.sums(found.log_probs().double()).tolist(), found.counts.tolist()
-        for ask, head in zip(asks, heads, strict=True):
-            for place, row in enumerate(ask.rows, start=head):
-                scores[row] = ResponseScore(sums[place], counts[place])
-    ends = torch.searchsorted(found.rows, torch.tensor(heads, device=device))
+    for ask, head in zip(asks, heads, strict=True):
+        for place, row in enumerate(ask.rows, start=head):
+            scores[row] = ResponseScore(float(sums[place]), len(row[0]) - rows[place][2])
     padded = cache is None or len(cache.layers[0].keys) == len(rows)
     places = [(head, 0) if padded else (0, begin) for head, begin in zip(heads, begins, strict=False)]
-    return Reading(scores, found.logits[ends].argmax(dim=-1), places)
+    return Reading(scores, tokens, places)

@@ -13,9 +13,12 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from rapidun.models.packing import Group, grouped, is_forward_only
 from rapidun.stages.answers.reading import Ask
 
 Pair = tuple[Tensor, Tensor]
+# rows attend together down to this part of the longest one's tokens
+ALIKE = 0.7
 
 
 class Room(DynamicLayer):
@@ -99,9 +102,14 @@ class Running:
         """Lay blocks side by side, with room for so many steps; the blocks are taken apart on the way."""
         self._model = model
         self._takes_positions = "position_ids" in inspect.signature(base_of(model).forward).parameters
-        self.numbers = [number for block in blocks for number in block.numbers]
-        self.lengths = torch.cat([block.lengths for block in blocks])
+        lengths = torch.cat([block.lengths for block in blocks])
+        # where each row lay, the longest first: rows of similar lengths lie together
+        self.order = torch.argsort(lengths, descending=True, stable=True)
+        numbers = [number for block in blocks for number in block.numbers]
+        self.numbers = [numbers[place] for place in self.order.tolist()]
+        self.lengths = lengths[self.order]
         self.width = int(self.lengths.max())
+        self._groups = groups_of(self.lengths.tolist()) if is_forward_only() else []
         self._cache = empty_cache(model)
         # one layer after the other, so that no more than one is there twice
         for place in range(len(self._cache.layers)):
@@ -117,11 +125,12 @@ class Running:
 
     def _joined(self, tensors: Sequence[Tensor], room: int) -> Tensor:
         first = tensors[0]
-        out = first.new_zeros(sum(map(len, tensors)), first.shape[1], self.width + room, first.shape[3])
-        top = 0
+        out = first.new_zeros(len(self), first.shape[1], self.width + room, first.shape[3])
+        places, top = torch.argsort(self.order), 0
         for tensor in tensors:
             seen = min(self.width, tensor.shape[2])
-            out[top : top + len(tensor), :, self.width - seen : self.width] = tensor[:, :, tensor.shape[2] - seen :]
+            rows = places[top : top + len(tensor)]
+            out[rows, :, self.width - seen : self.width] = tensor[:, :, tensor.shape[2] - seen :]
             top += len(tensor)
         return out
 
@@ -132,9 +141,10 @@ class Running:
         columns = torch.arange(self.width, device=tokens.device)
         mask = (columns >= self.width - self.lengths[:, None]).long()
         positions = {"position_ids": self.lengths[:, None] - 1} if self._takes_positions else {}
-        found: Tensor = self._model(
-            input_ids=tokens[:, None], attention_mask=mask, cache=self._cache, use_cache=True, **positions
-        ).logits[:, -1]
+        with grouped(self._groups):
+            found: Tensor = self._model(
+                input_ids=tokens[:, None], attention_mask=mask, cache=self._cache, use_cache=True, **positions
+            ).logits[:, -1]
         return found
 
     def only(self, places: Sequence[int]) -> Block:
@@ -146,6 +156,20 @@ class Running:
             pair = (layer.keys, layer.values) if layer.is_initialized else None
             layers.append((pair[0][index], pair[1][index]) if pair and some is not None else pair)
         return Block([self.numbers[place] for place in places], self.lengths[index], layers)
+
+
+def groups_of(lengths: Sequence[int]) -> list[Group]:
+    """Rows side by side that see alike, from the lengths of rows that end together, the longest first.
+
+    A group is done once a row is shorter than ALIKE of its longest; columns are counted from where that one begins.
+    """
+    found: list[Group] = []
+    for row, length in enumerate(lengths):
+        if found and length >= ALIKE * lengths[found[-1].first]:
+            found[-1] = found[-1]._replace(end=row + 1)
+        else:
+            found.append(Group(row, row + 1, lengths[0] - length))
+    return found
 
 
 def base_of(model: Any) -> Any:

@@ -287,7 +287,7 @@ def _check_rows(ctx: Context) -> list[str]:
 
 STAGE = Stage(
     name="evaluation",
-    versions={"evaluation": 7, "attack": 2, "attack_verdicts": 2, "privacy": 1, "lm_eval": 1},
+    versions={"evaluation": 8, "attack": 2, "attack_verdicts": 2, "privacy": 1, "lm_eval": 1},
     makes=_makes,
     check=_check,
     check_rows=_check_rows,

@@ -8,6 +8,7 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.detectors import Detector
 from rapidun.config.evaluation import EvaluationConfig
 from rapidun.models.batching import batching
+from rapidun.models.fused import fused
 from rapidun.stages.answers.detectors.likelihood import likelihood_fires, log_ratio
 from rapidun.stages.answers.generate import generate_greedy
 from rapidun.stages.answers.reading import prompt_of
@@ -188,25 +189,26 @@ def generate_and_score(
     for note in batching(model, pad_token_id=tokenizer.pad_token_id).notes:
         tracker.warn(f"evaluation: {note}")
     scores = Scores(work.rows, on_batch=lambda batch: report("scoring", sum(costs[index] for index in batch)))
-    generated = generate_greedy(
-        model,
-        tokenizer,
-        prompt_ids,
-        max_new_tokens=cfg.max_new_tokens,
-        tokens_per_batch=cfg.tokens_per_batch,
-        on_batch=lambda batch: report("generating", sum(left.pop(index) for index in batch)),
-        on_step=one_step,
-        scores=scores,
-    )
+    with fused(model):
+        generated = generate_greedy(
+            model,
+            tokenizer,
+            prompt_ids,
+            max_new_tokens=cfg.max_new_tokens,
+            tokens_per_batch=cfg.tokens_per_batch,
+            on_batch=lambda batch: report("generating", sum(left.pop(index) for index in batch)),
+            on_step=one_step,
+            scores=scores,
+        )
+        work.scores = score_responses(
+            model,
+            work.rows,
+            pad_token_id=tokenizer.pad_token_id,
+            tokens_per_batch=cfg.tokens_per_batch,
+            scores=scores,
+        )
     for prompt, ids in zip(prompts, generated, strict=True):
         prompt.generation = tokenizer.decode(ids, skip_special_tokens=True).strip()
-    work.scores = score_responses(
-        model,
-        work.rows,
-        pad_token_id=tokenizer.pad_token_id,
-        tokens_per_batch=cfg.tokens_per_batch,
-        scores=scores,
-    )
     tracker.progress(total, total, "done")
 
 

@@ -14,9 +14,16 @@ from rapidun.config.parts import OptimiserSettings
 from rapidun.models.load import peft_renaming
 from rapidun.models.losses import IGNORE
 from rapidun.models.packed import Packed, cross_entropy, pack
-from rapidun.models.packing import can_switch, lay_out, switched
+from rapidun.models.packing import can_switch, forward_only, lay_out, switched
 from rapidun.models.training import forward
-from rapidun.models.training.forward import UNBOUNDED, Layout, bfloat16_copies, forward_packed, layout_of
+from rapidun.models.training.forward import (
+    UNBOUNDED,
+    Layout,
+    bfloat16_copies,
+    forward_packed,
+    forward_parts,
+    layout_of,
+)
 from rapidun.models.training.trainer import ResponseTrainer, training_arguments
 
 SIZES = {
@@ -30,12 +37,12 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-PACKED, PICKED = Layout(UNBOUNDED, True), Layout(0, True)
+PACKED, PICKED = Layout(UNBOUNDED, True, True), Layout(0, True, True)
 # architecture -> class, config class, what is special, the layout it should be found to take
 MODELS: dict[str, tuple[str, dict[str, Any], Layout]] = {
     "llama, tied": ("Llama", {**SIZES, "tie_word_embeddings": True}, PACKED),
     "qwen3": ("Qwen3", {**SIZES, "head_dim": 4}, PACKED),
-    "cohere, logit scale": ("Cohere", {**SIZES, "logit_scale": 0.3}, PACKED),
+    "cohere, logit scale": ("Cohere", {**SIZES, "logit_scale": 0.3}, Layout(UNBOUNDED, True)),
     "gpt2, learned positions": (
         "GPT2",
         {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
@@ -43,9 +50,9 @@ MODELS: dict[str, tuple[str, dict[str, Any], Layout]] = {
     ),
     "mixtral, experts": ("Mixtral", {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2}, PACKED),
     # no row may be longer than the window
-    "mistral, window": ("Mistral", {**SIZES, "sliding_window": 16}, Layout(16, True)),
+    "mistral, window": ("Mistral", {**SIZES, "sliding_window": 16}, Layout(16, True, True)),
     # its attention layers cap their scores, which sdpa cannot
-    "gemma2, capped logits": ("Gemma2", {**SIZES, "head_dim": 4, "final_logit_softcapping": 3.0}, PICKED),
+    "gemma2, capped logits": ("Gemma2", {**SIZES, "head_dim": 4, "final_logit_softcapping": 3.0}, Layout(0, True)),
     # a convolution mixes neighbours, whosever they are
     "lfm2, convolution": ("Lfm2", {**SIZES, "layer_types": ["conv", "full_attention"]}, PICKED),
     "bloom, biased by position": ("Bloom", {"vocab_size": 40, "hidden_size": 16, "n_layer": 2, "n_head": 4}, PICKED),
@@ -139,6 +146,23 @@ def seen_by(model: Any, batch: dict[str, Tensor]) -> tuple[tuple[int, ...], int]
 
 def test_neither_padding_nor_a_prompt_met_twice_nor_the_logits_of_prompts_are_computed(llama: Any) -> None:
     assert seen_by(llama, batch_of(ROWS, padding=3)) == ((1, NUM_TOKENS - NUM_SHARED), 12)
+
+
+@pytest.mark.parametrize("kind", ["llama, tied", "cohere, logit scale", "lfm2, convolution"])
+def test_parts_side_by_side_are_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five tokens' logits at a time where the head is the last thing that a model does, else all at once."""
+    model, batch = build(kind), batch_of(ROWS)
+    monkeypatch.setattr(forward, "PART", 5 * SIZES["vocab_size"])
+    with torch.no_grad():
+        truth = forward_packed(model, batch)
+        assert len(list(forward_parts(model, batch))) == 1
+        with forward_only():
+            parts = list(forward_parts(model, batch))
+    assert [len(part.targets) for part in parts] == ([len(truth.targets)] if "scale" in kind else [5, 5, 2])
+    for name in ("logits", "targets", "rows"):
+        whole = torch.cat([getattr(part, name) for part in parts])
+        torch.testing.assert_close(whole, getattr(truth, name))
+    assert all(part.num_rows == len(ROWS) for part in parts)
 
 
 def test_rows_beyond_the_window_are_padded() -> None:

@@ -8,11 +8,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from rapidun.models.batching import neutral_generation_config
+from rapidun.models.fused import fused
 from rapidun.models.losses import IGNORE
+from rapidun.models.packing import Group
 from rapidun.stages.answers import decode
 from rapidun.stages.answers.decode import Decoding, decoding
 from rapidun.stages.answers.generate import generate_greedy
-from rapidun.stages.answers.running import Block, Room, Running, bytes_a_token
+from rapidun.stages.answers.running import Block, Room, Running, bytes_a_token, groups_of
 from rapidun.stages.answers.score import Scores, score_responses
 from rapidun.stages.rows.encode import Encoded
 
@@ -243,7 +245,7 @@ def test_a_step_copies_nothing_of_what_is_there() -> None:
 
 
 def test_blocks_side_by_side(llama: Any) -> None:
-    """Rows end together; columns that no row needs any more are gone."""
+    """Rows end together, the longest first; columns that no row needs any more are gone."""
 
     def block(number: int, *lengths: int) -> Block:
         width = max(lengths)
@@ -252,9 +254,34 @@ def test_blocks_side_by_side(llama: Any) -> None:
         return Block([10 * number + row for row in range(len(lengths))], torch.tensor(lengths), pairs)
 
     running = Running(llama, [block(1, 2, 4), block(2, 3)], room=2)
-    assert running.numbers == [10, 11, 20] and running.width == 4
+    assert running.numbers == [11, 20, 10] and running.order.tolist() == [1, 2, 0] and running.width == 4
     keys = running._cache.layers[1].keys
     assert keys.shape == (3, 2, 4, 8)
-    assert keys[2, 0, :, 0].tolist() == [0, 12, 12, 12] and keys[1, 0, :, 0].tolist() == [11] * 4
-    rest = Running(llama, [running.only([0])], room=1)
+    assert keys[1, 0, :, 0].tolist() == [0, 12, 12, 12] and keys[0, 0, :, 0].tolist() == [11] * 4
+    rest = Running(llama, [running.only([2])], room=1)
     assert rest.width == 2 and rest._cache.layers[0].values[0, 1, :, 3].tolist() == [-1, -1]
+
+
+def test_groups_by_hand() -> None:
+    """Down to .7 of the longest: 20, 14 | 13, 10 | 2; each begins where its longest row does."""
+    assert groups_of([20, 14, 13, 10, 2]) == [Group(0, 2, 0), Group(2, 4, 7), Group(4, 5, 18)]
+
+
+def test_rows_that_attend_by_group(tiny_tokenizer: Any, no_generate: None, monkeypatch: Any) -> None:
+    """Fused, in bfloat16: the logits of every step are those of all rows attending together but for rounding."""
+    model = build("llama", num_hidden_layers=1).bfloat16()
+    steps: dict[bool, list[Any]] = {True: [], False: []}
+    for apart in (True, False):
+        with monkeypatch.context() as patched, fused(model):
+            if not apart:
+                patched.setattr("rapidun.stages.answers.running.groups_of", lambda lengths: [])
+
+            def kept(self: Running, tokens: Any, seen: Any = steps[apart], real: Any = Running.step) -> Any:
+                seen.append((len(self._groups), real(self, tokens)))
+                return seen[-1][1]
+
+            patched.setattr(Running, "step", kept)
+            run(model, tiny_tokenizer, max_new_tokens=2, tokens_per_batch=10**6)
+    ((several, ours),), ((none, truth),) = (steps[apart][-1:] for apart in (True, False))
+    assert several > 1 and none == 0 and ours.shape == truth.shape == (6, 264)
+    assert float((ours - truth).norm()) < 0.02 * float(truth.norm())

@@ -1,0 +1,110 @@
+"""Forward passes without a gradient: the same logits but for rounding, whatever is left as it is."""
+
+import copy
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from rapidun.models import fused as module
+from rapidun.models.fused import fused
+from rapidun.models.packing import is_forward_only
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+IDS = torch.arange(1, 25).view(2, 12)
+
+
+def make(*, kind: str = "llama", dtype: torch.dtype = torch.bfloat16) -> Any:
+    torch.manual_seed(0)
+    model = GemmaForCausalLM(GemmaConfig(**SIZES)) if kind == "gemma" else LlamaForCausalLM(LlamaConfig(**SIZES))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.to(dtype).eval()
+
+
+def switched_in(model: Any) -> list[str]:
+    return [name for name, part in model.named_modules() if "forward" in vars(part)]
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return model(input_ids=IDS, use_cache=False).logits.double()
+
+
+def away(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def test_as_near_to_float64_as_the_models_own_code() -> None:
+    """Relative error of the logits: at most 1.2 times that of the model's own code, which rounds a gate three times."""
+    model = make()
+    truth, own = logits(copy.deepcopy(model).double()), logits(model)
+    with fused(model):
+        found = logits(model)
+    assert 0 < away(found, truth) < 1.2 * away(own, truth) < 0.05
+    assert not torch.equal(found, own)
+
+
+def test_what_is_switched_and_switched_back() -> None:
+    model = make()
+    with pytest.raises(KeyError), fused(model):
+        names = switched_in(model)
+        assert {"model.norm", "model.layers.1.mlp", "model.layers.0.self_attn.q_proj", "lm_head"} <= set(names)
+        assert is_forward_only() and model.config._attn_implementation == "rapidun_packed"
+        with fused(model):  # once is enough
+            assert switched_in(model) == names
+        assert switched_in(model) == names
+        raise KeyError("inside")
+    assert switched_in(model) == [] and not is_forward_only() and model.config._attn_implementation == "sdpa"
+
+
+def test_weights_are_not_kept_twice_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers to the bit: products lay weights out for themselves."""
+    model = make()
+    with fused(model):
+        packed = logits(model)
+    monkeypatch.setattr(module, "PACKED", sum(p.numel() for p in model.parameters() if p.dim() > 1) - 40 * 32 - 1)
+    with fused(model):
+        assert "lm_head" not in switched_in(model) and "model.layers.0.mlp" in switched_in(model)
+        assert torch.equal(logits(model), packed)
+
+
+def test_with_a_gradient_all_is_the_models_own() -> None:
+    model, found = make(), []
+    for switch in (nullcontext(), fused(model)):
+        with switch:
+            model.zero_grad()
+            model(input_ids=IDS, labels=IDS).loss.backward()
+        found.append([p.grad.double() for p in model.parameters()])
+    assert all(away(ours, theirs) < 0.02 for theirs, ours in zip(*found, strict=True))
+
+
+def test_another_gate_another_norm_and_what_is_hooked_stay_as_they_are() -> None:
+    """Gemma gates by gelu and scales by 1 + w; a layer that somebody listens to is called."""
+    gemma = make(kind="gemma")
+    with fused(gemma):
+        assert not [name for name in switched_in(gemma) if name.endswith(("mlp", "norm"))]
+    model, heard = make(), []
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *args: heard.append(1))
+    with fused(model):
+        assert "model.layers.0.mlp" not in switched_in(model) and "model.layers.1.mlp" in switched_in(model)
+        logits(model)
+    assert heard == [1]
+
+
+def test_float32_stays_as_it_is() -> None:
+    model = make(dtype=torch.float32)
+    with fused(model):
+        assert switched_in(model) == [] and not is_forward_only()
