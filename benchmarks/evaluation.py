@@ -9,8 +9,10 @@ an earlier commit); `generate`: transformers' own `generate` on the same prompts
 seconds, `ratio_cpu` that of the process's CPU seconds, which other work on the machine changes less. `parts`: CPU
 seconds of loading, of generating (with it, where an architecture lets rows lie end to end, the scores of responses to
 the same prompts), of what is scored after it, and the rest. `rows`: how many responses each kind of score needs, and
-their tokens. With `--after` the stage runs a second time, as after unlearning: detectors' rates are taken over.
-`same_generations`: the share of the earlier checkout's generations that are the same;
+their tokens. `work`: what went through the model, [passes, tokens] read, tokens scored, [steps, rows] decoded;
+`products`: CPU seconds of the matrix products alone that so many tokens need, in passes of --tokens-per-batch: what no
+evaluation of these tokens goes below. With `--after` the stage runs a second time, as after unlearning: detectors'
+rates are taken over. `same_generations`: the share of the earlier checkout's generations that are the same;
 `score_difference`: the largest difference of two mean log-probabilities of a token, nats.
 """
 
@@ -65,6 +67,61 @@ class Watch:
         return call
 
 
+def counted(module: Any, name: str, tell: Callable[..., None]) -> None:
+    """Let a function of a module or class tell of every call."""
+    function = getattr(module, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        found = function(*args, **kwargs)
+        tell(args, found)
+        return found
+
+    setattr(module, name, call)
+
+
+def count_work(work: dict[str, list[int]]) -> None:
+    """Count what is read, scored and decoded from now on; earlier checkouts may have other functions."""
+    try:
+        from rapidun.stages.answers import decode, running, score
+    except ImportError:
+        return
+
+    def add(name: str, *numbers: int) -> None:
+        work[name] = [a + b for a, b in zip(work.get(name, [0] * len(numbers)), numbers, strict=True)]
+
+    def has_read(args: tuple[Any, ...], found: Any) -> None:
+        add("read", 1, sum(ask.size for ask in args[1]))
+        add("scored", sum(one.num_tokens for one in found.scores.values()))
+
+    counted(decode, "read", has_read)
+    counted(score, "read", has_read)
+    counted(running.Running, "step", lambda args, found: add("decoded", 1, len(found)))
+
+
+def products(model: Any, work: dict[str, list[int]], *, budget: int) -> float:
+    """CPU seconds of the model's matrix products over these tokens, weights as they are."""
+    import torch
+
+    def once(layer: Any, rows: int) -> float:
+        x = torch.zeros(rows, layer.in_features, dtype=layer.weight.dtype)
+        costs = []
+        for _ in range(3):
+            start = time.process_time()
+            layer(x)
+            costs.append(time.process_time() - start)
+        return min(costs)
+
+    head = model.get_output_embeddings()
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    steps, rows = work["decoded"]
+    with torch.no_grad():
+        # a few hundred rows of logits are faster than thousands
+        found = work["scored"][0] / 256 * once(head, 256) + work["read"][1] / budget * sum(
+            once(layer, budget) for layer in layers
+        )
+        return found + steps * sum(once(layer, max(rows // steps, 1)) for layer in [*layers, head])
+
+
 def count(rows: list[Any]) -> list[int]:
     return [len(rows), sum(len(row.input_ids) for row in rows)]
 
@@ -76,6 +133,8 @@ def evaluate(options: argparse.Namespace, cfg: Any, out: Path) -> dict[str, Any]
     from rapidun.stages.evaluation import stage, work
 
     watch = Watch()
+    done: dict[str, list[int]] = {}
+    count_work(done)
     work.generate_greedy = watch.timed("generate", work.generate_greedy)
     work.score_responses = watch.timed("score", work.score_responses)
     stage.perplexity_places = watch.asked("perplexity", stage.perplexity_places)
@@ -103,14 +162,22 @@ def evaluate(options: argparse.Namespace, cfg: Any, out: Path) -> dict[str, Any]
         "cpu_seconds": cpu,
         "parts": {**watch.parts, "rest": cpu - sum(watch.parts.values())},
         "rows": watch.rows,
+        "work": done,
         "prompts": [list(prompt) for prompt in prompts],
         "generated": generated,
         "scores": [score.mean for score in watch.kept["score"][1]],
     }
 
 
-def plain(options: argparse.Namespace, prompts: list[list[int]], *, max_new_tokens: int, budget: int) -> dict[str, Any]:
-    """transformers' `generate`, rows of similar lengths together; returns its cost."""
+def plain(
+    options: argparse.Namespace,
+    prompts: list[list[int]],
+    work: dict[str, list[int]],
+    *,
+    max_new_tokens: int,
+    budget: int,
+) -> dict[str, Any]:
+    """transformers' `generate`, rows of similar lengths together; returns its cost, and that of the products alone."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -134,7 +201,7 @@ def plain(options: argparse.Namespace, prompts: list[list[int]], *, max_new_toke
                 pad_token_id=pad,
             )
     seconds, cpu = (after - before for after, before in zip(clock(), start, strict=True))
-    return {"seconds": seconds, "cpu_seconds": cpu}
+    return {"seconds": seconds, "cpu_seconds": cpu, "products": products(model, work, budget=budget)}
 
 
 def child(options: argparse.Namespace) -> None:
@@ -145,7 +212,13 @@ def child(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     if side == "generate":
         asked = json.loads(options.prompts.read_text())
-        found = plain(options, asked, max_new_tokens=options.max_new_tokens, budget=options.tokens_per_batch)
+        found = plain(
+            options,
+            asked["prompts"],
+            asked["work"],
+            max_new_tokens=options.max_new_tokens,
+            budget=options.tokens_per_batch,
+        )
     else:
         from rapidun.config.evaluation import EvaluationConfig
 
@@ -181,7 +254,7 @@ def start(side: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
     subprocess.run(command, check=True, env=env, cwd=folder, stdout=sys.stderr)
     found: dict[str, Any] = json.loads(out.read_text())
     if side == "ours":
-        (folder / "prompts.json").write_text(json.dumps(found["prompts"]))
+        (folder / "prompts.json").write_text(json.dumps({key: found[key] for key in ("prompts", "work")}))
     return found
 
 
@@ -226,6 +299,10 @@ def line(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
         if "parts" in runs[0]:
             names = runs[0]["parts"]
             shown["parts"] = {n: round(statistics.median(run["parts"][n] for run in runs), 2) for n in names}
+        if side == "ours":
+            shown["work"] = runs[0]["work"]
+        if "products" in runs[0]:
+            shown["products"] = round(statistics.median(run["products"] for run in runs), 2)
         if side != "ours":
             for name, key in (("ratio", "seconds"), ("ratio_cpu", "cpu_seconds")):
                 ratios = [mine[key] / theirs[key] for mine, theirs in zip(ours, runs, strict=True)]
