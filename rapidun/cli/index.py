@@ -89,7 +89,6 @@ def parser() -> Parser:
     top.add_argument("--per-row", type=count, default=0, metavar="M", help="also the best M queries of every row")
     top.add_argument("--tokens", type=count, default=0, metavar="M",
                      help="also tokens.json: a query's best M rows token by token, exact (needs --rows)")  # fmt: skip
-    top.add_argument("--rows", type=Path, metavar="FILE", help="the rows the index was made of, for --tokens")
     top.add_argument("--by", choices=["position", "loss"], default="position",
                      help="tokens: of the input, or of the response by their losses")  # fmt: skip
     return made
@@ -113,6 +112,10 @@ def _add_query(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--damping-factor", type=positive_float, metavar="X",
                       help="added to each eigenvalue, as a share of their mean in the layer "
                       f"(default {STAGE.damping_factor})")  # fmt: skip
+    verb.add_argument("--rerank", type=positive, metavar="N",
+                      help="score a query's best N rows again, by the gradients themselves (needs --rows)")  # fmt: skip
+    needed = "--rerank and --tokens" if verb.prog.endswith("top") else "--rerank"
+    verb.add_argument("--rows", type=Path, metavar="FILE", help=f"the rows the index was made of, for {needed}")
     verb.add_argument("--memory-gb", type=positive_float, default=1.0, help="for scoring, beside the model (default 1)")
     verb.add_argument("--drop-cache", action="store_true", help="keep what was read out of the system's file cache")
 
@@ -178,12 +181,14 @@ def _check_query(args: argparse.Namespace) -> None:
             "command line: need --precondition DIR with --damping-factor, got none. "
             f"See rapidun index {args.verb} --help"
         )
-    if args.verb != "top" or not args.tokens:
-        return
-    if args.precondition is not None:
+    tokens = args.verb == "top" and args.tokens
+    for option, given in (("--rerank", args.rerank), ("--tokens", tokens)):
+        if given and args.rows is None:
+            raise ConfigError(f"index {args.verb}: need the rows of the index for {option}, got none. Pass --rows FILE")
+    if args.verb == "score" and args.rows is not None and not args.rerank:
+        raise ConfigError("index score: need --rerank N with --rows, got none. Leave --rows out, or pass it")
+    if tokens and args.precondition is not None:
         raise ConfigError(
             "index top: need --tokens without --precondition (tokens.json splits exact scores of plain gradients), "
             "got both. Leave one of them out"
         )
-    if args.rows is None:
-        raise ConfigError("index top: need the rows of the index for --tokens, got none. Pass --rows FILE")

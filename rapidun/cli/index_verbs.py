@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rapidun.base.errors import ArtifactError, DataError
-from rapidun.base.files import sha256_file
+from rapidun.base.files import sha256_file, sha256_json
 from rapidun.cli.progress import Progress
 from rapidun.config.index import IndexSettings
 from rapidun.config.influence import InfluenceConfig, Precondition, Score
@@ -18,6 +18,7 @@ from rapidun.models.load import pick_device
 from rapidun.stages.influence.index.curvature import (
     TENSORS,
     check_fits,
+    factors_fingerprint,
     fit_factors,
     fit_recipe,
     is_fitted,
@@ -35,9 +36,10 @@ from rapidun.stages.influence.index.manifest import (
     new_recipe,
     open_manifest,
 )
-from rapidun.stages.influence.index.output import write_scores, write_top
+from rapidun.stages.influence.index.output import Ranked, Rerank, write_ranked, write_scores, write_top
 from rapidun.stages.influence.index.reader import Index
-from rapidun.stages.influence.index.score import stream_scores
+from rapidun.stages.influence.index.rerank import rerank
+from rapidun.stages.influence.index.score import TopRows, stream_scores
 from rapidun.stages.influence.index.verify import drop_damaged
 from rapidun.stages.influence.index.workers import run_workers
 from rapidun.stages.influence.index.writer import Vectors, build_shards
@@ -46,6 +48,7 @@ from rapidun.stages.influence.tokenwise import write_tokens
 from rapidun.stages.rows.cuts import Cuts, cut_warning
 from rapidun.stages.rows.records import Record, read_records
 
+RERANKED = "reranked.jsonl"
 MEND = "Build the index with another --max-length to keep more"
 
 
@@ -165,18 +168,31 @@ def _fit(args: argparse.Namespace) -> int:
 
 def _score(args: argparse.Namespace) -> int:
     check_room_for(args.out)
-    index, query, _ = _query(args)
-    write_scores(_stream(args, index, query.vectors), index, query.ids, args.out)
+    records = _indexed_records(args) if args.rerank else []
+    index, query, rows = _query(args)
+    blocks = _stream(args, index, query.vectors)
+    best = TopRows(len(query.ids), min(args.rerank or 1, index.num_rows))
+    # of an earlier run: these scores are not its own
+    (args.out / RERANKED).unlink(missing_ok=True)
+    write_scores(best.watch(blocks) if args.rerank else blocks, index, query.ids, args.out)
     print(f"{args.out / 'scores.npy'}: {index.num_rows} rows, {len(query.ids)} queries, {_kind(args)}")
+    if args.rerank:
+        ranked = _rerank(args, index, rows, records)(best.results())
+        write_ranked(ranked, index, query.ids, args.out / RERANKED)
+        print(f"{args.out / RERANKED}: {_reranked(args, index)}")
     return 0
 
 
 def _top(args: argparse.Namespace) -> int:
     check_room_for(args.out)
-    records = _indexed_records(args) if args.tokens else []
+    records = _indexed_records(args) if args.tokens or args.rerank else []
     index, query, rows = _query(args)
-    best = write_top(_stream(args, index, query.vectors), index, query.ids, args.out, k=args.k, per_row=args.per_row)
-    print(f"{args.out / 'top.jsonl'}: the best {min(args.k, index.num_rows)} of {index.num_rows} rows, {_kind(args)}")
+    again = {"rerank": _rerank(args, index, rows, records), "num_reranked": args.rerank} if args.rerank else {}
+    best = write_top(
+        _stream(args, index, query.vectors), index, query.ids, args.out, k=args.k, per_row=args.per_row, **again
+    )
+    shown = f"the best {min(args.k, index.num_rows)} of {index.num_rows} rows, {_kind(args)}"
+    print(f"{args.out / 'top.jsonl'}: {shown}{f'; {_reranked(args, index)}' if args.rerank else ''}")
     if args.tokens:
         encoded = rows.encode(rows.records)
         target = index.manifest.recipe["source"]["response"]
@@ -184,7 +200,7 @@ def _top(args: argparse.Namespace) -> int:
         for number in range(len(query.ids)):
             query_row = encoded[number]
             assert query_row is not None  # else it was refused
-            found = [records[row] for row, _ in best.result(number)[: args.tokens]]
+            found = [records[one.row] for one in best[number][: args.tokens]]
             trained = zip(found, rows.encode(found, response=target), strict=True)
             known = [(record.id, row) for record, row in trained if row is not None]
             pairs.append((query.ids[number], query_row, [name for name, _ in known], [row for _, row in known]))
@@ -200,6 +216,42 @@ def _top(args: argparse.Namespace) -> int:
         )
         print(f"{args.out / 'tokens.json'}: {sum(len(p[2]) for p in pairs)} pairs, by {args.by}")
     return 0
+
+
+def _rerank(args: argparse.Namespace, index: Index, rows: GradientRows, records: Sequence[Record]) -> Rerank:
+    """What scores the best `--rerank` rows of each query exactly."""
+    recipe = index.manifest.recipe
+    factors = None if args.precondition is None else [factors_fingerprint(args.precondition), _damping(args)]
+    key = sha256_json([recipe, sha256_file(args.queries), args.response, factors])
+
+    def again(found: list[list[tuple[int, float]]]) -> list[list[Ranked]]:
+        wanted = sorted({row for pairs in found for row, _ in pairs[: args.rerank]})
+        encoded = rows.encode([records[row] for row in wanted], response=recipe["source"]["response"])
+        queries = [row for row in rows.encode(rows.records) if row is not None]  # none is: else it was refused
+        report = Progress(args.out, "rows scored exactly")
+        report.start()
+        ranked = rerank(
+            found,
+            rows,
+            queries,
+            dict(zip(wanted, encoded, strict=True)),
+            num_exact=args.rerank,
+            score=Score[args.score],
+            preconditioner=_preconditioner(args, rows),
+            memory_bytes=args.memory_gb * 1e9,
+            folder=args.out,
+            key=key,
+            on_row=report,
+            tell=lambda line: print(f"rapidun: {line}", file=sys.stderr),
+        )
+        report.end()
+        return ranked
+
+    return again
+
+
+def _reranked(args: argparse.Namespace, index: Index) -> str:
+    return f"the best {min(args.rerank, index.num_rows)} by the sketch scored again, exactly"
 
 
 def _query(args: argparse.Namespace) -> tuple[Index, Vectors, GradientRows]:
@@ -264,7 +316,11 @@ def _preconditioner(args: argparse.Namespace, rows: GradientRows) -> Preconditio
     if args.precondition is None:
         return None
     curvatures = read_factors(args.precondition, rows.parameters, device=rows.device)
-    return Preconditioner(curvatures, damping_factor=args.damping_factor or InfluenceConfig().damping_factor)
+    return Preconditioner(curvatures, damping_factor=_damping(args))
+
+
+def _damping(args: argparse.Namespace) -> float:
+    return args.damping_factor or InfluenceConfig().damping_factor
 
 
 def _kind(args: argparse.Namespace) -> str:

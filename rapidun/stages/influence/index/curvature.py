@@ -136,6 +136,11 @@ def check_fits(folder: Path, described: dict[str, Any], *, index: Path) -> None:
     )
 
 
+def factors_fingerprint(folder: Path) -> str:
+    """SHA-256 over what a fit was made of and what came out."""
+    return sha256_json(_read_note(folder))
+
+
 def read_factors(folder: Path, parameters: Sequence[TrackedParameter], *, device: torch.device) -> dict[str, Curvature]:
     """The factors, by name of the weight.
 

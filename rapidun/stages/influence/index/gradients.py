@@ -205,9 +205,13 @@ class GradientRows:
         `records`. Raises: as `encode`."""
         encoded = self.encode(records)
         self.cuts += Cuts.of(encoded)
-        ids = [row.input_ids for row in encoded if row is not None]
-        check_rows("index", self.model, self.tokenizer, ids, max_length=self.settings.max_length)
+        yield from self.padded(encoded, max_rows=max_rows)
+
+    def padded(self, encoded: Sequence[Encoded | None], *, max_rows: int | None = None) -> Iterator[RowBatch]:
+        """Padded batches of rows, some of which may be left out (None)."""
         known = [(number, row) for number, row in enumerate(encoded) if row is not None]
+        ids = [row.input_ids for _, row in known]
+        check_rows("index", self.model, self.tokenizer, ids, max_length=self.settings.max_length)
         lengths = [len(row.input_ids) for _, row in known]
         for places in token_budget_batches(
             lengths, max_tokens=self.settings.tokens_per_batch, max_rows=self._most_rows or max_rows

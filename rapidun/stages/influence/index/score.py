@@ -8,7 +8,7 @@ float32. A cosine is the product of a query of length 1 with a row over its stor
 
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -234,6 +234,12 @@ class TopRows:
         if self._num_waiting >= self._scores.size:
             self._merge()
 
+    def watch(self, blocks: Iterable[ScoreBlock]) -> Iterator[ScoreBlock]:
+        """The same blocks, each added on its way."""
+        for block in blocks:
+            self.add(block)
+            yield block
+
     def result(self, query: int) -> list[tuple[int, float]]:
         """(row, score), the best first; fewer than k where there are not so many rows."""
         self._merge()
@@ -242,6 +248,10 @@ class TopRows:
             for row, score in zip(self._rows[query], self._scores[query], strict=True)
             if row >= 0
         ]
+
+    def results(self) -> list[list[tuple[int, float]]]:
+        """`result` of every query."""
+        return [self.result(query) for query in range(len(self._scores))]
 
     def _merge(self) -> None:
         if not self._waiting:
