@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -76,18 +77,48 @@ def spearman_columns(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.divide((x * y).sum(axis=0), norm, out=np.zeros(x.shape[1]), where=norm > 0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """A model that learned all rows, and what learning halves of them does to the queries."""
+
+    start: Any  # the model before
+    whole: Any  # the model that learned all rows
+    tokenizer: Any
+    rows: list[Any]
+    queries: list[Any]
+    halves: np.ndarray  # [subsets, rows] bool
+    losses: np.ndarray  # [subsets, seeds, queries]
+    seconds: float  # of the trainings that were not there yet
+
+    @property
+    def measured(self) -> np.ndarray:
+        """[subsets, queries] -loss, the mean over the orders of the rows."""
+        return -self.losses.mean(axis=1)
+
+    @property
+    def reliability(self) -> tuple[float, float] | tuple[None, None]:
+        """`split_half` and `ceiling`."""
+        if self.losses.shape[1] < 2:
+            return None, None
+        parts = self.losses[:, ::2].mean(axis=1), self.losses[:, 1::2].mean(axis=1)
+        half = round(float(spearman_columns(*parts).mean()), 4)
+        # Spearman and Brown: of the mean over all seeds; its root is the most a forecast can correlate with that mean
+        return half, round((2 * half / (1 + half)) ** 0.5, 4) if half > 0 else 0.0
+
+
+def add_bank_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subsets", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--queries", type=int, default=60, help="half of them poisoned")
     parser.add_argument("--bootstrap", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--methods", nargs="+", choices=ALL_METHODS, default=list(ALL_METHODS))
     parser.add_argument("--out", type=Path, help="JSON file of finished trainings")
     parser.add_argument("--small", action="store_true", help="a smaller model: to try the script")
-    options = parser.parse_args()
+
+
+def make_bank(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Bank:
+    """Learn every half that --out does not have yet."""
     if options.subsets < 3 or options.seeds < 1 or options.rows < 8 or options.queries < 2:
         parser.error("need --subsets >= 3, --seeds >= 1, --rows >= 8 and --queries >= 2")
     settings = {key: getattr(options, key) for key in ("rows", "queries", "seed", "small")} | RECIPE
@@ -116,12 +147,27 @@ def main() -> None:
                 if options.out:
                     write_json(options.out, {"key": key, "settings": settings, "losses": done})
     seconds = time.perf_counter() - start
-    # [subsets, seeds, queries]
     losses = np.array([[done[f"{s}/{seed}"] for seed in range(options.seeds)] for s in range(options.subsets)])
     whole = train(model, encoded, pad_token_id=pad, seed=0, **RECIPE)
-    task = Task(model=whole, tokenizer=tokenizer, train=rows, queries=queries, max_length=64, seed=options.seed)
+    return Bank(
+        start=model, whole=whole, tokenizer=tokenizer, rows=rows, queries=queries, halves=halves, losses=losses,
+        seconds=seconds,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_bank_options(parser)
+    parser.add_argument("--methods", nargs="+", choices=ALL_METHODS, default=list(ALL_METHODS))
+    options = parser.parse_args()
+    bank = make_bank(options, parser)
+    model, rows, queries, pad = bank.start, bank.rows, bank.queries, bank.tokenizer.pad_token_id
+    asked = encode_rows(bank.tokenizer, queries, max_length=64)
+    task = Task(
+        model=bank.whole, tokenizer=bank.tokenizer, train=rows, queries=queries, max_length=64, seed=options.seed
+    )  # fmt: skip
     scores = all_scores(task, options.methods)
-    before, after = (losses_of(m, asked, pad_token_id=pad) for m in (model, whole))
+    before, after = (losses_of(m, asked, pad_token_id=pad) for m in (model, bank.whole))
     common = {
         "benchmark": "lds",
         "model": f"tiny ({sum(p.numel() for p in model.parameters()):,} numbers)",
@@ -132,18 +178,13 @@ def main() -> None:
         "threads": torch.get_num_threads(),
     }
     poisoned = np.arange(len(queries)) < options.queries // 2
-    split_half = ceiling = None
-    if options.seeds > 1:
-        parts = losses[:, ::2].mean(axis=1), losses[:, 1::2].mean(axis=1)
-        split_half = round(float(spearman_columns(*parts).mean()), 4)
-        # Spearman and Brown: of the mean over all seeds; its root is the most a forecast can correlate with that mean
-        ceiling = round((2 * split_half / (1 + split_half)) ** 0.5, 4) if split_half > 0 else 0.0
+    split_half, ceiling = bank.reliability
     print(
         json.dumps(
             common
             | {
                 "mode": "training",
-                "seconds": round(seconds, 1),
+                "seconds": round(bank.seconds, 1),
                 "split_half": split_half,
                 "ceiling": ceiling,
                 "loss_before": round(float(before.mean()), 4),
@@ -154,9 +195,9 @@ def main() -> None:
         ),
         flush=True,
     )
-    measured = -losses.mean(axis=1)
+    measured = bank.measured
     for name, score in scores.items():
-        foretold = halves.astype(float) @ score.numpy()
+        foretold = bank.halves.astype(float) @ score.numpy()
         per_query = spearman_columns(foretold, measured)
         generator = np.random.default_rng(options.seed)
         draws = []
