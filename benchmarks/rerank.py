@@ -6,7 +6,7 @@ The built-in world and the tiny model that learned it (`stages=[data,poison]`, i
 of its training rows for each --k; the queries are validation rows with a trigger and without; the truth is the exact
 influence of every row on every query, all gradients at once (`influence=exact`). `recall` is the share of the exactly
 best 10 among the first 10 of a query, with a 95 % bootstrap interval over queries. `seconds` is that of the whole
-command, `extra` what --rerank adds; `brute_force` that of exact scores of all pairs. One JSON line for each k.
+command, `extra` what --rerank adds; `brute_force` that of exact scores of every row for every query. One JSON line for each k.
 """
 
 import argparse
@@ -49,8 +49,10 @@ def brute_force(model_folder: Path, rows: list[Record], queries: list[Record]) -
         pad_token_id=tokenizer.pad_token_id, device=torch.device("cpu"),
     )  # fmt: skip
     parameters = select_parameters(model, ParameterSet.all_linear)
-    result = exact_gram(model, parameters, batches, row_names=names, memory_bytes=4e9)
-    scores = influence_scores(result.gram, score=Score.cosine)[: len(rows), len(rows) :]
+    asked = range(len(rows), len(records))
+    result = exact_gram(model, parameters, batches, row_names=names, memory_bytes=4e9, queries=asked)
+    scores = influence_scores(result.gram, score=Score.cosine, norms=result.norms, query_norms=result.query_norms)
+    scores = scores[: len(rows)]
     return scores.numpy(), time.perf_counter() - start
 
 

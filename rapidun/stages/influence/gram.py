@@ -24,10 +24,11 @@ from rapidun.stages.influence.sinks import (
 
 
 class GramResult(NamedTuple):
-    gram: Tensor  # [N, N] float64 inner products, on the CPU; rows = training rows, columns = queries
+    gram: Tensor  # [N, M] float64 inner products, on the CPU; rows = training rows, columns = queries, all N by default
     losses: Tensor | None  # [N] float64, on the CPU; None where there is no model
     num_passes: int  # forward and backward passes over the rows
-    # of preconditioned queries, whose product with itself is no square: [N] float64 |g_i| and |F^-1 g_j|
+    # of preconditioned queries, whose product with itself is no square, and where queries are some of the rows: float64
+    # [N] |g_i| and [M] |F^-1 g_j|
     norms: Tensor | None = None
     query_norms: Tensor | None = None
 
@@ -44,6 +45,7 @@ def exact_gram(
     reduction: str = "mean",
     memory_bytes: float,
     preconditioner: Preconditioner | None = None,
+    queries: Sequence[int] | None = None,
     on_batch: OnBatch | None = None,
     on_parameter: Callable[[TrackedParameter, Tensor], None] | None = None,
 ) -> GramResult:
@@ -56,8 +58,9 @@ def exact_gram(
         row_names: [N], for messages. reduction: `mean` or `sum` over response tokens.
         memory_bytes: for kept gradients, beside the model and the activations of one batch.
         preconditioner: makes the products <g_i, F^-1 g_j>.
+        queries: the rows j; all by default.
         on_batch: told (batches done, batches in all, note).
-        on_parameter: given each parameter's own part of the products, [N, N] float64.
+        on_parameter: given each parameter's own part of the products, [N, M] float64.
     Raises: ArithmeticError if a loss or a gradient is not finite, naming the row.
     """
     num_rows = len(row_names)
@@ -67,8 +70,10 @@ def exact_gram(
     if len(groups) > 1:
         inputs = shared_inputs(model, parameters, batches[0].tensors)
         groups = list(pass_groups(parameters, lengths, dtype=dtype, memory_bytes=memory_bytes, inputs=inputs))
-    squares = torch.zeros(2, num_rows, dtype=torch.float64, device=device)
-    sums = GramSums(torch.zeros(num_rows, num_rows, dtype=torch.float64, device=device), squares[0], squares[1])
+    asked = None if queries is None else torch.tensor(queries, dtype=torch.int64, device=device)
+    num_queries = num_rows if queries is None else len(queries)
+    gram = torch.zeros(num_rows, num_queries, dtype=torch.float64, device=device)
+    sums = GramSums(gram, gram.new_zeros(num_rows), gram.new_zeros(num_queries), asked)
     losses = torch.zeros(num_rows, dtype=torch.float64)
     for number, group in enumerate(groups):
         sink = KeepSink(preconditioner)
@@ -80,8 +85,10 @@ def exact_gram(
             sink.add_gram(sums, parameter)
             if on_parameter is not None and before is not None:
                 on_parameter(parameter, sums.gram - before)
-        check_finite(sums.gram.diagonal(), row_names, "gradient")
-    norms = (None, None) if preconditioner is None else squares.sqrt().cpu().unbind()
+        check_finite(sums.gram.diagonal() if queries is None else sums.squares, row_names, "gradient")
+    norms: tuple[Tensor | None, Tensor | None] = (None, None)
+    if preconditioner is not None or queries is not None:
+        norms = (sums.squares.sqrt().cpu(), sums.query_squares.sqrt().cpu())
     return GramResult(sums.gram.cpu(), losses, len(groups), *norms)
 
 

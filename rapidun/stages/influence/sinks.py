@@ -115,9 +115,10 @@ class PreconditionedSink:
 class GramSums(NamedTuple):
     """Added up parameter by parameter, float64."""
 
-    gram: Tensor  # [N, N] <g_i, g_j>, or <g_i, F^-1 g_j>
-    squares: Tensor  # [N] |g_i|^2; untouched without a preconditioner
-    query_squares: Tensor  # [N] |F^-1 g_j|^2; untouched without one
+    gram: Tensor  # [N, M] <g_i, g_j>, or <g_i, F^-1 g_j>
+    squares: Tensor  # [N] |g_i|^2; untouched where every row is a query and there is no preconditioner
+    query_squares: Tensor  # [M] |F^-1 g_j|^2; likewise
+    queries: Tensor | None = None  # [M] int64, the rows that are queries, where not all are
 
 
 class _Dense(NamedTuple):
@@ -170,16 +171,20 @@ class KeepSink:
         preconditioner they are in its basis, where F^-1 multiplies entry by entry.
         """
         order = torch.cat(self._order) if self._order else torch.zeros(0, dtype=torch.int64)
+        places: Tensor | slice = slice(None)
+        columns = order
+        if sums.queries is not None:
+            places, columns = torch.argsort(order)[sums.queries], torch.arange(len(sums.queries), device=order.device)
         for rows, flat in self._slices(parameter, sums.gram.device):
-            query = flat
+            query = flat[places]
             if self._preconditioner is not None:
-                query = flat * self._preconditioner.inverse(parameter)[rows].flatten()
-            for block in row_blocks(len(order), len(order)):
-                sums.gram[order[block].unsqueeze(1), order] += inner_products(flat[block], query)
-            if self._preconditioner is None:
+                query = query * self._preconditioner.inverse(parameter)[rows].flatten()
+            for block in row_blocks(len(order), len(columns)):
+                sums.gram[order[block].unsqueeze(1), columns] += inner_products(flat[block], query)
+            if self._preconditioner is None and sums.queries is None:
                 continue
             sums.squares[order] += _squared_norms(flat)
-            sums.query_squares[order] += _squared_norms(query)
+            sums.query_squares[columns] += _squared_norms(query)
 
     def _slices(self, parameter: TrackedParameter, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
         """Some rows of the weight, and every kept example's gradient of them, [examples, rows of the slice * columns].

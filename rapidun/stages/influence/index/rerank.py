@@ -26,8 +26,8 @@ from rapidun.stages.influence.sinks import kept_nbytes
 from rapidun.stages.rows.encode import Encoded
 
 FOLDER = "rerank"
-# rows and queries of a piece, whose inner products lie in a square of float64 (32 MB)
-MOST_ROWS = 2048
+# rows and queries of a piece: with half of them queries, their inner products take 67 MB
+MOST_ROWS = 4096
 
 
 class Piece(NamedTuple):
@@ -157,13 +157,13 @@ def _scores(
     asked = [(query, row) for query in piece.queries for row in set(wanted[query]) & set(piece.rows)]
     known = [(row, encoded) for row in piece.rows if (encoded := trained[row]) is not None]
     places = {row: place for place, (row, _) in enumerate(known)}
-    asking = {query: len(known) + place for place, query in enumerate(piece.queries)}
+    asking = {query: place for place, query in enumerate(piece.queries)}
     batches = list(rows.padded([*(encoded for _, encoded in known), *(queries[query] for query in piece.queries)]))
     names = [*(f"row {row} of the index" for row, _ in known), *(f"query {query}" for query in piece.queries)]
     try:
         result = exact_gram(
             rows.model, rows.parameters, batches, row_names=names, reduction=rows.settings.loss.name,
-            memory_bytes=memory_bytes, preconditioner=preconditioner,
+            memory_bytes=memory_bytes, preconditioner=preconditioner, queries=range(len(known), len(names)),
             on_batch=lambda done, total, _: report(done / total),
         )  # fmt: skip
     except ArithmeticError as error:
