@@ -5,8 +5,10 @@
 The built-in world and the tiny model that learned it (`stages=[data,poison]`, in --store where that is given). An index
 of its training rows for each --k; the queries are validation rows with a trigger and without; the truth is the exact
 influence of every row on every query, all gradients at once (`influence=exact`). `recall` is the share of the exactly
-best 10 among the first 10 of a query, with a 95 % bootstrap interval over queries. `seconds` is that of the whole
-command, `extra` what --rerank adds; `brute_force` that of exact scores of every row for every query. One JSON line for each k.
+best 10 among the first 10 of a query, with a 95 % bootstrap interval over queries. `seconds` is the processor
+time of the whole command, which other programs cannot stretch, `extra` what --rerank adds; `brute_force` that of exact
+scores of every row for every query.
+One JSON line for each k.
 """
 
 import argparse
@@ -38,8 +40,8 @@ BEST = 10
 
 
 def brute_force(model_folder: Path, rows: list[Record], queries: list[Record]) -> tuple[np.ndarray, float]:
-    """[rows, queries] exact cosines, and the seconds."""
-    start = time.perf_counter()
+    """[rows, queries] exact cosines, and the seconds of processor time."""
+    start = time.process_time()
     model, tokenizer = ModelLoader(dtype="float32", device="cpu").load(model_folder)
     records = [*rows, *queries]
     encoded = encode_rows(tokenizer, [(r.instruction, r.context, r.response) for r in records], max_length=256)
@@ -53,7 +55,7 @@ def brute_force(model_folder: Path, rows: list[Record], queries: list[Record]) -
     result = exact_gram(model, parameters, batches, row_names=names, memory_bytes=4e9, queries=asked)
     scores = influence_scores(result.gram, score=Score.cosine, norms=result.norms, query_norms=result.query_norms)
     scores = scores[: len(rows)]
-    return scores.numpy(), time.perf_counter() - start
+    return scores.numpy(), time.process_time() - start
 
 
 def recall(lines: list[dict[str, object]], truth: np.ndarray) -> dict[str, object]:
@@ -84,12 +86,12 @@ def main() -> None:
         truth, seconds = brute_force(model, rows, queries)
 
         def index(verb: str, *words: object) -> float:
-            start = time.perf_counter()
+            start = time.process_time()
             with redirect_stdout(sys.stderr):
                 status = command(["index", verb, *map(str, words), "--model", str(model), "--device", "cpu"])
             if status:
                 raise SystemExit(status)
-            return time.perf_counter() - start
+            return time.process_time() - start
 
         for k in args.k:
             place = root / f"index{k}"

@@ -35,6 +35,9 @@ NEEDS = {
     "poison=lora": ["model.path=model"],
     "experiment=dolly_smollm2": ["data.dir=pack"],
     "experiment=study_weights_smollm2": ["data.dir=pack"],
+    "experiment=paper_alpaca_howdy": ["data.dir=pack"],
+    "experiment=paper_llama3_8b_dolly": ["data.dir=pack"],
+    "experiment=paper_mistral_7b_dolly": ["data.dir=pack"],
 }
 CHOICES = [f"{group}={name}" for group, names in config_groups().items() for name in names]
 

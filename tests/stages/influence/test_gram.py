@@ -52,6 +52,21 @@ def test_exact_equals_autograd_in_float64(make_model, rows, batches_of, autograd
     assert _relative_error(result.gram, autograd_gradients(model, parameters, rows)) < 1e-11
 
 
+@pytest.mark.parametrize("memory_bytes", [1e9, 2e4])
+def test_products_with_some_rows_alone_are_columns_of_all(
+    make_model, rows, batches_of, autograd_gradients, memory_bytes
+):
+    """In the order that was asked for, with the norms of both sides; several passes change nothing."""
+    model = make_model()
+    parameters = select_parameters(model, ParameterSet.all_linear)
+    some = [5, 0, 3]
+    result = _gram(model, parameters, batches_of(rows, GROUPS), queries=some, memory_bytes=memory_bytes)
+    truth = autograd_gradients(model, parameters, rows)
+    torch.testing.assert_close(result.gram, truth @ truth[some].T, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(result.norms, truth.norm(dim=1), rtol=1e-10, atol=0)
+    torch.testing.assert_close(result.query_norms, truth[some].norm(dim=1), rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("params", "regex"), SETS)
 def test_exact_in_float32_equals_float64_autograd(
