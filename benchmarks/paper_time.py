@@ -167,18 +167,18 @@ def main() -> None:
         # a sweep over `seed`: poison, then influence beside the evaluation before, then a cell on each GPU
         poison, influence, unlearning, evaluation = (stage.seconds for stage in stages)
         sweep = poison + max(influence, evaluation / 2) + unlearning + evaluation / 2
-        found[preset]["one run, hours"] = round(total / 3600, 1)
-        found[preset]["8 cells on 8 GPUs, hours"] = round(sweep / 3600, 1)
+        found[preset]["one run, minutes"] = round(total / 60)
+        found[preset]["8 cells on 8 GPUs, minutes"] = round(sweep / 60)
     if options.json:
         print(json.dumps({"benchmark": "paper_time", "gpu": options.gpu, "utilisation": options.utilisation, **found}))
         return
     print(f"ESTIMATE, one {options.gpu} at {options.utilisation:.0%} of its peak; minutes (GB of memory)\n")
-    names = [name for name in next(iter(found.values())) if "hours" not in name]
+    names = [name for name in next(iter(found.values())) if "minutes" not in name]
     print("| preset | " + " | ".join(names) + " | one run | 8 cells on 8 GPUs |")
     print("|---|" + "---|" * (len(names) + 2))
     for preset, parts in found.items():
         cells = [f"{parts[name][0] / 60:.1f} ({parts[name][1]})" for name in names]
-        hours = [f"{parts[key]} h" for key in ("one run, hours", "8 cells on 8 GPUs, hours")]
+        hours = [str(parts[key]) for key in ("one run, minutes", "8 cells on 8 GPUs, minutes")]
         print(f"| `{preset}` | " + " | ".join([*cells, *hours]) + " |")
 
 

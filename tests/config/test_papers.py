@@ -60,6 +60,13 @@ def test_what_is_not_published_is_said_to_be_ours(name: str) -> None:
                 assert lines[number - 1].strip().startswith("# ours"), line
 
 
+def test_another_weighting_keeps_its_own_settings() -> None:
+    """An experiment wins over the groups: it must not say what belongs to one mapping alone."""
+    for mapping in ("recommended", "uniform", "rapidun"):
+        found = compose_config([f"+experiment={PRESETS[0]}", "data.dir=pack", f"mapping={mapping}"])
+        assert found.mapping == compose_config([f"mapping={mapping}"]).mapping
+
+
 def test_they_differ_in_model_and_pack_alone() -> None:
     found = {name: plain(compose_config([f"+experiment={name}", "data.dir=pack"])) for name in PRESETS}
     first = found.pop("paper_llama3_8b_dolly")
