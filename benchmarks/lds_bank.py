@@ -20,7 +20,7 @@ Equal bytes: K of `sketched` and `halved` is what `projected` keeps at p, all in
 its configuration says that the last has the factors and the damping of the first, which reads as `applied`.
 
 `lds` is the mean over queries and over --draws of P, Q, S; `interval` 95 % of a bootstrap that redraws subsets, queries
-and draws together; `ratio` that of the LDS to the `projected` one's with its interval from the same draws.
+and draws together; `ratio_projected` and `ratio_applied` are ratios of LDS, their intervals from the same resamples.
 
 The public bank is a folder with (names as bergson writes them, anywhere below it, once)
     subsets.json     [[number of a training row that was left out, ...], ...], one list a retraining
@@ -351,7 +351,7 @@ def judge(data: Data, matrices: Sequence[Tensor], *, bootstrap: int, seed: int) 
 
 
 def table(data: Data, sizes: Sequence[int], *, bootstrap: int, seed: int, **settings: Any) -> list[dict[str, Any]]:
-    """A line for each way, kind and size; `ratio` to `projected` at the same size."""
+    """A line for each way, kind and size; of ours the ratios to `projected` and `applied` at the same size."""
     judged = {
         (way, kind, size): judge(data, matrices, bootstrap=bootstrap, seed=seed)
         for way, kind, size, matrices in scores_of(data, sizes, seed=seed, **settings)
@@ -362,10 +362,11 @@ def table(data: Data, sizes: Sequence[int], *, bootstrap: int, seed: int, **sett
             "way": way, "kind": kind.name, "numbers": size, "lds": round(float(found.per_query.mean()), 4),
             "interval": interval(found.draws), "draws": len(found.per_query),
         }  # fmt: skip
-        other = judged.get(("projected", kind, size))
-        if other is not None and way != "projected":
-            line["ratio"] = round(float(found.per_query.mean() / other.per_query.mean()), 2)
-            line["ratio_interval"] = interval(found.draws / other.draws)
+        for other in ("projected", "applied"):
+            beside = judged.get((other, kind, size))
+            if beside is not None and way in ("sketched", "halved"):
+                line[f"ratio_{other}"] = round(float(found.per_query.mean() / beside.per_query.mean()), 2)
+                line[f"ratio_{other}_interval"] = interval(found.draws / beside.draws)
         lines.append(line)
     return lines
 
