@@ -11,8 +11,8 @@ Fisher matrix by K-FAC or EK-FAC with labels drawn from the model, damped by 0.1
 
     projected   z = P G Q^T of each layer, p x p random signs, and F fitted on what is projected: <z, F_p^-1 z'>
     applied     F of whole gradients, then the same projection: <P G Q^T, P (F^-1 G') Q^T>
-    sketched    F of whole gradients, then the count sketch of `influence=sketch` and `rapidun index`: <S G, S F^-1 G'>
-    halved      the same, half of F^-1 on either side: <S F^-1/2 G, S F^-1/2 G'>. Rows would be stored with F in them
+    sketched    F of whole gradients, then the count sketch, as `rapidun index` does: <S G, S F^-1 G'>
+    halved      the same, half of F^-1 on either side, as `influence=sketch` does: <S F^-1/2 G, S F^-1/2 G'>
     whole       no compression: <G, F^-1 G'>
 
 Equal bytes: K of `sketched` and `halved` is what `projected` keeps at p, all in float32. bergson's public leaderboard

@@ -105,20 +105,21 @@ def estimated_gram(
 ) -> GramResult:
     """<S g_i, S g_j> for all pairs of rows, S any sketch: one pass. Arguments and errors as `exact_gram`.
 
-    With a preconditioner <S g_i, S F^-1 g_j>: the training rows' sketches are the same as without.
+    With a preconditioner <S F^-1/2 g_i, S F^-1/2 g_j>, half of F^-1 on either side: what large eigenvalues make of both
+    is taken away before a sketch's noise grows with it (benchmarks/lds_bank.py: twice to three times the LDS of
+    <S g_i, S F^-1 g_j> at a few hundred numbers a row). The norms are those of S g and S F^-1 g.
     """
     num_rows, dtype, device = len(row_names), _model_dtype(model), _device(batches)
-    train, query = (RowSink(num_rows, sketch, dtype=dtype, device=device) for _ in range(2))
-    sink: GradientSink = train if preconditioner is None else PreconditionedSink(train, query, preconditioner)
+    train, query, half = (RowSink(num_rows, sketch, dtype=dtype, device=device) for _ in range(3))
+    sink: GradientSink = train if preconditioner is None else PreconditionedSink(train, query, half, preconditioner)
     report = _counted(on_batch, 0, len(batches), "")
     losses = run_batches(model, parameters, batches, sink, row_names=row_names, reduction=reduction, report=report)
     sketches = train.sketches()
     check_finite(torch.linalg.vector_norm(sketches, dim=1), row_names, "gradient")
     if preconditioner is None:
         return GramResult(gram_of_rows(sketches).cpu(), losses, 1)
-    queries = query.sketches()
-    norms = (x.double().norm(dim=1).cpu() for x in (sketches, queries))
-    return GramResult(gram_of_rows(sketches, queries).cpu(), losses, 1, *norms)
+    norms = (x.double().norm(dim=1).cpu() for x in (sketches, query.sketches()))
+    return GramResult(gram_of_rows(half.sketches()).cpu(), losses, 1, *norms)
 
 
 def gram_of_rows(sketches: Tensor, queries: Tensor | None = None) -> Tensor:

@@ -156,3 +156,8 @@ class Preconditioner:
     def solve(self, parameter: TrackedParameter, gradient: Contribution) -> Factors:
         """F^-1 G."""
         return solve(self.curvatures[parameter.name], linear(parameter, gradient), self._inverses[parameter.name])
+
+    def solve_half(self, parameter: TrackedParameter, gradient: Contribution) -> Factors:
+        """F^-1/2 G, the symmetric root: <F^-1/2 G, F^-1/2 G'> = <G, F^-1 G'>."""
+        inverse = self._inverses[parameter.name].sqrt()
+        return solve(self.curvatures[parameter.name], linear(parameter, gradient), inverse)

@@ -7,7 +7,14 @@ from typing import Any
 
 from rapidun.base.errors import DataError
 from rapidun.base.machine import available_memory
-from rapidun.config.influence import VAL, WITHOUT_GRADIENTS, InfluenceConfig, InfluenceMethod, ParameterSet
+from rapidun.config.influence import (
+    VAL,
+    WITHOUT_GRADIENTS,
+    InfluenceConfig,
+    InfluenceMethod,
+    ParameterSet,
+    Precondition,
+)
 from rapidun.config.plain import plain
 from rapidun.config.unlearning import Objective, TokenWeights
 from rapidun.stages.architecture import lora_of
@@ -58,6 +65,8 @@ def _scores(ctx: Context) -> Recipe:
         inputs |= {"model": model.identity, "adapter": adapter.identity if adapter else None, **ctx.numerics}
     else:
         inputs["words"] = 2  # raised when the same rows have other words
+    if influence.precondition is not Precondition.none and influence.method is not InfluenceMethod.exact:
+        inputs["sketched"] = "half of F^-1 on either side"  # it was all of it on the query's
     needs = (ctx.get(DATA), *model.needs)
     return Recipe("influence", STAGE.key("influence", inputs), "influence", build, needs=needs)
 

@@ -96,20 +96,27 @@ class SolvedSink:
         self._sink(parameter, self._preconditioner.solve(parameter, gradient))
 
 
-class PreconditionedSink:
-    """Keeps two sketches of each row: of its gradient, and of F^-1 times its gradient for its part as a query."""
-
-    def __init__(self, train: RowSink, query: RowSink, preconditioner: Preconditioner) -> None:
-        self._train = train
-        self._query = SolvedSink(query, preconditioner)
-
-    def start(self, rows: Tensor) -> None:
-        self._train.start(rows)
-        self._query.start(rows)
+class HalvedSink(SolvedSink):
+    """Hands on F^-1/2 times each gradient."""
 
     def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
-        self._train(parameter, gradient)
-        self._query(parameter, gradient)
+        self._sink(parameter, self._preconditioner.solve_half(parameter, gradient))
+
+
+class PreconditionedSink:
+    """Keeps three sketches of each row: of F^-1/2 times its gradient, whose products estimate <g, F^-1 g'>; and, for
+    the norms of the two sides, of its gradient and of F^-1 times it."""
+
+    def __init__(self, train: RowSink, query: RowSink, half: RowSink, preconditioner: Preconditioner) -> None:
+        self._sinks = (train, SolvedSink(query, preconditioner), HalvedSink(half, preconditioner))
+
+    def start(self, rows: Tensor) -> None:
+        for sink in self._sinks:
+            sink.start(rows)
+
+    def __call__(self, parameter: TrackedParameter, gradient: Contribution) -> None:
+        for sink in self._sinks:
+            sink(parameter, gradient)
 
 
 class GramSums(NamedTuple):

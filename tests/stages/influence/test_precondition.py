@@ -210,6 +210,9 @@ def test_sketched_queries_estimate_the_exact_products(make_model, rows, batches_
         errors.append(result.gram - exact.gram)
         plain = estimated_gram(model, parameters, batches, sketch, row_names=NAMES)
         torch.testing.assert_close(result.norms, plain.gram.diagonal().sqrt())
+        # half of F^-1 on either side: the estimate is as symmetric as F^-1, and no row's own product is negative
+        torch.testing.assert_close(result.gram, result.gram.T)
+        assert (result.gram.diagonal() > 0).all()
     mean, spread = torch.stack(errors).mean(dim=0), torch.stack(errors).std(dim=0)
     assert (mean.abs() < 4.5 * spread / 60**0.5).all()
     assert (spread < 0.5 * exact.norms.unsqueeze(1) * exact.query_norms).all()
