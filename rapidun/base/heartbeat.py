@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rapidun.base.clock import age
 from rapidun.base.files import UNREADABLE
 from rapidun.base.parts import part_of
 
@@ -62,7 +63,7 @@ class Heartbeat:
 def seconds_since(path: Path) -> float | None:
     """Seconds since the last sign of life, by the file system's own clock; None where there is none."""
     try:
-        return max(0.0, time.time() - path.stat().st_mtime)
+        return age(path)
     except OSError:
         return None
 

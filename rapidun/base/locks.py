@@ -12,14 +12,16 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
+from rapidun.base import clock
 from rapidun.base.errors import ConfigError
 
 LEASE_SECONDS = 60.0
 # a marker this many leases old by the file system's clock is abandoned
 CLEARLY_OLD = 10
+# between making a marker and filling it lies a moment: an empty one this old has no writer any more
+EMPTY_SECONDS = 5.0
 LONGEST_PAUSE = 2.0
 # of a run folder
 RUN_LEASE = "run.lease"
@@ -52,8 +54,9 @@ def new_token() -> str:
 class Lease:
     """filelock.SoftFileLease, and what it leaves to its user: markers that it never takes over.
 
-    It does not take one over where the filesystem cannot exchange two names (NFS), nor an empty one (its writer died
-    between making and filling it). Those go when nobody has touched them for longer than a lease.
+    It does not take one over where the filesystem cannot exchange two names (NFS): those go when nobody has touched
+    them for longer than a lease. Nor an empty one (its writer died between making and filling it): those go after
+    EMPTY_SECONDS.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,30 +98,34 @@ class Lease:
         now = time.monotonic()
         if self._seen is None or self._seen[0] != marker:
             self._seen = (marker, now)
-        unchanged = now - self._seen[1] > self.seconds * 4 / 3  # filelock takes those over that it can after one lease
-        if not unchanged and not self._is_clearly_old(marker[1] / 1e9):
+        # filelock takes those over that it can after one lease
+        most, clearly = self.seconds * 4 / 3, self.seconds * CLEARLY_OLD
+        if self.is_empty():
+            most = clearly = min(self.seconds, EMPTY_SECONDS)
+        if now - self._seen[1] <= most and not self._is_old(marker[1] / 1e9, clearly):
             return False
         if self.mark() == marker:
             self.path.unlink(missing_ok=True)
         return True
 
-    def _is_clearly_old(self, written: float) -> bool:
-        """Whether a marker was last refreshed long ago by the clock that gave it its time, the file system's.
+    def _is_old(self, written: float, seconds: float) -> bool:
+        """Whether a marker was last refreshed so long ago by the clock that gave it its time, the file system's.
 
         This host's clock may be hours ahead of it, and the marker's holder alive.
         """
-        longest = self.seconds * CLEARLY_OLD
-        if time.time() - written < longest:
+        if time.time() - written < seconds:
             return False
-        probe = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.now")
+        ahead = clock.ahead(self.path.parent)
+        # where nothing can be written it is not taken over either
+        return ahead is not None and time.time() + ahead - written >= seconds
+
+    def is_empty(self) -> bool:
+        """Whether the marker names nobody: its writer is between making and filling it, or died there."""
         try:
-            probe.touch()
-            return probe.stat().st_mtime - written >= longest
-        except OSError:  # nothing can be written here, and so not taken over either
+            # opened, which asks a file server anew
+            return self.path.read_bytes() == b""
+        except OSError:
             return False
-        finally:
-            with suppress(OSError):
-                probe.unlink(missing_ok=True)
 
     def mark(self) -> tuple[int, int] | None:
         """What identifies the marker and its last refresh, (inode, modification time in ns); None without one."""
@@ -141,6 +148,8 @@ class Lease:
     def holder(self) -> str:
         """Who has it, for a message."""
         owner = self._lease.owner
+        if owner is None and self.is_empty():
+            return f"a process that has not written its name into {self.path.name}"
         return "another process" if owner is None else f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
 
     def holder_is_here(self) -> bool:

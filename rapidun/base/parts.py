@@ -5,9 +5,10 @@ import os
 import re
 import secrets
 import socket
-import time
 from functools import cache
 from pathlib import Path
+
+from rapidun.base.clock import age
 
 NAME = re.compile(r".*\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.(part|whole)", re.DOTALL)
 # as earlier versions and other processes of ours name them
@@ -52,7 +53,7 @@ def sweep_parts(*folders: Path) -> list[Path]:
 
 def _is_left(path: Path) -> bool:
     """Whether nobody writes this file any more."""
-    if time.time() - path.lstat().st_mtime > ABANDONED_SECONDS:
+    if age(path) > ABANDONED_SECONDS:
         return True
     writer = NAME.fullmatch(path.name)
     return writer is not None and writer[1] == _host() and not _is_alive(int(writer[2]))

@@ -3,8 +3,10 @@
 Both exceptions here pass through `except Exception`, so that no handler of faults takes them for one.
 """
 
+import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -16,6 +18,12 @@ class Preempted(BaseException):
     def __init__(self, reason: str = "asked to stop") -> None:
         super().__init__(reason)
         self.reason = reason
+
+    @property
+    def status(self) -> int:
+        """The exit status of a process that this ends, as shells have it: 128 and the signal's number."""
+        name = self.reason.removeprefix("signal ")
+        return 128 + (signal.Signals[name] if name in signal.Signals.__members__ else signal.SIGTERM)
 
 
 class Pruned(BaseException):
@@ -30,8 +38,15 @@ class Pruned(BaseException):
         return f"{self.value:g} at step {self.step}"
 
 
+# what init, a container's host, a closed terminal send to end a process
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
 _reason: str | None = None
 _num_open = 0
+# told the reason when a signal asks, before anything is saved
+_listener: Callable[[str], object] | None = None
+# the process that installed handlers: those that it forks die of a signal as ever
+_installed_by = 0
 
 
 def request_stop(reason: str) -> None:
@@ -69,6 +84,17 @@ def checkpointing() -> Iterator[None]:
         _num_open -= 1
 
 
+@contextmanager
+def telling(listener: Callable[[str], object]) -> Iterator[None]:
+    """Within, `listener` hears of a signal at once, in the signal's handler: what follows may take longer than given."""
+    global _listener
+    held, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = held
+
+
 class Installed:
     """Handlers in place; `restore`, or leaving the `with` block, puts back those that stood there `previous`ly."""
 
@@ -96,15 +122,40 @@ def install(signals: Sequence[signal.Signals] = (signal.SIGUSR2,)) -> Installed:
     Only the first signal counts. What it set going (a save, the notes of an interrupted run) a second one leaves alone.
     Raises: ValueError outside the main thread, where Python takes no handlers.
     """
+    global _installed_by
+    _installed_by = os.getpid()
     previous = {number: signal.getsignal(number) for number in signals}
     for number in signals:
         signal.signal(number, _on_signal)
     return Installed(previous)
 
 
+@contextmanager
+def ending_well() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP ask for a stop, as SIGUSR2 does in a job; what ignores them (nohup) goes on doing so.
+
+    Outside the main thread, where Python takes no handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with install([number for number in ENDINGS if signal.getsignal(number) is signal.SIG_DFL]):
+        try:
+            yield
+        finally:
+            clear()
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
+    if os.getpid() != _installed_by:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
     if _reason is not None:
         return
-    request_stop(f"signal {signal.Signals(number).name}")
+    reason = f"signal {signal.Signals(number).name}"
+    request_stop(reason)
+    if _listener is not None:
+        _listener(reason)
     if _num_open == 0:
         raise_if_requested()

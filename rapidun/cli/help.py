@@ -77,7 +77,8 @@ Sub-commands:
 FLAGS = """
 Flags: --cfg job (the composed configuration), --info defaults (where each part comes from), --config-dir DIR (more
 config groups of your own), --version, --hydra-help.
-Exit status: 0 all well, 1 a stage or some sweep cells failed, 2 the configuration or an input is wrong, 130 Ctrl-C.
+Exit status: 0 all well, 1 a stage or some sweep cells failed, 2 the configuration or an input is wrong, 130 Ctrl-C,
+143 SIGTERM, 129 SIGHUP.
 HYDRA_FULL_ERROR=1 shows tracebacks. The run folder's report.html shows the result.
 """
 

@@ -1,6 +1,7 @@
 """The command line: sub-commands, help, and what a fault or an interrupt means; run.py has runs and sweeps.
 
-Exit status: 0 all well; 1 a stage or some sweep cells failed; 2 the configuration or an input is wrong.
+Exit status: 0 all well; 1 a stage or some sweep cells failed; 2 the configuration or an input is wrong; 128 and the
+signal's number (130, 143, 129) where Ctrl-C, SIGTERM or SIGHUP stopped it.
 """
 
 import logging

@@ -12,7 +12,7 @@ from typing import Any
 
 import hydra
 
-from rapidun.base import processes
+from rapidun.base import preemption, processes
 from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json
 from rapidun.base.redact import hide
@@ -71,7 +71,15 @@ def _run(cfg: RunConfig, overrides: list[str], warnings: Sequence[str]) -> int:
     # fixed here, so that a failure can say where its traceback is
     cfg.run_dir = cfg.run_dir or str(new_run_dir(cfg.name))
     try:
-        run_pipeline(cfg, overrides=overrides, config_yaml=config_yaml(cfg), warnings=warnings, checked=True)
+        with preemption.ending_well():
+            run_pipeline(cfg, overrides=overrides, config_yaml=config_yaml(cfg), warnings=warnings, checked=True)
+    except preemption.Preempted as stop:
+        print(
+            f"rapidun: stopped ({stop}): {cfg.run_dir} keeps what is finished, the store the newest checkpoint; the "
+            "same command goes on from there",
+            file=sys.stderr,
+        )
+        return stop.status
     except RapidunError:
         raise
     except Exception as error:  # a failed stage: its traceback is kept in status.json

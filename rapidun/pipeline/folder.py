@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from rapidun.base.redact import HIDDEN, hide, hide_entries
 from rapidun.base.text import first_line
 from rapidun.config.plain import as_yaml, plain
 from rapidun.config.run import BOOKKEEPING, STAGES, RunConfig
+from rapidun.pipeline.hidden import note_hidden, other_hidden
 from rapidun.pipeline.tracking.lines import KEYS, read_lines
 from rapidun.report.read import read_object
 
@@ -91,14 +93,14 @@ class RunFolder:
         # others read run folders
         shown = hide(config)
         if shown != config:
-            config, config_yaml = shown, as_yaml(shown)
+            config_yaml = as_yaml(shown)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lease = take_folder(self.path, waits=waits, tell=on_wait)
         except OSError as error:
             raise _not_writable(self.path, error) from None
         try:
-            self._open(config, config_yaml, overrides, job or {}, tell)
+            self._open(config, shown, config_yaml, overrides, job or {}, tell)
         except BaseException:
             self.close()
             raise
@@ -106,20 +108,22 @@ class RunFolder:
     def _open(
         self,
         config: dict[str, Any],
+        shown: dict[str, Any],
         config_yaml: str,
         overrides: list[str],
         job: dict[str, Any],
         tell: Callable[[str], None],
     ) -> None:
         try:
-            self._refuse_other_settings(config)
+            self._refuse_other_settings(config, shown)
             # links lead to the store
             sweep_parts(self.path, *(self.path / name for name in STAGES if not (self.path / name).is_symlink()))
             before = self._own("status.json", tell)
             stages = known_stages(before)
             if not set(config["stages"]) < set(stages):
                 write_text(self.path / "config.yaml", config_yaml)
-                write_json(self.path / "settings.json", config)
+                write_json(self.path / "settings.json", shown)
+                note_hidden(self.path, config, shown, but=NOT_COMPARED)
                 entry = ["python", "sweep.py"] if Path(sys.argv[0]).name == "sweep.py" else ["rapidun"]
                 write_text(self.path / "command.txt", shlex.join([*entry, *map(hide_entries, overrides)]) + "\n")
         except OSError as error:
@@ -154,7 +158,7 @@ class RunFolder:
             self.fail(refusal(error) or error)
             raise
 
-    def _refuse_other_settings(self, config: dict[str, Any]) -> None:
+    def _refuse_other_settings(self, config: dict[str, Any], shown: dict[str, Any]) -> None:
         earlier = self.path / "settings.json"
         if not earlier.is_file():
             return
@@ -168,10 +172,11 @@ class RunFolder:
         before = hide(filled(found, plain(RunConfig())))
         differing = [
             f"{key}: {json.dumps(old)} there, {json.dumps(new)} asked for"
-            for key, old, new in differences(before, config)
-            # what is hidden there says nothing
+            for key, old, new in differences(before, shown)
+            # what is hidden there says nothing: its digest does
             if key.split(".")[0] not in NOT_COMPARED and HIDDEN not in str(old)
         ]
+        differing += [f"{key}: another value there, which is hidden" for key in other_hidden(self.path, config)]
         if differing:
             raise ConfigError(
                 f"run_dir: need a new folder or one of the same settings, got {self.path} with others "
@@ -215,9 +220,21 @@ class RunFolder:
     def finish(self, metrics: dict[str, Any], *, tell: Callable[[str], None] = lambda line: None) -> None:
         """Write result.json and the final status."""
         write_json(self.path / "result.json", {**self._own("result.json", tell), **metrics})
-        self.status.update(state="done", stage=None, finished=_now())
+        self.status.update(state="done", stage=None, finished=_now(), error=None)
         self._write_status()
         self.heartbeat.stop()
+
+    def stopping(self, reason: str) -> None:
+        """Say `interrupted` as soon as a signal asks for the end: before a checkpoint is saved the process may be killed.
+
+        Called within a signal's handler; what comes of the run is written as ever.
+        """
+        if self.status.get("state") != "running":
+            return
+        self.status.update(state="interrupted", error={"message": f"Preempted: {reason}", "traceback": ""})
+        # a full disk is told by what the run writes next
+        with suppress(OSError, FolderTaken):
+            self._write_status()
 
     def fail(self, error: BaseException) -> str:
         """Keep the error where a user looks first; a run that was only stopped goes on when it is started again.

@@ -117,6 +117,9 @@ def run_pipeline(
         in_sweep = replace(in_sweep, memo=memo)
         folder = RunFolder(run_dir)
         stack.callback(folder.close)
+        if not in_sweep.job:
+            # that of a job is watched by its driver, which takes `interrupted` for its end
+            stack.enter_context(preemption.telling(folder.stopping))
         # what the machine refuses while the folder is opened, or its end is written
         stack.enter_context(refusing(_places(cfg, run_dir)))
         return _run(cfg, folder, overrides, config_yaml, console, in_sweep, warnings)

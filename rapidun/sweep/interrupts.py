@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from rapidun.base.preemption import ENDINGS
+
 # after an interrupt so long nothing interrupts again: jobs are cancelled and states written in that time
 SETTLING_SECONDS = 5.0
 
@@ -67,6 +69,24 @@ def deferred() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
     if came:
         signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def ending_alike() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP are a Ctrl-C: what would die with this process is stopped, and says so."""
+    if not _can_handle():
+        yield
+        return
+    held = {number: signal.getsignal(number) for number in ENDINGS}
+    # what ignores them (nohup) goes on doing so
+    held = {number: handler for number, handler in held.items() if handler is signal.SIG_DFL}
+    for number in held:
+        signal.signal(number, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
 
 
 def _can_handle() -> bool:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rapidun.base.errors import ConfigError
@@ -21,6 +22,7 @@ from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.drive import Driver, Watched, watched_entry
 from rapidun.sweep.dryrun import dry_run
 from rapidun.sweep.folder import SWEEPS, SweepFolder, SweepLock
+from rapidun.sweep.interrupts import ending_alike
 from rapidun.sweep.jobs import describe, write_jobs
 from rapidun.sweep.plan import Node, folder_of
 from rapidun.sweep.prepare import Sweep, prepare, what_ran
@@ -133,13 +135,14 @@ def watch(
 
     driver.on_change = on_change
     console.start(folder.states(hashes))
-    try:
-        driver.run()
-    except KeyboardInterrupt:
-        console.stop()
-        return _interrupted(driver, settings, console)
-    finally:
-        console.stop()
+    with nullcontext() if driver.launcher.outlives_driver else ending_alike():
+        try:
+            driver.run()
+        except KeyboardInterrupt:
+            console.stop()
+            return _interrupted(driver, settings, console)
+        finally:
+            console.stop()
     if driver.stopped:
         console.say(f"ended early: {driver.stopped}", style="red")
     return finish(folder, hashes) if summary else 0

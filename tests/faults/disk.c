@@ -5,7 +5,8 @@
  *   mode 0: fail once with `error`;
  *   mode 1: from then on the disk is full: new names and bytes fail with `error`, what stands there can be overwritten;
  *   mode 2: from then on every change fails with `error` (a disk that became read-only);
- *   mode 3: SIGKILL before the call.
+ *   mode 3: SIGKILL before the call;
+ *   mode 4: SIGTERM before the call, which goes on.
  * fault_count(): calls so far. What stdio buffers inside the C library (fwrite) is not seen.
  */
 #define _GNU_SOURCE
@@ -43,6 +44,7 @@ static int fails(int kind) {
     if (at == 0) return 0;
     if (now == at) {
         if (mode == 3) kill(getpid(), SIGKILL);
+        if (mode == 4) return kill(getpid(), SIGTERM);
         tripped = 1;
         errno = error;
         return 1;

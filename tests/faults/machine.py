@@ -34,6 +34,7 @@ class Fault(IntEnum):
     full = 1
     read_only = 2
     killed = 3
+    terminated = 4
 
 
 class Done(NamedTuple):

@@ -5,6 +5,7 @@ What a dead process leaves is the disk as it was between two changes, so that ki
 """
 
 import hashlib
+import json
 import random
 import signal
 from collections.abc import Callable
@@ -121,3 +122,38 @@ def test_kills_of_a_run(jobs: dict[str, Job], seed: int) -> None:
 def test_kills_of_other_commands(jobs: dict[str, Job], name: str, seed: int) -> None:
     """20 kills each of a report, an index build, and a sweep with the basic launcher."""
     assert survives(jobs[name], name, kills=CHAIN, seed=seed)
+
+
+def terminated(machine: Machine, whole: Whole, name: str, *, times: int, seed: int) -> int:
+    """SIGTERM at random changes of one run after the other: each says `interrupted` at once; the last one ends."""
+    place, rng, hit = machine.root / name, random.Random(f"term {seed}"), 0
+    for _ in range(times):
+        at = rng.randrange(1, max(3, whole[1] // times))
+        done = machine.run(command(place), below=place, at=at, fault=Fault.terminated)
+        assert "Traceback" not in done.err + done.out, done.err
+        found = place / "run" / "status.json"
+        state = json.loads(found.read_text())["state"] if found.is_file() else ""
+        if done.status == 0:  # it came too late, or amid the end
+            assert state == "done"
+            continue
+        hit += 1
+        # before the run took it over it is an end like any other
+        assert done.status in (128 + signal.SIGTERM, -signal.SIGTERM), (done.status, done.err)
+        if done.status > 0 and state:
+            assert state == "interrupted", (at, done.err)
+            assert "rapidun: stopped (signal SIGTERM): " in done.err
+        assert [left for left in leftovers(place) if left.endswith(".lease")] == []
+    assert machine.run(command(place), below=place).status == 0
+    assert results(place) == whole[0]
+    return hit
+
+
+def test_sigterm_is_an_interrupt(machine: Machine, whole: Whole) -> None:
+    assert terminated(machine, whole, "term-0", times=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_sigterm_at_any_change(machine: Machine, whole: Whole, seed: int) -> None:
+    """20 of them."""
+    assert terminated(machine, whole, f"term-{seed}", times=CHAIN, seed=seed)

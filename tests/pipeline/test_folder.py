@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import rapidun
-from rapidun.base import locks
+from rapidun.base import locks, preemption
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import read_json, read_jsonl
 from rapidun.base.locks import RUN_LEASE, take_folder
@@ -197,3 +197,81 @@ def test_a_folder_of_before_that_holds_a_secret_goes_on_and_tells_it_to_nobody(
     with pytest.raises(ConfigError, match=r"with others \(seed: ") as told:
         folder.open(config=other, config_yaml="", overrides=[])
     assert "swordfish" not in str(told.value)
+
+
+def test_another_hidden_value_is_noticed_and_neither_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a salted digest in a file for the owner alone; the same value goes on, hidden or not."""
+    monkeypatch.setenv("SOME_API_KEY", "swordfish-1234")
+    monkeypatch.setenv("OTHER_API_KEY", "marlin-567890")
+
+    def opened(directory: str) -> None:
+        settings = {**plain(RunConfig()), "stages": ["data"]}
+        settings["data"]["dir"] = directory
+        folder = RunFolder(tmp_path / "run")
+        folder.open(config=settings, config_yaml="", overrides=[])
+        folder.close()
+
+    opened("packs/swordfish-1234")
+    noted = tmp_path / "run" / "hidden.json"
+    assert noted.stat().st_mode & 0o777 == 0o600
+    assert list(read_json(noted)["digests"]) == ["data.dir"]
+    with pytest.raises(ConfigError, match=r"data\.dir: another value there, which is hidden") as told:
+        opened("packs/marlin-567890")
+    assert "swordfish" not in str(told.value) and "marlin" not in str(told.value)
+    opened("packs/swordfish-1234")
+    monkeypatch.delenv("SOME_API_KEY")
+    opened("packs/swordfish-1234")  # from a shell that does not know it for a secret
+    assert not noted.exists(), "nothing is hidden any more"
+    monkeypatch.setenv("SOME_API_KEY", "swordfish-1234")
+    opened("packs/swordfish-1234")
+    for damage in ("", "[1]", '{"salt": 1, "digests": []}'):
+        noted.write_text(damage)
+        opened("packs/swordfish-1234")
+        assert read_json(noted)["digests"]
+
+
+def test_an_empty_lease_is_judged_within_seconds(tmp_path: Path) -> None:
+    """Its process died between making and naming it: one that is old goes at once, a new one after a few seconds."""
+    lease = tmp_path / RUN_LEASE
+    lease.touch()
+    then = time.time() - locks.EMPTY_SECONDS - 1
+    os.utime(lease, (then, then))
+    began = time.monotonic()
+    take_folder_here(tmp_path).release()
+    assert time.monotonic() - began < locks.EMPTY_SECONDS
+    lease.touch()
+    assert "has not written its name into run.lease" in locks.Lease(lease).holder()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_asked_to_end_says_interrupted_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    """Also where a checkpoint is saved first, and the process may be killed meanwhile; the same command goes on."""
+    seen = []
+    status = tmp_path / "run" / "status.json"
+
+    def asked(self: RunFolder, stage: str) -> None:
+        with preemption.checkpointing():
+            os.kill(os.getpid(), number)
+            seen.append(read_json(status)["state"])
+        preemption.raise_if_requested()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "start_stage", asked)
+        assert main(overrides(tmp_path)) == 128 + number
+    assert seen == ["interrupted"] == [read_json(status)["state"]]
+    said = capsys.readouterr()
+    assert f"rapidun: stopped (signal {number.name}): {tmp_path / 'run'} keeps what is finished" in said.err
+    assert "Traceback" not in said.err + said.out
+    assert signal.getsignal(number) is signal.SIG_DFL and preemption.stop_requested() is None
+    assert main(overrides(tmp_path)) == 0
+    assert read_json(status)["state"] == "done" and read_json(status)["error"] is None
+
+
+def test_a_signal_behind_the_end_changes_no_status(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path / "run")
+    folder.finish({})
+    folder.stopping("signal SIGTERM")
+    assert read_json(tmp_path / "run" / "status.json")["state"] == "done"
+    folder.close()
