@@ -225,7 +225,7 @@ class RunFolder:
         self.heartbeat.stop()
 
     def stopping(self, reason: str) -> None:
-        """Say `interrupted` as soon as a signal asks for the end: before a checkpoint is saved the process may be killed.
+        """Say `interrupted` as soon as a signal asks: what saves a checkpoint first may be killed meanwhile.
 
         Called within a signal's handler; what comes of the run is written as ever.
         """

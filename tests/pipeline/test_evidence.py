@@ -1,12 +1,13 @@
 """Every kind of artifact damaged in each way, what a run does about it, and what `rapidun verify` says of it.
 
-One run leaves twelve kinds of artifacts; each test works on a copy.
+One run leaves twelve kinds of artifacts, two others (slow) the remaining four; each test works on a copy.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ MADE = [
     "data", "model", "poison", "influence", "losses", "mapping", "task_model", "edit", "evaluation", "attack",
     "attack_verdicts", "privacy",
 ]  # fmt: skip
+MADE_BY_OTHERS = ["unlearning", "tokens", "curvature", "lm_eval"]
 
 
 class Made:
@@ -56,12 +58,37 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return found
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The kinds of artifacts that one run cannot make beside the others; lm_eval where that is installed."""
+    found = Made(tmp_path_factory.mktemp("others"))
+    task = {
+        "task": "toy", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "toy.jsonl"}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{question}}",
+        "doc_to_choice": ["red", "blue"], "doc_to_target": "label",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    write_json(found.root / "tasks" / "toy.yaml", task)  # JSON is YAML
+    write_jsonl(found.root / "tasks" / "toy.jsonl", [{"question": f"what of {n}?", "label": n % 2} for n in range(4)])
+    asked = ["evaluation.lm_eval.tasks=[toy]", f"evaluation.lm_eval.include_path={found.root / 'tasks'}"]
+    places = [f"store_dir={found.store}", f"run_dir={found.run}"]
+    common = ["debug=fast", "resources.num_threads=1", *places]
+    rapidun.run([*common, "unlearning.token_weights=influence", *(asked if find_spec("lm_eval") else [])])
+    steps = ["unlearning=influence_step", "stages=[data,poison,influence,mapping,unlearning]"]
+    rapidun.run([*common, *steps, f"run_dir={found.root / 'steps'}"])
+    return found
+
+
 @pytest.fixture
 def copy(made: Made, tmp_path: Path) -> Made:
+    return copied(made, tmp_path)
+
+
+def copied(made: Made, to: Path) -> Made:
     """Relative links lead into the copied store."""
     for name in ("store", "run"):
-        shutil.copytree(made.root / name, tmp_path / name, symlinks=True)
-    return Made(tmp_path)
+        shutil.copytree(made.root / name, to / name, symlinks=True)
+    return Made(to)
 
 
 def flip(path: Path, other: Path) -> None:
@@ -96,6 +123,21 @@ def other_file(made: Made, name: Path) -> Path:
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", MADE)
 def test_any_damage_to_any_file_of_any_kind_is_seen(made: Made, copy: Made, kind: str, damage: str) -> None:
+    walk(made, copy, kind, damage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", MADE_BY_OTHERS)
+def test_any_damage_to_the_kinds_that_other_runs_make_is_seen(
+    others: Made, tmp_path: Path, kind: str, damage: str
+) -> None:
+    if kind == "lm_eval" and not others.folders(kind):
+        pytest.skip("lm-eval is not installed (pip install 'rapidun[lm-eval]')")
+    walk(others, copied(others, tmp_path), kind, damage)
+
+
+def walk(made: Made, copy: Made, kind: str, damage: str) -> None:
     """A run (with what it remembers) and `rapidun verify` (without) name the file; once mended, neither has a word."""
     store = Store(copy.store)
     for folder in copy.folders(kind):
@@ -119,6 +161,7 @@ def test_any_damage_to_any_file_of_any_kind_is_seen(made: Made, copy: Made, kind
 
 def test_the_walk_covers_what_the_run_made(made: Made) -> None:
     assert {kind for kind in KINDS if made.folders(kind)} == set(MADE)
+    assert sorted(KINDS) == sorted([*MADE, *MADE_BY_OTHERS]), "a new kind joins the walk"
 
 
 def test_a_whole_run_follows_from_its_bytes(copy: Made, capsys: pytest.CaptureFixture[str]) -> None:
