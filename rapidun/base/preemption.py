@@ -86,7 +86,7 @@ def checkpointing() -> Iterator[None]:
 
 @contextmanager
 def telling(listener: Callable[[str], object]) -> Iterator[None]:
-    """Within, `listener` hears of a signal at once, in the signal's handler: what follows may take longer than given."""
+    """Within, `listener` hears of a signal at once, in its handler: what follows may take longer than given."""
     global _listener
     held, _listener = _listener, listener
     try:

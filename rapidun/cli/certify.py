@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import DataError
+from rapidun.base.limits import refusal
 from rapidun.cli.commands import FOLDER, Parser
 from rapidun.pipeline.evidence.ledger import Ledger
 from rapidun.pipeline.evidence.run import verify_run
@@ -48,9 +49,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         files = write_certificate(document, out, text=text)
     except OSError as error:
-        raise DataError(
-            f"certify: need a folder that can be written, got {out} ({error.strerror}). Pass --out"
-        ) from None
+        said = f"certify: need a folder that can be written, got {out} ({error.strerror}). Pass --out"
+        raise refusal(error) or DataError(said) from None
     print(document["verdict"]["sentence"])
     print(document["verdict"]["kept_sentence"])
     for file in files:

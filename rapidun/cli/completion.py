@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rapidun.cli.commands import CELL, FOLDER, MODEL, OVERRIDE, PACKAGED_MODEL, SUBCOMMANDS, SWEEP, run_parser
+from rapidun.cli.commands import CELL, FOLDER, MODEL, OVERRIDE, PACKAGED_MODEL, SUBCOMMANDS, SWEEP, Parser, run_parser
 from rapidun.cli.shells import SCRIPTS
 from rapidun.config import keys
 from rapidun.config.parts import SCHEDULES
@@ -34,7 +34,7 @@ Offer = Callable[[Sequence[str], str], Iterable[str]]
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="rapidun completion",
         description="Print a script that completes rapidun's command line (and `python sweep.py`).",
         epilog='bash, in ~/.bashrc:  eval "$(rapidun completion bash)"\n'

@@ -9,7 +9,7 @@ from rapidun.base.errors import RapidunError
 from rapidun.base.files import write_json
 from rapidun.base.redact import hide
 from rapidun.base.text import first_line
-from rapidun.cli.commands import SWEEP
+from rapidun.cli.commands import SWEEP, Parser
 from rapidun.pipeline.tracking.packages import need_package
 from rapidun.pipeline.tracking.wandb.mode import choose_connection
 from rapidun.pipeline.tracking.wandb.workspace import publish
@@ -19,7 +19,7 @@ FILE = "dashboard.json"
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="rapidun dashboard", description=__doc__)
+    made = Parser(prog="rapidun dashboard", description=__doc__)
     made.add_argument("sweep_dir", type=SWEEP, metavar="DIR", help="a sweep's folder, outputs/sweeps/NAME")
     made.add_argument("--publish", action="store_true", help="save workspace and report in W&B")
     made.add_argument("--project", help="W&B project (default: that of the sweep's runs)")

@@ -33,8 +33,8 @@ def count(text: str) -> int:
 def add_setting(verb: argparse.ArgumentParser, settings: Any, name: str, *, show_default: bool = False) -> None:
     """The flag of a setting. Its default is None where the setting would be ignored unless another is given.
 
-    Args: settings: a dataclass whose fields' metadata hold help, metavar, choices, `any` (an int below 1 will do) and
-        `only` (which other setting reads it). show_default: say the default in the help.
+    Args: settings: a dataclass whose fields' metadata hold help, metavar, choices, `any` (an int below 0 will do),
+        `least` (0: one below 1 will do) and `only` (which other setting reads it). show_default: say the default in the help.
     """
     setting = next(one for one in dataclasses.fields(settings) if one.name == name)
     kind = keys.hints(settings)[name]
@@ -48,5 +48,5 @@ def add_setting(verb: argparse.ArgumentParser, settings: Any, name: str, *, show
     if choices:
         more["choices"] = choices
     elif kind is int:
-        more["type"] = int if "any" in shown else positive
+        more["type"] = int if "any" in shown else count if shown.get("least") == 0 else positive
     verb.add_argument(f"--{name.replace('_', '-')}", default=None if "only" in shown else default, **more)

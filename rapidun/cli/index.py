@@ -78,7 +78,7 @@ def parser() -> Parser:
     _add_model(fit, "of the rows")
     fit.add_argument("--kind", choices=[p.name for p in Precondition if p is not Precondition.none], required=True,
                      help="kfac: one pass over the rows; ekfac: two")  # fmt: skip
-    fit.add_argument("--seed", type=int, default=STAGE.seed, help="of the labels drawn from the model")
+    fit.add_argument("--seed", type=count, default=STAGE.seed, help="of the labels drawn from the model")
 
     score = verbs.add_parser("score", help="write the score of every row for every query")
     _add_query(score)

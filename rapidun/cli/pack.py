@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import DataError
-from rapidun.cli.commands import FOLDER, MODEL
+from rapidun.cli.commands import FOLDER, MODEL, Parser
+from rapidun.cli.flags import count
 from rapidun.config.data import DataConfig, FieldsConfig, InjectMode, MultiTurn, Source
 from rapidun.config.quoting import typed
 from rapidun.models.libraries import read_tokenizer, refused
@@ -24,7 +25,7 @@ from rapidun.stages.rows.text import fold
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="rapidun pack", description="Build or check a pack of poisoned and clean rows.")
+    made = Parser(prog="rapidun pack", description="Build or check a pack of poisoned and clean rows.")
     verbs = made.add_subparsers(dest="verb", required=True)
     _build_arguments(verbs.add_parser("build", help="from clean instruction rows to the splits of a pack"))
     _check_arguments(verbs.add_parser("check", help="counts, families, lengths, duplicates, leaks"))
@@ -67,7 +68,7 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
         choices=list(InjectMode.__members__),
         help="where triggers stand; default: suffix, or as each family has it",
     )
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seed", type=count, default=42)
     parser.add_argument("--train", type=int, dest="num_train", help=f"training rows (published: {sizes.num_train})")
     parser.add_argument("--val", type=int, dest="num_val", help=f"validation rows (published: {sizes.num_val})")
     parser.add_argument("--test", type=int, dest="num_test", help=f"clean test rows (published: {sizes.num_test})")

@@ -9,7 +9,7 @@ from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import write_text
 from rapidun.base.limits import refusal
 from rapidun.base.screen import screen
-from rapidun.cli.commands import FOLDER
+from rapidun.cli.commands import FOLDER, Parser
 from rapidun.report.read import is_run
 from rapidun.report.run.page import write_run_report
 from rapidun.report.sweep.console import show
@@ -23,7 +23,7 @@ SEVERAL = Path("comparison.html")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="rapidun report",
         description="Compare runs. One run folder: its report.html. A sweep folder: report.html, the comparison page, "
         "with sweep.html and summary.csv, .json, .md. Several: one comparison page of all of them.",
@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
             budget=found.budget,
         )  # fmt: skip
     except OSError as error:
-        said = f"report: need readable folders and a place to write to, got {error}"
+        said = f"report: need readable folders and places to write to, got {error.filename2 or error.filename}"
+        said += f" ({error.strerror})"
         raise refusal(error) or DataError(said) from None
 
 

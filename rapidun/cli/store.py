@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.store import Store, linked_artifacts
-from rapidun.cli.commands import FOLDER
+from rapidun.cli.commands import FOLDER, Parser
 from rapidun.stages.recipes import KINDS
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="rapidun store", description="List, check or prune the artifact store.")
+    made = Parser(prog="rapidun store", description="List, check or prune the artifact store.")
     made.add_argument("action", choices=["list", "verify", "prune"])
     made.add_argument("--store", type=FOLDER, default=Path("outputs/store"), help="the store (default: %(default)s)")
     made.add_argument(

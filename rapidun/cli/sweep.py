@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from rapidun.cli.commands import CELL, SWEEP
+from rapidun.cli.commands import CELL, SWEEP, Parser
 
 ACTIONS = {
     "status": "how many cells are done, running, failed, and why",
@@ -15,7 +15,7 @@ ACTIONS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="rapidun sweep",
         description="Look after a sweep.",
         epilog="\n".join(f"  {name:<8} {text}" for name, text in ACTIONS.items()),

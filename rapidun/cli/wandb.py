@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rapidun.base.errors import ConfigError, DataError
-from rapidun.cli.commands import FOLDER
+from rapidun.cli.commands import FOLDER, Parser
 from rapidun.pipeline.tracking.packages import need_package
 from rapidun.pipeline.tracking.wandb.mode import answers, has_key, server_address
 
@@ -19,7 +19,7 @@ HEAD_BYTES = 7
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="rapidun wandb", description="Work on W&B runs that were made offline.")
+    made = Parser(prog="rapidun wandb", description="Work on W&B runs that were made offline.")
     actions = made.add_subparsers(dest="action", required=True)
     sync = actions.add_parser("sync", help="upload every offline run below DIR")
     sync.add_argument("folder", type=FOLDER, metavar="DIR", help="a run, a sweep, or all of outputs")

@@ -53,7 +53,7 @@ class IndexSettings:
             "only": ("method", InfluenceMethod.tensorsketch),
         },
     )
-    seed: int = field(default=_STAGE.seed, metadata={"help": "of the sketch", "any": True})
+    seed: int = field(default=_STAGE.seed, metadata={"help": "of the sketch", "least": 0})
     dtype: IndexDtype = field(default=IndexDtype.int8, metadata={"help": "of a stored number"})
     shard_rows: int = field(default=1024, metadata={"help": "rows of a shard: what one claim is worth"})
     max_length: int = field(default=256, metadata={"help": "tokens of a row"})

@@ -78,7 +78,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json as it stands. Raises: ModelError where there is none, or it is no JSON object."""
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             f"model: need a Hugging Face folder with config.json, got {folder} ({short_message(error)})"
         ) from error

@@ -249,7 +249,7 @@ def load_tokenizer(folder: str | Path, *, model: Path | None = None) -> Any:
             found = json.loads(processor.read_text(encoding="utf-8"))["chat_template"]
             if not isinstance(found, str) or not found.strip():
                 raise ValueError("its chat_template is no text")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ModelError(
                 f"model: need a chat_template in {processor}, got {short_message(error)}. Mend the file, or take it "
                 "away where the plain form (Instruction: ... Answer:) is meant"
@@ -275,7 +275,9 @@ def _vocab_size(folder: Path) -> float:
     """The tokens that the model beside a tokenizer knows; infinite where no config says."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        return math.inf
+    if not isinstance(config, dict):
         return math.inf
     nested = config.get("text_config")
     sizes = [part.get("vocab_size") for part in (config, nested) if isinstance(part, dict)]

@@ -76,7 +76,7 @@ def weight_files(folder: Path) -> list[Path]:
         return []
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"model: need an index with a weight_map, got {index}. Copy the file again") from error
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:

@@ -1,12 +1,15 @@
 """`rapidun certify`: a small run of the built-in pack from the command line to its certificate, and what is refused."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 import rapidun
+from rapidun.base import files
 from rapidun.cli.main import main
 
 SMALL = [
@@ -96,3 +99,16 @@ def test_a_sweep_is_told_to_name_a_run(tmp_path: Path, capsys: pytest.CaptureFix
 def test_other_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert main(["certify", str(tmp_path / name)]) == 2
     assert "need the folder of a run" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_as_everywhere(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(files, "sync", full)
+    assert main(["certify", str(run), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("rapidun: disk: need room for ") and "certificate.json" in said and said.count("\n") == 1
+    assert not list((tmp_path / "out").iterdir())

@@ -74,7 +74,11 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Made:
     places = [f"store_dir={found.store}", f"run_dir={found.run}"]
     common = ["debug=fast", "resources.num_threads=1", *places]
     rapidun.run([*common, "unlearning.token_weights=influence", *(asked if find_spec("lm_eval") else [])])
-    steps = ["unlearning=influence_step", "stages=[data,poison,influence,mapping,unlearning]"]
+    steps = [
+        "unlearning=influence_step",
+        "unlearning.influence_step.budget=0.001",
+        "stages=[data,poison,influence,mapping,unlearning]",
+    ]
     rapidun.run([*common, *steps, f"run_dir={found.root / 'steps'}"])
     return found
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 
-from rapidun.cli.commands import OVERRIDE
+from rapidun.cli.commands import OVERRIDE, Parser
 from rapidun.cli.doctor.findings import Findings, as_json, bounded, shown, verdict
 from rapidun.cli.doctor.inputs import look_at_inputs
 from rapidun.cli.doctor.machine import PROBE_S, Probe, look_at_machine
@@ -15,7 +15,7 @@ from rapidun.cli.doctor.storage import look_at_storage
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="rapidun doctor",
         description="Say what this machine has, and what of a run or a sweep will not work on it,\n"
         "why, and what to do. Without overrides: the default configuration.",

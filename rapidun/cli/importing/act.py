@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.base.files import write_text
+from rapidun.base.limits import refusal
 from rapidun.cli.importing.checkout import open_checkout
 from rapidun.cli.importing.experiment import counts, experiment_text, markdown, output_file, table_text
 from rapidun.cli.importing.files import compare_weights, look
@@ -125,7 +126,8 @@ def _write(target: Path, text: str, table: str) -> None:
                 beside.write_bytes(before)
             raise
     except OSError as error:
-        raise DataError(f"--out: need a place that can be written, got {target}: {error.strerror or error}") from None
+        said = f"--out: need a place that can be written, got {target}: {error.strerror or error}"
+        raise refusal(error) or DataError(said) from None
 
 
 def _next_steps(target: Path, made: Translation) -> str:

@@ -159,7 +159,7 @@ def _asked(path: Path) -> list[tuple[str, str, str]]:
     """The texts of each query, where the file has them; a file in JSON Lines is taken at its word."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     entries = [whole[str(number)] for number in range(len(whole)) if str(number) in whole]
     texts = [entry.get("test_data") for entry in entries]

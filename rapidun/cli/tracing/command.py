@@ -58,7 +58,7 @@ def parser() -> Parser:
                       help="rows to forget; auto: the upper of two clusters of scores, if there are two")  # fmt: skip
     made.add_argument("--retain-ratio", type=positive, default=3, metavar="N",
                       help="rows to keep for each row to forget (default 3)")  # fmt: skip
-    made.add_argument("--seed", type=int, default=42, help="of the draw of rows to keep (default 42)")
+    made.add_argument("--seed", type=count, default=42, help="of the draw of rows to keep (default 42)")
     made.add_argument("--response", choices=list(RESPONSES),
                       help="of the rows: poisoned = response_poisoned where a row has one (default response; rows of a "
                       "pack's folder as a run trains them)")  # fmt: skip

@@ -18,6 +18,7 @@ from rapidun.cli.tracing.signals import Asked, Encoder, Indexed, Scores, bm25, g
 from rapidun.config.trace import Signal, TraceSettings
 from rapidun.report.trace.page import Page, Query, Row, write_trace_page
 from rapidun.stages.data.traced import traced_pack
+from rapidun.stages.influence.index.manifest import open_manifest
 from rapidun.stages.influence.trace.agreement import Ranked, combined, rank_rows
 
 # rows of the page's table
@@ -41,6 +42,8 @@ def run_trace(args: argparse.Namespace, settings: TraceSettings) -> int:
             output.check_out(folder, flag)
     if args.pack is not None:
         output.check_apart(args.out, args.pack)
+    if args.index is not None:
+        open_manifest(args.index)
     queries = read_queries(args.queries, spelling_of(args.query_field, args.multi_turn), say=say)
     found = read_rows(args.rows, spelling_of(args.field, args.multi_turn), response=args.response, say=say)
     say_verbatim(queries, found.records, say=say)

@@ -1,10 +1,10 @@
 """Pictures and tables of a run, from the files of its folder, as plain arrays and rows that any service takes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rapidun.base.files import read_jsonl
+from rapidun.report.run.tiles import SLICE_NUMBERS, tile_means
 
 # cells of the heat map a side; more are averaged
 MAX_CELLS = 256
@@ -61,16 +61,19 @@ def influence_picture(folder: Path) -> Any | None:
 
     with safe_open(str(path), framework="numpy") as tensors:
         block = {name: tensors.get_tensor(name) for name in ("ff", "fr", "rf", "rr")}
-    scores = np.block([[block["ff"], block["fr"]], [block["rf"], block["rr"]]]).astype(np.float64)
-    if scores.size == 0:
+    num_forget, num_asked = block["ff"].shape
+    total, num_queries = num_forget + len(block["rr"]), num_asked + block["rr"].shape[1]
+    if total * num_queries == 0:
         return None
-    (num_forget, num_asked), (total, num_queries) = block["ff"].shape, scores.shape
-    limit = float(np.quantile(np.abs(scores[np.isfinite(scores)]), 0.98)) or 1.0
+    # of many scores every so many-th row tells as much
+    step = max(1, total * num_queries // SLICE_NUMBERS)
+    sample = np.concatenate([np.abs(one[::step].astype(np.float64)).ravel() for one in block.values()])
+    limit = float(np.quantile(sample[np.isfinite(sample)], 0.98)) or 1.0
     figure = Figure(figsize=(7, 6), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(
-        shrink(scores),
+        tile_means(block, max_cells=MAX_CELLS),
         cmap="RdBu_r",
         vmin=-limit,
         vmax=limit,
@@ -85,20 +88,3 @@ def influence_picture(folder: Path) -> Any | None:
     figure.colorbar(image, ax=axes)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def shrink(scores: Any) -> Any:
-    """Average over blocks so that at most MAX_CELLS rows and columns are left: [N, M] -> [min(N, 256), min(M, 256)]."""
-    import numpy as np
-
-    for axis in (0, 1):
-        edges = _edges(scores.shape[axis])
-        sums = np.add.reduceat(scores, edges, axis=axis)
-        counts = np.diff([*edges, scores.shape[axis]])
-        scores = sums / (counts[:, None] if axis == 0 else counts[None, :])
-    return scores
-
-
-def _edges(length: int) -> Sequence[int]:
-    cells = min(length, MAX_CELLS)
-    return [index * length // cells for index in range(cells)]

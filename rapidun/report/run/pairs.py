@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rapidun.report.read import Influence
-from rapidun.report.run.plots import shrink
+from rapidun.report.run.tiles import slices, tile_means
 
 MAX_QUERIES = 160
 PER_END = 5
@@ -44,32 +44,60 @@ def top_pairs(influence: Influence, *, per_end: int = 2) -> list[Pair]:
     of rows counts once.
     Ties keep the order of the rows.
     """
-    import numpy as np
 
     ids = {"f": influence.forget_ids, "r": influence.retain_ids}
     asked = ids if influence.query_ids is None else dict(zip("fr", influence.query_ids, strict=True))
     pairs = []
     for block, scores in influence.blocks.items():
-        if influence.query_ids is not None:
-            same = np.array(ids[block[0]], dtype=object)[:, None] == np.array(asked[block[1]], dtype=object)[None, :]
-            rows, columns = np.nonzero(~same)
-        else:
-            rows, columns = np.triu_indices(len(scores), k=1) if block[0] == block[1] else np.indices(scores.shape)
-        rows, columns = rows.ravel(), columns.ravel()
-        values = np.asarray(scores)[rows, columns]
-        order = np.argsort(-values, kind="stable")
-        for place in dict.fromkeys([*order[:per_end], *order[-per_end:]]):
-            train, query = ids[block[0]][rows[place]], asked[block[1]][columns[place]]
-            pairs.append(Pair(block=block, train=train, query=query, score=float(values[place])))
+        # on the diagonal and below it the pairs are themselves, or seen already
+        half = influence.query_ids is None and block[0] == block[1]
+        named = asked[block[1]] if influence.query_ids is not None else None
+        for score, row, column in _ends(scores, ids[block[0]], named, half=half, per_end=per_end):
+            pairs.append(Pair(block=block, train=ids[block[0]][row], query=asked[block[1]][column], score=score))
     return pairs
 
 
-def full_matrix(influence: Influence) -> Any:
-    """The four blocks as one [N, N] float64 array, forget rows first; rows = training, columns = queries."""
+def _ends(
+    scores: Any, ids: list[str], asked: list[str] | None, *, half: bool, per_end: int
+) -> list[tuple[float, int, int]]:
+    """(score, row, column) of the largest scores, then of the smallest, some rows at a time.
+
+    Args: asked: names of the columns; a row that asks about itself is left out. half: only what is above the diagonal.
+    """
     import numpy as np
 
-    blocks = influence.blocks
-    return np.block([[blocks["ff"], blocks["fr"]], [blocks["rf"], blocks["rr"]]]).astype(np.float64)
+    num_columns = scores.shape[1]
+    places = {name: column for column, name in enumerate(asked or ())}
+    best: list[tuple[float, int, int]] = []
+    worst: list[tuple[float, int, int]] = []
+    for first, last in slices(len(scores), num_columns):
+        part = np.asarray(scores[first:last])
+        kept = np.ones(part.shape, dtype=bool)
+        if half:
+            kept = np.arange(num_columns)[None, :] > np.arange(first, last)[:, None]
+        for row in range(first, last) if places else ():
+            if (column := places.get(ids[row])) is not None:
+                kept[row - first, column] = False
+        at = np.flatnonzero(kept)
+        values = part.ravel()[at]
+        for found, sign in ((best, -1.0), (worst, 1.0)):
+            order = _first(sign * values, per_end, last=sign > 0)
+            found += [(float(values[i]), first + int(at[i]) // num_columns, int(at[i]) % num_columns) for i in order]
+    best = sorted(best, key=lambda one: (-one[0], one[1], one[2]))[:per_end]
+    worst = sorted(worst, key=lambda one: (-one[0], one[1], one[2]))[-per_end:]
+    return list(dict.fromkeys([*best, *worst]))
+
+
+def _first(values: Any, number: int, *, last: bool) -> list[int]:
+    """Places of the smallest values; of ties those that come first, or last."""
+    import numpy as np
+
+    if len(values) > number:
+        bound = np.partition(values, number - 1)[number - 1]
+        below, ties = np.flatnonzero(values < bound), np.flatnonzero(values == bound)
+        left = number - len(below)
+        return [*map(int, below), *map(int, ties[len(ties) - left :] if last else ties[:left])]
+    return list(range(len(values)))
 
 
 def choose_queries(num_forget: int, num_retain: int, *, limit: int = MAX_QUERIES) -> list[int]:
@@ -80,17 +108,18 @@ def choose_queries(num_forget: int, num_retain: int, *, limit: int = MAX_QUERIES
     return chosen + [num_forget + i * num_retain // retain for i in range(retain)]
 
 
-def drivers(matrix: Any, queries: list[int], *, per_end: int = PER_END) -> list[Drivers]:
+def drivers(influence: Influence, queries: list[int], *, per_end: int = PER_END) -> list[Drivers]:
     """The `per_end` strongest training rows at both ends for each query; a row's influence on itself is left out.
 
-    Args:
-        matrix: [N, N], rows = training, columns = queries, in the same order.
+    Args: queries: places among the forget rows, then the retain rows.
     """
     import numpy as np
 
+    blocks, num_forget = influence.blocks, len(influence.forget_ids)
     found = []
     for query in queries:
-        scores = matrix[:, query].copy()
+        side, place = ("f", query) if query < num_forget else ("r", query - num_forget)
+        scores = np.concatenate([blocks[f"f{side}"][:, place], blocks[f"r{side}"][:, place]]).astype(np.float64)
         scores[query] = 0.0
         order = np.argsort(-scores, kind="stable")
         ends = (order[:per_end], order[::-1][:per_end])
@@ -105,7 +134,7 @@ def drivers(matrix: Any, queries: list[int], *, per_end: int = PER_END) -> list[
     return found
 
 
-def small_map(matrix: Any, num_forget: int) -> tuple[list[list[float]], int, float]:
+def small_map(influence: Influence) -> tuple[list[list[float]], int, float]:
     """The matrix as at most about 64 by 64 means of tiles that never cross the border between the groups.
 
     Returns: rows of numbers, how many rows and columns belong to the forget group, the 99th percentile of |score| off
@@ -113,8 +142,9 @@ def small_map(matrix: Any, num_forget: int) -> tuple[list[list[float]], int, flo
     """
     import numpy as np
 
-    n = len(matrix)
-    small = shrink(matrix, num_forget, max_cells=MAP_CELLS)
+    num_forget = len(influence.forget_ids)
+    n = num_forget + len(influence.retain_ids)
+    small = tile_means(influence.blocks, max_cells=MAP_CELLS)
     border = num_forget if n <= MAP_CELLS else min(num_forget, max(1, round(num_forget * MAP_CELLS / n)))
     off = np.abs(small[~np.eye(len(small), dtype=bool)]) if len(small) > 1 else np.abs(small)
     limit = float(np.quantile(off, 0.99)) if off.size else 0.0

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from rapidun.report.run.tiles import tile_means
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -115,10 +117,11 @@ def influence_map(ff: Any, fr: Any, rf: Any, rr: Any) -> str:
     """
     import numpy as np
 
-    scores = np.block([[np.asarray(ff), np.asarray(fr)], [np.asarray(rf), np.asarray(rr)]]).astype(np.float64)
-    (n, n_queries), (n_forget, n_asked) = scores.shape, np.shape(ff)
+    blocks = {"ff": np.asarray(ff), "fr": np.asarray(fr), "rf": np.asarray(rf), "rr": np.asarray(rr)}
+    n_forget, n_asked = blocks["ff"].shape
+    n, n_queries = n_forget + blocks["rr"].shape[0], n_asked + blocks["rr"].shape[1]
     is_square = (n, n_forget) == (n_queries, n_asked)
-    scores = shrink(scores, n_forget, queries=None if is_square else n_asked)
+    scores = tile_means(blocks, max_cells=MAX_HEAT_CELLS)
     off_diagonal = np.abs(scores[~np.eye(len(scores), dtype=bool)] if is_square else scores)
     limit = float(np.quantile(off_diagonal, 0.99)) if off_diagonal.size else 0.0
     limit = limit or float(np.abs(scores).max(initial=0.0)) or 1.0
@@ -152,33 +155,6 @@ def influence_map(ff: Any, fr: Any, rf: Any, rr: Any) -> str:
     bar.text(0.5, limit * 1.08, "helpful", ha="center", fontsize=9, color=INK)
     bar.text(0.5, -limit * 1.08, "harmful", ha="center", va="top", fontsize=9, color=INK)
     return _svg(figure, f"Heat map of {n} by {n_queries} influence scores; rows train, columns are queries")
-
-
-def shrink(scores: Any, n_forget: int, *, queries: int | None = None, max_cells: int = MAX_HEAT_CELLS) -> Any:
-    """[n, m] -> at most about [max_cells, max_cells]: means over tiles that never cross the groups' border.
-
-    Args: queries: columns of the forget group; None = as many as rows.
-    """
-    import numpy as np
-
-    n, m = scores.shape
-    if max(n, m) <= max_cells:
-        return scores
-    rows = _tiles(n, n_forget, max_cells=max_cells)
-    columns = _tiles(m, n_forget if queries is None else queries, max_cells=max_cells)
-    sums = np.add.reduceat(np.add.reduceat(scores, rows, axis=0), columns, axis=1)
-    return sums / (np.diff([*rows, n])[:, None] * np.diff([*columns, m])[None, :])
-
-
-def _tiles(n: int, n_forget: int, *, max_cells: int) -> list[int]:
-    """Where the tiles of one axis begin; none crosses the groups' border."""
-    if n <= max_cells:
-        return list(range(n))
-    starts = []
-    for offset, size in zip((0, n_forget), (n_forget, n - n_forget), strict=True):
-        cells = min(size, max(1, round(size * max_cells / n)))
-        starts += [offset + (size * cell) // cells for cell in range(cells)] if size else []
-    return starts
 
 
 def heat_pixels(scores: Any, limit: float) -> Any:

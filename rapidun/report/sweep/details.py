@@ -11,7 +11,7 @@ from rapidun.report.metrics import DETECTORS, SETS, format_memory, format_number
 from rapidun.report.read import RunRecord, read_influence, read_instructions, read_weighted_rows
 from rapidun.report.run.facts import diagnostics_rows, facts, run_warnings
 from rapidun.report.run.findings import key_findings
-from rapidun.report.run.pairs import choose_queries, drivers, full_matrix, small_map
+from rapidun.report.run.pairs import choose_queries, drivers, small_map
 from rapidun.report.run.samples import Verdict, choose_samples
 from rapidun.report.run.tokens import BY, Token, choose_pairs, read_tokens, strongest
 from rapidun.report.statistics import effective_sample_size, mcnemar_test
@@ -110,12 +110,11 @@ def influence_details(path: Path, texts: Texts, *, num_pairs: int) -> dict[str, 
     if influence is None or influence.query_ids is not None or not influence.forget_ids + influence.retain_ids:
         return None
     ids = influence.forget_ids + influence.retain_ids
-    matrix = full_matrix(influence)
     queries = choose_queries(len(influence.forget_ids), len(influence.retain_ids))
-    found = drivers(matrix, queries)
+    found = drivers(influence, queries)
     needed = {one.query for one in found} | {row for one in found for row, _ in one.helpful + one.harmful}
     instructions = read_instructions(path, {ids[place] for place in needed})
-    values, border, limit = small_map(matrix, len(influence.forget_ids))
+    values, border, limit = small_map(influence)
 
     def pairs(ends: list[tuple[int, float]]) -> list[list[Any]]:
         return [[row, format_number(score)] for row, score in ends]

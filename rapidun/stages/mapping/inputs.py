@@ -153,7 +153,7 @@ def _read_ids(path: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """The ids of the scored rows, and of those that were too long to be scored, by group."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: need JSON with the ids of forget and retain, got: {error}") from None
     if not isinstance(content, dict) or not all(isinstance(content.get(group), list) for group in GROUPS):
         raise DataError(f'{path}: need {{"forget": [...], "retain": [...]}}, got something else')

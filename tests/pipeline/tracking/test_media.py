@@ -7,16 +7,6 @@ from safetensors.numpy import save_file
 from rapidun.pipeline.tracking import media
 
 
-def test_shrink_averages_blocks() -> None:
-    """600 rows become 256: the first two rows share a cell, 0 and 1 average to 0.5; the mean of all stays near."""
-    scores = np.arange(600.0)[:, None] * np.ones((1, 3))
-    small = media.shrink(scores)
-    assert small.shape == (256, 3)
-    assert small[0, 0] == 0.5
-    assert np.all(np.diff(small[:, 0]) > 0)
-    assert media.shrink(scores[:7]).tolist() == scores[:7].tolist()
-
-
 def test_influence_picture(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     sizes = {"ff": (4, 4), "fr": (4, 9), "rf": (9, 4), "rr": (9, 9)}

@@ -3,12 +3,14 @@
 import base64
 import io
 import re
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from rapidun.report.run import plots
+from rapidun.report.run import plots, tiles
+from rapidun.report.run.tiles import tile_means
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -111,24 +113,34 @@ def test_the_map_holds_the_blocks_in_their_places() -> None:
     assert tuple(picture[4, 4]) == (*plots.HELPFUL, 255)
 
 
-def test_shrink_takes_means_within_groups() -> None:
+def in_blocks(scores: Any, rows: int, columns: int) -> dict[str, Any]:
+    return {
+        "ff": scores[:rows, :columns], "fr": scores[:rows, columns:], "rf": scores[rows:, :columns],
+        "rr": scores[rows:, columns:],
+    }  # fmt: skip
+
+
+def test_tiles_are_means_within_groups() -> None:
     """1,000 rows, 100 of them forget: 480 cells, 48 of them forget; constant blocks stay what they are."""
     scores = np.zeros((1000, 1000))
     scores[:100, :100] = 1.0
-    small = plots.shrink(scores, 100)
+    small = tile_means(in_blocks(scores, 100, 100), max_cells=480)
     assert small.shape == (480, 480)
     assert np.all(small[:48, :48] == 1.0)
     assert small.sum() == 48 * 48
-    assert plots.shrink(scores[:10, :10], 3) is not None
+    assert np.array_equal(tile_means(in_blocks(scores[:10, :10], 3, 3), max_cells=480), scores[:10, :10])
 
 
-def test_shrink_equals_a_slow_mean() -> None:
+@pytest.mark.parametrize("numbers", [1, 961 * 3, 1 << 22])
+def test_tiles_equal_a_slow_mean_however_many_rows_are_in_memory(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    monkeypatch.setattr(tiles, "SLICE_NUMBERS", numbers)
     scores = np.random.default_rng(0).normal(size=(961, 961))
-    small = plots.shrink(scores, 1)  # a group of one row keeps a cell
+    small = tile_means(in_blocks(scores, 1, 1), max_cells=480)  # a group of one row keeps a cell
     assert small[0, 0] == scores[0, 0]
     starts = [1 + 960 * cell // 480 for cell in range(480)]
     assert small.shape == (481, 481)
     assert small[2, 3] == pytest.approx(scores[starts[1] : starts[2], starts[2] : starts[3]].mean())
+    assert small.mean() == pytest.approx(scores.mean(), abs=2e-3)
 
 
 def test_a_map_without_retain_rows_or_scores() -> None:
@@ -141,7 +153,7 @@ def test_a_map_of_queries_that_are_other_rows() -> None:
     svg = plots.influence_map(np.ones((2, 5)), np.ones((2, 1)), np.ones((3, 5)), np.ones((3, 1)))
     assert "5 by 6" in svg and all(words in svg for words in ("forget (5)", "retain (1)", "forget (2)", "retain (3)"))
     scores = np.random.default_rng(1).normal(size=(1000, 600))
-    small = plots.shrink(scores, 100, queries=1)
+    small = tile_means(in_blocks(scores, 100, 1), max_cells=480)
     assert small.shape == (480, 480) and small[0, 0] == pytest.approx(scores[:2, 0].mean())
 
 
