@@ -21,8 +21,9 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CELLS = [
-    "debug=fast", "mapping=rapidun", "unlearning.max_steps=1", "evaluation.num_prompts=2",
-    "evaluation.max_new_tokens=4", "resources.num_threads=1", "sweep.name=large",
+    "debug=fast", "mapping=rapidun", "unlearning.max_steps=1", "unlearning.eval_steps=0", "unlearning.save_steps=0",
+    "evaluation.num_prompts=1", "evaluation.max_new_tokens=2", "evaluation.num_ppl=2", "evaluation.num_calibration=2",
+    "influence.num_token_queries=0", "resources.num_threads=1", "sweep.name=large",
 ]  # fmt: skip
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dump-dom")
 

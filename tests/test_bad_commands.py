@@ -67,9 +67,7 @@ for typed, words in {
     "influence check influence.kk=1": ["influence.kk: no such key", "influence.k?"],
     "influence check debug=fast --adapter nowhere": ["need a model that is there", "model.path"],
     "doctor --jsn": ["--jsn", "rapidun doctor --help"],
-    "dashboard": ["required"],
     "report --csv": ["--csv", "expected one argument"],
-    "report": ["DIR"],
     "certify run --outt x": ["--outt"],
     "verify run --jsn": ["--jsn"],
     "klom run --jsn x": ["--jsn"],
@@ -326,7 +324,7 @@ for typed, words in {
     "seed==3": ["seed"],
     "tracking=wandbb": ["tracking=wandb?"],
 }.items():
-    case(typed, [*PLACES, typed], words)
+    case(typed, ["stages=[data]", *PLACES, typed], words)
 
 
 # --- the place -----------------------------------------------------------------------------------------------------

@@ -258,38 +258,40 @@ def named(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", CONFIGURATION, ids=named)
+@pytest.mark.bad_input
 def test_wrong_configuration(case: Case, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refuse(case, [*PLACES, *case.args], place, capsys)
     assert not (place / "out").exists(), "nothing may be written before the configuration is right"
 
 
 @pytest.mark.parametrize("case", ROWS, ids=named)
+@pytest.mark.bad_input
 def test_wrong_rows(case: Case, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refuse(case, ["stages=[data]", *PLACES, *case.args], place, capsys)
 
 
 @pytest.mark.parametrize("case", WEIGHTS, ids=named)
+@pytest.mark.bad_input
 def test_wrong_weights(case: Case, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refuse(case, [*FILE_WEIGHTS, *PLACES, *case.args], place, capsys)
 
 
 @pytest.mark.parametrize("case", SCORES, ids=named)
+@pytest.mark.bad_input
 def test_wrong_influence_files(case: Case, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refuse(case, [*RELEASE, *PLACES, *case.args], place, capsys)
 
 
 @pytest.mark.parametrize("case", PLACES_WRONG, ids=named)
+@pytest.mark.bad_input
 def test_places_that_cannot_be_written(case: Case, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refuse(case, ["stages=[data]", *PLACES, *DATA, *case.args], place, capsys)
 
 
 @pytest.mark.parametrize("case", MODELS, ids=named)
+@pytest.mark.bad_input
 def test_wrong_models(case: Case, place: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refuse(case, ["stages=[influence]", *PLACES, *DATA, *MODEL, *case.args], place, capsys)
-
-
-def test_there_are_thirty_of_them() -> None:
-    assert len(CONFIGURATION + ROWS + WEIGHTS + SCORES + PLACES_WRONG + MODELS) >= 30
 
 
 # --- what looks wrong and is not ----------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ def add_setting(verb: argparse.ArgumentParser, settings: Any, name: str, *, show
     """The flag of a setting. Its default is None where the setting would be ignored unless another is given.
 
     Args: settings: a dataclass whose fields' metadata hold help, metavar, choices, `any` (an int below 0 will do),
-        `least` (0: one below 1 will do) and `only` (which other setting reads it). show_default: say the default in the help.
+        `least` (0: one below 1 will do) and `only` (which other setting reads it). show_default: say the default in
+        the help.
     """
     setting = next(one for one in dataclasses.fields(settings) if one.name == name)
     kind = keys.hints(settings)[name]

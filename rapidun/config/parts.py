@@ -132,6 +132,11 @@ class OptimiserSettings:
             self.learning_rate is None or self.learning_rate > 0, "learning_rate > 0", learning_rate=self.learning_rate
         )
         faults.need(
+            self.max_steps > 0 or self.max_steps == -1,
+            "max_steps > 0, or -1 for as many as num_train_epochs says",
+            max_steps=self.max_steps,
+        )
+        faults.need(
             self.max_steps > 0 or self.num_train_epochs is None or self.num_train_epochs > 0,
             "num_train_epochs > 0 or max_steps > 0",
             num_train_epochs=self.num_train_epochs,

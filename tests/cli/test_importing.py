@@ -462,6 +462,7 @@ def test_nothing_is_replaced_without_being_asked(checkout: Path, capsys: pytest.
         ("..", "letters, digits"),
     ],
 )
+@pytest.mark.bad_input
 def test_bad_names(out: str, word: str, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (config_dir() / "experiment").is_relative_to(Path.cwd())
     assert main(["import", str(checkout), "--out", out]) == 2

@@ -283,6 +283,7 @@ def test_what_says_little_is_said(place: Path, trace: Trace, tmp_path: Path, cap
         (("--layer", "9"), "--layer"),
     ],
 )
+@pytest.mark.bad_input
 def test_what_does_not_go_together_is_refused(trace: Trace, tmp_path: Path, capsys, more, said: str) -> None:
     assert trace(tmp_path / "out", *more) == 2
     assert said in capsys.readouterr().err

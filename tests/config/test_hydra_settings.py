@@ -70,6 +70,7 @@ ASKED = [*((name, "tuned") for name in IN_FILES), *(("callback", way) for way in
 
 
 @pytest.mark.parametrize(("name", "way"), ASKED)
+@pytest.mark.bad_input
 def test_files(place: Path, capsys: pytest.CaptureFixture[str], name: str, way: str) -> None:
     assert main([*WAYS[way], experiment(place, IN_FILES[name])]) == 2
     assert "rapidun: " in capsys.readouterr().err
@@ -77,6 +78,7 @@ def test_files(place: Path, capsys: pytest.CaptureFixture[str], name: str, way: 
 
 
 @pytest.mark.parametrize("text", TYPED)
+@pytest.mark.bad_input
 def test_typed(place: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     assert main([*WAYS["tuned"], text.replace("MARK", str(place / "marker"))]) == 2
     said = capsys.readouterr().err
@@ -127,6 +129,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
+@pytest.mark.bad_input
 def test_files_without_end(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     assert main(["--cfg=job", experiment(place, ENDLESS[name])]) == 2
     said = capsys.readouterr().err
@@ -137,6 +140,7 @@ BRACKETS = ["seed=" + "[" * 3000 + "]" * 3000, "mapping.forget=" + "{a:" * 3000 
 
 
 @pytest.mark.parametrize("text", BRACKETS)
+@pytest.mark.bad_input
 def test_brackets_typed(capsys: pytest.CaptureFixture[str], text: str) -> None:
     with pytest.raises(ConfigError, match="nested"):
         compose_config([text])

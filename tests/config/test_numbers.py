@@ -47,6 +47,7 @@ def test_each_of_them() -> None:
         "unlearning.num_train_epochs=nan", "mapping.forget.w_max=-inf", "model.path=null unlearning.max_grad_norm=nan",
     ],
 )  # fmt: skip
+@pytest.mark.bad_input
 def test_typed(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(text.split()) == 2
     key = text.split()[-1].partition("=")[0]

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,18 +147,39 @@ def test_a_store_that_can_only_be_read(machine: Machine, whole: Whole, read_only
     assert json.loads((place / "other" / "status.json").read_text())["state"] == "failed"
 
 
-LIMITS: list[dict[str, int]] = [{"NOFILE": 20}, {"NOFILE": 64}, {"FSIZE": 4096}, {"AS": 1 << 22}, {"AS": 1 << 26}]
+@pytest.fixture
+def open_place() -> Iterator[Path]:
+    """A folder that every user may write to."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as made:
+        os.chmod(made, 0o777)
+        yield Path(made)
+
+
+LIMITS: list[dict[str, int]] = [
+    {"NOFILE": 20}, {"NOFILE": 64}, {"FSIZE": 4096}, {"AS": 1 << 22}, {"AS": 1 << 26}, {"NPROC": 1}, {"NPROC": 3}
+]  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
-def test_limits_of_the_shell(machine: Machine, whole: Whole, limits: dict[str, int]) -> None:
-    """`ulimit -n`, `-f`, `-v` (above what the process has): one message, and without the limit the run goes on."""
+def test_limits_of_the_shell(machine: Machine, whole: Whole, limits: dict[str, int], open_place: Path) -> None:
+    """`ulimit -n`, `-f`, `-v` (above what the process has), `-u`: one message, and without it the run goes on."""
     place = machine.root / "".join(f"{name}{most}" for name, most in limits.items())
+    if "NPROC" in limits:
+        if os.geteuid() != 0:
+            pytest.skip("becoming another user needs root")
+        # that user may not look into pytest's folders
+        place = open_place
     done = machine.run(command(place), below=place, limits=limits)
+    assert done.status or "NPROC" not in limits or limits["NPROC"] > 1
     if done.status:
         told = [line for line in done.err.split("\n") if line.startswith("rapidun: ")]
         assert done.status == 2 and len(told) == 1 and "Traceback" not in done.err + done.out, done.err
-        words = {"NOFILE": "open files: need more than", "FSIZE": "File too large", "AS": "memory: need"}
+        words = {
+            "NOFILE": "open files: need more than",
+            "FSIZE": "File too large",
+            "AS": "memory: need",
+            "NPROC": "process or thread",
+        }
         assert words[next(iter(limits))] in told[0], told
     goes_on(machine, place, whole)

@@ -195,6 +195,7 @@ def refused(place: Path, args: list[str], words: Sequence[str], capsys: pytest.C
 
 
 @pytest.mark.parametrize(("args", "prepare", "words"), EARLY, ids=named)
+@pytest.mark.bad_input
 def test_it_is_said_before_anything_runs(
     args: list[str],
     prepare: Callable[[Path], None],
@@ -217,6 +218,7 @@ PACKAGES = [
 
 
 @pytest.mark.parametrize(("package", "args", "word"), PACKAGES, ids=lambda value: str(value))
+@pytest.mark.bad_input
 def test_a_package_that_a_stage_needs(
     package: str,
     args: list[str],
@@ -299,6 +301,7 @@ ROWS: list[tuple[list[str], Callable[[Path], None], list[str]]] = [
 
 
 @pytest.mark.parametrize(("args", "prepare", "words"), ROWS, ids=named)
+@pytest.mark.bad_input
 def test_what_only_the_rows_can_tell_is_said_before_the_model_is_made(
     args: list[str],
     prepare: Callable[[Path], None],

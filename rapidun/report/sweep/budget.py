@@ -77,5 +77,5 @@ def _fault(name: str, measured: Collection[str], setting: str) -> str | None:
     if keys.find(name) is not None:
         return f"need metrics of the results, got {name}, which is a setting; sweep.where chooses cells by settings"
     close = keys.nearest(plain, [*known, *measured])
-    guess = f"did you mean {prefix}{close}?" if close else f"there are {', '.join(METRICS)}"
+    guess = f"did you mean {prefix}{close}?" if close else f"there are {', '.join(list(METRICS)[:8])}, ..."
     return f"{name}: no such metric; {guess} (before.NAME is the model before unlearning). E.g. {setting}={EXAMPLE!r}"

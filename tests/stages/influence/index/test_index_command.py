@@ -321,6 +321,7 @@ def test_what_could_not_be_loaded_claims_no_folder(place, tiny_model_dir, capsys
         (["--buckets", "64"], "need --method tensorsketch with --buckets"),
     ],
 )
+@pytest.mark.bad_input
 def test_options_that_would_be_ignored_are_refused(place, tiny_model_dir, capsys, more, message):
     assert _build(place, tiny_model_dir, "ignored", *more) == 2
     assert message in _one_message(capsys)
@@ -388,6 +389,7 @@ def test_other_rows_for_tokens_are_refused(place, tiny_model_dir, tmp_path, caps
         ),
     ],
 )
+@pytest.mark.bad_input
 def test_the_command_line_is_checked(argv, message, capsys):
     assert main(["index", *argv]) == 2
     assert message in _one_message(capsys)
