@@ -17,7 +17,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -79,9 +79,12 @@ class Store:
     def find(self, key: Key) -> Artifact | None:
         """The finished artifact of this key, or None; one that shows damage without being read is none."""
         try:
-            return self._look(key)
+            found = self._look(key)
         except DamagedArtifact:
             return None
+        if found is not None:
+            self._clear(key)
+        return found
 
     def whole(self, key: Key) -> Artifact | None:
         """The finished artifact of this key after its files were compared with their hashes, or None where none is.
@@ -95,7 +98,25 @@ class Store:
             return None  # another process has moved it away meanwhile
         if found is not None and faults:
             raise DamagedArtifact(found.path, faults)
+        if found is not None:
+            self._clear(key)
         return found
+
+    def _clear(self, key: Key) -> None:
+        """Remove what a process left that was killed between publishing this artifact and tidying up behind it."""
+        folder = self.root / key.kind
+        left = folder / f"{key.fingerprint}.lease"
+        # a store that can only be read keeps it, and so does a holder with other settings
+        with suppress(OSError, ConfigError):
+            if not left.exists():
+                return
+            lease = Lease(left)
+            if not lease.try_acquire():
+                return  # it is alive, and tidies up itself
+            with lease:
+                for path in folder.glob(f"{key.fingerprint}.*"):
+                    if path.suffix in (".work", ".part") and path.is_dir():
+                        remove_folder(path)
 
     def _look(self, key: Key) -> Artifact | None:
         path = self.root / key.kind / key.fingerprint

@@ -10,6 +10,7 @@ import pytest
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import sha256_file
+from rapidun.base.locks import Lease
 from rapidun.base.manifest import DamagedArtifact
 from rapidun.base.store import Key, Store, linked_artifacts
 from rapidun.cli.store import main
@@ -409,3 +410,35 @@ def test_prune_keeps_what_a_run_folder_elsewhere_links_to(tmp_path: Path) -> Non
     run.rmdir()
     assert main(["prune", *options]) == 0
     assert not kept.path.exists()
+
+
+@pytest.mark.parametrize("looks", ["find", "whole", "make"])
+def test_what_a_kill_behind_the_publication_leaves_goes_when_the_artifact_is_used(tmp_path: Path, looks: str) -> None:
+    """A live holder's stays: it tidies up itself."""
+    store, key = Store(tmp_path), Key("data", 1, {"a": 1})
+    artifact, _ = store.make(key, build_text("x"))
+    left = artifact.path.with_name(f"{key.fingerprint}.20260101T000000Z-01234567.work")
+
+    def look() -> None:
+        store.make(key, build_text("x")) if looks == "make" else getattr(store, looks)(key)
+
+    def hold() -> None:
+        held = Lease(artifact.path.with_name(f"{key.fingerprint}.lease"))
+        assert held.try_acquire()
+        left.mkdir()
+        (left / "half").write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    lease = Lease(artifact.path.with_name(f"{key.fingerprint}.lease"))
+    with lease:
+        assert lease.try_acquire()
+        left.mkdir()
+        look()
+        assert left.is_dir()
+    left.rmdir()
+    process = multiprocessing.get_context("fork").Process(target=hold)
+    process.start()
+    process.join()
+    assert left.is_dir() and lease.path.is_file()
+    look()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [key.fingerprint]
