@@ -13,8 +13,6 @@ import pytest
 from rapidun.cli.main import main
 from tests.test_bad_inputs import DATA, FILE_WEIGHTS, MODEL, PLACES, RELEASE, forget_rows, jsonl, retain_rows
 
-pytestmark = pytest.mark.bad_input
-
 PACK = ["stages=[data]", "data=pack", "data.dir=pack", "poison=none"]
 DEEP = "[" * 3000
 NOT_JSON = {"cut": "{", "empty": "", "latin": b"\xff", "deep": DEEP}
@@ -368,6 +366,7 @@ def files(place: Path) -> set[str]:
     return {str(path.relative_to(place)) for path in place.rglob("*") if path.relative_to(place).parts[0] != "out"}
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(("name", "typed", "words", "spoiled"), CASES, ids=[one[0] for one in CASES])
 def test_it_is_refused(
     name: str, typed: list[str], words: list[str], spoiled: tuple[str, str | bytes] | None, place: Path,
