@@ -75,12 +75,16 @@ class Claim:
         return True
 
     def discard(self) -> None:
-        """Remove what was made, and the work folder if nothing is in it."""
+        """Remove what was made, and the work folder if nothing is in it or the artifact is there.
+
+        It is there where a signal ends the process behind the publication.
+        """
+        published = (self.folder / self.name / "manifest.json").is_file()
         for path in (self.out, self.work):
             handle = self._open.get(path)
             ours = handle is not None and _is_folder(path, handle)
             # a work folder that our code made anew has lost its beginning
-            if path.is_dir() and (path == self.out or not ours or not any(path.iterdir())):
+            if path.is_dir() and (published or path == self.out or not ours or not any(path.iterdir())):
                 remove_folder(path)
 
     def __enter__(self) -> "Claim":

@@ -115,7 +115,7 @@ class Store:
                 return  # it is alive, and tidies up itself
             with lease:
                 for path in folder.glob(f"{key.fingerprint}.*"):
-                    if path.suffix in (".work", ".part") and path.is_dir():
+                    if path.suffix in (".work", ".part", ".gone") and path.is_dir():
                         remove_folder(path)
 
     def _look(self, key: Key) -> Artifact | None:

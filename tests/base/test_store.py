@@ -442,3 +442,22 @@ def test_what_a_kill_behind_the_publication_leaves_goes_when_the_artifact_is_use
     assert left.is_dir() and lease.path.is_file()
     look()
     assert [path.name for path in (tmp_path / "data").iterdir()] == [key.fingerprint]
+
+
+def test_a_signal_behind_the_publication_leaves_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is kept for whoever goes on; of a published artifact nobody does."""
+    store, key = Store(tmp_path), Key("data", 1, {"a": 1})
+
+    def build(out: Path, work: Path) -> dict[str, Any]:
+        (work / "checkpoint").write_text("half")
+        (out / "x").write_text("x")
+        return {}
+
+    def stopped(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rapidun.base.claims.sync", stopped)  # behind the rename
+    with pytest.raises(KeyboardInterrupt):
+        store.make(key, build)
+    assert store.whole(key) is not None
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [key.fingerprint]

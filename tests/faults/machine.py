@@ -114,7 +114,8 @@ def results(place: Path) -> dict[str, Any]:
         found["links"] = sorted(
             f"{path.relative_to(place)} -> {os.readlink(path)}"
             for path in (place / "run").rglob("*")
-            if path.is_symlink()
+            # a run that found its poisoned model has not asked for the model before it
+            if path.is_symlink() and path != place / "run" / "model"
         )
     return found
 

@@ -142,9 +142,9 @@ def terminated(machine: Machine, whole: Whole, name: str, *, times: int, seed: i
         if done.status > 0 and state:
             assert state == "interrupted", (at, done.err)
             assert "rapidun: stopped (signal SIGTERM): " in done.err
-        assert [left for left in leftovers(place) if left.endswith(".lease")] == []
     assert machine.run(command(place), below=place).status == 0
     assert results(place) == whole[0]
+    assert [left for left in leftovers(place) if left.startswith("store/")] == []
     return hit
 
 
