@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rapidun.report import metrics
-from rapidun.report.sweep.cells import Group
+from rapidun.report.sweep.groups import SAME, Group
 from rapidun.report.sweep.summary import Summary
 from rapidun.report.sweep.trials import excess_text, fewest
 
@@ -33,6 +33,8 @@ def settings_table(summary: Summary) -> Table:
     table.caption = "Mean and 95 % interval over seeds. * best"
     if summary.budget is not None:
         table.caption += " within the budget\nx outside the budget, ? unknown"
+    if any(len(group.names) > 1 for group in summary.groups):
+        table.caption += f"\n{SAME.strip()} names of one result"
     table.add_column("settings", overflow="fold", min_width=24)
     table.add_column("n", justify="right")
     names = _names(summary)

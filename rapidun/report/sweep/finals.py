@@ -10,8 +10,9 @@ from pathlib import Path
 from rapidun.base.errors import DataError
 from rapidun.base.files import read_json
 from rapidun.base.redact import HIDDEN
-from rapidun.report.sweep.cells import Group, key_of, natural_value
+from rapidun.report.sweep.cells import key_of, natural_value
 from rapidun.report.sweep.comparisons import SOURCE_KEY
+from rapidun.report.sweep.groups import Group
 from rapidun.report.sweep.summary import Summary
 from rapidun.report.sweep.trials import excess_text
 
@@ -60,7 +61,7 @@ def final_commands(summary: Summary) -> list[str]:
 
 
 def _command(summary: Summary, group: Group, name: str) -> list[str]:
-    cell = next(cell for cell in summary.cells if cell.state == "done" and cell.settings == group.settings)
+    cell = next(cell for cell in summary.cells if cell.state == "done" and cell.group == group.name)
     overrides = [override for override in cell.overrides if _is_kept(override)]
     hidden = [override for override in overrides if HIDDEN in override]
     kept = [override for override in overrides if HIDDEN not in override]
