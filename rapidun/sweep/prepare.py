@@ -15,6 +15,7 @@ from rapidun.config.run import RunConfig
 from rapidun.config.sweep import SweepConfig
 from rapidun.pipeline.folder import git_commit
 from rapidun.sweep.console import SweepConsole
+from rapidun.sweep.ending import wait_for_cancelled
 from rapidun.sweep.folder import SWEEPS, SweepFolder
 from rapidun.sweep.jobs import known_jobs, launch_of, live_jobs
 from rapidun.sweep.launcher import Job, Launcher, LauncherContext
@@ -127,6 +128,8 @@ def prepare(
 
     entries = known_jobs(folder, launcher_of, driving=not first.sweep.dry_run)
     notes = [*notes, *(f"warning: {line}" for line in folder.odd)]
+    if not first.sweep.dry_run:
+        wait_for_cancelled(folder, entries, launcher_of, say=console.say)
     live = {id: entries[id] for id in live_jobs(entries, launcher_of)}
     found = triage(
         cells,

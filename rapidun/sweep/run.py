@@ -46,7 +46,7 @@ def run_sweep(
         console.say(dry_run(sweep))
         return 0
     # held while planning too: what is looked up must still hold when it is submitted
-    with SweepLock(SweepFolder(SWEEPS / name)):
+    with SweepLock(SweepFolder(SWEEPS / name), tell=console.say):
         sweep = prepare(cells, name=name, launcher_name=launcher_name, notes=notes, console=console)
         return launch(sweep, overrides=overrides, console=console)
 
@@ -111,7 +111,7 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
                 f"submitted {len(sweep.plan.jobs) - left} jobs; follow them: rapidun sweep status {folder.path}"
             )
             if left:
-                console.say(f"{left} jobs are not submitted: the same command later, or rapidun sweep collect, goes on")
+                console.say(f"{left} jobs are not submitted: the same command later, or rapidun sweep resume, goes on")
             return 1 if left else 0
         return watch(driver, sweep.cells, settings=settings, console=console, summary=batch is None)
     except KeyboardInterrupt:
@@ -174,6 +174,8 @@ def finish(folder: SweepFolder, names: Sequence[str]) -> int:
         console.print(f"and {len(bad) - 20} more; rapidun sweep status {folder.path} lists them")
     if next(folder.path.glob("**/wandb/offline-run-*"), None) is not None:
         console.print(f"W&B ran offline; to upload: rapidun wandb sync {folder.path}", soft_wrap=True)
+    if any(state.state in ("waiting", "interrupted") for _, state in bad):
+        console.print(f"to run what is missing: rapidun sweep resume {folder.path}", soft_wrap=True)
     shown = ", ".join(f"{number} {word}" for word, number in counts.most_common())
     console.print(f"sweep: {len(states)} cells: {shown}", soft_wrap=True)
     return 1 if bad else 0
@@ -181,6 +183,9 @@ def finish(folder: SweepFolder, names: Sequence[str]) -> int:
 
 def _interrupted(driver: Driver, settings: SweepConfig, console: SweepConsole) -> int:
     under_way = len(driver.handles_under_way())
+    if not driver.submits:
+        console.say(f"\ninterrupted: {under_way} jobs go on. rapidun sweep status|collect|cancel {driver.sweep.path}")
+        return 130
     if settings.on_interrupt is OnInterrupt.keep and driver.launcher.detachable:
         console.say(
             f"\ninterrupted: {under_way} jobs go on. rapidun sweep status|cancel {driver.sweep.path}; "
