@@ -20,7 +20,7 @@ from rapidun.sweep.folder import SWEEPS, SweepFolder
 from rapidun.sweep.jobs import known_jobs, launch_of, live_jobs
 from rapidun.sweep.launcher import Job, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import make_launcher
-from rapidun.sweep.plan import Plan, Planner, folder_of, plan_cells
+from rapidun.sweep.plan import Plan, Planner, folder_of, plan_cells, without_misfits
 from rapidun.sweep.pruning import JOURNAL
 from rapidun.sweep.triage import Triage, triage
 
@@ -103,6 +103,8 @@ def prepare(
     if batch is not None:
         known = {cell["hash"]: cell.get("artifacts", {}) for cell in folder.cells()}
         planner.artifacts.update({cell.hash: known.get(cell.hash, {}) for cell in batch.earlier})
+    cells, left_out = without_misfits(planner, cells)
+    notes = [*notes, *left_out]
     began = time.monotonic()
 
     def on_progress(done: int, total: int) -> None:
