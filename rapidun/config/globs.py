@@ -24,6 +24,7 @@ def sift(axes: Sequence[Mapping[str, str]], faults: Sequence[Sequence[str]], pat
             known.setdefault(_beside(own, key), []).append(set(found))
     left_out: set[int] = set()
     why: dict[tuple[str, str], dict[str, None]] = {}
+    places: dict[tuple[str, str], set[int]] = {}
     rest: dict[str, None] = {}
     for place, (own, found) in enumerate(zip(axes, faults, strict=True)):
         for fault in found:
@@ -32,11 +33,17 @@ def sift(axes: Sequence[Mapping[str, str]], faults: Sequence[Sequence[str]], pat
                 rest[fault] = None
                 continue
             left_out.add(place)
-            why.setdefault((keys[0], own[keys[0]]), {})[fault] = None
+            named = (keys[0], own[keys[0]])
+            why.setdefault(named, {})[fault] = None
+            places.setdefault(named, set()).add(place)
     if not rest and len(left_out) == len(axes):
         # nothing is left to run: then all of it is wrong
         return Sifted(set(), [], list(dict.fromkeys(fault for found in faults for fault in found)))
-    notes = [f"{key}={patterns[key]} leaves out {value}: {'; '.join(found)}" for (key, value), found in why.items()]
+    notes = []
+    for (key, value), reasons in why.items():
+        total, number = sum(own[key] == value for own in axes), len(places[key, value])
+        some = f" in {number} of its {total} cells" if number < total else ""
+        notes.append(f"{key}={patterns[key]} leaves out {value}{some}: {'; '.join(reasons)}")
     return Sifted(left_out, notes, list(rest))
 
 
