@@ -133,7 +133,7 @@ def group_cells(cells: Sequence[Cell]) -> list[Group]:
         if cell.state == "done":
             members.setdefault(cell.group, []).append(cell)
     names = {group: _names(own) for group, own in members.items()}
-    shared = shared_settings([settings for own in names.values() for settings in own]) if len(names) > 1 else set()
+    shared = shared_settings([settings for own in names.values() for settings in own])
     groups = []
     for group in sorted(members, key=lambda group: natural(names[group][0])):
         same = repetitions(members[group])

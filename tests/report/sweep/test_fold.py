@@ -52,7 +52,7 @@ def test_a_setting_that_was_typed_otherwise_folds(tmp_path: Path, made_cell: Mak
     made_cell(sweep, "b", typed, {"asr_seen": 0.2}, seed=1, weights="w", method="m")
     (group,) = read_sweep(sweep).groups
     assert group.n == 2
-    assert group.label == "unlearning=npo ((defaults) ≡ unlearning.npo.beta=0.1)"
+    assert group.label == "(defaults) ≡ unlearning.npo.beta=0.1"
 
 
 def test_weights_that_are_equal_are_one_setting_under_both_names(tmp_path: Path, made_cell: MakeCell) -> None:
