@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rapidun.base.errors import ConfigError
 from rapidun.cli.commands import CELL, SWEEP
 
 ACTIONS = {
@@ -34,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Exit status: 0 all done, 1 cells failed or are missing, 2 not a sweep."""
     args = parser().parse_args(argv)
+    if args.parquet is not None and args.action != "collect":
+        raise ConfigError(f"rapidun sweep {args.action}: need collect for --parquet, which sums up. Pass collect")
     # Hydra, with which a sweep is gone on with
     from rapidun.cli.sweep_actions import act
 

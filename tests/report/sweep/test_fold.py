@@ -11,6 +11,7 @@ from rapidun.config.compose import compose_config
 from rapidun.report.sweep.console import settings_table
 from rapidun.report.sweep.data import page_index
 from rapidun.report.sweep.exports import read_sweep, write_sweep_summary
+from rapidun.report.sweep.finals import final_commands
 from rapidun.report.sweep.groups import Group
 from rapidun.report.sweep.identity import SEEDED
 from rapidun.report.sweep.page import gather
@@ -77,6 +78,9 @@ def test_weights_that_are_equal_are_one_setting_under_both_names(tmp_path: Path,
     sentences = [one.sentence for one in summary.comparisons]
     assert "mapping=recommended against uniform, Clean prompts, perplexity: one result (3 seeds)." in sentences
     assert {one.num_comparisons for one in summary.comparisons if not one.same} == {2}
+    # what evaluates a method's best on test rows has the method's own name
+    commands = [line.split(" ")[2] for line in final_commands(summary) if not line.startswith("#")]
+    assert commands == ["mapping=rapidun", "mapping=recommended", "mapping=uniform"]
     index = page_index(summary, base=sweep)
     assert [group["values"] for group in index["groups"]] == [["rapidun"], ["recommended ≡ uniform"]]
     assert index["keys"][0]["values"] == ["rapidun", "recommended", "recommended ≡ uniform", "uniform"]
