@@ -1,5 +1,6 @@
 """`python sweep.py -m ...`: from the checked cells to their summary."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +8,15 @@ from pathlib import Path
 from rapidun.base.errors import ConfigError
 from rapidun.base.limits import refusal
 from rapidun.base.manifest import Artifact
+from rapidun.base.nested import at
 from rapidun.base.screen import screen
 from rapidun.base.store import Store
 from rapidun.base.text import first_line
 from rapidun.config.cells import Cell
 from rapidun.config.sweep import OnInterrupt, SweepConfig
+from rapidun.config.tracking import TrackerKind
 from rapidun.pipeline.folder import git_commit
+from rapidun.pipeline.tracking.trackio import shown_by
 from rapidun.report.sweep.console import show
 from rapidun.report.sweep.exports import write_sweep_summary
 from rapidun.report.sweep.page import write_sweep_index
@@ -172,13 +176,26 @@ def finish(folder: SweepFolder, names: Sequence[str]) -> int:
         console.print(line, style="red", soft_wrap=True)
     if len(bad) > 20:
         console.print(f"and {len(bad) - 20} more; rapidun sweep status {folder.path} lists them")
-    if next(folder.path.glob("**/wandb/offline-run-*"), None) is not None:
-        console.print(f"W&B ran offline; to upload: rapidun wandb sync {folder.path}", soft_wrap=True)
+    for line in _trackers(folder):
+        console.print(line, soft_wrap=True)
     if any(state.state in ("waiting", "interrupted") for _, state in bad):
         console.print(f"to run what is missing: rapidun sweep resume {folder.path}", soft_wrap=True)
     shown = ", ".join(f"{number} {word}" for word, number in counts.most_common())
     console.print(f"sweep: {len(states)} cells: {shown}", soft_wrap=True)
     return 1 if bad else 0
+
+
+def _trackers(folder: SweepFolder) -> list[str]:
+    """How to look at what the cells' tracker was told."""
+    found = []
+    if next(folder.path.glob("**/wandb/offline-run-*"), None) is not None:
+        found.append(f"W&B ran offline; to upload: rapidun wandb sync {folder.path}")
+    if next(folder.path.glob("*/tensorboard/events*"), None) is not None:
+        found.append(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder.path))}")
+    tracking = at(folder.plan(), "configs.first.tracking")
+    if isinstance(tracking, dict) and tracking.get("kind") == TrackerKind.trackio.name:
+        found.append(shown_by(str(tracking.get("project")), tracking.get("dir")))
+    return found
 
 
 def _interrupted(driver: Driver, settings: SweepConfig, console: SweepConsole) -> int:
