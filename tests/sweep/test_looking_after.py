@@ -2,7 +2,6 @@
 
 import shutil
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -176,7 +175,7 @@ def test_a_driver_that_was_told_to_stop_is_waited_for(tmp_path: Path) -> None:
         pass
     folder.stop("cancelled by rapidun sweep cancel")
     threading.Timer(0.3, leave.set).start()
-    began = time.monotonic()
     with SweepLock(folder):
-        assert leave.is_set() and time.monotonic() - began > 0.2
+        # not before the other one has left
+        assert leave.is_set()
     driver.join(20)
