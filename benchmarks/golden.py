@@ -46,7 +46,7 @@ RUNS: dict[str, list[str]] = {
     "shuffled": [*FAST, "mapping=shuffled", "unlearning=graddiff", "influence=exact"],
     "random": [*FAST, "mapping=random", "unlearning=idk_sft", "influence=tensorsketch", "influence.precondition=kfac"],
     "retrain": [*FAST, "unlearning=retrain"],
-    "ga": [*FAST, "unlearning=ga", "mapping=uniform", "influence=repsim"],
+    "ga": [*FAST, "unlearning=ga", "mapping=rapidun", "influence=repsim"],
     "release": [*FAST, *PAIR, "mapping=rapidun_release", "influence=factored"],
     "rapidgrad": [*FAST, *PAIR, "influence=rapidgrad", "mapping.top_k=5"],
     "bm25": [*FAST, *PAIR, "influence=bm25"],

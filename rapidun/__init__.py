@@ -1,4 +1,4 @@
-"""Influence-guided unlearning of backdoors in language models; `run` and `compose` are for notebooks.
+"""Influence-guided unlearning of backdoors in language models; `run`, `compose` and `load` are for notebooks.
 
 `forget_terms` and `retain_terms` are the objectives as pure functions of logits and labels.
 """
@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from rapidun.config.run import RunConfig
     from rapidun.pipeline.run import Result
+    from rapidun.report.loaded import Loaded
 
-__all__ = ["compose", "forget_terms", "retain_terms", "run"]
+__all__ = ["compose", "forget_terms", "load", "retain_terms", "run"]
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
@@ -40,6 +43,17 @@ def run(overrides: Sequence[str] = ()) -> Result:
 
     cfg, warnings = compose_run(overrides)
     return run_pipeline(cfg, overrides=list(overrides), config_yaml=config_yaml(cfg), warnings=warnings)
+
+
+def load(folder: str | Path) -> Loaded:
+    """A run folder or a sweep folder, read back: `rapidun.load("outputs/sweeps/tau").to_frame()`.
+
+    Raises: DataError if it is neither.
+    """
+    # late, so that importing rapidun takes no time
+    from rapidun.report import loaded
+
+    return loaded.load(folder)
 
 
 def forget_terms(

@@ -157,6 +157,22 @@ class Lease:
         owner = self._lease.owner
         return owner is not None and owner.hostname == _host_name()
 
+    def seems_held(self) -> bool:
+        """Whether somebody has it, as far as looking tells; nothing is taken or changed."""
+        marker, owner = self.mark(), self._lease.owner
+        if marker is None or time.time() - marker[1] / 1e9 > self.seconds * 4 / 3:
+            return False
+        if owner is None or owner.hostname != _host_name():
+            return True
+        try:
+            os.kill(owner.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            # alive, and another user's
+            return True
+        return True
+
     def release(self) -> None:
         """Give it back; a marker that became somebody else's stays."""
         self._lease.release()

@@ -43,7 +43,7 @@ SUBCOMMANDS = {
         "the unlearned model as a folder that loads by itself, with tokenizer and model card",
     ),
     "sweep": SubCommand(
-        "rapidun.cli.sweep", "status|logs|collect|cancel|retry DIR", "look after a sweep, from any node"
+        "rapidun.cli.sweep", "status|logs|collect|cancel|resume|retry DIR", "look after a sweep, from any node"
     ),
     "dashboard": SubCommand("rapidun.cli.dashboard", "DIR [--publish]", "a W&B workspace and report of a sweep"),
     "wandb": SubCommand("rapidun.cli.wandb", "sync DIR", "upload what was tracked offline"),

@@ -17,6 +17,7 @@ from rapidun.report.sweep.exports import as_csv, as_markdown, read_sweep, write_
 from rapidun.report.sweep.finals import final_commands
 from rapidun.report.sweep.page import gather, write_comparison, write_sweep_index
 from rapidun.report.sweep.pictures import write_pictures
+from rapidun.report.sweep.runs import need_pyarrow, write_parquet
 from rapidun.report.sweep.summary import Summary, is_sweep
 
 SEVERAL = Path("comparison.html")
@@ -26,11 +27,13 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="rapidun report",
         description="Compare runs. One run folder: its report.html. A sweep folder: report.html, the comparison page, "
-        "with sweep.html and summary.csv, .json, .md. Several: one comparison page of all of them.",
+        "with sweep.html, summary.csv, .json, .md, and runs.csv, a row for each run. Several: one comparison page of "
+        "all of them.",
     )
     made.add_argument("paths", nargs="+", type=FOLDER, metavar="DIR", help="a run folder or a sweep folder")
     made.add_argument("--html", type=Path, metavar="FILE", help="write the comparison page here")
     made.add_argument("--csv", type=Path, metavar="FILE", help="write means and intervals, a line per setting")
+    made.add_argument("--parquet", type=Path, metavar="FILE", help="write every number of every run, a row for each")
     made.add_argument("--md", type=Path, metavar="FILE", help="write tables and sentences as Markdown")
     made.add_argument("--png", type=FOLDER, metavar="FOLDER", help="write the plots as pictures for a paper")
     made.add_argument(
@@ -53,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
         if found.best_overrides:
             return best_overrides(found.paths, budget=found.budget)
         return report(
-            found.paths, html=found.html, csv=found.csv, md=found.md, png=found.png, cells=found.cells,
-            budget=found.budget,
+            found.paths, html=found.html, csv=found.csv, md=found.md, parquet=found.parquet, png=found.png,
+            cells=found.cells, budget=found.budget,
         )  # fmt: skip
     except OSError as error:
         said = f"report: need readable folders and places to write to, got {error.filename2 or error.filename}"
@@ -68,6 +71,7 @@ def report(
     html: Path | None = None,
     csv: Path | None = None,
     md: Path | None = None,
+    parquet: Path | None = None,
     png: Path | None = None,
     cells: bool = False,
     budget: str | None = None,
@@ -76,12 +80,12 @@ def report(
 
     Args:
         paths: run folders and sweep folders. html: file of the comparison page; by default report.html in the one
-            sweep, or comparison.html in the current folder where several are compared. csv, md: files; png: folder.
-        cells: also write each cell's own report.html anew (a run writes it when it ends). budget: what to choose by, an
-            expression over metrics; `none` for no budget, None = the sweep's own.
+            sweep, or comparison.html in the current folder where several are compared. csv, md, parquet: files. png: a
+            folder. cells: also write each cell's own report.html anew (a run writes it when it ends). budget: what to
+            choose by, an expression over metrics; `none` for no budget, None = the sweep's own.
     Returns: 0.
-    Raises: DataError if a path is neither a run folder nor a sweep folder, ConfigError if the budget is none; nothing
-        is written then.
+    Raises: DataError if a path is neither a run folder nor a sweep folder, ConfigError if the budget is none or
+        pyarrow is missing for Parquet; nothing is written then.
     """
     for path in paths:
         if not path.is_dir() or not (is_run(path) or is_sweep(path)):
@@ -89,6 +93,8 @@ def report(
                 f"{path}: need a run folder (with status.json or result.json) or a sweep folder of such, got "
                 f"{'a folder without either' if path.is_dir() else 'no folder'}. Pass rapidun report DIR"
             )
+    if parquet is not None:
+        need_pyarrow()
     console = screen()
     written: list[Path] = []
     if len(paths) == 1:
@@ -103,6 +109,9 @@ def report(
             if file is not None:
                 write_text(file, text(summary))
                 written.append(file)
+    if parquet is not None:
+        write_parquet(summary, parquet)
+        written.append(parquet)
     if png is not None:
         written += write_pictures(summary, png)
     for path in written:

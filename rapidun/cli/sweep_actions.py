@@ -1,4 +1,4 @@
-"""What `rapidun sweep status|logs|collect|cancel|retry` do: look after a sweep from any node, by its files."""
+"""What `rapidun sweep status|logs|collect|cancel|resume|retry` do: look after a sweep from any node, by its files."""
 
 import argparse
 import errno
@@ -8,11 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rapidun.base.errors import ConfigError
+from rapidun.base.errors import ArtifactError, ConfigError
 from rapidun.config.sweep import SweepConfig
+from rapidun.report.read import read_object
+from rapidun.report.sweep.cells import cell_folders
+from rapidun.report.sweep.exports import read_sweep
+from rapidun.report.sweep.runs import need_pyarrow, write_parquet
 from rapidun.sweep.console import SweepConsole
 from rapidun.sweep.drive import Driver, watched_entry
-from rapidun.sweep.folder import SWEEPS, CellState, SweepFolder, SweepLock
+from rapidun.sweep.folder import SWEEPS, CellState, SweepFolder, SweepLock, is_driven
 from rapidun.sweep.interrupts import one_interrupt
 from rapidun.sweep.jobs import cells_of, cluster_of, known_jobs, live_jobs, of_a_launch, refuse_hidden
 from rapidun.sweep.launcher import JobState, Launcher, LauncherContext
@@ -37,6 +41,8 @@ def act(args: argparse.Namespace) -> int:
         if args.action == "cancel":
             return _cancel(folder)
         with one_interrupt():
+            if args.action == "collect":
+                return _collect(folder, parquet=args.parquet)
             return _go_on(_enter(folder), retry=args.action == "retry")
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
@@ -82,15 +88,14 @@ def _launchers(folder: SweepFolder, plan: Mapping[str, Any]) -> Callable[[str], 
 
 def _status(folder: SweepFolder, *, watch: bool) -> int:
     plan = folder.plan()
-    cells = folder.cells()
-    names = [cell["hash"] for cell in cells]
-    labels = {cell["hash"]: " ".join(f"{key}={value}" for key, value in cell["axes"].items()) for cell in cells}
     launcher_of = _launchers(folder, plan)
     console = SweepConsole()
     while True:
         jobs = known_jobs(folder, launcher_of)
+        labels = _labels(folder, jobs)
         live = live_jobs(jobs, launcher_of)
-        states = settle(folder, names, jobs, live)
+        driven = is_driven(folder)
+        states = settle(folder, list(labels), jobs, live, driven=driven)
         shared = [name for job in jobs.values() for name in job["folders"] if name.startswith("stages/")]
         if not watch or not live:
             break
@@ -100,6 +105,13 @@ def _status(folder: SweepFolder, *, watch: bool) -> int:
         console.say(f"warning: {line}", style="yellow")
     console.say(f"{folder.path} ({plan.get('launcher')}, launched {plan.get('time')}, {len(live)} jobs under way)")
     console.say(console.line(states, list(folder.states(shared).values())))
+    left = [name for name, state in states.items() if state.state not in ("done", "pruned", "failed")]
+    if left and not live and not driven:
+        why = folder.stopped()
+        console.say(
+            f"interrupted{f' ({why})' if why else ''}: nothing is under way, {len(left)} cells are left. "
+            f"rapidun sweep resume {folder.path} goes on"
+        )
     for name, state in states.items():
         if state.state in ("failed", "lost", "interrupted", "running"):
             what = state.error or f"{state.stage or ''} {state.progress:.0%}"
@@ -107,26 +119,54 @@ def _status(folder: SweepFolder, *, watch: bool) -> int:
     for name, state in folder.states(dict.fromkeys(shared)).items():
         if state.state in ("failed", "lost", "interrupted", "running"):
             console.say(f"  {name} {state.state:<11} {state.error or state.stage or ''}")
-    unfinished = any(state.state not in ("done", "pruned", "running", "waiting") for state in states.values())
-    return 1 if unfinished else 0
+    # what waits for nothing is missing
+    fine = ("done", "pruned", "running", "waiting") if live or driven else ("done", "pruned")
+    return 0 if all(state.state in fine for state in states.values()) else 1
+
+
+def _labels(folder: SweepFolder, jobs: Mapping[str, Any]) -> dict[str, str]:
+    """Every cell of the folder, those of earlier launches too -> its swept values."""
+    axes = {cell["hash"]: cell["axes"] for cell in folder.cells()}
+    submitted = (name for job in jobs.values() for name in job["folders"] if not name.startswith("stages/"))
+    for name in dict.fromkeys([*submitted, *sorted(path.name for path in cell_folders(folder.path))]):
+        if name not in axes:
+            axes[name] = _axes(folder.folder(name) / "overrides.json")
+    return {name: " ".join(f"{key}={value}" for key, value in own.items()) for name, own in axes.items()}
+
+
+def _axes(path: Path) -> dict[str, Any]:
+    """The swept values of a cell that no plan tells of any more."""
+    try:
+        found = read_object(path).get("axes")
+    except ArtifactError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def settle(
-    folder: SweepFolder, names: Sequence[str], jobs: Mapping[str, Any], live: Mapping[str, JobState]
+    folder: SweepFolder, names: Sequence[str], jobs: Mapping[str, Any], live: Mapping[str, JobState], *, driven: bool
 ) -> dict[str, CellState]:
-    """The cells' states, where those that say running in a job that is over are `lost`."""
+    """The cells' states. Those that say running in a job that is over are `lost`, or interrupted if it was told to end.
+
+    Args: driven: somebody drives the sweep; of jobs that only that process sees nothing is known here.
+    """
     under_way = {name for id in live for name in jobs[id]["folders"]}
-    states = folder.states(names)
-    # of jobs that only their own process sees, nothing is known here
-    known = {
-        name for job in jobs.values() for name in job["folders"] if launcher_class(job["launcher"]).outlives_driver
+    outlives = {
+        name: launcher_class(job["launcher"]).outlives_driver for job in jobs.values() for name in job["folders"]
     }
-    return {
-        name: CellState(state="lost", stage=state.stage, error="its job is gone")
-        if state.state == "running" and name in known and name not in under_way
-        else state
-        for name, state in states.items()
-    }
+    cancelled = folder.stopped() is not None
+
+    def settled(name: str, state: CellState) -> CellState:
+        if state.state not in ("running", "lost") or name not in outlives or name in under_way:
+            return state
+        if not outlives[name]:
+            gone = CellState(state="interrupted", stage=state.stage, error="the process that ran it is gone")
+            return state if driven else gone
+        if cancelled:
+            return CellState(state="interrupted", stage=state.stage, error="its job was cancelled")
+        return CellState(state="lost", stage=state.stage, error="its job is gone")
+
+    return {name: settled(name, state) for name, state in folder.states(names).items()}
 
 
 def _logs(folder: SweepFolder, cells: Sequence[str]) -> int:
@@ -160,21 +200,53 @@ def _cancel(folder: SweepFolder) -> int:
     plan = folder.plan()
     launcher_of = _launchers(folder, plan)
     jobs = known_jobs(folder, launcher_of)
-    folder.stop("cancelled by rapidun sweep cancel")
     live = live_jobs(jobs, launcher_of)
+    # noted first: whoever goes on waits until these have ended
+    folder.stop("cancelled by rapidun sweep cancel", handles=[jobs[id]["handle"] for id in live])
     by_launcher: dict[str, dict[str, str]] = {}
     for id in live:
         by_launcher.setdefault(jobs[id]["launcher"], {})[id] = jobs[id]["handle"]
     for name, handles in by_launcher.items():
         launcher_of(name).cancel(handles)
-    print(f"{len(live)} jobs cancelled; `rapidun sweep retry {folder.path}` goes on with what is missing")
+    print(f"{len(live)} jobs cancelled; `rapidun sweep resume {folder.path}` goes on with what is missing")
     return 0
+
+
+def _collect(folder: SweepFolder, *, parquet: Path | None) -> int:
+    """Wait for what is under way and sum up; nothing is started, new or again."""
+    if parquet is not None:
+        need_pyarrow()
+    plan = folder.plan()
+    with of_a_launch(folder):
+        cells = cells_of(plan)
+        launch = int(plan["launch"])
+    launcher_of = _launchers(folder, plan)
+    console = SweepConsole()
+    with SweepLock(folder, tell=console.say):
+        jobs = known_jobs(folder, launcher_of)
+        live, told = live_jobs(jobs, launcher_of), folder.told_to_end()
+        for name in dict.fromkeys(jobs[id]["launcher"] for id in live):
+            watched = {id: watched_entry(id, jobs[id], folder) for id in live if jobs[id]["launcher"] == name}
+            for one in watched.values():
+                one.cancelled = one.cancelled or one.handle in told
+            driver = Driver(
+                sweep=folder, launcher=launcher_of(name), launcher_name=name, launch=launch, watched=watched,
+                submits=False,
+            )  # fmt: skip
+            status = watch(driver, cells, settings=cells[0].cfg.sweep, console=console, summary=False)
+            if status != 0:
+                return status
+        status = finish(folder, list(_labels(folder, jobs)))
+        if parquet is not None:
+            write_parquet(read_sweep(folder.path), parquet)
+            console.say(f"runs: {parquet}")
+    return status
 
 
 def _go_on(folder: SweepFolder, *, retry: bool) -> int:
     """Wait for what is under way, then run what is missing, as the same command would.
 
-    Args: retry: run failed cells again as well.
+    Args: retry: run failed cells again, whatever sweep.retry_failed says.
     """
     plan = folder.plan()
     with of_a_launch(folder):
@@ -182,7 +254,7 @@ def _go_on(folder: SweepFolder, *, retry: bool) -> int:
         launched = {key: plan[key] for key in ("launcher", "launch", "overrides")}
     settings: SweepConfig = cells[0].cfg.sweep
     settings.detach = settings.dry_run = False
-    settings.retry_failed = retry
+    settings.retry_failed = settings.retry_failed or retry
     launcher_of = _launchers(folder, plan)
     jobs = known_jobs(folder, launcher_of)
     live = {
@@ -190,7 +262,7 @@ def _go_on(folder: SweepFolder, *, retry: bool) -> int:
     }
     if live:
         # of an earlier launch with another launcher; run_sweep looks after its own
-        with SweepLock(folder):
+        with SweepLock(folder, tell=SweepConsole().say):
             for name in dict.fromkeys(jobs[id]["launcher"] for id in live):
                 watched = {
                     id: watched_entry(id, jobs[id], folder) for id in live if jobs[id]["launcher"] == name
@@ -208,7 +280,7 @@ def _go_on(folder: SweepFolder, *, retry: bool) -> int:
     names = [cell.hash for cell in cells]
     if all(state.state in ("done", "pruned") for state in folder.states(names).values()):
         # takes a killed driver's lease over, and with it away
-        with SweepLock(folder):
+        with SweepLock(folder, tell=SweepConsole().say):
             return finish(folder, names)
     refuse_hidden(folder, cells)
     return run_sweep(cells, name=folder.path.name, overrides=launched["overrides"], launcher_name=launched["launcher"])

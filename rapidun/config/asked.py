@@ -192,6 +192,8 @@ def _stage(cfg: RunConfig, key: str) -> Unread | None:
     readers = of.get(named) or of.get(section, (section,))
     if any(name in involved for name in readers):
         return None
+    if section in cfg.idle:
+        return Unread(cfg.idle[section])
     others = ", ".join(f"{name}.seed" for name in involved if name in ("data", "poison", "influence", "evaluation"))
     hint = f" (there, {others} count)" if section == "seed" and others else ""
     return Unread(f"stages=[{','.join(cfg.stages)}]{hint}")

@@ -11,6 +11,7 @@ from rapidun.base.files import sha256_json
 from rapidun.config import paths
 from rapidun.config.asked import Asked
 from rapidun.config.compose import ComposedRow, Composer, compose_row, hydra_ready, refuse
+from rapidun.config.globs import sift
 from rapidun.config.grid import Axis, make_grid, read_parts
 from rapidun.config.overrides import TUNER, Checked, check_overrides, parse
 from rapidun.config.plain import plain
@@ -36,6 +37,8 @@ class Cell:
     axes: dict[str, str] = field(default_factory=dict)
     # see cell_hash
     hash: str = ""
+    # of the axes those that are patterns: key -> `glob(*)`
+    patterns: dict[str, str] = field(default_factory=dict)
 
 
 class Composed(NamedTuple):
@@ -87,18 +90,20 @@ def compose_sweep(
             raise
         composer = Composer(extra, groups)
         asked = Asked(launcher_of(overrides))
-        sieve = _Sieve(groups, check=checked.certain, asked=asked)
+        patterns = {axis.key: axis.pattern for axis in grid.axes if axis.pattern}
+        sieve = _Sieve(groups, check=checked.certain, asked=asked, patterns=patterns)
         num_grid = len(grid)
         for done, (row, axes) in enumerate(grid.rows(), start=1):
             made, fault = composer.cell(row)
             if made is None:
-                sieve.faults[fault] = None
+                sieve.refuse(axes, fault)
             else:
                 sieve.add(row, axes, made)
                 if made.cfg.sweep.zip != zipped:
                     sieve.faults["sweep.zip: need one for all cells, got several. Pass sweep.zip=..."] = None
             if on_progress is not None:
                 on_progress(done, num_grid)
+        sieve.finish()
     names = {cell.cfg.sweep.name for cell in sieve.cells} - {None}
     faults = [f"sweep.name: need a name without slashes, got {name!r}" for name in names if not _is_plain(str(name))]
     refuse([*checked.faults, *asked.faults, *sieve.faults, *faults])
@@ -199,7 +204,9 @@ def science(cfg: RunConfig) -> dict[str, Any]:
 class _Sieve:
     """Collects the cells that are kept, the faults of all of them, and what was left out."""
 
-    def __init__(self, groups: Mapping[str, Sequence[str]], *, check: bool, asked: Asked) -> None:
+    def __init__(
+        self, groups: Mapping[str, Sequence[str]], *, check: bool, asked: Asked, patterns: Mapping[str, str]
+    ) -> None:
         self.cells: list[Cell] = []
         self.faults: dict[str, None] = {}
         self.expressions: dict[str, Where | None] = {}
@@ -209,6 +216,28 @@ class _Sieve:
         self._num_folded = 0
         self._num_filtered = 0
         self._hashes: set[str] = set()
+        self._patterns = dict(patterns)
+        # with patterns: every row with its axes and faults, until all are known
+        self._rows: list[tuple[list[str], dict[str, str], ComposedRow | None, list[str]]] = []
+        self._left_out: list[str] = []
+
+    def refuse(self, axes: dict[str, str], fault: str) -> None:
+        """A row that does not compose."""
+        if self._patterns:
+            self._rows.append(([], axes, None, [fault]))
+        else:
+            self.faults[fault] = None
+
+    def finish(self) -> None:
+        """Now that all rows are known: leave out what patterns found and cannot stand in the grid."""
+        if not self._rows:
+            return
+        found = sift([axes for _, axes, _, _ in self._rows], [faults for *_, faults in self._rows], self._patterns)
+        self.faults.update(dict.fromkeys(found.faults))
+        self._left_out = found.notes
+        for place, (row, axes, made, _) in enumerate(self._rows):
+            if made is not None and place not in found.left_out:
+                self._keep(row, axes, made)
 
     def add(self, row: list[str], axes: dict[str, str], made: ComposedRow) -> None:
         if not self._check:
@@ -222,14 +251,21 @@ class _Sieve:
         if not kept:
             self._num_filtered += 1
             return
+        faults = made.cfg.check()
+        if self._patterns:
+            self._rows.append((row, axes, made, faults))
+        else:
+            self.faults.update(dict.fromkeys(faults))
+            self._keep(row, axes, made)
+
+    def _keep(self, row: list[str], axes: dict[str, str], made: ComposedRow) -> None:
         self._asked.look(row, made.cfg, made.choices)
-        self.faults.update(dict.fromkeys(made.cfg.check()))
         digest = cell_hash(made.cfg)
         if digest in self._hashes:
             self._num_folded += 1
             return
         self._hashes.add(digest)
-        self.cells.append(Cell(row, made.cfg, axes, digest))
+        self.cells.append(Cell(row, made.cfg, axes, digest, self._patterns))
 
     def _is_kept(self, made: ComposedRow) -> bool:
         expression = made.cfg.sweep.where
@@ -241,7 +277,7 @@ class _Sieve:
         return where is None or where.holds(made.cfg, choices=made.choices)
 
     def notes(self, num_grid: int) -> list[str]:
-        notes = []
+        notes = list(self._left_out)
         if self._num_filtered:
             shown = " and ".join(self.expressions)
             notes.append(f"sweep.where keeps {num_grid - self._num_filtered} of {num_grid} cells: {shown}")

@@ -45,6 +45,8 @@ class Axis:
     tags: frozenset[str] = frozenset()
     # the values are files of a config group
     is_group: bool = False
+    # glob(*) as it was typed: the values are what there is, and nobody named them one by one
+    pattern: str = ""
 
     def override(self, index: int) -> str:
         """The axis with one of its values, as Hydra takes it; a group without a file is ~group there."""
@@ -124,6 +126,7 @@ def read_axis(override: Override, *, groups: Mapping[str, Sequence[str]]) -> Axi
         bounds=bounds,
         tags=frozenset(getattr(sweep, "tags", ())),
         is_group=is_group,
+        pattern=str(override.input_line).partition("=")[2] if isinstance(sweep, Glob) else "",
     )
 
 

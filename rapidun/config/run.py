@@ -164,7 +164,7 @@ class RunConfig:
         last = max((STAGES.index(stage) for stage in self.stages if stage in STAGES), default=len(STAGES) - 1)
         weighting, given = self.mapping.method.traits, self.mapping.scores.given
         unlearns = not self.unlearning.objective.traits.retrains
-        alone = self.stages == ["mapping"]
+        alone, asked = self.stages == ["mapping"], set(self.stages) - self.idle.keys()
         needed = {
             # influence made elsewhere needs no pack, and what reads no influence no model
             "data": not (alone and weighting.scores and given),
@@ -172,7 +172,26 @@ class RunConfig:
             "influence": weighting.scores and not given and (unlearns or alone),
             "mapping": unlearns,
         }
-        return tuple(name for name in STAGES[: last + 1] if name in self.stages or needed.get(name, True))
+        return tuple(name for name in STAGES[: last + 1] if name in asked or needed.get(name, True))
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Stages that are asked for and make nothing, since nothing that is asked for behind them reads it; and why.
+
+        Alone, or as the last one, a stage is run for its own sake.
+        """
+        found: dict[str, str] = {}
+        objective = self.unlearning.objective
+        if {"mapping", "unlearning"} <= set(self.stages) and objective.traits.retrains:
+            found["mapping"] = f"unlearning.objective={objective.name}"
+        if {"influence", "mapping"} <= set(self.stages):
+            if "mapping" in found:
+                found["influence"] = found["mapping"]
+            elif not self.mapping.method.traits.scores:
+                found["influence"] = f"mapping.method={self.mapping.method.name}"
+            elif self.mapping.scores.given:
+                found["influence"] = "influence that is given (mapping.scores.*)"
+        return found
 
     def _check_run(self) -> list[str]:
         faults = []

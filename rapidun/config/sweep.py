@@ -34,7 +34,7 @@ class SweepConfig:
     zip: list[list[str]] = field(default_factory=list)
     # show cells, cached stages, waves, resources and the script; run nothing
     dry_run: bool = False
-    # submit everything and return; `rapidun sweep status|logs|collect|cancel|retry DIR` do the rest
+    # submit everything and return; `rapidun sweep status|logs|collect|cancel|resume|retry DIR` do the rest
     detach: bool = False
     # run the cells again that failed before
     retry_failed: bool = True

@@ -268,7 +268,7 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, 
             artifacts.note_run(folder.path)
         how = "reused" if cached else "done"
         console.finish(
-            note=f"{how}   {cost['seconds']:.1f} s   {cost['peak_memory_gb']:.2f} GiB" if links else "nothing to do"
+            note=f"{how}   {cost['seconds']:.1f} s   {cost['peak_memory_gb']:.2f} GiB" if links else _idle(cfg, stage)
         )
         publish = STAGES[stage].publish
         if publish is not None:
@@ -276,6 +276,11 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, 
     return final_metrics(
         cfg.stages, name=cfg.name, seed=cfg.seed, links=artifacts.links, costs=known_stages(folder.status)
     )
+
+
+def _idle(cfg: RunConfig, stage: str) -> str:
+    why = cfg.idle.get(stage)
+    return f"not run: nothing reads it with {why}" if why else "nothing to do"
 
 
 def _check_rows(artifacts: Artifacts) -> None:

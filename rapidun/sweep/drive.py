@@ -56,6 +56,8 @@ class Driver:
     max_failures: int | None = None
     on_change: Callable[["Driver"], object] = lambda driver: None
     say: Callable[[str], object] = lambda text: None
+    # False: nothing is started, new or again; only what is under way is watched
+    submits: bool = True
     stopped: str | None = None
     # what was said of the last try, if the scheduler did not take all jobs
     held_back: str = ""
@@ -119,7 +121,7 @@ class Driver:
         return {found.state for found in self.sweep.states(names).values()}
 
     def _submit_ready(self) -> None:
-        if self.stopped or time.monotonic() < self._next_try:
+        if self.stopped or not self.submits or time.monotonic() < self._next_try:
             return
         over = {id for id, watched in self.watched.items() if watched.over}
         ready = [
@@ -190,7 +192,7 @@ class Driver:
         )
 
     def _look(self) -> None:
-        if self.stopped is None and (reason := self.sweep.stopped()):
+        if self.submits and self.stopped is None and (reason := self.sweep.stopped()):
             # a worker counted the last failure allowed, or somebody called `rapidun sweep cancel`
             self._end_early(reason)
         states = self.launcher.states(self.handles_under_way())
@@ -233,7 +235,10 @@ class Driver:
                 self.sweep.mark(name, cause or "its job ended without running it")
         if watched.handle is not None:
             self._note({watched.job.id: watched.handle})
-        if again:
+        if again and not self.submits:
+            for name in again:
+                self.sweep.mark(name, "its job ended before it did", state="interrupted")
+        elif again:
             self._again(watched, again, alone=cause == POOL_DIED)
 
     def _again(self, watched: Watched, names: Sequence[str], *, alone: bool) -> None:

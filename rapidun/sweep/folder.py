@@ -7,12 +7,12 @@ outputs/sweeps/<name>/
   jobs/<id>.json        what the worker of a job reads
   stages/<kind>-<fp>/   run folders of artifacts that several cells share
   <cell hash>/          run folders of the cells
-  stop.json             why no further cell of this launch is started
+  stop.json             why no further cell of this launch is started, and the jobs that were told to end
 """
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,14 @@ from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
 from rapidun.base.files import read_json, write_json
 from rapidun.base.grown import append_line, read_grown
 from rapidun.base.limits import refusal
-from rapidun.base.locks import Lease
+from rapidun.base.locks import Lease, Wait
 from rapidun.base.parts import sweep_parts
 from rapidun.base.redact import hide
 from rapidun.report.read import is_status
 
 SWEEPS = Path("outputs/sweeps")
 PRIVATE = "private.json"
+DRIVER_LEASE = "driver.lease"
 # states of a cell; `waiting` has no status.json yet, `lost` says running but has not been heard of for long
 ENDED = ("done", "failed", "pruned")
 
@@ -184,9 +185,18 @@ class SweepFolder:
 
     # Ending early
 
-    def stop(self, reason: str) -> None:
-        """Let no job of this launch start a further cell."""
-        write_json(self.path / "stop.json", {"reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    def stop(self, reason: str, *, handles: Iterable[str] = ()) -> None:
+        """Let no job of this launch start a further cell.
+
+        Args: handles: of jobs that were told to end, which takes them a while.
+        """
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        write_json(self.path / "stop.json", {"reason": reason, "time": now, "handles": sorted(handles)})
+
+    def told_to_end(self) -> set[str]:
+        """Handles of the jobs that `stop` was given."""
+        found = self._read("stop.json").get("handles", [])
+        return set(map(str, found)) if isinstance(found, list) else set()
 
     def stopped(self) -> str | None:
         """Why no further cell is to be started, or None."""
@@ -205,21 +215,28 @@ class SweepFolder:
 
 
 class SweepLock:
-    """One process at a time drives a sweep."""
+    """One process at a time drives a sweep. One that was told to stop is waited for.
 
-    def __init__(self, folder: SweepFolder) -> None:
+    Args: tell: gets a line for a wait.
+    """
+
+    def __init__(self, folder: SweepFolder, *, tell: Callable[[str], None] = lambda line: None) -> None:
+        self.tell = tell
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise folder.not_writable(error) from None
         self.folder = folder
-        self.lease = Lease(folder.path / "driver.lease")
+        self.lease = Lease(folder.path / DRIVER_LEASE)
 
     def __enter__(self) -> None:
+        wait = Wait(str(self.folder.path), self.tell)
         try:
-            taken = self.lease.try_acquire()
+            while not (taken := self.lease.try_acquire()) and self.folder.stopped():
+                wait.pause(lambda: f"{self.lease.holder()} ends it, as it was told to")
         except OSError as error:
             raise self.folder.not_writable(error) from None
+        wait.end()
         if not taken:
             raise ConfigError(
                 f"sweep: need {self.folder.path} for this process alone, but {self.lease.holder()} drives it (this is "
@@ -232,6 +249,11 @@ class SweepLock:
         # refused before anything was written: no trace is left
         with suppress(OSError):
             self.folder.path.rmdir()
+
+
+def is_driven(folder: SweepFolder) -> bool:
+    """Whether a process drives the sweep, as far as looking tells."""
+    return Lease(folder.path / DRIVER_LEASE).seems_held()
 
 
 def read_state(folder: Path) -> CellState:

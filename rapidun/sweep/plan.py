@@ -17,6 +17,7 @@ from rapidun.base.manifest import Artifact, DamagedArtifact
 from rapidun.base.store import Store
 from rapidun.base.tracker import Tracker
 from rapidun.config.cells import Cell
+from rapidun.config.globs import sift
 from rapidun.config.plain import plain
 from rapidun.config.sweep import ResourcesConfig
 from rapidun.pipeline.check import run_faults
@@ -91,17 +92,25 @@ class Planner:
         self.artifacts: dict[str, dict[str, str]] = {}
         self._data: dict[str, Artifact] = {}
 
+    def faults_of(self, cell: Cell) -> list[str]:
+        """What is wrong with one cell: its settings and files, then what only the pack's rows tell."""
+        faults = run_faults(cell.cfg, memo=self.memo, here=self.here)
+        return faults or self._recipes(cell).faults_of_rows()
+
+    def _recipes(self, cell: Cell) -> Recipes:
+        settled = settle_by_size(cell.cfg, self.memo)
+        if settled:
+            self.notes[settled] = None
+        return Recipes(
+            cell.cfg, self.store, find_data=self._find_data, tracker=Tracker(), memo=self.memo, here=self.here
+        )  # fmt: skip
+
     def add(self, cell: Cell) -> None:
         """Note what the cell's stages make.
 
         Raises: RapidunError for a pack, a model or an earlier stage that is not there.
         """
-        settled = settle_by_size(cell.cfg, self.memo)
-        if settled:
-            self.notes[settled] = None
-        recipes = Recipes(
-            cell.cfg, self.store, find_data=self._find_data, tracker=Tracker(), memo=self.memo, here=self.here
-        )  # fmt: skip
+        recipes = self._recipes(cell)
         faults = recipes.faults_of_rows()
         if faults:
             raise ConfigError(faults)
@@ -265,6 +274,15 @@ def _cell_jobs(
                 )
             )
     return made
+
+
+def without_misfits(planner: Planner, cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
+    """The cells without those that a pattern (mapping=glob(*)) found and cannot run here, and what is said of them."""
+    patterns = cells[0].patterns
+    if not patterns:
+        return list(cells), []
+    found = sift([cell.axes for cell in cells], [planner.faults_of(cell) for cell in cells], patterns)
+    return [cell for place, cell in enumerate(cells) if place not in found.left_out], found.notes
 
 
 def plan_cells(

@@ -15,11 +15,12 @@ from rapidun.config.run import RunConfig
 from rapidun.config.sweep import SweepConfig
 from rapidun.pipeline.folder import git_commit
 from rapidun.sweep.console import SweepConsole
+from rapidun.sweep.ending import wait_for_cancelled
 from rapidun.sweep.folder import SWEEPS, SweepFolder
 from rapidun.sweep.jobs import known_jobs, launch_of, live_jobs
 from rapidun.sweep.launcher import Job, Launcher, LauncherContext
 from rapidun.sweep.launchers.registry import make_launcher
-from rapidun.sweep.plan import Plan, Planner, folder_of, plan_cells
+from rapidun.sweep.plan import Plan, Planner, folder_of, plan_cells, without_misfits
 from rapidun.sweep.pruning import JOURNAL
 from rapidun.sweep.triage import Triage, triage
 
@@ -102,6 +103,8 @@ def prepare(
     if batch is not None:
         known = {cell["hash"]: cell.get("artifacts", {}) for cell in folder.cells()}
         planner.artifacts.update({cell.hash: known.get(cell.hash, {}) for cell in batch.earlier})
+    cells, left_out = without_misfits(planner, cells)
+    notes = [*notes, *left_out]
     began = time.monotonic()
 
     def on_progress(done: int, total: int) -> None:
@@ -127,6 +130,8 @@ def prepare(
 
     entries = known_jobs(folder, launcher_of, driving=not first.sweep.dry_run)
     notes = [*notes, *(f"warning: {line}" for line in folder.odd)]
+    if not first.sweep.dry_run:
+        wait_for_cancelled(folder, entries, launcher_of, say=console.say)
     live = {id: entries[id] for id in live_jobs(entries, launcher_of)}
     found = triage(
         cells,

@@ -1,5 +1,6 @@
 """`python sweep.py -m ...`: from the checked cells to their summary."""
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -8,12 +9,15 @@ from pathlib import Path
 from rapidun.base.errors import ConfigError
 from rapidun.base.limits import refusal
 from rapidun.base.manifest import Artifact
+from rapidun.base.nested import at
 from rapidun.base.screen import screen
 from rapidun.base.store import Store
 from rapidun.base.text import first_line
 from rapidun.config.cells import Cell
 from rapidun.config.sweep import OnInterrupt, SweepConfig
+from rapidun.config.tracking import TrackerKind
 from rapidun.pipeline.folder import git_commit
+from rapidun.pipeline.tracking.trackio import shown_by
 from rapidun.report.sweep.console import show
 from rapidun.report.sweep.exports import write_sweep_summary
 from rapidun.report.sweep.page import write_sweep_index
@@ -48,7 +52,7 @@ def run_sweep(
         console.say(dry_run(sweep))
         return 0
     # held while planning too: what is looked up must still hold when it is submitted
-    with SweepLock(SweepFolder(SWEEPS / name)):
+    with SweepLock(SweepFolder(SWEEPS / name), tell=console.say):
         sweep = prepare(cells, name=name, launcher_name=launcher_name, notes=notes, console=console)
         return launch(sweep, overrides=overrides, console=console)
 
@@ -113,7 +117,7 @@ def launch(sweep: Sweep, *, overrides: Sequence[str], console: SweepConsole) -> 
                 f"submitted {len(sweep.plan.jobs) - left} jobs; follow them: rapidun sweep status {folder.path}"
             )
             if left:
-                console.say(f"{left} jobs are not submitted: the same command later, or rapidun sweep collect, goes on")
+                console.say(f"{left} jobs are not submitted: the same command later, or rapidun sweep resume, goes on")
             return 1 if left else 0
         return watch(driver, sweep.cells, settings=settings, console=console, summary=batch is None)
     except KeyboardInterrupt:
@@ -175,15 +179,33 @@ def finish(folder: SweepFolder, names: Sequence[str]) -> int:
         console.print(line, style="red", soft_wrap=True)
     if len(bad) > 20:
         console.print(f"and {len(bad) - 20} more; rapidun sweep status {folder.path} lists them")
-    if next(folder.path.glob("**/wandb/offline-run-*"), None) is not None:
-        console.print(f"W&B ran offline; to upload: rapidun wandb sync {folder.path}", soft_wrap=True)
+    for line in _trackers(folder):
+        console.print(line, soft_wrap=True)
+    if any(state.state in ("waiting", "interrupted") for _, state in bad):
+        console.print(f"to run what is missing: rapidun sweep resume {folder.path}", soft_wrap=True)
     shown = ", ".join(f"{number} {word}" for word, number in counts.most_common())
     console.print(f"sweep: {len(states)} cells: {shown}", soft_wrap=True)
     return 1 if bad else 0
 
 
+def _trackers(folder: SweepFolder) -> list[str]:
+    """How to look at what the cells' tracker was told."""
+    found = []
+    if next(folder.path.glob("**/wandb/offline-run-*"), None) is not None:
+        found.append(f"W&B ran offline; to upload: rapidun wandb sync {folder.path}")
+    if next(folder.path.glob("*/tensorboard/events*"), None) is not None:
+        found.append(f"TensorBoard: tensorboard --logdir {shlex.quote(str(folder.path))}")
+    tracking = at(folder.plan(), "configs.first.tracking")
+    if isinstance(tracking, dict) and tracking.get("kind") == TrackerKind.trackio.name:
+        found.append(shown_by(str(tracking.get("project")), tracking.get("dir")))
+    return found
+
+
 def _interrupted(driver: Driver, settings: SweepConfig, console: SweepConsole) -> int:
     under_way = len(driver.handles_under_way())
+    if not driver.submits:
+        console.say(f"\ninterrupted: {under_way} jobs go on. rapidun sweep status|collect|cancel {driver.sweep.path}")
+        return 130
     if settings.on_interrupt is OnInterrupt.keep and driver.launcher.detachable:
         console.say(
             f"\ninterrupted: {under_way} jobs go on. rapidun sweep status|cancel {driver.sweep.path}; "

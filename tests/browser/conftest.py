@@ -36,6 +36,7 @@ finished_run = _fixtures.finished_run
 mapping_run = _fixtures.mapping_run
 sweep_dir = _fixtures.sweep_dir
 new_cell = _fixtures.new_cell
+made_cell = _of_report_tests("sweep/conftest.py").made_cell
 
 
 def _chromium() -> str:

@@ -436,6 +436,40 @@ def test_a_sweep_without_a_finished_run(context: Any, new_cell: Any, tmp_path: P
     assert tab.faults == []
 
 
+def test_one_result_under_two_names(context: Any, made_cell: Any, tmp_path: Path) -> None:
+    """recommended abstained: one row for it and uniform, found by either name; the lone seed is marked by nothing."""
+    from rapidun.report.sweep.page import gather, write_comparison
+
+    sweep = tmp_path / "grid"
+    for name, weights, asr in (("recommended", "1", 0.1), ("uniform", "1", 0.1), ("rapidun", "w", 0.3)):
+        for seed in (0, 1):
+            result = {"asr_seen": asr + seed / 100, "ppl_clean": 2.0 + asr, "exact_match_clean": 1.0}
+            made_cell(sweep, f"{name}{seed}", [f"mapping={name}", f"seed={seed}"], result, seed=seed, weights=weights)
+    result = {"asr_seen": 0.0, "ppl_clean": 1.0, "exact_match_clean": 1.0}
+    made_cell(sweep, "lone", ["mapping=guard", "hydra/launcher=joblib", "seed=0"], result, seed=0, weights="g")
+    write_comparison(gather([sweep]), tmp_path / "x.html", title="x")
+    tab = Watched(context, tmp_path / "x.html")
+    assert tab.column("mapping") == ["guard", "recommended ≡ uniform", "rapidun"]
+    assert tab.column("n") == ["1", "2", "2"]
+    marked = tab.page.locator("tr", has=tab.page.locator("td.best, .pareto"))
+    assert marked.count() == 1 and "recommended ≡ uniform" in marked.inner_text()
+    # nothing differs in exact match
+    assert tab.page.locator("td.best").count() == 2
+    tab.page.get_by_label("filter mapping", exact=True).fill("=uniform")
+    assert tab.column("mapping") == ["recommended ≡ uniform"]
+    tab.page.locator("#clear").click()
+    for section in ("pareto", "heat"):
+        if tab.page.locator(f"#{section}").count():
+            tab.look_at(section)
+            tab.page.wait_for_selector(f"#{section}[data-drawn]", state="attached")
+    front = tab.page.locator("#pareto-front a").all_text_contents()
+    assert front == ["mapping=recommended ≡ mapping=uniform"]
+    # single runs keep their own names, and all that reach the best value are marked
+    tab.page.locator("#fold").check()
+    assert sorted(set(tab.column("mapping"))) == ["guard", "rapidun", "recommended", "uniform"]
+    assert tab.faults == []
+
+
 def test_one_run_alone(context: Any, finished_run: Path, tmp_path: Path) -> None:
     """No swept settings: no heat map, everything else is there."""
     from rapidun.report.sweep.page import gather, write_comparison

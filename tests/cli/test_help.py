@@ -31,8 +31,8 @@ def test_it_covers_what_there_is() -> None:
     assert sorted(listed) == sorted(SUBCOMMANDS)
     for word in (
         "sweep.where", "sweep.zip", "sweep.dry_run", "sweep.detach", "hydra/launcher=joblib", "rapidun_slurm",
-        "resources=", "cluster.", "status|logs|collect|cancel|retry", "rapidun_optuna", "tracking=wandb", "dashboard",
-        "wandb sync", "doctor", "completion", "several",
+        "resources=", "cluster.", "status|logs|collect|cancel|resume|retry", "rapidun_optuna", "tracking=wandb",
+        "dashboard", "wandb sync", "doctor", "completion", "several",
     ):  # fmt: skip
         assert word in text, word
 

@@ -65,6 +65,8 @@ WARNED = [
     (["influence.contrast=true", "influence.num_token_queries=3"], ["num_token_queries", "influence.contrast=true"]),
     (["influence=exact", "influence.seed=3"], ["influence.seed", "exact"]),
     (["mapping=uniform", "mapping.tau_f=0.3"], ["mapping.tau_f", "mapping.method=uniform"]),
+    (["mapping=uniform", "influence.k=128"], ["influence.k", "mapping.method=uniform"]),
+    (["unlearning=retrain", "mapping.tau_f=0.3"], ["mapping.tau_f", "unlearning.objective=retrain"]),
     (["mapping=uniform", "mapping.scores.path=s.safetensors"], ["mapping.scores.path", "uniform"]),
     (["mapping.tau_f=0.3"], ["mapping.tau_f", "mapping.map=split; pass mapping=rapidun"]),
     (["mapping.retain.w_max=5", "mapping.bounded=false"], ["mapping.retain.w_max", "mapping.bounded", "map=split"]),
@@ -256,4 +258,8 @@ def test_what_a_run_depends_on() -> None:
         "mapping",
         "unlearning",
     )
+    # nothing reads the influence of equal weights; alone it is asked for by itself
+    assert involved("mapping=uniform") == ("data", "poison", "mapping", "unlearning", "evaluation")
+    assert involved("unlearning=retrain") == ("data", "poison", "unlearning", "evaluation")
+    assert involved("mapping=uniform", "stages=[influence]") == ("data", "poison", "influence")
     assert involved("stages=[evaluation]", "unlearning=retrain") == ("data", "poison", "unlearning", "evaluation")

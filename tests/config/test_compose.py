@@ -447,3 +447,47 @@ def test_hydra_composes_once_for_500_cells_that_differ_in_values_alone(monkeypat
     monkeypatch.setattr("rapidun.config.compose.compose", counted)
     assert len(compose_cells(["seed=range(50)", "mapping.tau_f=range(0.1,1.05,0.1)"])) == 500
     assert 1 <= len(asked) <= 3
+
+
+# patterns
+
+
+def test_a_pattern_leaves_out_what_cannot_stand_in_the_grid() -> None:
+    """mapping=glob(*) finds `file`, for which nobody named a file: said once, for both seeds."""
+    made = compose_sweep(["mapping=glob([file,uniform])", "seed=0,1"])
+    assert [cell.axes for cell in made.cells] == [
+        {"mapping": "uniform", "seed": "0"},
+        {"mapping": "uniform", "seed": "1"},
+    ]
+    (note,) = made.notes
+    assert note.startswith("mapping=glob([file,uniform]) leaves out file: mapping: need mapping.forget, a weights file")
+    # what was typed one by one is asked for
+    with pytest.raises(ConfigError, match=r"mapping\.forget, a weights file"):
+        compose_sweep(["mapping=file,uniform", "seed=0,1"])
+
+
+def test_a_pattern_excuses_nothing_else() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_sweep(["mapping=glob([file,uniform])", "seed=0,-1"])
+    assert caught.value.faults == ["seed: need 0 <= seed < 2**32, got -1. Pass seed=..."]
+    with pytest.raises(ConfigError, match=r"mapping\.forget, a weights file"):
+        compose_sweep(["mapping=glob(fi*)"])
+    with pytest.raises(ConfigError, match="max_length"):
+        compose_sweep(["mapping=glob([file,uniform])", "max_length=1"])
+
+
+def test_every_mapping_that_stands_alone_is_in_the_grid() -> None:
+    names = {path.stem for path in (config_dir() / "mapping").glob("*.yaml")}
+    assert {cell.axes["mapping"] for cell in compose_cells(["mapping=glob(*)"])} == names - {"file"}
+
+
+def test_only_cells_that_do_not_fit_are_left_out() -> None:
+    """guard needs gradients: with influence=repsim it is left out, with exact it stays."""
+    made = compose_sweep(["mapping=glob([guard,uniform])", "influence=exact,repsim"])
+    assert [(cell.axes["mapping"], cell.axes["influence"]) for cell in made.cells] == [
+        ("guard", "exact"), ("uniform", "exact"), ("uniform", "repsim"),
+    ]  # fmt: skip
+    (note,) = made.notes
+    assert note.startswith(
+        "mapping=glob([guard,uniform]) leaves out guard in 1 of its 2 cells: influence: need gradients"
+    )

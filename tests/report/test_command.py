@@ -103,4 +103,4 @@ def test_a_sweep_without_triggers_is_not_judged_by_attacks(tmp_path: Path, new_c
         new_cell(tmp_path / name, [f"unlearning.learning_rate={strength}"], result)
     report([tmp_path])
     page = (tmp_path / "sweep.html").read_text()
-    assert "lower extraction strength of the forget rows" in page and "ASR" not in page
+    assert "beside the extraction strength of the forget rows" in page and "ASR" not in page

@@ -105,7 +105,7 @@ def test_one_entry_shows_a_new_metric_everywhere(tmp_path: Path, new_cell: Calla
     # leaderboard, criteria, Pareto set, comparison page
     summary = write_sweep_summary(sweep)
     assert summary.main_metrics()[-1] == "toy"
-    assert summary.best["toy"].label == "mapping.tau_f=1"
+    assert summary.best["toy"][0].label == "mapping.tau_f=1"
     assert summary.pareto_metrics["toy"] == 1
     assert [group.label for group in summary.pareto] == ["mapping.tau_f=1"]
     Console(file=screen, width=120).print(settings_table(summary))

@@ -134,3 +134,49 @@ def test_detach_then_look_after_it_from_elsewhere(grid, tmp_path):
     assert "4 cells: 4 done" in printed
     assert {manifest["stage"] for manifest in grid.manifests()} == set(MADE)
     assert len(grid.manifests()) == sum(MADE.values())
+
+
+def test_cancel_then_retry_at_once(grid, tmp_path):
+    """Jobs that are still completing are waited for, then their cells are submitted anew; nothing is made twice.
+
+    sbatch's own jobs take a second or two to end after scancel: the worker saves itself first.
+    """
+    grid.run("sweep.detach=true")
+    wait_until(lambda: moment(grid, "upstream"), tell=grid.tell)
+    first = dict(grid.handles)
+    grid.command("cancel", str(grid.dir))
+    printed = grid.command("retry", str(grid.dir))
+    assert "4 cells: 4 done" in printed
+    assert "failed" not in printed
+    assert "1 under way" not in printed
+    again = {id: handle for id, handle in grid.handles.items() if id not in first}
+    assert again and not set(again.values()) & set(first.values())
+    assert {manifest["stage"] for manifest in grid.manifests()} == set(MADE)
+    assert len(grid.manifests()) == sum(MADE.values())
+
+
+def test_cancel_then_retry_at_once_beside_the_driver(grid):
+    """The driver is told to stop and ends when its jobs have: retry waits for it instead of being refused."""
+    driver = grid.spawn()
+    wait_until(lambda: moment(grid, "upstream"), tell=grid.tell)
+    grid.command("cancel", str(grid.dir))
+    printed = grid.command("retry", str(grid.dir))
+    assert "4 cells: 4 done" in printed and "for this process alone" not in printed
+    assert "ended early: cancelled by rapidun sweep cancel" in finished(driver, expect=1)
+    assert grid.states() == {"done": 4}
+
+
+def test_collect_only_collects(grid):
+    """After a cancel, collect waits for what is completing and starts nothing; status says interrupted; resume runs."""
+    grid.run("sweep.detach=true")
+    wait_until(lambda: moment(grid, "upstream"), tell=grid.tell)
+    grid.command("cancel", str(grid.dir))
+    handles = grid.handles
+    printed = grid.command("collect", str(grid.dir), expect=1)
+    assert grid.handles == handles and "rapidun sweep resume" in printed
+    assert grid.states().get("failed", 0) == 0
+    printed = grid.command("status", str(grid.dir), expect=1)
+    assert (
+        "of 4 cells" in printed and "interrupted (cancelled by rapidun sweep cancel): nothing is under way" in printed
+    )
+    assert "4 cells: 4 done" in grid.command("resume", str(grid.dir))

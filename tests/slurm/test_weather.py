@@ -210,14 +210,16 @@ def held(cluster: Cluster, start: Path) -> tuple[Sweeping, list[str]]:
 
 
 def test_a_project_that_is_moved_under_waiting_jobs(weather, tmp_path):
-    """They find neither log nor job file, and end; `collect` at the new place runs their cells."""
+    """They find neither log nor job file, and end; `resume` at the new place runs their cells."""
     _, handles = held(weather, tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
     weather.command("scontrol", "release", *handles)
     wait_until(lambda: not weather.command("squeue", "-h"))
     moved = Sweeping(tmp_path / "there", *LIGHT)
     assert moved.states() == {"waiting": 3}
-    printed = moved.command("collect", str(moved.dir))
+    moved.command("collect", str(moved.dir), expect=1)
+    assert moved.states() == {"waiting": 3}
+    printed = moved.command("resume", str(moved.dir))
     assert "3 cells: 3 done" in printed
     assert not (tmp_path / "here" / "outputs" / "sweeps" / "grid" / "sweep.json").exists()
 

@@ -302,3 +302,24 @@ def test_only_jobs_that_may_still_run_are_asked_for(tmp_path: Path) -> None:
     assert live_jobs(jobs, lambda name: launcher) == {"runs": RUNNING}
     launcher.outlives_driver = False
     assert live_jobs(jobs, lambda name: launcher) == {}
+
+
+def test_who_only_watches_starts_nothing(tmp_path: Path) -> None:
+    """`rapidun sweep collect`: what a dead job left waits for `resume`; one that was cancelled is interrupted."""
+    driver, launcher = make(
+        tmp_path, {"a": (["a1"], []), "b": (["b1", "b2"], []), "c": (["c1"], []), "d": (["d1"], ["a"])}, submits=False
+    )
+    for id in "abc":
+        driver.watched[id].handle = f"handle-{id}"
+    del driver.watched["d"]
+    driver.watched["c"].cancelled = True
+    launcher.ends = {
+        "b": ({"b1": "done", "b2": ""}, failed("killed by signal 9")), "c": ({"c1": "running"}, failed("cancelled")),
+    }  # fmt: skip
+    driver.sweep.stop("cancelled by rapidun sweep cancel")
+    driver.run()
+    assert launcher.submitted == [] and launcher.cancelled == []
+    assert states(driver, ["a1", "b1", "b2", "c1", "d1"]) == {
+        "a1": "done", "b1": "done", "b2": "interrupted: its job ended before it did",
+        "c1": "interrupted: its job ended before it did", "d1": "waiting",
+    }  # fmt: skip

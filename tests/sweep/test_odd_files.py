@@ -8,6 +8,7 @@ import pytest
 
 from rapidun.base.files import read_json, write_json
 from rapidun.cli.main import main
+from rapidun.sweep.folder import SweepFolder, SweepLock
 
 NAME = "odd"
 SWEEP = [
@@ -68,7 +69,8 @@ def test_a_sign_of_life_of_another_shape_is_none(sweep: Path, text: str, capsys:
     status = read_json(one_cell(sweep) / "status.json")
     write_json(one_cell(sweep) / "status.json", {**status, "state": "running", "stage": "data"})
     (one_cell(sweep) / "alive.json").write_text(text)
-    _, said = said_by(capsys, "sweep", "status", str(sweep))
+    with SweepLock(SweepFolder(sweep)):
+        _, said = said_by(capsys, "sweep", "status", str(sweep))
     assert "2 done, 1 running (data)" in said and "data 0%" in said
 
 
@@ -111,7 +113,7 @@ def test_without_the_file_of_secrets_a_sweep_is_looked_at_and_not_run(
     assert code == 1 and "3 of 3 cells: 2 done, 1 failed" in said
     assert ("private.json" in said) == (text in ("{", "[]"))
     before = (sweep / "sweep.json").read_bytes()
-    for action in ("retry", "collect"):
+    for action in ("retry", "resume"):
         code, said = said_by(capsys, "sweep", action, str(sweep))
         assert code == 2 and "cluster.environment.SITE_TOKEN" in said and "private.json" in said
     assert (sweep / "sweep.json").read_bytes() == before

@@ -1,13 +1,17 @@
 """The plan of a sweep: shared artifacts once, before the cells that need them; nothing that is there already."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rapidun.base.files import sha256_json, write_jsonl
 from rapidun.base.store import Store
 from rapidun.config.cells import Cell, compose_cells
-from rapidun.sweep.plan import Plan, Planner, plan_cells
+from rapidun.report.sweep.identity import SEEDED, _swapped
+from rapidun.stages.recipe import Recipe
+from rapidun.sweep.plan import Plan, Planner, plan_cells, without_misfits
 
 FAST = ["debug=fast"]
 
@@ -71,10 +75,88 @@ def test_a_setting_that_does_not_matter_repeats_nothing(store: Store) -> None:
     cells, plan = planned(store, "mapping=uniform", "mapping.tau_f=0.3,0.7")
     first, second = (plan.artifacts[cell.hash] for cell in cells)
     assert first == second
-    assert [job.stage for job in plan.jobs] == [
-        "poison", "influence", "unlearning", "evaluation", "evaluation", None, None,
-    ]  # fmt: skip
-    assert [job.wave for job in plan.jobs] == [1, 2, 2, 2, 3, 4, 4]
+    assert [job.stage for job in plan.jobs] == ["poison", "unlearning", "evaluation", "evaluation", None, None]
+    assert [job.wave for job in plan.jobs] == [1, 2, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kinds"),
+    [
+        (["mapping=uniform"], {"data", "model", "poison", "mapping", "unlearning", "evaluation"}),
+        (["mapping=file"], {"data", "model", "poison", "mapping", "unlearning", "evaluation"}),
+        (["mapping=loreun_static"], {"data", "model", "poison", "losses", "mapping", "unlearning", "evaluation"}),
+        (["mapping=uniform", "unlearning=influence_step"],
+         {"data", "model", "poison", "curvature", "mapping", "edit", "evaluation"}),
+        (["unlearning=retrain"], {"data", "model", "poison", "evaluation"}),
+        # asked for by itself, or as the last one, a stage is run for its own sake
+        (["mapping=uniform", "stages=[data,poison,influence]"], {"data", "model", "poison", "influence"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_no_stage_is_planned_that_nothing_reads(
+    store: Store, tmp_path: Path, overrides: list[str], kinds: set[str]
+) -> None:
+    if overrides == ["mapping=file"]:
+        for group, number in (("forget", 6), ("retain", 18)):
+            rows = [{"index": place, "weight": 1.0} for place in range(number)]
+            write_jsonl(tmp_path / f"{group}.jsonl", rows)
+            overrides = [*overrides, f"mapping.{group}={tmp_path / group}.jsonl"]
+    _, plan = planned(store, *overrides)
+    assert {node.recipe.kind for node in plan.nodes.values()} == kinds
+
+
+def test_a_grid_of_mappings_computes_influence_for_those_that_read_it(store: Store) -> None:
+    cells, plan = planned(store, "mapping=uniform,rapidun,oracle")
+    assert ["influence" in plan.artifacts[cell.hash] for cell in cells] == [False, True, False]
+    # one cell alone needs it: no job of its own
+    assert [job.stage for job in plan.jobs if job.stage] == ["poison", "evaluation"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["mapping=recommended,shuffled,loreun_static", "unlearning=rapidun,retrain"],
+        ["unlearning=influence_step,task_vector,repselect,fisher"],
+        ["evaluation=attacks", "poison.retrain=true"],
+        ["unlearning.token_weights=influence"],
+    ],
+    ids=" ".join,
+)
+def test_seeds_fold_by_fingerprints_without_the_seed(store: Store, overrides: list[str]) -> None:
+    """rapidun/report/sweep/identity.py knows where the run's own seed stands, whatever an artifact is made from."""
+
+    def seedless(recipe: Recipe) -> str:
+        names = {need.fingerprint: seedless(need) for need in recipe.needs}
+        own = {key: value for key, value in recipe.inputs.items() if key != "seed" or recipe.kind not in SEEDED}
+        return sha256_json({"kind": recipe.kind, "inputs": _swapped(own, names)})
+
+    cells, plan = planned(store, *overrides, "seed=0,1")
+    recipes = {id: node.recipe for id, node in plan.nodes.items()}
+    for cell, other in pairwise(cells):
+        if cell.axes | {"seed": ""} == other.axes | {"seed": ""}:
+            one, two = plan.artifacts[cell.hash], plan.artifacts[other.hash]
+            assert {link: seedless(recipes[id]) for link, id in one.items()} == {
+                link: seedless(recipes[id]) for link, id in two.items()
+            }
+    assert any(plan.artifacts[cells[0].hash][link] != id for link, id in plan.artifacts[cells[1].hash].items())
+
+
+def test_a_pattern_leaves_out_what_cannot_run_here(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bm25s is not installed: of influence=glob(*) that one value is left out, and said to be."""
+    cells = compose_cells(
+        [*FAST, f"store_dir={store.root}", "influence=glob([bm25,exact])", "stages=[data,poison,influence]"]
+    )
+    assert [cell.axes["influence"] for cell in cells] == ["bm25", "exact"]
+    monkeypatch.setattr("rapidun.stages.checks.find_spec", lambda name: None if name == "bm25s" else object())
+    planner = Planner(store)
+    kept, notes = without_misfits(planner, cells)
+    assert [cell.axes["influence"] for cell in kept] == ["exact"]
+    (note,) = notes
+    assert note.startswith("influence=glob([bm25,exact]) leaves out bm25: ") and "rapidun[bm25]" in note
+    assert plan_cells(planner, kept) == []
+    # typed one by one they are asked for
+    named = compose_cells([*FAST, f"store_dir={store.root}", "influence=bm25,exact", "stages=[data,poison,influence]"])
+    assert without_misfits(Planner(store), named) == (named, [])
 
 
 def test_what_is_there_is_not_planned(store: Store) -> None:

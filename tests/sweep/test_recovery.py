@@ -83,13 +83,23 @@ def test_a_job_that_is_watched_again_keeps_its_resources(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("launcher", "state"), [("basic", "running"), ("joblib", "running"), ("rapidun_local", "lost")]
-)
-def test_only_jobs_that_outlive_their_process_can_be_called_lost(tmp_path: Path, launcher: str, state: str) -> None:
-    """Whoever looks on from another process does not see the others' jobs."""
+    ("launcher", "driven", "stopped", "state"),
+    [
+        ("basic", True, False, "running"), ("joblib", True, False, "running"), ("rapidun_local", True, False, "lost"),
+        ("basic", False, False, "interrupted"), ("joblib", False, True, "interrupted"),
+        ("rapidun_local", False, False, "lost"), ("rapidun_slurm", False, True, "interrupted"),
+    ],
+)  # fmt: skip
+def test_what_a_cell_that_says_running_is_told_by_its_job(
+    tmp_path: Path, launcher: str, driven: bool, stopped: bool, state: str
+) -> None:
+    """Whoever looks on from another process does not see jobs of the driver's own; with the driver they are gone."""
     write_json(tmp_path / "a" / "status.json", {"state": "running", "stage": "poison"})
     jobs = {"x": entry(launcher, "h") | {"folders": ["a"]}}
-    assert command.settle(SweepFolder(tmp_path), ["a"], jobs, live={})["a"].state == state
+    folder = SweepFolder(tmp_path)
+    if stopped:
+        folder.stop("cancelled")
+    assert command.settle(folder, ["a"], jobs, live={}, driven=driven)["a"].state == state
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ from rapidun.pipeline.evidence.run import verify_run
 from rapidun.report.read import read_object
 from rapidun.report.sweep.budget import NO_BUDGET
 from rapidun.report.sweep.exports import as_csv, as_json, as_markdown, read_sweep
+from rapidun.report.sweep.runs import as_runs_csv
 
-TABLES = {"summary.csv": as_csv, "summary.md": as_markdown}
+TABLES = {"runs.csv": as_runs_csv, "summary.csv": as_csv, "summary.md": as_markdown}
 
 
 def verify_sweep(path: Path, ledger: Ledger) -> None:
-    """Check every finished cell, and that summary.json, .csv and .md are what the cells' results give.
+    """Check every finished cell, and that runs.csv and summary.json, .csv and .md are what the cells' results give.
 
     Raises: DataError where there are no cells.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ class TensorboardSink(CurveSink):
         super().__init__()
         self._cfg = cfg
         root = Path(cfg.tracking.dir).expanduser() / run_dir.name if cfg.tracking.dir else run_dir
-        folder = root / "tensorboard"
+        folder = self._folder = root / "tensorboard"
         # event files of a killed attempt: all that they hold stands in metrics.jsonl, and a curve must not go back
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = SummaryWriter(str(folder))
@@ -51,7 +52,7 @@ class TensorboardSink(CurveSink):
         self._writer.add_text("state", " ".join(filter(None, [ending.state, ending.error])))
         self._write_hparams(run_dir, ending)
         self._writer.close()
-        return None
+        return f"TensorBoard: tensorboard --logdir {shlex.quote(str(self._folder))}"
 
     def abandon(self) -> None:
         self._writer.close()

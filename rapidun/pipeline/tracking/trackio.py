@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ class TrackioSink(CurveSink):
         import trackio
 
         super().__init__()
+        self._project, self._database = cfg.tracking.project, cfg.tracking.dir
         # run folders differ, titles need not
         name = f"{hide(title_of(cfg, run_dir))[:80]} {run_dir.name}" + (f"-r{restarts}" if restarts else "")
         with _quiet(), _here():
@@ -62,7 +64,7 @@ class TrackioSink(CurveSink):
             final = {name: value for name, value in ending.metrics.items() if isinstance(value, int | float)}
             self._run.log({**final, **shown, "state": ending.state})
             trackio.finish()
-        return None
+        return shown_by(self._project, self._database)
 
     def abandon(self) -> None:
         with contextlib.suppress(Exception), _quiet():
@@ -75,6 +77,12 @@ class TrackioSink(CurveSink):
             row[f"{stage}/step"] = step
         if metrics:
             self._run.log(row)
+
+
+def shown_by(project: str, folder: str | None) -> str:
+    """How to look at a project. Args: folder: of the database (tracking.dir); None = Trackio's own."""
+    where = "" if folder is None else f"TRACKIO_DIR={shlex.quote(str(Path(folder).expanduser().resolve()))} "
+    return f"Trackio: {where}trackio show --project {shlex.quote(project)}"
 
 
 @contextlib.contextmanager

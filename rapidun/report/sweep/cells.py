@@ -1,8 +1,9 @@
-"""The run folders of a sweep, read and grouped over their seeds."""
+"""The run folders of a sweep, as they are read; groups.py folds them."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,8 @@ from rapidun.base.errors import ArtifactError
 from rapidun.base.files import read_json
 from rapidun.base.nested import at, leaves
 from rapidun.base.redact import hide_entries
-from rapidun.config.budget import Budget, Place, Verdict
+from rapidun.config.budget import Verdict
 from rapidun.config.run import BOOKKEEPING
-from rapidun.report.metrics import Kind, kind_of
 from rapidun.report.read import (
     RUN_MARKS,
     error_line,
@@ -25,13 +25,15 @@ from rapidun.report.read import (
     read_status_and_result,
     read_typed,
 )
-from rapidun.report.statistics import Interval, mean_interval
+from rapidun.report.sweep.identity import Lineage, Made
 
 # folders inside a sweep folder that are no cells: what workers read, and the run folders of shared stages
 NOT_CELLS = ("jobs", "stages")
 # a folder of a planned cell that is not there
 NOT_STARTED = "not started"
 FAILED = ("failed", "unreadable")
+# the first words of overrides that change no number
+NOT_RESULTS = (*BOOKKEEPING, "hydra")
 # of what was typed for a single run, what does not name it; its seed does
 NOT_TYPED = (*BOOKKEEPING, "stages")
 # settings by which runs made one by one are not told apart
@@ -61,11 +63,15 @@ class Cell:
     detector: str = ""
     # where a finished cell stands within the sweep's budget; None = there is none, or it is not finished
     verdict: Verdict | None = None
+    # what a finished cell computed; None where the store no longer tells
+    made: Made | None = None
+    # the group that it belongs to, see groups.py
+    group: str = ""
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The overrides without the seed, sorted: what the cells of one group share."""
-        return tuple(sorted(override for override in self.overrides if key_of(override) != "seed"))
+        """The overrides by which results may differ, without the seed, sorted."""
+        return tuple(sorted(text for text in self.overrides if key_of(text) != "seed" and not _is_bookkeeping(text)))
 
     @property
     def values(self) -> dict[str, str]:
@@ -76,27 +82,6 @@ class Cell:
     def seed(self) -> str:
         named = next((o.split("=", 1)[1] for o in self.overrides if key_of(o) == "seed" and "=" in o), "")
         return named or self.default_seed
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """Cells that differ in their seed only; n counts the seeds of the finished ones, metrics are over those."""
-
-    settings: tuple[str, ...]
-    # as settings, without what every group of the sweep shares
-    label: str
-    seeds: list[str]
-    n: int
-    metrics: dict[str, Interval]
-    # of the means over seeds; unknown where one of the cells is
-    verdict: Verdict | None = None
-    # seeds that are within the budget by themselves
-    num_within: int = 0
-
-    @property
-    def eligible(self) -> bool:
-        """Whether it may be chosen: within the budget, or there is none."""
-        return self.verdict is None or self.verdict.place is Place.within
 
 
 def cell_folders(path: Path) -> list[Path]:
@@ -117,7 +102,8 @@ def read_cells(sweep_dir: Path) -> list[Cell]:
 
     Raises: ArtifactError if sweep.json is damaged.
     """
-    cells = [read_cell(folder) for folder in sorted(cell_folders(sweep_dir))]
+    lineage = Lineage()
+    cells = [read_cell(folder, lineage) for folder in sorted(cell_folders(sweep_dir))]
     found = {cell.path.name for cell in cells}
     plan = read_json(sweep_dir / "sweep.json") if (sweep_dir / "sweep.json").is_file() else {}
     planned = plan.get("cells") if isinstance(plan, dict) else None
@@ -130,8 +116,11 @@ def read_cells(sweep_dir: Path) -> list[Cell]:
     return cells
 
 
-def read_cell(path: Path) -> Cell:
-    """One cell; a damaged file in it makes the cell `unreadable` and spares the others."""
+def read_cell(path: Path, lineage: Lineage | None = None) -> Cell:
+    """One cell; a damaged file in it makes the cell `unreadable` and spares the others.
+
+    Args: lineage: of the cells before, which share artifacts with it.
+    """
     try:
         status, result = read_status_and_result(path)
         overrides = read_overrides(path)
@@ -157,6 +146,7 @@ def read_cell(path: Path) -> Cell:
         objective=str(objective or ""),
         split=str(split or ""),
         detector=str(detectors.get("detector") or ""),
+        made=(lineage or Lineage()).of_run(path, status) if state == "done" else None,
     )
 
 
@@ -182,75 +172,9 @@ def with_differing_settings(cells: Sequence[Cell]) -> list[Cell]:
     return [replace(cell, overrides=named.get(cell.path, cell.overrides)) for cell in cells]
 
 
-def group_cells(cells: Sequence[Cell]) -> list[Group]:
-    """Groups in the order of their settings; a group without a finished cell is left to the failures."""
-    by_settings: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in cells:
-        if cell.state == "done":
-            by_settings.setdefault(cell.settings, []).append(cell)
-    shared = set.intersection(*map(set, by_settings)) if len(by_settings) > 1 else set()
-    groups = []
-    for settings in sorted(by_settings, key=natural):
-        members = by_settings[settings]
-        names = dict.fromkeys(name for cell in members for name in cell.metrics)
-        seeds = by_seed(members)
-        label = " ".join(override for override in settings if override not in shared)
-        groups.append(
-            Group(
-                settings=settings,
-                label=label or " ".join(settings) or "(defaults)",
-                seeds=[same[0].seed for same in seeds],
-                n=len(seeds),
-                metrics={name: fold(name, seed_means(name, seeds)) for name in names},
-            )
-        )
-    return groups
-
-
-def judged_cells(cells: Sequence[Cell], budget: Budget) -> list[Cell]:
-    """The cells, the finished ones with their verdict."""
-    return [replace(one, verdict=budget.judge(one.metrics)) if one.state == "done" else one for one in cells]
-
-
-def judged_groups(groups: Sequence[Group], cells: Sequence[Cell], budget: Budget) -> list[Group]:
-    """The groups with their verdict. Args: cells: as `judged_cells` gives them.
-
-    A group is judged by its means over seeds, which do not depend on how many there are. Where a cell of it is unknown,
-    so is the group: the mean of the others would leave it out without a word.
-    """
-    members: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in cells:
-        if cell.verdict is not None:
-            members.setdefault(cell.settings, []).append(cell)
-    found = []
-    for group in groups:
-        own = members[group.settings]
-        unknown = next((cell.verdict for cell in own if cell.verdict and cell.verdict.place is Place.unknown), None)
-        means = {name: interval.mean for name, interval in group.metrics.items()}
-        within = [all(one.verdict and one.verdict.place is Place.within for one in same) for same in by_seed(own)]
-        found.append(replace(group, verdict=unknown or budget.judge(means), num_within=sum(within)))
-    return found
-
-
-def by_seed(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """The runs of each seed together: a repeated one is no further sample. Runs of unknown seed stand alone."""
-    found: dict[str, list[Cell]] = {}
-    for place, cell in enumerate(cells):
-        found.setdefault(cell.seed or f"unknown {place}", []).append(cell)
-    return list(found.values())
-
-
-def seed_means(name: str, seeds: Sequence[Sequence[Cell]]) -> list[float]:
-    values = [[cell.metrics[name] for cell in same if name in cell.metrics] for same in seeds]
-    return [sum(same) / len(same) for same in values if same]
-
-
-def fold(name: str, values: Sequence[float]) -> Interval:
-    """Mean and 95 % interval of one metric over seeds, within the bounds of what the metric can be."""
-    kind = kind_of(name)
-    if kind in (Kind.share, Kind.score) and all(0 <= value <= 1 for value in values):
-        return mean_interval(values, low=0.0, high=1.0)
-    return mean_interval(values, low=0.0 if min(values) >= 0 else -math.inf)
+def _is_bookkeeping(override: str) -> bool:
+    """Whether an override changes no number: launcher, resources, paths, names."""
+    return re.split(r"[./]", key_of(override))[0] in NOT_RESULTS
 
 
 def key_of(override: str) -> str:
@@ -261,7 +185,7 @@ def swept_keys(cells: Sequence[Cell], *, seed: bool = False) -> list[str]:
     """Overridden keys in which readable cells differ, in the order of their first appearance; the seed if asked for."""
     # in the order in which they were typed
     rows = [
-        {key_of(override): override.partition("=")[2] for override in cell.overrides}
+        {key_of(text): text.partition("=")[2] for text in cell.overrides if not _is_bookkeeping(text)}
         for cell in cells
         if cell.state != "unreadable"
     ]

@@ -41,11 +41,15 @@ class Comparison:
     p_adjusted: float | None  # Holm over all comparisons of the sweep
     num_comparisons: int = 0
     verdict: Verdict = Verdict.unclear
+    # the two came to one result in every pair: there is nothing to test
+    same: bool = False
 
     @property
     def sentence(self) -> str:
         """`mapping=rapidun against uniform, ASR on seen triggers: better (5 seeds); -3.2 points, 95 % interval ...`"""
         seeds = f"{self.n} {'seed' if self.n == 1 else 'seeds'}"
+        if self.same:
+            return f"{self.method} against {self.baseline}, {metric_words(self.metric)}: one result ({seeds})."
         text = f"{self.method} against {self.baseline}, {metric_words(self.metric)}: {self.verdict.value} ({seeds}); "
         if self.difference == 0 and (self.low, self.high) in ((None, None), (0.0, 0.0)):
             return text + ("no difference." if self.n == 1 else "no difference in any seed.")
@@ -103,6 +107,9 @@ def method_sentences(comparisons: Sequence[Comparison]) -> list[str]:
         by_pair.setdefault((one.method, one.baseline), []).append(one)
     sentences = []
     for (method, baseline), found in by_pair.items():
+        if all(one.same for one in found):
+            sentences.append(f"{method} against {baseline}: one result, the same weights.")
+            continue
         parts = []
         for verdict in Verdict:
             names = [_named(one) for one in found if one.verdict is verdict]
@@ -158,6 +165,8 @@ def _compare(
     method: str, baseline: str, metric: str, members: Sequence[Cell], partners: dict[tuple[str, ...], list[Cell]]
 ) -> Comparison | None:
     by_seed: dict[str, list[float]] = {}
+    # pairs of results: seeds that change neither of the two are one repetition
+    pairs: dict[str, list[tuple[str, ...]]] = {}
     for cell in members:
         others = [other for other in partners.get(_place(cell), []) if metric in other.metrics]
         own = _own_settings(cell)
@@ -168,12 +177,15 @@ def _compare(
         if same and metric in cell.metrics:
             reference = sum(other.metrics[metric] for other in same) / len(same)
             by_seed.setdefault(cell.seed, []).append(cell.metrics[metric] - reference)
+            pairs.setdefault(cell.seed, []).append((_result(cell), *map(_result, same)))
     if not by_seed:
         return None
-    differences = [sum(values) / len(values) for _, values in sorted(by_seed.items())]
+    distinct = {tuple(sorted(found)): seed for seed, found in sorted(pairs.items(), reverse=True)}
+    differences = [sum(values) / len(values) for values in (by_seed[seed] for seed in sorted(distinct.values()))]
+    same_results = all(len(set(pair)) == 1 for found in pairs.values() for pair in found)
     interval = t_interval(differences)
-    p_flips = sign_flip_test(differences) if len(differences) > 1 else None
-    p = paired_t_test(differences)
+    p_flips = sign_flip_test(differences) if len(differences) > 1 and not same_results else None
+    p = None if same_results else paired_t_test(differences)
     return Comparison(
         method=method,
         baseline=baseline,
@@ -186,7 +198,13 @@ def _compare(
         p=p_flips if p is None else p,
         p_flips=p_flips,
         p_adjusted=None,
+        same=same_results,
     )
+
+
+def _result(cell: Cell) -> str:
+    """What names a cell's result; where that is unknown each is one of its own."""
+    return f"run {id(cell)}" if cell.made is None else cell.made.result
 
 
 def _corrected(found: Sequence[Comparison]) -> list[Comparison]:

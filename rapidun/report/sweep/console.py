@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rapidun.report import metrics
-from rapidun.report.sweep.cells import Group
+from rapidun.report.sweep.groups import SAME, Group
 from rapidun.report.sweep.summary import Summary
 from rapidun.report.sweep.trials import excess_text, fewest
 
@@ -33,6 +33,8 @@ def settings_table(summary: Summary) -> Table:
     table.caption = "Mean and 95 % interval over seeds. * best"
     if summary.budget is not None:
         table.caption += " within the budget\nx outside the budget, ? unknown"
+    if any(len(group.names) > 1 for group in summary.groups):
+        table.caption += f"\n{SAME.strip()} names of one result"
     table.add_column("settings", overflow="fold", min_width=24)
     table.add_column("n", justify="right")
     names = _names(summary)
@@ -48,7 +50,7 @@ def settings_table(summary: Summary) -> Table:
             )
             for name in names
         ]
-        label = Text(_mark(group) + group.label.replace(" ", "\n"))
+        label = Text(_mark(group) + _lines(group.label))
         table.add_row(label, str(group.n), *cells, style="" if group.eligible else "dim")
     return table
 
@@ -77,10 +79,15 @@ def methods_table(summary: Summary) -> Table:
             near = f"none; nearest misses it by {excess_text(one.nearest)}" if one.nearest else "none"
             row += [near, *("" for _ in names)]
         else:
-            row.append(one.best.label.replace(" ", "\n"))
+            row.append(_lines(one.best.label))
             row += [summary.cell_text(one.best, name).replace(" [", "\n[") for name in names]
         table.add_row(*map(Text, row), *([Text(one.expected_text)] if several else []))
     return table
+
+
+def _lines(label: str) -> str:
+    """A label with a line for each of its overrides."""
+    return label.replace(" ", "\n").replace(f"\n{SAME.strip()}\n", f"\n{SAME.strip()} ")
 
 
 def _mark(group: Group) -> str:

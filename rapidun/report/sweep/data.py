@@ -28,8 +28,9 @@ from rapidun.report.metrics import (
     panel_of,
 )
 from rapidun.report.read import RunRecord, read_run, series
-from rapidun.report.sweep.cells import Cell, Group, natural_value, swept_keys
+from rapidun.report.sweep.cells import Cell, natural_value, swept_keys
 from rapidun.report.sweep.details import Texts, flat_settings, influence_details, run_details
+from rapidun.report.sweep.groups import Group, label_of, shared_settings
 from rapidun.report.sweep.summary import Summary
 
 DEFAULT = "(default)"
@@ -94,12 +95,17 @@ def page_index(summary: Summary, *, base: Path) -> dict[str, Any]:
     # first the keys that tell finished runs apart: plots begin with them
     finished = [cell for cell in cells if cell.state == "done"]
     keys = list(dict.fromkeys([*swept_keys(finished), *swept_keys(cells)]))
-    groups, members = _groups(summary)
+    groups, members = _groups(summary, keys)
     values = [_values(cell, keys) for cell in cells]
     ids = _ids(cells)
     return {
         "keys": [
-            {"name": key, "values": sorted({row[place] for row in values}, key=natural_value)}
+            {
+                "name": key,
+                "values": sorted(
+                    {row[place] for row in [*values, *(group["values"] for group in groups)]}, key=natural_value
+                ),
+            }
             for place, key in enumerate(keys)
         ],
         "metrics": [
@@ -130,6 +136,7 @@ def page_index(summary: Summary, *, base: Path) -> dict[str, Any]:
             {
                 "label": group["label"],
                 "n": group["n"],
+                "values": group["values"],
                 "best": [names.index(name) for name in group["best"]],
                 "pareto": group["pareto"],
                 "budget": group["budget"],
@@ -226,25 +233,26 @@ def _influence_block(
     return known[place]
 
 
-def _groups(summary: Summary) -> tuple[list[dict[str, Any]], list[int]]:
+def _groups(summary: Summary, keys: Sequence[str]) -> tuple[list[dict[str, Any]], list[int]]:
     """Every setting, those without a finished run last; and the group of each cell."""
     groups: list[dict[str, Any]] = [
         {"label": group.label, "n": group.n, "metrics": group.metrics, "best": summary.best_for(group),
-         "pareto": any(group is one for one in summary.pareto), "budget": _stands(group), "within": group.num_within}
+         "pareto": any(group is one for one in summary.pareto), "budget": _stands(group), "within": group.num_within,
+         "values": [group.value(key, DEFAULT) for key in keys]}
         for group in summary.groups
     ]  # fmt: skip
-    places = {group.settings: place for place, group in enumerate(summary.groups)}
-    shared = set.intersection(*[set(cell.settings) for cell in summary.cells]) if len(summary.cells) > 1 else set()
+    places = {group.name: place for place, group in enumerate(summary.groups)}
+    shared = shared_settings([cell.settings for cell in summary.cells])
     members = []
     for cell in summary.cells:
-        if cell.settings not in places:
-            places[cell.settings] = len(groups)
-            label = " ".join(override for override in cell.settings if override not in shared)
-            label = label or (cell.path.name if cell.state == "unreadable" else "(defaults)")
+        if cell.group not in places:
+            places[cell.group] = len(groups)
+            label = cell.path.name if cell.state == "unreadable" else label_of([cell.settings], shared)
             groups.append(
-                {"label": label, "n": 0, "metrics": {}, "best": [], "pareto": False, "budget": "", "within": 0}
-            )
-        members.append(places[cell.settings])
+                {"label": label, "n": 0, "metrics": {}, "best": [], "pareto": False, "budget": "", "within": 0,
+                 "values": _values(cell, keys)}
+            )  # fmt: skip
+        members.append(places[cell.group])
     return groups, members
 
 

@@ -13,13 +13,20 @@ from typing import Any
 from rapidun.base.errors import DataError
 from rapidun.base.files import write_json, write_text
 from rapidun.report.sweep.budget import chosen_budget, planned_budget
-from rapidun.report.sweep.cells import FAILED, Cell, Group, key_of, read_cells
+from rapidun.report.sweep.cells import FAILED, Cell, key_of, read_cells
 from rapidun.report.sweep.comparisons import method_sentences
+from rapidun.report.sweep.groups import Group
+from rapidun.report.sweep.runs import as_runs_csv, csv_text
 from rapidun.report.sweep.summary import Summary, is_sweep, summarise
 from rapidun.report.sweep.trials import Method, excess_text, fewest
 
 INTERVAL = (
-    "Mean and 95 % interval over n seeds: Student's t below 10 seeds, the BCa bootstrap from 10 on, none for one seed."
+    "Mean and 95 % interval over n seeds: Student's t below 10 seeds, the BCa bootstrap from 10 on, none for one seed. "
+    "Seeds that change nothing, and a run made twice, count once."
+)
+MARKS = (
+    "All that share the best mean are marked; none where no two settings differ, nor a setting of one seed beside "
+    "others of more. Names joined by ≡ are one result."
 )
 COMPARISONS = (
     "Runs are paired by seed and shared settings; the test is a paired t test over seeds, its p values corrected for "
@@ -44,17 +51,18 @@ def read_sweep(sweep_dir: Path, *, budget: str | None = None) -> Summary:
 
 
 def write_sweep_summary(sweep_dir: Path, *, budget: str | None = None) -> Summary:
-    """Read every cell of a sweep folder; write summary.csv, summary.json and summary.md into it.
+    """Read every cell of a sweep folder; write runs.csv and summary.csv, .json and .md into it.
 
-    summary.csv: one line per group, `<metric>`, `<metric>.low`, `<metric>.high` (the 95 % interval) per metric.
-    summary.json: the same, every cell by itself, the Pareto set and the comparisons of methods. A cell that failed,
-    cannot be read or was never started is listed, not dropped.
+    runs.csv: a line for each run with every number. summary.csv: a line for each setting, `<metric>`, `<metric>.low`,
+    `<metric>.high` (the 95 % interval) of the main metrics. summary.json: every metric of both, the Pareto set and the
+    comparisons of methods. A cell that failed, cannot be read or was never started is listed, not dropped.
 
     Args: budget: an expression to choose by in place of the sweep's own, `none` for no budget; None = the sweep's.
     Raises: ConfigError if the budget is none over what the cells measured, DataError if the folder holds no runs.
     """
     summary = read_sweep(sweep_dir, budget=budget)
     write_json(sweep_dir / "summary.json", as_json(summary))
+    write_text(sweep_dir / "runs.csv", as_runs_csv(summary))
     write_text(sweep_dir / "summary.csv", as_csv(summary))
     write_text(sweep_dir / "summary.md", as_markdown(summary))
     return summary
@@ -71,7 +79,7 @@ def as_json(summary: Summary) -> dict[str, Any]:
         "budget": _budget_json(summary),
         "warnings": summary.warnings,
         "methods": [_method_json(one, summary) for one in summary.methods],
-        "best": {name: list(group.settings) for name, group in summary.best.items()},
+        "best": {name: [list(group.settings) for group in groups] for name, groups in summary.best.items()},
         "pareto": {
             "metrics": {name: "smaller" if way < 0 else "larger" for name, way in summary.pareto_metrics.items()},
             "groups": [list(group.settings) for group in summary.pareto],
@@ -79,6 +87,8 @@ def as_json(summary: Summary) -> dict[str, Any]:
         "groups": [
             {
                 "settings": list(group.settings),
+                # where one result has several names
+                "names": [list(settings) for settings in group.names],
                 "seeds": group.seeds,
                 "n": group.n,
                 "budget": _verdict_json(group),
@@ -133,21 +143,20 @@ def _method_json(one: Method, summary: Summary) -> dict[str, Any]:
 
 
 def as_csv(summary: Summary) -> str:
-    """A column per overridden key, so that a spreadsheet can pivot; then n and three columns per metric.
+    """A line for each setting: what was swept, n, and the main metrics with their intervals. runs.csv has all numbers.
 
     With a budget, `budget` (within, outside, unknown) and `budget.seeds_within` stand after n.
     """
-    keys = list(dict.fromkeys(key_of(override) for group in summary.groups for override in group.settings))
-    names = list(dict.fromkeys(name for group in summary.groups for name in group.metrics))
+    keys = _differing(summary.groups)
+    names = summary.main_metrics()
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     judged = ["budget", "budget.seeds_within"] if summary.budget is not None else []
     writer.writerow(
-        [*map(_csv_text, keys), "n", *judged, *(f"{name}{end}" for name in names for end in ("", ".low", ".high"))]
+        [*map(csv_text, keys), "n", *judged, *(f"{name}{end}" for name in names for end in ("", ".low", ".high"))]
     )
     for group in summary.groups:
-        values = {key_of(override): override.partition("=")[2] for override in group.settings}
-        row: list[object] = [_csv_text(values.get(key, "")) for key in keys]
+        row: list[object] = [csv_text(group.value(key)) for key in keys]
         row.append(group.n)
         row += [group.verdict.place.value, group.num_within] if group.verdict is not None else []
         for name in names:
@@ -158,15 +167,10 @@ def as_csv(summary: Summary) -> str:
     return buffer.getvalue()
 
 
-def _csv_text(text: str) -> str:
-    """Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay numbers."""
-    if text[:1] not in ("=", "+", "-", "@", "\t", "\r"):
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
+def _differing(groups: Sequence[Group]) -> list[str]:
+    """The overridden keys by which settings differ; all, where there are no two to tell apart."""
+    keys = list(dict.fromkeys(key_of(text) for group in groups for settings in group.names for text in settings))
+    return [key for key in keys if len({group.value(key) for group in groups}) > 1] or keys
 
 
 def as_markdown(summary: Summary) -> str:
@@ -178,7 +182,7 @@ def as_markdown(summary: Summary) -> str:
     lines += [""] if summary.warnings else []
     if summary.groups:
         among = "" if summary.budget is None else " among the settings within the budget"
-        lines += [f"{INTERVAL} Best of its column in bold{among}.", ""]
+        lines += [f"{INTERVAL} Best of its column in bold{among}. {MARKS}", ""]
         column = [] if summary.budget is None else ["budget"]
         lines.append(_markdown_row(["settings", "n", *column, *(summary.heading(name) for name in names)]))
         lines.append("|---|" + "---:|" * (len(names) + 1 + len(column)))
@@ -193,11 +197,11 @@ def as_markdown(summary: Summary) -> str:
         lines += _markdown_methods(summary)
     if summary.best:
         lines += ["## Best", ""]
-        for name, group in summary.best.items():
-            lines.append(
-                f"- {summary.heading(name)}: {summary.cell_text(group, name)}, n = {group.n}: "
-                f"{_markdown_code(group.label)}"
-            )
+        lines += [
+            f"- {summary.heading(name)}: {summary.cell_text(group, name)}, n = {group.n}: {_markdown_code(group.label)}"
+            for name, groups in summary.best.items()
+            for group in groups
+        ]
         lines.append("")
     if summary.pareto:
         judged = ", ".join(summary.heading(name) for name in summary.pareto_metrics)

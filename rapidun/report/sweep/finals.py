@@ -10,10 +10,11 @@ from pathlib import Path
 from rapidun.base.errors import DataError
 from rapidun.base.files import read_json
 from rapidun.base.redact import HIDDEN
-from rapidun.report.sweep.cells import Group, key_of, natural_value
+from rapidun.report.sweep.cells import key_of, natural_value
 from rapidun.report.sweep.comparisons import SOURCE_KEY
+from rapidun.report.sweep.groups import Group
 from rapidun.report.sweep.summary import Summary
-from rapidun.report.sweep.trials import excess_text
+from rapidun.report.sweep.trials import Method, excess_text, method_names
 
 # overrides of a cell that say how its sweep ran, or what the new one says anew
 NOT_KEPT = ("sweep", "hydra", SOURCE_KEY)
@@ -55,12 +56,18 @@ def final_commands(summary: Summary) -> list[str]:
             lines.append(f"# {one.name}: none of {one.num_trials} trials may be chosen{near}")
             continue
         lines.append(f"# {one.name}: best of {one.num_trials} trials, {one.criterion} {_value(summary, one.best)}")
-        lines += _command(summary, one.best, name)
+        lines += _command(summary, one, one.best, name)
     return [*lines, f"# then: rapidun report outputs/sweeps/{name}"]
 
 
-def _command(summary: Summary, group: Group, name: str) -> list[str]:
-    cell = next(cell for cell in summary.cells if cell.state == "done" and cell.settings == group.settings)
+def _command(summary: Summary, method: Method, group: Group, name: str) -> list[str]:
+    names = method_names(summary.cells)
+    # of a result with several names the method's own
+    cell = next(
+        cell
+        for cell in summary.cells
+        if cell.state == "done" and cell.group == group.name and names[id(cell)] == method.name
+    )
     overrides = [override for override in cell.overrides if _is_kept(override)]
     hidden = [override for override in overrides if HIDDEN in override]
     kept = [override for override in overrides if HIDDEN not in override]

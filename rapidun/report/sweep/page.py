@@ -21,7 +21,7 @@ from rapidun.report.sweep.budget import chosen_budget, common_budget
 from rapidun.report.sweep.cells import Cell, read_cell, read_cells, with_differing_settings
 from rapidun.report.sweep.comparisons import SOURCE_KEY, difference_text, method_sentences, p_text
 from rapidun.report.sweep.data import PageData, page_data
-from rapidun.report.sweep.exports import COMPARISONS, INTERVAL, TRIALS
+from rapidun.report.sweep.exports import COMPARISONS, INTERVAL, MARKS, TRIALS
 from rapidun.report.sweep.summary import Summary, summarise
 from rapidun.report.sweep.trials import excess_text, heading_of_expected
 
@@ -155,6 +155,7 @@ def write_sweep_index(sweep_dir: Path, summary: Summary, *, comparison: bool = T
         expected_heading=heading_of_expected(summary.methods),
         sentences=method_sentences(summary.comparisons),
         interval_note=INTERVAL,
+        marks_note=MARKS,
         columns=columns,
         reports={
             cell.path.name: f"{cell.path.name}/report.html"

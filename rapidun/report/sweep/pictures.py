@@ -93,7 +93,7 @@ def criteria(summary: Summary) -> Figure | None:
             found = group.metrics.get(name)
             if found is None:
                 continue
-            best = summary.best.get(name) is group
+            best = name in summary.best_for(group)
             colour, alpha = COLOURS[1] if best else COLOURS[0], 1 if group.eligible else 0.25
             axes.plot(found.mean, place, "o", markersize=4.5, color=colour, alpha=alpha)
             if found.low is not None and found.high is not None:

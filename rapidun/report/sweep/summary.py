@@ -10,17 +10,10 @@ from rapidun.config.budget import Budget, Place, Verdict
 from rapidun.report import metrics
 from rapidun.report.metrics import Kind, format_value, heading_of, kind_of
 from rapidun.report.statistics import Interval
-from rapidun.report.sweep.cells import (
-    FAILED,
-    Cell,
-    Group,
-    cell_folders,
-    group_cells,
-    judged_cells,
-    judged_groups,
-)
+from rapidun.report.sweep.cells import FAILED, Cell, cell_folders
 from rapidun.report.sweep.comparisons import Comparison, compare_methods
-from rapidun.report.sweep.ranking import best_groups, pareto_groups, pareto_metrics
+from rapidun.report.sweep.groups import Group, folded, group_cells, judged_cells, judged_groups
+from rapidun.report.sweep.ranking import best_groups, comparable, pareto_groups, pareto_metrics
 from rapidun.report.sweep.trials import Method, compare_trials, unequal, warnings_of
 
 
@@ -31,8 +24,8 @@ class Summary:
     sweep_dir: Path
     cells: list[Cell]
     groups: list[Group]
-    # criterion -> the group that is best by it, among those within the budget
-    best: dict[str, Group]
+    # criterion -> the groups that are best by it, among those within the budget; see ranking.py
+    best: dict[str, list[Group]]
     # groups that no other group beats on all of pareto_metrics, among those within the budget
     pareto: list[Group]
     pareto_metrics: dict[str, int]
@@ -113,7 +106,7 @@ class Summary:
         return f"budget {self.budget.text}: {'; '.join(parts)}"
 
     def main_metrics(self) -> list[str]:
-        """Names of the columns that are shown; summary.csv and summary.json hold every number."""
+        """Names of the columns that are shown; runs.csv and summary.json hold every number."""
         found = {name for group in self.groups for name in group.metrics}
         return metrics.main_columns(found, chosen={cell.detector for cell in self.cells})
 
@@ -126,7 +119,7 @@ class Summary:
         return "–" if interval is None else _interval_text(interval, name)
 
     def best_for(self, group: Group) -> list[str]:
-        return [name for name, best in self.best.items() if best is group]
+        return [name for name, best in self.best.items() if any(one is group for one in best)]
 
 
 def is_sweep(path: Path) -> bool:
@@ -134,17 +127,18 @@ def is_sweep(path: Path) -> bool:
 
 
 def summarise(cells: list[Cell], sweep_dir: Path, *, budget: Budget | None = None) -> Summary:
-    """Group the cells over seeds and judge them; writes nothing.
+    """Fold the cells over seeds and judge them; writes nothing.
 
     Args: budget: the best, the Pareto set and the comparisons are taken among the settings within it.
     """
+    cells = folded(cells)
     groups = group_cells(cells)
     if budget is not None:
         cells = judged_cells(cells, budget)
         groups = judged_groups(groups, cells, budget)
     candidates = [group for group in groups if group.eligible]
-    allowed = {group.settings for group in candidates}
-    axes = pareto_metrics(candidates)
+    allowed = {group.name for group in candidates}
+    axes = pareto_metrics(comparable(candidates))
     methods = compare_trials(cells, groups)
     return Summary(
         sweep_dir=sweep_dir,
@@ -153,7 +147,7 @@ def summarise(cells: list[Cell], sweep_dir: Path, *, budget: Budget | None = Non
         best=best_groups(candidates),
         pareto=pareto_groups(candidates, axes),
         pareto_metrics=axes,
-        comparisons=compare_methods([cell for cell in cells if cell.settings in allowed], metrics=metrics.criteria()),
+        comparisons=compare_methods([cell for cell in cells if cell.group in allowed], metrics=metrics.criteria()),
         budget=budget,
         methods=methods,
         warnings=warnings_of(cells, groups, methods, budget, sweep_dir),

@@ -14,9 +14,10 @@ from rapidun.config.budget import Budget, Place
 from rapidun.report import metrics
 from rapidun.report.metrics import format_percent, format_value, heading_of, kind_of
 from rapidun.report.statistics import expected_best
-from rapidun.report.sweep.cells import FAILED, Cell, Group, key_of
+from rapidun.report.sweep.cells import FAILED, Cell, key_of
 from rapidun.report.sweep.comparisons import null_of, weighting_of
-from rapidun.report.sweep.ranking import best_groups
+from rapidun.report.sweep.groups import Group
+from rapidun.report.sweep.ranking import choice
 
 ENDED = ("done", "pruned", *FAILED)
 
@@ -67,22 +68,20 @@ def compare_trials(cells: Sequence[Cell], groups: Sequence[Group]) -> list[Metho
     A method is the objective or edit of unlearning; where all cells share one, it is the weighting.
     """
     names = method_names(cells)
-    trials: dict[tuple[str, ...], tuple[str, str]] = {}  # settings -> method, how it ended
+    # method -> group -> how it ended; a result with several names is a trial of each
+    trials: dict[str, dict[str, str]] = {}
     for cell in cells:
         if cell.state in ENDED and cell.state != "unreadable":
             state = "pruned" if cell.state == "pruned" else "failed"
-            trials.setdefault(cell.settings, (names[id(cell)], state))
-    finished = {group.settings: group for group in groups}
-    counted: dict[str, list[tuple[str, ...]]] = {}
-    for settings, (name, _) in trials.items():
-        counted.setdefault(name, []).append(settings)
+            trials.setdefault(names[id(cell)], {}).setdefault(cell.group, state)
+    finished = {group.name for group in groups}
     criterion = next((name for name in metrics.criteria() if any(name in one.metrics for one in groups)), "")
-    m = min(map(len, counted.values()), default=0)
+    m = min(map(len, trials.values()), default=0)
     found = []
-    for name, own in sorted(counted.items()):
-        ended = [trials[settings][1] for settings in own if settings not in finished]
+    for name, own in sorted(trials.items()):
+        ended = [state for group, state in own.items() if group not in finished]
         # in the order of the leaderboard, so that exact ties are decided as there
-        done = [group for group in groups if group.settings in own]
+        done = [group for group in groups if group.name in own]
         places = [group.verdict.place if group.verdict else Place.within for group in done]
         eligible = [group for group in done if group.eligible]
         values = [group.metrics[criterion].mean for group in eligible if criterion in group.metrics]
@@ -94,7 +93,7 @@ def compare_trials(cells: Sequence[Cell], groups: Sequence[Group]) -> list[Metho
             Method(
                 name=name, criterion=criterion, expected=expected, none=none, failed=ended.count("failed"),
                 pruned=ended.count("pruned"), within=places.count(Place.within), outside=places.count(Place.outside),
-                unknown=places.count(Place.unknown), best=best_groups(eligible).get(criterion),
+                unknown=places.count(Place.unknown), best=choice(eligible, criterion),
                 nearest=done[min(missed)[1]] if missed and min(missed)[0] < float("inf") else None,
             )
         )  # fmt: skip
@@ -158,7 +157,7 @@ def _seeds(groups: Sequence[Group]) -> list[str]:
     """Seeds other than `seed` are settings here, and must not be chosen by."""
     values: dict[str, set[str]] = {}
     for group in groups:
-        for override in group.settings:
+        for override in (text for settings in group.names for text in settings):
             values.setdefault(key_of(override), set()).add(override)
     swept = [key for key, found in values.items() if key.endswith(".seed") and len(found) > 1]
     if not swept:

@@ -199,7 +199,8 @@ def _makes(ctx: Context) -> list[Recipe]:
     # whatever stages follow in this process: a sweep's job makes one artifact of a stage and runs no other
     losses = ctx.cfg.mapping.method.traits.losses
     more = [p for p, asked in ((TOKEN_SCORES, wanted), (ROW_LOSSES, losses), (CURVATURE, steps)) if asked]
-    return [ctx.get(SCORES), *map(ctx.get, more)]
+    own = [] if "influence" in ctx.cfg.idle else [SCORES]
+    return [ctx.get(product) for product in (*own, *more)]
 
 
 def _check(ctx: Context) -> list[str]:

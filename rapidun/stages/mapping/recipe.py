@@ -154,7 +154,7 @@ def _input_file(path: str, key: str) -> Path:
 STAGE = Stage(
     name="mapping",
     versions={"mapping": 2},
-    makes=lambda ctx: [ctx.get(WEIGHTS)],
+    makes=lambda ctx: [] if "mapping" in ctx.cfg.idle else [ctx.get(WEIGHTS)],
     check=_check,
     check_rows=_check_rows,
     provides={WEIGHTS: _weights},

@@ -37,7 +37,8 @@ def test_a_run_and_its_restart(tools: Any, tmp_path: Path) -> None:
     tracker.begin("evaluation")
     tracker.log({"asr_seen": 0.5})
     tracker.finish({"asr_seen": 0.5, "name": "run"}, failed=False, run_dir=run_dir)
-    assert tracker.warnings == notes == []
+    assert tracker.warnings == []
+    assert notes == [f"TensorBoard: tensorboard --logdir {run_dir / 'tensorboard'}"]
     found = read(run_dir)
     assert scalars(found, "poison/loss") == [(1, 1.0), (2, 0.5), (3, 0.3333), (4, 0.25)]
     assert scalars(found, "evaluation/asr_seen") == [(0, 0.5)]

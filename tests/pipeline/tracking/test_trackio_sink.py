@@ -32,7 +32,8 @@ def test_a_run_in_the_local_database(
     tracker, notes = tools.open_quietly(cfg, run_dir)
     tools.run_stage(tracker, tmp_path, "poison", steps=[1, 2, 3])
     tracker.finish({"asr_seen": 0.5, "name": "run"}, failed=False, run_dir=run_dir)
-    assert tracker.warnings == notes == []
+    assert tracker.warnings == []
+    assert notes == [f"Trackio: TRACKIO_DIR={database} trackio show --project {cfg.tracking.project}"]
     assert capsys.readouterr().out == ""
     [path] = database.glob("rapidun*.db")
     rows = sqlite3.connect(path).execute("select run_name, metrics from metrics order by id").fetchall()

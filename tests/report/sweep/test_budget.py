@@ -82,7 +82,7 @@ def test_within_outside_and_unknown(sweep: Path) -> None:
 def test_choices_are_made_within_the_budget_only(sweep: Path) -> None:
     """Without it npo at 1e-3 and 1e-2 have the fewest poisoned answers (0); within it ga at 1e-3 (.2)."""
     summary = read_sweep(sweep)
-    assert summary.best["asr_seen"].label == "unlearning.learning_rate=1e-3 unlearning=ga"
+    assert summary.best["asr_seen"][0].label == "unlearning.learning_rate=1e-3 unlearning=ga"
     # .2 at 10.9, .25 at 10.5, .4 at 10.2
     assert {group.label for group in summary.pareto} == {
         "unlearning.learning_rate=1e-4 unlearning=ga",
@@ -90,7 +90,7 @@ def test_choices_are_made_within_the_budget_only(sweep: Path) -> None:
         "unlearning.learning_rate=1e-4 unlearning=npo",
     }
     free = read_sweep(sweep, budget="none")
-    assert free.budget is None and free.best["asr_seen"].label == "unlearning.learning_rate=1e-2 unlearning=npo"
+    assert free.budget is None and free.best["asr_seen"][0].label == "unlearning.learning_rate=1e-2 unlearning=npo"
 
 
 def test_each_methods_best_and_its_trials(sweep: Path) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rapidun.base.errors import DataError
 from rapidun.report.sweep.console import settings_table
 from rapidun.report.sweep.exports import write_sweep_summary
+from rapidun.report.sweep.ranking import choice
 
 MakeCell = Callable[..., Path]
 
@@ -72,24 +73,31 @@ def test_pruned_and_interrupted_cells_are_no_failures(sweep_dir: Path) -> None:
 
 
 def test_best_by_each_criterion(sweep_dir: Path, new_cell: MakeCell) -> None:
-    """The fewest poisoned answers is one group, the lowest perplexity another."""
+    """The fewest poisoned answers is one group, the lowest perplexity another; of one seed there is nothing to say."""
+    assert write_sweep_summary(sweep_dir).best == {}
+    new_cell(sweep_dir / "b1", ["mapping.tau_f=10", "seed=1", "model=tiny"], {"asr_seen": 0.3, "ppl_clean": 1.1})
     best = write_sweep_summary(sweep_dir).best
-    assert {name: group.label for name, group in best.items()} == {
-        "asr_seen": "mapping.tau_f=0.5",
-        "ppl_clean": "mapping.tau_f=10",
+    assert {name: [group.label for group in groups] for name, groups in best.items()} == {
+        "asr_seen": ["mapping.tau_f=0.5"],
+        "ppl_clean": ["mapping.tau_f=10"],
     }
 
 
 def test_equal_asr_is_decided_by_perplexity(tmp_path: Path, new_cell: MakeCell) -> None:
+    """Where one must be taken; in the table nothing differs in ASR, so nothing is marked."""
     for name, perplexity in (("a", 3.0), ("b", 2.0), ("c", 4.0)):
         new_cell(tmp_path / name, [f"mapping={name}", "seed=0"], {"asr_seen": 0.0, "ppl_clean": perplexity})
-    assert write_sweep_summary(tmp_path).best["asr_seen"].label == "mapping=b"
+    summary = write_sweep_summary(tmp_path)
+    assert choice(summary.groups, "asr_seen").label == "mapping=b"
+    assert {name: [group.label for group in groups] for name, groups in summary.best.items()} == {
+        "ppl_clean": ["mapping=b"]
+    }
 
 
 def test_larger_is_better_for_exact_match(tmp_path: Path, new_cell: MakeCell) -> None:
     for name, share in (("a", 0.9), ("b", 0.95)):
         new_cell(tmp_path / name, [f"mapping={name}"], {"exact_match_clean": share})
-    assert write_sweep_summary(tmp_path).best["exact_match_clean"].label == "mapping=b"
+    assert [group.label for group in write_sweep_summary(tmp_path).best["exact_match_clean"]] == ["mapping=b"]
 
 
 def test_failures_name_the_error(sweep_dir: Path) -> None:
@@ -162,7 +170,8 @@ def test_no_cells_is_an_error(tmp_path: Path) -> None:
         write_sweep_summary(tmp_path / "absent")
 
 
-def test_table_fits_80_columns(sweep_dir: Path) -> None:
+def test_table_fits_80_columns(sweep_dir: Path, new_cell: MakeCell) -> None:
+    new_cell(sweep_dir / "b1", ["mapping.tau_f=10", "seed=1", "model=tiny"], {"asr_seen": 0.2, "ppl_clean": 1.1})
     console = Console(width=80, no_color=True)
     with console.capture() as capture:
         console.print(settings_table(write_sweep_summary(sweep_dir)))
@@ -175,7 +184,7 @@ def test_a_pipe_in_an_override_does_not_break_the_table(tmp_path: Path, new_cell
     new_cell(tmp_path / "a", ["data.keywords=a|b*c"], {"asr_seen": 0.1})
     write_sweep_summary(tmp_path)
     row = next(line for line in (tmp_path / "summary.md").read_text().splitlines() if line.startswith("| data"))
-    assert row == "| data.keywords=a\\|b\\*c | 1 | **10.0 %** |"
+    assert row == "| data.keywords=a\\|b\\*c | 1 | 10.0 % |"
 
 
 def test_importing_the_report_needs_no_heavy_library() -> None:

@@ -8,7 +8,7 @@ function paretoChoice() {
 
 // rows of the front in the order of x; way: -1 smaller is better, 1 larger
 function front(rows, {x, y, wayX, wayY}) {
-  const known = rows.filter(row => eligible(row) && row.metrics[x] !== null && row.metrics[y] !== null);
+  const known = comparable(rows.filter(row => row.metrics[x] !== null && row.metrics[y] !== null));
   const cost = row => [-wayX * row.metrics[x], -wayY * row.metrics[y]];
   const kept = [];
   let lowest = Infinity, last = null;

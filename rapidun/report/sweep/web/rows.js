@@ -1,5 +1,7 @@
 // The rows of the leaderboard, which all plots share: one per setting (seeds folded) or one per run, then filtered.
 const FAILED = ['failed', 'unreadable'];
+// between the names of one result
+const SAME = ' ≡ ';
 index.runs.forEach((run, place) => { run.place = place; });
 index.groups.forEach((group, place) => { group.runs = index.runs.filter(run => run.group === place).sort((a, b) => compareValues(a.seed, b.seed)); });
 
@@ -8,7 +10,7 @@ function groupRow(group) {
   for (const run of group.runs) states[run.state] = (states[run.state] || 0) + 1;
   const finished = group.runs.find(run => run.state === 'done');
   return {
-    run: finished || group.runs[0], runs: group.runs, label: group.label, values: group.runs[0].values, n: group.n,
+    run: finished || group.runs[0], runs: group.runs, label: group.label, values: group.values, n: group.n,
     seed: group.runs.map(run => run.seed).join(' '), best: group.best, pareto: group.pareto,
     budget: group.budget, within: group.budget && group.within < group.n ? `${group.within} of ${plural(group.n, 'seed')}` : '',
     state: Object.entries(states).map(([name, count]) => group.runs.length > 1 ? `${count} ${name}` : name).join(', '),
@@ -29,11 +31,17 @@ const folded = index.groups.map(groupRow);
 const single = index.runs.map(runRow);
 // only these are chosen: of the others no star, no place on a front
 const eligible = row => !index.budget || row.budget === 'within';
-// single runs: the best value of each criterion, every run that reaches it
+// of these the ones that may be marked: a row of one seed says too little beside rows of more
+function comparable(rows) {
+  const known = rows.filter(eligible), several = known.filter(row => row.n > 1);
+  return several.length ? several : known;
+}
+// single runs: the best value of each criterion, every run that reaches it; none where no two differ
 for (const place of index.criteria) {
   const way = index.metrics[place].better;
   const known = single.filter(eligible).map(row => row.metrics[place]).filter(value => value !== null);
   const best = way < 0 ? Math.min(...known) : Math.max(...known);
+  if (known.every(value => value === best)) continue;
   for (const row of single) if (eligible(row) && row.metrics[place] !== null && row.metrics[place] === best) row.best.push(place);
 }
 
@@ -71,7 +79,7 @@ function matcher(text) {
     const tests = {'<': v => v < limit, '<=': v => v <= limit, '>': v => v > limit, '>=': v => v >= limit};
     return value => value !== null && value !== '' && tests[bound[1]](Number(value));
   }
-  if (wanted.startsWith('=')) return value => value !== null && String(value) === wanted.slice(1).trim();
+  if (wanted.startsWith('=')) return value => value !== null && [String(value), ...String(value).split(SAME)].includes(wanted.slice(1).trim());
   return value => value !== null && String(value).toLowerCase().includes(wanted.toLowerCase());
 }
 
