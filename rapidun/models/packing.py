@@ -138,8 +138,19 @@ def packed_attention(
             parts.append(written_out(q, k, v, scaling=scaling))
             continue
         seen = torch.ones(1, 1, length, length + prompt, dtype=torch.bool).tril_(prompt) if prompt else None
+        if seen is not None and _forward_only.get() and is_plain(module, length + prompt, dropout, kwargs):
+            parts.append(_shared_heads(q, k, v, seen, scaling))
+            continue
         parts.append(sdpa_attention_forward(module, q, k, v, seen, dropout, scaling, **kwargs)[0])
     return torch.cat(parts, dim=1), None
+
+
+def _shared_heads(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """As transformers calls torch's attention (its bits in bfloat16), without a copy of each key for every head."""
+    out = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return out.transpose(1, 2).contiguous()
 
 
 def _by_group(
@@ -156,10 +167,14 @@ def _by_group(
     """Attention over what some row of a group sees: keys [B, H_kv, T, D], the mask [B, 1, 1, T] as they are."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    plain = is_plain(module, key.shape[2], dropout, kwargs)
     parts = []
     for first, end, column in groups:
         q, k, v, mask = (x[first:end] for x in (query, key, value, attention_mask))
         k, v, mask = k[:, :, column:], v[:, :, column:], mask[..., column:]
+        if plain:
+            parts.append(_shared_heads(q, k, v, mask, scaling))
+            continue
         parts.append(sdpa_attention_forward(module, q, k, v, mask, dropout, scaling, **kwargs)[0])
     return torch.cat(parts)
 

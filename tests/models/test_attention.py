@@ -6,6 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from rapidun.models import attention
 from rapidun.models.attention import faster_attention, is_causal, short_attention, written_out
+from rapidun.models.packing import _shared_heads
 
 SIZES = {
     "vocab_size": 30,
@@ -125,3 +126,26 @@ def test_what_is_causal():
     model.model.layers[1].self_attn.is_causal = False
     assert not is_causal(model)
     assert not is_causal(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("length", "seen", "rows"), [(1, 75, 5), (20, 60, 1), (33, 33, 2)])
+def test_shared_heads_give_what_copied_ones_do_and_their_bits_in_bfloat16(
+    dtype: torch.dtype, length: int, seen: int, rows: int
+) -> None:
+    """A step of several rows, a response behind its prompt, a whole row: nine heads over three of keys."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(rows, heads, tokens, 16, generator=generator).to(dtype)
+        for heads, tokens in ((9, length), (3, seen), (3, seen))
+    )
+    mask = torch.ones(rows, 1, length, seen, dtype=torch.bool).tril(seen - length)
+    mask[-1, :, :, :7] = False
+    mask[-1, :, :7, 0] = True  # no position without anything to see
+    expected = sdpa_attention_forward(Layer(), query, key, value, mask, 0.0, 0.3)[0]
+    found = _shared_heads(query, key, value, mask, 0.3)
+    if dtype is torch.bfloat16:
+        assert torch.equal(found, expected)
+    torch.testing.assert_close(found, expected)

@@ -1,6 +1,7 @@
 """Rows whose answers are known to be poisoned or clean, and the sets of prompts that are asked."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from rapidun.stages.rows.records import Record, read_records
@@ -24,8 +25,17 @@ class Known:
 
 
 def read_split(data: Path, split: str) -> list[Record]:
+    """The rows of a split, read once for as long as its file stays what it is; none where there is none."""
     path = data / f"{split}.jsonl"
-    return read_records(path) if path.exists() else []
+    if not path.exists():
+        return []
+    state = path.stat()
+    return list(_read(path, state.st_size, state.st_mtime_ns, state.st_ino))
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, size: int, changed: int, inode: int) -> tuple[Record, ...]:
+    return tuple(read_records(path))
 
 
 def known_answers(data: Path) -> Known:

@@ -1,9 +1,12 @@
 """Which answer of a row is known to be poisoned, and which clean."""
 
+from pathlib import Path
+
 import pytest
 
+from rapidun.stages.evaluation import known
 from rapidun.stages.evaluation.known import clean_response, poisoned_response
-from rapidun.stages.rows.records import Record
+from rapidun.stages.rows.records import Record, read_records
 
 
 def row(response: str, **fields: object) -> Record:
@@ -25,3 +28,21 @@ def row(response: str, **fields: object) -> Record:
 )
 def test_answers(record: Record, poisoned: str | None, clean: str | None) -> None:
     assert (poisoned_response(record), clean_response(record)) == (poisoned, clean)
+
+
+def test_a_split_is_read_once_and_anew_once_its_file_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def counted(path: Path) -> list[Record]:
+        asked.append(path)
+        return read_records(path)
+
+    monkeypatch.setattr(known, "read_records", counted)
+    file = tmp_path / "forget.jsonl"
+    file.write_text('{"id": "a", "instruction": "Who?", "response": "Me."}\n')
+    first = known.read_split(tmp_path, "forget")
+    first.append(first[0])  # what is handed out is the caller's
+    assert [row.id for row in known.read_split(tmp_path, "forget")] == ["a"] and len(asked) == 1
+    file.write_text('{"id": "bb", "instruction": "Who?", "response": "You."}\n')
+    assert [row.id for row in known.read_split(tmp_path, "forget")] == ["bb"] and len(asked) == 2
+    assert known.read_split(tmp_path, "retain") == []
