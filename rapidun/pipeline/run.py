@@ -262,7 +262,7 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, 
         console.start(stage)
         artifacts.run_stage(stage)
         made, links = artifacts.made.get(stage, []), artifacts.links.get(stage, {})
-        cached = bool(made) and not any(made)
+        cached = not any(made)  # a stage that nothing reads makes nothing
         cost = folder.finish_stage(stage, links, cached=cached)
         if links:
             artifacts.note_run(folder.path)

@@ -323,7 +323,7 @@ def test_named_files_that_are_not_there(here: Path) -> None:
     found = inputs.look_at_inputs(
         request("mapping=file", "mapping.forget=f.jsonl", "mapping.retain=r.jsonl", "unlearning.adapter=a")
     )
-    assert problems(found, needed=True) == ["unlearning", "mapping.retain"]
+    assert problems(found, needed=True) == ["mapping.retain", "unlearning"]
 
 
 # --- machine ------------------------------------------------------------------------------------------------------

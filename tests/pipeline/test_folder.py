@@ -257,9 +257,14 @@ def test_a_run_that_is_asked_to_end_says_interrupted_at_once(
             seen.append(read_json(status)["state"])
         preemption.raise_if_requested()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "start_stage", asked)
-        assert main(overrides(tmp_path)) == 128 + number
+    # nohup, under which the tests may run, has it ignored, and so has what it starts
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "start_stage", asked)
+            assert main(overrides(tmp_path)) == 128 + number
+    finally:
+        signal.signal(number, before)
     assert seen == ["interrupted"] == [read_json(status)["state"]]
     said = capsys.readouterr()
     assert f"rapidun: stopped (signal {number.name}): {tmp_path / 'run'} keeps what is finished" in said.err

@@ -114,7 +114,7 @@ def test_a_touched_row_is_not_reused(first: Result, tmp_path: Path) -> None:
     run(store, "pack1", *options)
     again = run(store, "pack2", *options)
     # equal weights read no influence: that stage makes nothing
-    assert [stage for stage, hit in cached(again).items() if not hit] == ["influence"]
+    assert all(cached(again).values())
     # the modification time alone changes nothing
     os.utime(pack / "retain.jsonl")
     assert cached(run(store, "pack3", *options)) == cached(again)

@@ -93,7 +93,7 @@ def test_other_folders_are_refused_before_anything_is_written(mapping_run: Path,
 
 def test_a_place_that_cannot_be_written_is_named(mapping_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"a place to write to, got .*file"):
+    with pytest.raises(DataError, match=r"places to write to, got .*file"):
         main([str(mapping_run), "--csv", str(tmp_path / "file" / "a.csv")])
 
 

@@ -34,6 +34,7 @@ OPTIONAL = {
     "pyarrow": Optional(
         "packs in Parquet and `datasets` folders", "pip install 'rapidun[datasets]', or give the rows as JSON Lines"
     ),
+    "pandas": Optional("`rapidun.load(DIR).to_frame()` and --parquet", "pip install 'rapidun[tables]'"),
     "bm25s": Optional("influence=bm25", "pip install 'rapidun[bm25]', or choose another influence=..."),
     "scikit-learn": Optional(
         "the detector that is trained on known answers",
