@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from rapidun.base.errors import ArtifactError, ConfigError, DataError
 from rapidun.base.files import write_json, write_text
+from rapidun.base.limits import refusal
 from rapidun.base.manifest import Artifact, read_artifact
 from rapidun.base.parts import part_of
 from rapidun.base.store import Store
@@ -68,8 +69,13 @@ def export_run(
             if not model.folder.is_dir():
                 raise ArtifactError(f"export: need the run's files, found none at {model.folder}. Run it again")
         part = part_of(out)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.mkdir()
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.mkdir()
+        except OSError as error:
+            raise refusal(error) or DataError(
+                f"export: need a folder that can be made, got {out} ({error.strerror}). Pass another OUT"
+            ) from None
         try:
             made = _write(recipes, found, part, merge=merge)
             write_text(part / CARD, card(made))

@@ -103,7 +103,7 @@ def test_a_run_that_was_not_evaluated_says_that_nothing_is_known(run: Path, tmp_
     assert "Whether anything was forgotten is not known" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("case", ["taken", "no run", "file", "no unlearning"])
+@pytest.mark.parametrize("case", ["taken", "no run", "file", "below a file", "no unlearning"])
 def test_what_is_refused(case: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, asked, words = tmp_path / "out", run, ""
     if case == "taken":
@@ -113,6 +113,9 @@ def test_what_is_refused(case: str, run: Path, tmp_path: Path, capsys: pytest.Ca
     elif case == "file":
         out.write_text("mine")
         words = "need a folder that is not there yet, or empty"
+    elif case == "below a file":
+        out.write_text("mine")
+        out, words = out / "deeper", "need a folder that can be made"
     elif case == "no run":
         asked, words = tmp_path, "need the folder of a run"
     else:
