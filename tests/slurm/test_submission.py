@@ -50,14 +50,26 @@ def queued(cluster: Cluster) -> list[str]:
     return cluster.command("squeue", "-h", "-r", "-o", "%i").split()
 
 
+def known(cluster: Cluster) -> list[str]:
+    """The jobs that the controller has not forgotten yet: those that ended a moment ago take room as well."""
+    return re.findall(r"^JobId=(\S+)", cluster.command("scontrol", "-o", "show", "job", check=False), re.MULTILINE)
+
+
 @pytest.fixture(scope="module")
-def narrow(cluster, tmp_path_factory):
+def queue_of_ten(tmp_path_factory):
     """A cluster that holds ten jobs, those included that ended less than two seconds ago."""
     if reason := Cluster.missing():
         pytest.skip(f"no SLURM here: {reason}")
-    folder = tmp_path_factory.mktemp("narrow")
-    with Cluster(folder, cpus=8, gpus=0, max_job_count=10, min_job_age=2) as running, use(running):
+    with Cluster(tmp_path_factory.mktemp("narrow"), cpus=8, gpus=0, max_job_count=10, min_job_age=2) as running:
         yield running
+
+
+@pytest.fixture
+def narrow(cluster, queue_of_ten):
+    """That cluster in place of the others', for one test, and empty."""
+    with use(queue_of_ten):
+        wait_until(lambda: not known(queue_of_ten))
+        yield queue_of_ten
 
 
 @pytest.fixture
@@ -100,7 +112,6 @@ def test_a_sweep_through_a_narrow_queue(narrow, tmp_path):
 
     The same command submits those, as there is room, and no other a second time.
     """
-    wait_until(lambda: not queued(narrow))
     grid = Sweeping(tmp_path, *NINE)
     printed = grid.run("sweep.detach=true", expect=1)
     taken = {id: handle for id, handle in grid.handles.items() if handle}
@@ -115,7 +126,6 @@ def test_a_sweep_through_a_narrow_queue(narrow, tmp_path):
 
 def test_ctrl_c_while_the_queue_is_full(narrow, tmp_path):
     """Answered within seconds; what was submitted is cancelled, nothing is left in the queue."""
-    wait_until(lambda: not queued(narrow))
     grid = Sweeping(tmp_path, *NINE, "poison.max_steps=400")
     driver = grid.spawn(PYTHONUNBUFFERED="1")
     wait_until(lambda: sum(handle is not None for handle in grid.handles.values()) >= 9, tell=grid.tell)
@@ -162,7 +172,8 @@ def test_a_limit_without_a_name_is_refused_where_nothing_of_ours_fills_it(sweep,
 
 def test_an_sbatch_that_hangs_after_slurm_has_taken_the_jobs(sweep, monkeypatch, cluster):
     """They are found again by their comment, get what to call, and run once."""
-    monkeypatch.setattr(sbatch, "PATIENCE_S", 3.0)
+    # long enough for the true sbatch on a busy machine
+    monkeypatch.setattr(sbatch, "PATIENCE_S", 10.0)
     first_in_path(monkeypatch, shim(sweep.folder, '$REAL "$@" > /dev/null; exec sleep 600\n'))
     sweep.submit(*[sweep.job(f"j{i}", "note") for i in range(3)])
     assert set(sweep.wait().values()) == {DONE}
