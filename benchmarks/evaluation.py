@@ -10,8 +10,8 @@ seconds, `ratio_cpu` that of the process's CPU seconds, which other work on the 
 seconds of loading, of generating (with it, where an architecture lets rows lie end to end, the scores of responses to
 the same prompts), of what is scored after it, and the rest. `rows`: how many responses each kind of score needs, and
 their tokens. `work`: what went through the model, [passes, tokens] read, tokens scored, [steps, rows] decoded;
-`products`: CPU seconds of the matrix products alone that so many tokens need, in passes of --tokens-per-batch: what no
-evaluation of these tokens goes below. With `--after` the stage runs a second time, as after unlearning: detectors'
+`products`: CPU seconds of the matrix products alone that so many tokens need, in passes of --tokens-per-batch, weights
+as they are, each layer timed alone. With `--after` the stage runs a second time, as after unlearning: detectors'
 rates are taken over. `same_generations`: the share of the earlier checkout's generations that are the same;
 `score_difference`: the largest difference of two mean log-probabilities of a token, nats.
 """

@@ -17,7 +17,7 @@ def need_package(kind: str, *, folder: str | None = None) -> None:
     """Import what a tracker needs.
 
     Args: folder: where Trackio keeps its database; it looks at the environment once, when it is imported.
-    Raises: ConfigError that names the extra to install.
+    Raises: ConfigError that names the extra to install; where this process has Trackio in another folder already.
     """
     if kind == "trackio" and folder is not None:
         os.environ["TRACKIO_DIR"] = str(Path(folder).expanduser().resolve())
@@ -29,6 +29,13 @@ def need_package(kind: str, *, folder: str | None = None) -> None:
             f"tracking: need the package {kind} for tracking={kind}, got none that can be imported ({why}). "
             f"pip install 'rapidun[{kind}]', or pass tracking=none"
         ) from None
+    if kind == "trackio" and folder is not None:
+        used = Path(importlib.import_module("trackio.utils").TRACKIO_DIR).resolve()
+        if used != Path(folder).expanduser().resolve():
+            raise ConfigError(
+                f"tracking: need tracking.dir={used}, where this process keeps Trackio's database since its first run, "
+                f"got {folder}. Pass that, or start another process"
+            )
     if kind == "trackio" and not set(TRACKIO_NEEDS) <= inspect.signature(module.init).parameters.keys():
         raise ConfigError(
             f"tracking: need a newer trackio for tracking=trackio, got {module.__version__}. "

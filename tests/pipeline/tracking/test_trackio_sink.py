@@ -46,3 +46,10 @@ def test_a_run_in_the_local_database(
     assert [row["poison/step"] for row in metrics if "poison/loss" in row] == [1, 2, 3]
     assert metrics[-1]["asr_seen"] == 0.5
     assert metrics[-1]["state"] == "done"
+
+
+def test_another_folder_in_the_same_process_is_refused(database: Path, tmp_path: Path) -> None:
+    """Trackio would go on in the first one without a word."""
+    need_package("trackio", folder=str(database))
+    with pytest.raises(ConfigError, match=r"need tracking\.dir=.*got .*other"):
+        need_package("trackio", folder=str(tmp_path / "other"))
