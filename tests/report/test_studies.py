@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import rapidun
+from rapidun.config.cells import compose_cells
+from rapidun.config.plain import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = {
@@ -197,3 +199,23 @@ def test_results_are_what_the_committed_data_gives():
 def csv_columns(module, study):
     with (module.STUDIES / f"{study.name}.csv").open(newline="", encoding="utf-8") as file:
         return next(csv.reader(file))
+
+
+def test_the_cells_of_a_preset_are_those_of_its_study():
+    """The preset's axes and the study's labels are written twice: each cell has one group, one arm, one pair."""
+
+    spec = importlib.util.spec_from_file_location("studies_and_presets", ROOT / "benchmarks" / "studies.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        study = module.read_study("weights_smollm2")
+        cells = compose_cells([f"+experiment={study.preset}", "data.dir=pack"])
+        settings = [plain(cell.cfg) for cell in cells]
+        labels = {
+            (module.label_of(study.groups, one), module.label_of(study.arms, one), one["seed"]) for one in settings
+        }
+        assert len(cells) == len(labels) == study.num_planned
+        assert not any(None in label for label in labels)
+    finally:
+        del sys.modules[spec.name]
