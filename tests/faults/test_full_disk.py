@@ -16,8 +16,11 @@ import pytest
 
 from tests.faults.machine import RUN, Done, Fault, Machine, Whole, command, leftovers, results
 
-# points of the slow walk
+# points of the slow tests
 POINTS = 48
+# in as many tests every change is tried
+STRETCHES = 40
+DISKS = [(Fault.once, errno.ENOSPC), (Fault.full, errno.ENOSPC), (Fault.read_only, errno.EROFS)]
 
 
 def status_of(place: Path) -> dict[str, Any] | None:
@@ -113,9 +116,27 @@ def test_full_at_a_point(machine: Machine, whole: Whole, number: int) -> None:
     stretch = whole[1] / POINTS
     at = 1 + int(stretch * number + rng.random() * stretch)
     place = machine.root / f"point{number}"
-    fault, error = [(Fault.once, errno.ENOSPC), (Fault.full, errno.ENOSPC), (Fault.read_only, errno.EROFS)][number % 3]
+    fault, error = DISKS[number % 3]
     fail(machine, place, at, fault, error)
     goes_on(machine, place, whole)
+
+
+@pytest.mark.walk
+@pytest.mark.parametrize("number", range(STRETCHES))
+def test_every_change_of_a_run(machine: Machine, whole: Whole, number: int) -> None:
+    """Each change of the disk that a run makes fails once, of disks in turn; all faults of a stretch are told together."""
+    place, found, tried = machine.root / f"walk{number}", [], 0
+    for at in range(1 + whole[1] * number // STRETCHES, 1 + whole[1] * (number + 1) // STRETCHES):
+        fault, error = DISKS[at % 3]
+        try:
+            fail(machine, place, at, fault, error)
+            goes_on(machine, place, whole)
+        except (AssertionError, ValueError, OSError) as wrong:
+            found.append(f"change {at}, {fault.name}: {wrong}")
+        tried += 1
+        shutil.rmtree(place, ignore_errors=True)
+    assert tried >= whole[1] // STRETCHES
+    assert not found, f"{len(found)} of {tried}:\n" + "\n".join(found)
 
 
 @pytest.fixture
