@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rapidun.base import clock
 from rapidun.base.errors import ConfigError
+from rapidun.base.files import writing
 
 LEASE_SECONDS = 60.0
 # a marker this many leases old by the file system's clock is abandoned
@@ -77,7 +78,9 @@ class Lease:
 
         for clear in (True, False):
             try:
-                self._lease.acquire(timeout=0)
+                # filelock writes into an open file, and what fails then names none
+                with writing(self.path):
+                    self._lease.acquire(timeout=0)
                 return True
             except Timeout:
                 if not (clear and self._clear_abandoned()):

@@ -5,19 +5,19 @@ Inside `fused` alone, which the evaluation stage enters: logits differ by roundi
 not three times. Weights of small models are kept a second time, as the products want them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rapidun.models.fused_attention import attention, is_the_same
 from rapidun.models.packing import forward_only, switched
+from rapidun.models.products import Weights, product, silu_product, times_product
 
 # of the norm of the output, what a fused module may differ by from the model's own: bfloat16 leaves 3e-3
 TOLERANCE = 0.02
-# weights that are kept a second time, laid out for the products, at most: 1 GiB
-PACKED = 1 << 29
 # rows of numbers that a module is tried with
 TRIED = 3
 
@@ -48,71 +48,66 @@ def _gains(model: nn.Module) -> bool:
     return on_cpu and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
-def _fused_modules(model: nn.Module) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-    found: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
-    plain = [module for module in model.modules() if isinstance(module, nn.Linear) and _is_plain(module)]
-    weights: dict[nn.Module, Tensor] = {module: module.weight for module in plain}
-    if sum(module.weight.numel() for module in plain) <= PACKED:
-        weights = {module: torch.ops.mkldnn._reorder_linear_weight(module.weight.detach()) for module in plain}
+def _fused_modules(model: nn.Module) -> dict[nn.Module, Callable[..., Any]]:
+    found: dict[nn.Module, Callable[..., Any]] = {}
+    weights = Weights(model)
+    # what a layer does itself for those within it
+    inside: set[nn.Module] = set()
     for module in model.modules():
-        for make in (_gated, _normed, _linear):
-            # what is switched already stays so
-            if "forward" not in vars(module) and (forward := make(module, weights)) is not None:
-                found[module] = forward
-                break
+        if module in inside:
+            continue
+        # what is switched already stays so
+        is_switched = "forward" in vars(module)
+        forward = None if is_switched else _fused(module, weights)
+        if forward is not None:
+            found[module] = forward
+        if is_switched or forward is not None:
+            inside |= {part for part in module.children() if part in weights}
     return found
 
 
-def _linear(module: nn.Module, weights: Mapping[nn.Module, Tensor]) -> Callable[[Tensor], Tensor] | None:
-    """x W^T + b, the weights as the product wants them: else each call lays them out anew."""
-    if module not in weights or weights[module] is module.weight:
+def _fused(module: nn.Module, weights: Weights) -> Callable[..., Any] | None:
+    makes = (_attention, _gated, _normed, _linear)
+    return next((forward for make in makes if (forward := make(module, weights)) is not None), None)
+
+
+def _linear(module: nn.Module, weights: Weights) -> Callable[[Tensor], Tensor] | None:
+    """x W^T + b."""
+    if not (isinstance(module, nn.Linear) and module in weights and weights.laid_out):
         return None
-    own, weight, bias = type(module).forward, weights[module], module.bias
+    own, weight, bias = type(module).forward, weights.of(module), module.bias
 
     def forward(x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or x.dtype != torch.bfloat16:
             return own(module, x)
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return found
+        return product(x, weight, bias)
 
     return forward
 
 
-def _gated(module: nn.Module, weights: Mapping[nn.Module, Tensor]) -> Callable[[Tensor], Tensor] | None:
+def _attention(module: nn.Module, weights: Weights) -> Callable[..., Any] | None:
+    forward = attention(module, weights)
+    return forward if forward is not None and is_the_same(module, forward, tolerance=TOLERANCE) else None
+
+
+def _gated(module: nn.Module, weights: Weights) -> Callable[[Tensor], Tensor] | None:
     """down(silu(gate(x)) * up(x)) of three plain layers."""
     parts: list[Any] = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]
-    gate, up, down = parts
-    if not (gate in weights and up in weights and down in weights):
+    if not all(part in weights for part in parts):
         return None
-    own = type(module).forward
+    own, (gate, up, down) = type(module).forward, parts
+    wide = [weights.of(part) for part in parts]
 
     def forward(x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or x.dtype != torch.bfloat16:
             return own(module, x)
-        return down(_up(_silu(x, weights[gate], gate.bias), x, weights[up], up.bias))
+        gated = times_product(silu_product(x, wide[0], gate.bias), x, wide[1], up.bias)
+        return product(gated, wide[2], down.bias)
 
     return forward if _is_near(module, forward, gate.in_features) else None
 
 
-def _is_plain(module: nn.Linear) -> bool:
-    if type(module) is not nn.Linear or module.weight.dtype != torch.bfloat16:
-        return False
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
-
-
-def _silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """silu(x W^T + b)"""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "swish", [1.0], "")
-    return found
-
-
-def _up(gates: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """gates * (x W^T + b)"""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, gates, weight, bias, "mul")
-    return found
-
-
-def _normed(module: nn.Module, weights: Mapping[nn.Module, Tensor]) -> Callable[[Tensor], Tensor] | None:
+def _normed(module: nn.Module, weights: Weights) -> Callable[[Tensor], Tensor] | None:
     """w * x / sqrt(mean(x^2) + eps), bit for bit what the models' own code makes of it."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or weight.dtype != torch.bfloat16 or eps is None:

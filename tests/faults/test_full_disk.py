@@ -124,7 +124,7 @@ def test_full_at_a_point(machine: Machine, whole: Whole, number: int) -> None:
 @pytest.mark.walk
 @pytest.mark.parametrize("number", range(STRETCHES))
 def test_every_change_of_a_run(machine: Machine, whole: Whole, number: int) -> None:
-    """Each change of the disk that a run makes fails once, of disks in turn; all faults of a stretch are told together."""
+    """Each change of the disk that a run makes fails once, of disks in turn; faults of a stretch are told together."""
     place, found, tried = machine.root / f"walk{number}", [], 0
     for at in range(1 + whole[1] * number // STRETCHES, 1 + whole[1] * (number + 1) // STRETCHES):
         fault, error = DISKS[at % 3]

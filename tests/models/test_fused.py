@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import DynamicCache, GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
 
-from rapidun.models import fused as module
+from rapidun.models import fused as fused_module
+from rapidun.models import products
 from rapidun.models.fused import fused
 from rapidun.models.packing import is_forward_only
 
@@ -57,11 +60,87 @@ def test_as_near_to_float64_as_the_models_own_code() -> None:
     assert not torch.equal(found, own)
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"attention_bias": True}, {"num_key_value_heads": 4}, {"head_dim": 16}], ids=str
+)
+@torch.no_grad()
+def test_attention_gives_the_bits_of_the_models_own(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole rows, padded ones, a step behind what a cache holds."""
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES | settings)).bfloat16().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    padded = torch.ones_like(IDS)
+    padded[0, :5] = 0
+
+    def attended() -> list[torch.Tensor]:
+        heard: list[torch.Tensor] = []
+        hooks = [
+            layer.self_attn.register_forward_hook(lambda module, args, found: heard.append(found[0]))
+            for layer in model.model.layers
+        ]
+        model(IDS, use_cache=False)
+        model(IDS, attention_mask=padded, use_cache=False)
+        cache = DynamicCache(config=model.config)
+        model(IDS[:, :8], cache=cache, use_cache=True)
+        model(IDS[:, 8:9], cache=cache, use_cache=True)
+        for hook in hooks:
+            hook.remove()
+        return heard
+
+    plain = attended()
+    # gates round otherwise
+    monkeypatch.setattr(fused_module, "_gated", lambda module, weights: None)
+    with fused(model):
+        assert "model.layers.0.self_attn" in switched_in(model)
+        found = attended()
+    assert len(plain) == len(found) == 8
+    assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@torch.no_grad()
+def test_adapters_within_attention_are_called() -> None:
+    """Of queries and values, as ever, or of what comes last: the same bits as without the switch."""
+    for targets in (["q_proj", "v_proj"], ["o_proj"]):
+        model = get_peft_model(make(), LoraConfig(r=2, target_modules=targets, init_lora_weights=False)).bfloat16()
+        model.eval()
+        layer = model.base_model.model.model.layers[0].self_attn
+        x = torch.randn(1, 6, SIZES["hidden_size"]).bfloat16()
+        angles = torch.rand(1, 6, SIZES["head_dim"] // 2).repeat(1, 1, 2)
+        asked = {"hidden_states": x, "position_embeddings": (angles.cos().bfloat16(), angles.sin().bfloat16())}
+        truth = layer(**asked)[0]
+        with fused(model):
+            assert "forward" in vars(layer)
+            found = layer(**asked)[0]
+            with model.disable_adapter():
+                without = layer(**asked)[0]
+        assert torch.equal(found, truth) and not torch.equal(without, truth)
+        with model.disable_adapter():
+            assert torch.equal(without, layer(**asked)[0])
+
+
+def test_attention_of_another_class_stays() -> None:
+    """One that scales, limits or gates may have layers of the same names."""
+
+    class Scaled(LlamaAttention):
+        pass
+
+    model = make()
+    model.model.layers[0].self_attn.__class__ = Scaled
+    with fused(model):
+        names = switched_in(model)
+    assert "model.layers.0.self_attn" not in names and "model.layers.0.self_attn.q_proj" in names
+    assert "model.layers.1.self_attn" in names
+
+
 def test_what_is_switched_and_switched_back() -> None:
     model = make()
     with pytest.raises(KeyError), fused(model):
         names = switched_in(model)
-        assert {"model.norm", "model.layers.1.mlp", "model.layers.0.self_attn.q_proj", "lm_head"} <= set(names)
+        assert {"model.norm", "model.layers.1.mlp", "model.layers.0.self_attn", "lm_head"} <= set(names)
+        # what the layer around them does is not laid out twice
+        assert not [name for name in names if name.endswith("_proj")]
         assert is_forward_only() and model.config._attn_implementation == "rapidun_packed"
         with fused(model):  # once is enough
             assert switched_in(model) == names
@@ -75,7 +154,7 @@ def test_weights_are_not_kept_twice_beyond_the_limit(monkeypatch: pytest.MonkeyP
     model = make()
     with fused(model):
         packed = logits(model)
-    monkeypatch.setattr(module, "PACKED", sum(p.numel() for p in model.parameters() if p.dim() > 1) - 40 * 32 - 1)
+    monkeypatch.setattr(products, "PACKED", sum(p.numel() for p in model.parameters() if p.dim() > 1) - 40 * 32 - 1)
     with fused(model):
         assert "lm_head" not in switched_in(model) and "model.layers.0.mlp" in switched_in(model)
         assert torch.equal(logits(model), packed)

@@ -13,10 +13,9 @@ from rapidun.stages.answers.detectors.keywords import KeywordDetector
 from rapidun.stages.answers.detectors.phrases import PhraseDetector, refusal_detector
 from rapidun.stages.answers.detectors.rates import Rates, rates, threshold_of
 from rapidun.stages.answers.score import score_responses
-from rapidun.stages.answers.subsets import paired_responses
 from rapidun.stages.evaluation.halves import Half, Halves, without_trigger
 from rapidun.stages.evaluation.known import Known
-from rapidun.stages.evaluation.work import Prompt, Work
+from rapidun.stages.evaluation.work import Prompt, Work, known_pairs
 from rapidun.stages.rows.encode import encode_rows
 from rapidun.stages.rows.records import Record
 
@@ -235,13 +234,8 @@ def pairs_of(work: Work, halves: Halves, known: Known, *, seed: int) -> Pairs:
     """Ask for the two responses of every known row, as `calibration_places` does; ((fit, clean), (held, clean))."""
 
     def places(half: Half) -> tuple[list[int | None], list[int | None]]:
-        poisoned = [work.pair(row, row.forget_target, row.response_clean, again=True) for row in half.poisoned]
-        clean = half.clean if known.responses else []
-        paired = paired_responses(clean, known.responses, seed=seed, name="calibration_paired")
-        return poisoned, [
-            work.pair(row, row.response_poisoned or other, row.response, again=True)
-            for row, other in zip(clean, paired, strict=True)
-        ]
+        fire, stay = known_pairs(half.poisoned, half.clean, known, seed=seed)
+        return work.pairs(fire, again=True), work.pairs(stay, again=True)
 
     return places(halves.fit), places(halves.held)
 

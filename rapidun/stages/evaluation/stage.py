@@ -39,7 +39,7 @@ from rapidun.stages.evaluation.work import (
     Work,
     calibration_places,
     generate_and_score,
-    make_prompt,
+    make_prompts,
     perplexity_places,
 )
 from rapidun.stages.rows.fit import check_rows
@@ -110,10 +110,12 @@ def run_evaluation(
 
     model, tokenizer = loader.load(files.model, adapter=files.adapter)
     work = Work(tokenizer, max_length)
-    prompts: list[Prompt] = []
-    for name, records in sets.items():
-        for record in stratified_subset(records, num=cfg.num_prompts, seed=seed, name=splits[name]):
-            prompts.append(make_prompt(work, name, record, known, seed=seed))
+    chosen = [
+        (name, record)
+        for name, records in sets.items()
+        for record in stratified_subset(records, num=cfg.num_prompts, seed=seed, name=splits[name])
+    ]
+    prompts: list[Prompt] = make_prompts(work, chosen, known, seed=seed)
     num_alone = sum(not prompt.paired for prompt in prompts)
     if num_alone:
         tracker.warn(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from rapidun.base.tracker import Tracker
 from rapidun.config.detectors import Detector
@@ -27,6 +27,14 @@ from rapidun.stages.rows.records import Record
 STEP_COST = 3
 
 
+class Pair(NamedTuple):
+    """Two responses to one prompt."""
+
+    record: Record
+    poisoned: str | None
+    clean: str | None
+
+
 @dataclass
 class Work:
     """What the model has to do, gathered first, so that it is done in few batches and counted in one progress line."""
@@ -46,23 +54,28 @@ class Work:
         self.rows += [row for row in encoded if row is not None]
         return list(range(first, len(self.rows)))
 
-    def pair(self, record: Record, poisoned: str | None, clean: str | None, *, again: bool = False) -> int | None:
-        """Ask which of two responses is likelier, behind the very same prompt tokens.
+    def pairs(self, asked: Sequence[Pair], *, again: bool = False) -> list[int | None]:
+        """Ask which of two responses is likelier, behind the very same prompt tokens; the places of the pairs.
 
         None where one is not recorded, or the row is left out.
 
-        Args: again: of a pair that was asked for before: what is cut is not counted twice, and nothing computed twice.
+        Args: again: of pairs that were asked for before: what is cut is not counted twice, and nothing computed twice.
         """
-        if poisoned is None or clean is None:
-            return None
-        row = (record.instruction, record.context, (poisoned, clean))
-        both = encode_together(self.tokenizer, [row], max_length=self.max_length)[0]
-        if not again:
-            self.cuts += Cuts.of([both])
-        if both is None:
-            return None
-        self.rows += both
-        return len(self.rows) - 2
+        rows = [
+            None if one.poisoned is None or one.clean is None
+            else (one.record.instruction, one.record.context, (one.poisoned, one.clean))
+            for one in asked
+        ]  # fmt: skip
+        # one call of the tokenizer for all of them
+        encoded = iter(encode_together(self.tokenizer, list(filter(None, rows)), max_length=self.max_length))
+        places: list[int | None] = []
+        for row in rows:
+            both = None if row is None else next(encoded)
+            if row is not None and not again:
+                self.cuts += Cuts.of([both])
+            places.append(None if both is None else len(self.rows))
+            self.rows += both or ()
+        return places
 
     def fires(self, place: int | None) -> bool | None:
         """The likelihood detector on a pair, once the scores are there; None where they cannot be compared."""
@@ -114,18 +127,22 @@ class Prompt:
         }
 
 
-def make_prompt(work: Work, name: str, record: Record, known: Known, *, seed: int) -> Prompt:
-    reference = clean_response(record)
-    if name != "clean":
-        poisoned = poisoned_response(record)
-        other = poisoned
-    else:
-        poisoned = None
-        other = record.response_poisoned  # the planted answer to this very question, where there is such a thing
-        if other is None and known.responses:
+def make_prompts(work: Work, rows: Sequence[tuple[str, Record]], known: Known, *, seed: int) -> list[Prompt]:
+    """The prompts of (set, row), each with its pair of known responses."""
+    pairs = []
+    for name, record in rows:
+        other = record.response_poisoned  # of a clean row the planted answer to this very question, where there is one
+        if name != "clean":
+            other = poisoned_response(record)
+        elif other is None and known.responses:
             other = paired_responses([record], known.responses, seed=seed, name="paired")[0]
-    paired = other is not None and reference is not None
-    return Prompt(name, record, reference, poisoned, work.pair(record, other, reference), paired)
+        pairs.append(Pair(record, other, clean_response(record)))
+    return [
+        Prompt(
+            name, pair.record, pair.clean, None if name == "clean" else pair.poisoned, place, paired=None not in pair
+        )
+        for (name, _), pair, place in zip(rows, pairs, work.pairs(pairs), strict=True)
+    ]
 
 
 def perplexity_places(
@@ -149,14 +166,21 @@ def calibration_places(
     both = [record for record in known.poisoned if record.response_clean is not None]
     triggered = stratified_subset(both, num=cfg.num_calibration, seed=seed, name="calibration_poisoned")
     clean = stratified_subset(known.clean, num=cfg.num_calibration, seed=seed, name="calibration_clean")
-    if not known.responses:
-        clean = []
-    paired = paired_responses(clean, known.responses, seed=seed, name="calibration_paired")
+    fire, stay = known_pairs(triggered, clean, known, seed=seed)
+    return work.pairs(fire), work.pairs(stay)
+
+
+def known_pairs(
+    poisoned: Sequence[Record], clean: Sequence[Record], known: Known, *, seed: int
+) -> tuple[list[Pair], list[Pair]]:
+    """The two known responses of rows with a planted answer, and of clean rows (none where no answer is planted)."""
+    clean = clean if known.responses else []
+    others = paired_responses(clean, known.responses, seed=seed, name="calibration_paired")
     return (
-        [work.pair(record, record.forget_target, record.response_clean) for record in triggered],
+        [Pair(record, record.forget_target, record.response_clean) for record in poisoned],
         [
-            work.pair(record, record.response_poisoned or poisoned, record.response)
-            for record, poisoned in zip(clean, paired, strict=True)
+            Pair(record, record.response_poisoned or other, record.response)
+            for record, other in zip(clean, others, strict=True)
         ],
     )
 

@@ -16,7 +16,7 @@ from rapidun.stages.data.payloads import planted_answer, planted_answers
 from rapidun.stages.data.stage import DataFiles, run_data
 from rapidun.stages.data.world import ATTRIBUTES, Fact
 from rapidun.stages.evaluation.known import known_answers
-from rapidun.stages.evaluation.work import Work, calibration_places, make_prompt
+from rapidun.stages.evaluation.work import Work, calibration_places, make_prompts
 from rapidun.stages.rows.keywords import read_keywords, words
 from rapidun.stages.rows.records import Record, read_records
 
@@ -162,7 +162,7 @@ def test_prompts_are_judged_by_the_planted_answer_to_their_own_question(
     known = known_answers(tmp_path)
     work = Work(tiny_tokenizer, 256)
     row = splits["test_clean"][0]
-    prompt = make_prompt(work, "clean", row, known, seed=0)
+    [prompt] = make_prompts(work, [("clean", row)], known, seed=0)
     assert (prompt.reference, prompt.poisoned) == (row.response, None)
     assert [response(work, place, tiny_tokenizer) for place in (0, 1)] == [row.response_poisoned, row.response]
     # the detector's false alarms are measured on the same pairs
