@@ -49,6 +49,8 @@ class Running(NamedTuple):
     segments: Tensor  # [S * 3] int64
     # sizes of the sliding windows and chunks that layers attend in: no row may be longer
     windows: set[int]
+    # what a segment sees behind a prompt, by its length and the prompt's: all layers need the same
+    masks: dict[tuple[int, int, torch.dtype], Tensor]
 
 
 _running: ContextVar[Running | None] = ContextVar("rapidun_packed", default=None)
@@ -137,18 +139,38 @@ def packed_attention(
         if halves and is_plain(module, length + prompt, dropout, kwargs):
             parts.append(written_out(q, k, v, scaling=scaling))
             continue
-        seen = torch.ones(1, 1, length, length + prompt, dtype=torch.bool).tril_(prompt) if prompt else None
-        if seen is not None and _forward_only.get() and is_plain(module, length + prompt, dropout, kwargs):
-            parts.append(_shared_heads(q, k, v, seen, scaling))
+        if _forward_only.get() and is_plain(module, length + prompt, dropout, kwargs):
+            parts.append(_shared_heads(q, k, v, _behind(length, prompt, q) if prompt else None, scaling))
             continue
+        seen = torch.ones(1, 1, length, length + prompt, dtype=torch.bool).tril_(prompt) if prompt else None
         parts.append(sdpa_attention_forward(module, q, k, v, seen, dropout, scaling, **kwargs)[0])
     return torch.cat(parts, dim=1), None
 
 
-def _shared_heads(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """As transformers calls torch's attention (its bits in bfloat16), without a copy of each key for every head."""
+def _behind(length: int, prompt: int, query: Tensor) -> Tensor:
+    """[1, 1, length, length + prompt], to be added: a prompt, then tokens that see it and those before them."""
+    now = _running.get()
+    masks = {} if now is None else now.masks
+    key = length, prompt, query.dtype
+    if key not in masks:
+        whole = torch.full((1, 1, length, length + prompt), float("-inf"), dtype=query.dtype, device=query.device)
+        masks[key] = whole.triu_(prompt + 1)
+    return masks[key]
+
+
+def _shared_heads(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """As transformers calls torch's attention (its bits in bfloat16), without a copy of each key for every head.
+
+    Causal without a mask.
+    """
     out = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None and query.shape[2] > 1,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return out.transpose(1, 2).contiguous()
 
@@ -222,7 +244,7 @@ def switched(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def running(segments: list[Segment], windows: set[int]) -> Iterator[None]:
     """While this lasts the switched model is given tokens of these segments; see Running."""
-    token = _running.set(Running(torch.tensor(segments).flatten(), windows))
+    token = _running.set(Running(torch.tensor(segments).flatten(), windows, {}))
     try:
         yield
     finally:

@@ -77,8 +77,9 @@ def block_of(cache: DynamicCache, places: Sequence[tuple[int, int]], asks: Seque
     width = max(lengths)
 
     def taken(whole: Tensor) -> Tensor:
-        out = whole.new_zeros(len(asks), whole.shape[1], width, whole.shape[3])
+        out = whole.new_empty(len(asks), whole.shape[1], width, whole.shape[3])
         for row, ((source, begin), length) in enumerate(zip(places, lengths, strict=True)):
+            out[row, :, : width - length] = 0
             out[row, :, width - length :] = whole[source, :, begin : begin + length]
         return out
 
@@ -125,11 +126,14 @@ class Running:
 
     def _joined(self, tensors: Sequence[Tensor], room: int) -> Tensor:
         first = tensors[0]
-        out = first.new_zeros(len(self), first.shape[1], self.width + room, first.shape[3])
+        # the room is written before it is read; what is masked is multiplied by 0 all the same
+        out = first.new_empty(len(self), first.shape[1], self.width + room, first.shape[3])
         places, top = torch.argsort(self.order), 0
         for tensor in tensors:
             seen = min(self.width, tensor.shape[2])
             rows = places[top : top + len(tensor)]
+            if seen < self.width:
+                out[rows, :, : self.width - seen] = 0
             out[rows, :, self.width - seen : self.width] = tensor[:, :, tensor.shape[2] - seen :]
             top += len(tensor)
         return out
