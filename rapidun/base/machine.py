@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from rapidun.base.late_compiler import compile_late
+
 
 def available_cores() -> int:
     """Cores that this process may use."""
@@ -80,6 +82,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # said at import on every CPU: an optional kernel of theirs is not installed
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    compile_late()
 
 
 class Measured:

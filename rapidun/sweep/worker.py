@@ -16,6 +16,7 @@ from typing import Any
 from rapidun.base import preemption, processes
 from rapidun.base.errors import RapidunError
 from rapidun.base.files import read_json, write_json
+from rapidun.base.machine import quiet_libraries
 from rapidun.base.redact import hide, keep_secret
 from rapidun.base.text import first_line
 from rapidun.config.plain import config_yaml, from_plain
@@ -57,6 +58,7 @@ def run_job(file: str) -> None:
     missing = _missing(job, sweep) if processes.is_main() else None
     missing = processes.share(missing)
     if missing is None:
+        quiet_libraries()
         for name in HEAVY_MODULES if job["heavy"] else ():
             __import__(name)
         if not job["shared_process"]:
