@@ -9,6 +9,8 @@ planning and summary included. So
     overhead = cpus * wall / sum(seconds) - 1
 
 takes in the start of processes, SLURM's scheduling, planning, and CPUs that idle while the poisoned model is made.
+`over_bound` is the wall time over what no schedule goes below: the longest chain of results that need each other (those
+of one cell), or all work by the number of CPUs, whichever is longer.
 """
 
 import argparse
@@ -72,6 +74,7 @@ def measure(folder: Path, wall: float, args: argparse.Namespace) -> dict[str, ob
     starts = [cell["start_seconds"] for cell in cells]
     # the first cell of a job comes with a new process, the others find it warm
     cold = [max(c["start_seconds"] for c in cells if c["job"] == job) for job in {c["job"] for c in cells}]
+    chain = max(sum(seconds_of(grid / str(cell["hash"]))) for cell in plan(grid))
     return {
         "benchmark": "sweep_overhead",
         "cells": len(cells),
@@ -82,12 +85,20 @@ def measure(folder: Path, wall: float, args: argparse.Namespace) -> dict[str, ob
         "stages_s": round(own, 1),
         "stages_per_cell_s": round(sum(m["seconds"] for m in manifests if m["stage"] != "data") / len(cells), 2),
         "overhead": round(args.cpus * wall / own - 1, 3),
+        "longest_chain_s": round(chain, 1),
+        "over_bound": round(wall / max(chain, own / args.cpus), 3),
         "start_per_cell_mean_s": round(sum(starts) / len(starts), 2),
         "start_of_a_process_median_s": round(median(cold), 2),
         "start_of_a_process_max_s": round(max(cold), 2),
         "executions": len(manifests),
         "load_average": round(os.getloadavg()[0], 1),
     }
+
+
+def seconds_of(run: Path) -> list[float]:
+    """What each result took that a cell rests on."""
+    found = {path.resolve() for path in run.rglob("*") if path.is_symlink() and (path / "manifest.json").is_file()}
+    return [json.loads((place / "manifest.json").read_text())["seconds"] for place in found]
 
 
 def plan(grid: Path) -> list[dict[str, object]]:
