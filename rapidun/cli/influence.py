@@ -9,7 +9,6 @@ from typing import Any
 
 from rapidun.base.errors import ConfigError
 from rapidun.base.files import write_json
-from rapidun.base.progress import Progress
 from rapidun.base.screen import screen
 from rapidun.base.tracker import Tracker
 from rapidun.cli.commands import FOLDER, OVERRIDE, Parser
@@ -65,7 +64,6 @@ def main(argv: Sequence[str]) -> int:
     # torch, which faults of the settings and the pack need not wait for
     from rapidun.stages.influence.check.sample import check_sample
 
-    progress = Progress("influence check", "passes over the sample")
     checked = check_sample(
         cfg,
         rows,
@@ -73,9 +71,7 @@ def main(argv: Sequence[str]) -> int:
         rounds=args.rounds,
         pack_rows=pack_rows,
         tell=lambda line: print(line, file=sys.stderr),
-        on_pass=progress,
     )
-    progress.end()
     if args.json is not None:
         write_json(args.json, checked.as_json())
     _print(checked)

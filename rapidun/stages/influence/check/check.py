@@ -91,20 +91,15 @@ def check_influence(
     num_truncated: int,
     pack_rows: int,
     rounds: int,
-    on_pass: Callable[[int, int], object] = lambda done, total: None,
 ) -> Checked:
     """Compare the scores of `cfg.method` with exact cosines of the gradients of `parameters`, and time both by turns.
 
     Args:
         texts, row_names: [N] the sample. num_truncated: of them longer than the model was shown.
         pack_rows: rows that a run would score. rounds: repetitions of each timing, F0 between them.
-        on_pass: told (passes over the sample done, in all).
     Raises: ArithmeticError if a loss or a gradient is not finite, naming the row.
     """
     shared: dict[str, Any] = {"row_names": row_names, "reduction": cfg.loss.name}
-    is_exact = cfg.method is InfluenceMethod.exact
-    # exact scores, those of the method, then F0 and either by turns
-    steps = _Steps(on_pass, 1 + (not is_exact) + 2 * (rounds + 1) + (0 if is_exact else 2 * 2))
     kinds, blocks = _Groups(kind_of), _Groups(block_of)
 
     def note(parameter: TrackedParameter, gram: Tensor) -> None:
@@ -113,7 +108,6 @@ def check_influence(
 
     memory = cfg.memory_gb * 1e9
     exact = exact_gram(model, parameters, batches, memory_bytes=memory, on_parameter=note, **shared)
-    steps.one()
     norms = gradient_norms(exact.gram)
     truth = influence_scores(exact.gram, score=Score.cosine).numpy()
 
@@ -137,7 +131,7 @@ def check_influence(
 
         similar = repsim_gram(model, batches, layer=cfg.layer, pooling=cfg.pooling, **shared)
         scores = influence_scores(similar.gram, score=Score.cosine).numpy()
-    elif not is_exact:
+    elif cfg.method is not InfluenceMethod.exact:
         sketch = SKETCHES[cfg.method](cfg, parameters, cfg.seed)
         numbers = sketch.num_numbers
 
@@ -146,11 +140,9 @@ def check_influence(
 
         estimate = estimated_gram(model, parameters, batches, sketch, **shared)
         scores = influence_scores(estimate.gram, score=Score.cosine).numpy()
-    if scores is not None:
-        steps.one()
     with Measured() as measured:
-        cost = measure_cost(work, model, batches, rounds=rounds, on_pass=steps.one)
-    exact_cost = cost if is_exact else measure_cost(run_exact, model, batches, rounds=1, on_pass=steps.one)
+        cost = measure_cost(work, model, batches, rounds=rounds)
+    exact_cost = cost if work is run_exact else measure_cost(run_exact, model, batches, rounds=1)
     is_cosine = cfg.method not in WITHOUT_GRADIENTS
     i, j = np.triu_indices(len(truth), 1)
     middle = float(norms.median())
@@ -202,32 +194,18 @@ def measure_cost(
     *,
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
-    on_pass: Callable[[], object] = lambda: None,
 ) -> Cost:
-    """Run F0 and `work` by turns, after one round that does not count; `on_pass` is called after each."""
+    """Run F0 and `work` by turns, after one round that does not count."""
     seconds, floors = [], []
     for _ in range(rounds + 1):
         start = clock()
         floor_pass(model, batches)
-        floors.append(clock() - start)
-        on_pass()
-        start = clock()
+        middle = clock()
         work()
-        seconds.append(clock() - start)
-        on_pass()
+        floors.append(middle - start)
+        seconds.append(clock() - middle)
     del seconds[0], floors[0]
     return Cost(median(seconds), median(floors), median(a / b for a, b in zip(seconds, floors, strict=True)))
-
-
-class _Steps:
-    """Tells how many of so many steps are done."""
-
-    def __init__(self, tell: Callable[[int, int], object], total: int) -> None:
-        self._tell, self._done, self._total = tell, 0, total
-
-    def one(self) -> None:
-        self._done += 1
-        self._tell(self._done, self._total)
 
 
 class _Groups:

@@ -30,12 +30,11 @@ def check_sample(
     rounds: int,
     pack_rows: int,
     tell: Callable[[str], None],
-    on_pass: Callable[[int, int], object],
 ) -> Checked:
     """Compare a run's influence setting with exact scores of some rows.
 
-    Args: rows: records, each with its answer. rounds, pack_rows, on_pass: as in `check_influence`. tell: gets a line
-        before it takes long.
+    Args: rows: records, each with its answer. rounds, pack_rows: as in `check_influence`. tell: gets a line before it
+        takes long.
     Raises: ConfigError, ModelError.
     """
     model_cfg, influence = cfg.model, cfg.influence
@@ -86,7 +85,6 @@ def check_sample(
             num_truncated=sum(row.context_cut or row.response_cut for row in encoded),
             pack_rows=pack_rows,
             rounds=rounds,
-            on_pass=on_pass,
         )
     except ArithmeticError as error:
         raise ModelError(f"{error}. Pass model.dtype=float32, or mend the rows or the model") from error

@@ -18,15 +18,7 @@ GROUPS = [[1, 6, 3], [0, 4], [5, 2]]
 
 @pytest.fixture
 def check(make_model, rows, batches_of):
-    def run(
-        model=None,
-        *,
-        params=ParameterSet.all_linear,
-        num_truncated=0,
-        pack_rows=1000,
-        on_pass=lambda done, total: None,
-        **settings,
-    ):
+    def run(model=None, *, params=ParameterSet.all_linear, num_truncated=0, pack_rows=1000, **settings):
         model = make_model() if model is None else model
         cfg = InfluenceConfig(params=params, **settings)
         return check_influence(
@@ -39,20 +31,9 @@ def check(make_model, rows, batches_of):
             num_truncated=num_truncated,
             pack_rows=pack_rows,
             rounds=1,
-            on_pass=on_pass,
         )
 
     return run
-
-
-@pytest.mark.parametrize(
-    "method", [InfluenceMethod.exact, InfluenceMethod.sketch, InfluenceMethod.bm25, InfluenceMethod.repsim]
-)
-def test_every_pass_is_told_and_the_last_one_is_all(check, method) -> None:
-    told: list[tuple[int, int]] = []
-    check(method=method, on_pass=lambda done, total: told.append((done, total)))
-    total = told[0][1]
-    assert told == [(done, total) for done in range(1, total + 1)]
 
 
 def test_a_sketch_against_autograd(check, make_model, rows, autograd_gradients):
