@@ -10,12 +10,8 @@ from typing import Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.parts import part_of
-from rapidun.base.progress import Progress
-from rapidun.base.text import byte_size
 
 CHECK = "check"
-# a file of so many bytes may take seconds to read, and says how far it is once it has taken some
-LONG, BLOCK, QUIET_SECONDS = 1 << 28, 1 << 24, 3.0
 # no JSON, no text, a number of more digits than Python reads, brackets deeper than it follows
 UNREADABLE = (ValueError, RecursionError)
 
@@ -138,20 +134,9 @@ def read_jsonl(path: Path) -> list[Any]:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes; of one that takes long it says how far it is."""
+    """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < LONG:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest, done = hashlib.sha256(), 0
-        progress = Progress(f"reading {path}", show=byte_size, quiet_seconds=QUIET_SECONDS)
-        progress.start()
-        while block := file.read(BLOCK):
-            digest.update(block)
-            done += len(block)
-            progress(done, size)
-        progress.end()
-        return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal_of(folder: Path, *names: str) -> dict[str, str]:

@@ -26,19 +26,6 @@ def byte_size(count: float) -> str:
     return f"{int(count):,} bytes"
 
 
-def duration(seconds: float) -> str:
-    """4.2 s, 74 s, 12 min 5 s, 2 h 5 min."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 7200:
-        return f"{whole // 60} min {whole % 60} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def first_line(error: BaseException) -> str:
     """`ValueError: what it says`, one line."""
     return f"{type(error).__name__}: {error}".split("\n")[0]

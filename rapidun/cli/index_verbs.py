@@ -11,7 +11,7 @@ import torch
 
 from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import sha256_file, sha256_json
-from rapidun.base.progress import Progress
+from rapidun.cli.progress import Progress
 from rapidun.config.index import IndexSettings
 from rapidun.config.influence import InfluenceConfig, Precondition, Score
 from rapidun.models.load import pick_device

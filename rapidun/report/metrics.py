@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from rapidun.base.text import duration
 from rapidun.config.detectors import ALWAYS, OF_TEXTS, Detector
 from rapidun.report import forgotten
 
@@ -474,7 +473,17 @@ def format_percent(share: float) -> str:
 
 def format_seconds(seconds: float | None) -> str:
     """4.2 s, 74 s, 12 min 5 s, 2 h 5 min."""
-    return ABSENT if seconds is None else duration(seconds)
+    if seconds is None:
+        return ABSENT
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def format_memory(gigabytes: float | None) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapidun.base.errors import ArtifactError, DataError
-from rapidun.base.progress import Progress
 from rapidun.cli import index
+from rapidun.cli.progress import Progress
 from rapidun.config.trace import TraceSettings
 from rapidun.models.batching import batching
 from rapidun.models.load import ModelLoader

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from rapidun.base.text import duration
+from rapidun.report.metrics import format_seconds
 
 LOG_SECONDS = 60.0
 
@@ -14,23 +14,11 @@ class Progress:
 
     The estimate takes what is left to go at the mean pace since `start`: what was done before it, by an earlier run or
     while a model was loaded, says nothing of the pace.
-
-    Args: unit: of what is counted. show: how a count is written. quiet_seconds: nothing is said before.
     """
 
-    def __init__(
-        self,
-        what: object,
-        unit: str = "",
-        *,
-        show: Callable[[int], str] = str,
-        quiet_seconds: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, what: object, unit: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.what = what
         self.unit = unit
-        self._show = show
-        self._quiet = clock() + quiet_seconds
         self._clock = clock
         self._on_terminal = sys.stderr.isatty()
         self._shown = ""
@@ -47,12 +35,12 @@ class Progress:
         return (total - done) * (self._clock() - self._began) / made if made > 0 else None
 
     def __call__(self, done: int, total: int) -> None:
-        line = f"{self.what}: {self._show(done)} of {self._show(total)} {self.unit}".rstrip()
-        if line == self._shown or self._clock() < self._quiet:
+        line = f"{self.what}: {done} of {total} {self.unit}"
+        if line == self._shown:
             return
         self._shown = line
         left = self.seconds_left(done, total)
-        said = line + (f", about {duration(left)} left" if left is not None and done < total else "")
+        said = line + (f", about {format_seconds(left)} left" if left is not None and done < total else "")
         if self._on_terminal:
             # the line before may have been longer
             print(f"\r\033[K{said}", end="", file=sys.stderr, flush=True)

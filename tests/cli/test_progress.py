@@ -1,17 +1,14 @@
 """The line that says how far a long piece of work is: its estimate by hand, on a terminal and in a log."""
 
-import hashlib
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from rapidun.base import files, progress
-from rapidun.base.files import sha256_file
-from rapidun.base.progress import Progress
+from rapidun.cli import progress
 from rapidun.cli.main import main
+from rapidun.cli.progress import Progress
 from rapidun.stages.rows.records import write_records
 
 
@@ -83,33 +80,3 @@ def test_an_index_that_is_built_says_how_long_it_still_takes(
     said = capsys.readouterr().err
     assert re.findall(r"(\d) of 4 shards, about [\d.]+ s left", said) == ["1", "2", "3"]
     assert re.search(r"4 of 4 shards\r", said)
-
-
-def test_nothing_is_said_of_what_is_soon_over(capsys, on_terminal) -> None:
-    on_terminal(True)
-    clock = Clock()
-    line = Progress("reading", show=lambda count: f"{count} MB", quiet_seconds=3, clock=clock)
-    clock.now += 2
-    line(10, 40)
-    line.end()
-    assert capsys.readouterr().err == ""
-    clock.now += 2
-    line(20, 40)
-    assert capsys.readouterr().err == "\r\033[Kreading: 20 MB of 40 MB, about 4.0 s left"
-
-
-@pytest.mark.parametrize("quiet", [0.0, 60.0])
-def test_a_file_that_takes_long_to_read_says_how_far_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, on_terminal, quiet: float
-) -> None:
-    """The digest is hashlib's of the bytes, whatever is said and however they are read."""
-    on_terminal(True)
-    monkeypatch.setattr(files, "LONG", 1000)
-    monkeypatch.setattr(files, "BLOCK", 300)
-    monkeypatch.setattr(files, "QUIET_SECONDS", quiet)
-    for size in (0, 999, 1000, 2047):
-        path, data = tmp_path / "model.safetensors", os.urandom(size)
-        path.write_bytes(data)
-        assert sha256_file(path) == hashlib.sha256(data).hexdigest()
-        said = capsys.readouterr().err
-        assert ("model.safetensors: 300 bytes of" in said) is (size >= 1000 and not quiet)
