@@ -24,8 +24,8 @@ from rapidun.pipeline.console import StageConsole
 from rapidun.pipeline.folder import RunFolder, known_stages, new_run_dir
 from rapidun.pipeline.result import final_metrics
 from rapidun.pipeline.tracking.run import RunTracker, open_tracker
+from rapidun.report.attacks import role_table
 from rapidun.report.metrics import ATTACKED, PRIVACY
-from rapidun.report.run.attacks import role_table
 from rapidun.report.run.detectors import detector_table
 from rapidun.report.run.page import write_run_report
 from rapidun.report.tables import closing_table

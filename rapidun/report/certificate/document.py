@@ -7,28 +7,25 @@ from typing import Any
 
 from rapidun.base.errors import DataError
 from rapidun.base.redact import hide
-from rapidun.report.certificate import kept, shares, sources, verdict
-from rapidun.report.certificate.facts import extraction_try, fact_tries, facts_before
-from rapidun.report.certificate.shares import Share, Try
-from rapidun.report.certificate.tries import Bounds, before_of, triggered_tries
-from rapidun.report.certificate.verdict import Circumstances, Trace, Verdict
-from rapidun.report.forgotten import of_facts
+from rapidun.report.attacks import attack_lines, attack_rows
+from rapidun.report.certificate import sources
 from rapidun.report.metrics import DETECTORS, ROLES
-from rapidun.report.read import RunRecord, number, read_object, read_run
-from rapidun.report.run.attacks import attack_lines, attack_rows, read_attacks
-from rapidun.report.run.privacy import privacy_rows, read_privacy
-from rapidun.report.run.untried import limits, not_tried
-from rapidun.report.tables import before_after_rows
+from rapidun.report.privacy import privacy_rows
+from rapidun.report.read import RunRecord, read_run
+from rapidun.report.untried import limits
+from rapidun.report.verdict import kept, rules, shares
+from rapidun.report.verdict.gather import judge
+from rapidun.report.verdict.kept import Kept
+from rapidun.report.verdict.rules import Verdict
+from rapidun.report.verdict.shares import Share, Try
 
 # raised when a key's meaning changes
 FORMAT = 1
-# of a variant's success in the poisoned model, where no file of the run says it
-MIN_ASR = 0.1
 THRESHOLDS = {
     "min_recall": shares.MIN_RECALL,
     "missed_share": shares.MISSED,
-    "min_before": verdict.MIN_BEFORE,
-    "forget_quality_level": verdict.LEVEL,
+    "min_before": rules.MIN_BEFORE,
+    "forget_quality_level": rules.LEVEL,
     "cost_perplexity": kept.COST_PERPLEXITY,
     "cost_score": kept.COST_SCORE,
     "broken_perplexity": kept.BROKEN_PERPLEXITY,
@@ -57,43 +54,24 @@ def make_document(run: RunRecord, *, verified: Mapping[str, Any], in_sweep: int 
     Args: verified: what `rapidun verify` looked at. in_sweep: cells of the sweep that the run is one of; 0 = of none.
     Raises: ArtifactError for a damaged or missing file.
     """
-    facts = of_facts(run.after)
-    attacks, privacy = read_attacks(run.path), read_privacy(run.path)
-    retrain = read_object(run.path / "evaluation" / "retrain.json")
-    stored = sources.artifacts(run)
-    tries = _tries(run, attacks, privacy, retrain, is_facts=facts)
-    lacking = not_tried(run, attacks, privacy, of_facts=facts)
-    damage = kept.kept(before_after_rows(run.before, run.after, chosen=str(run.detectors.get("detector") or "")))
-    said = verdict.decide(
-        tries,
-        Circumstances(
-            before=facts_before(run) if facts else before_of(run),
-            damage=damage.damage,
-            damage_text=damage.sentence.partition(": ")[2].rstrip("."),
-            traces=_traces(privacy),
-            forget_quality=run.after.get("forget_quality"),
-            held_out=run.setting("evaluation.split") != "val",
-            has_retrain="retrain" in attacks or bool(retrain) or "retrain" in privacy,
-            how_to_attack="data.probe=FILE" if facts else verdict.HOW_TO_ATTACK,
-            not_tried=[one["what"] for one in lacking if one["how"] and not one["what"].startswith("the detector")],
-        ),
-    )
+    judged, stored = judge(run), sources.artifacts(run)
+    attacks = judged.attacks
     warnings = [line for one in stored for line in one["warnings"]]
     rows = [row for row in attack_rows(attacks) if row.name not in ("plain", "unquantised")]
     document = {
         "format": FORMAT,
-        "verdict": _verdict(said, damage),
+        "verdict": _verdict(judged.verdict, judged.kept),
         "run": of_run(run, stored),
-        "forgotten": sources.forgotten(run, of_facts=facts),
+        "forgotten": sources.forgotten(run, of_facts=judged.facts),
         "chosen": sources.chosen(run),
-        "tried": [_try(one) for one in tries],
+        "tried": [_try(one) for one in judged.tries],
         "curves": [asdict(one) for one in attack_lines(attacks, chosen=str(run.detectors.get("detector") or ""))],
         "detectors": _detectors(run),
-        "privacy": _privacy(privacy),
-        "kept": [_metric(row) for row in damage.rows],
-        "not_tried": lacking,
+        "privacy": _privacy(judged.privacy),
+        "kept": [_metric(row) for row in judged.kept.rows],
+        "not_tried": judged.lacking,
         "limits": limits(
-            run, attacks, of_facts=facts, warnings=warnings, in_sweep=in_sweep,
+            run, attacks, of_facts=judged.facts, warnings=warnings, in_sweep=in_sweep,
             counts_noted=all(row.counts.get("unlearned", (None, None))[0] is not None for row in rows),
         ),
         "commands": {
@@ -109,34 +87,7 @@ def make_document(run: RunRecord, *, verified: Mapping[str, Any], in_sweep: int 
     return hidden
 
 
-def _tries(
-    run: RunRecord,
-    attacks: Mapping[str, Any],
-    privacy: Mapping[str, Any],
-    retrain: Mapping[str, Any],
-    *,
-    is_facts: bool,
-) -> list[Try]:
-    counts: dict[str, int] = (run.manifest.get("result") or {}).get("counts") or {}
-    # a pack with triggers may have paraphrases too
-    of_rows = fact_tries(run, retrain, privacy, counts=counts)
-    if is_facts:
-        return of_rows
-    split = f"{run.setting('evaluation.split') or 'test'}_seen_trig"
-    most = _smallest(counts.get(split), run.setting("evaluation.attacks.num_prompts"))
-    min_asr = number(run.setting("evaluation.attacks.prompts.min_asr"))
-    bounds = Bounds(num_prompts=most, min_asr=MIN_ASR if min_asr is None else min_asr)
-    num_forget = counts.get("forget", 0)
-    num_rows = _smallest(num_forget, run.setting("evaluation.privacy.num_rows")) or 0
-    extraction = extraction_try(privacy, num_rows=num_rows, num_forget=num_forget)
-    return [*triggered_tries(run, attacks, bounds), *extraction, *of_rows]
-
-
-def _smallest(*numbers: Any) -> int | None:
-    return min((int(one) for one in numbers if one is not None), default=None)
-
-
-def _verdict(said: Verdict, damage: kept.Kept) -> dict[str, Any]:
+def _verdict(said: Verdict, damage: Kept) -> dict[str, Any]:
     return {
         "outcome": said.outcome.name,
         "sentence": said.sentence,
@@ -176,7 +127,7 @@ def _try(one: Try) -> dict[str, Any]:
         "label": one.label,
         "what": one.what,
         "detector": None if one.detector is None else one.detector.words,
-        "found": verdict.found_by(one).value,
+        "found": rules.found_by(one).value,
         "unlearned": _share(one.unlearned),
         "retrain": _share(one.retrain),
         "poisoned": _share(one.poisoned),
@@ -219,17 +170,6 @@ def _privacy(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for row in privacy_rows(found)
     ]
-
-
-def _traces(found: Mapping[str, Any]) -> list[Trace]:
-    """Membership inference with intervals of the unlearned and of the retrained model."""
-    traces = []
-    for row in privacy_rows(found):
-        pairs = [row.values.get(role, (None, None, None)) for role in ("unlearned", "retrain")]
-        if row.metric.name.startswith("mia_") and all(value is not None for pair in pairs for value in pair):
-            one, two = (tuple(float(value or 0.0) for value in pair) for pair in pairs)
-            traces.append(Trace(label=row.label, unlearned=one, retrain=two))  # type: ignore[arg-type]
-    return traces
 
 
 def _metric(row: Any) -> dict[str, Any]:

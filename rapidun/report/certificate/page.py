@@ -7,10 +7,10 @@ from typing import Any
 
 from rapidun.base.files import write_text
 from rapidun.report import metrics
-from rapidun.report.certificate.verdict import Outcome
 from rapidun.report.metrics import ROLES, Kind, format_percent
 from rapidun.report.run import plots
 from rapidun.report.run.page import environment
+from rapidun.report.verdict.rules import Outcome
 
 JSON_FILE, HTML_FILE = "certificate.json", "certificate.html"
 ROLE_WORDS = {"unlearned": "unlearned", "retrain": "retrain (never saw it)", "poisoned": "before"}

@@ -11,6 +11,7 @@ from rapidun.base.files import write_text
 from rapidun.report import metrics, tables
 from rapidun.report.forgotten import of_facts
 from rapidun.report.metrics import LINES, LOG_PANELS, PANELS, SHARE_PANELS, Kind, line_words, panel_of
+from rapidun.report.privacy import privacy_section
 from rapidun.report.read import (
     Influence,
     RunRecord,
@@ -27,7 +28,6 @@ from rapidun.report.run.detectors import detector_rows
 from rapidun.report.run.facts import diagnostics_rows, facts, run_warnings
 from rapidun.report.run.findings import key_findings
 from rapidun.report.run.pairs import BLOCK_TITLES, top_pairs
-from rapidun.report.run.privacy import privacy_section
 from rapidun.report.run.samples import choose_samples, mark_prompt
 from rapidun.report.run.tokens import (
     BY,

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rapidun.report.attacks import FORMATS, AttackRow, attack_rows, read_attacks, shown_pair
 from rapidun.report.metrics import ABSENT, DETECTORS, ROLES, Kind, format_value
+from rapidun.report.privacy import read_privacy
 from rapidun.report.read import RunRecord
-from rapidun.report.run.attacks import FORMATS, AttackRow, attack_rows, read_attacks, shown_pair
-from rapidun.report.run.privacy import read_privacy
-from rapidun.report.run.untried import NEVER, not_tried
+from rapidun.report.untried import NEVER, not_tried
 
 # the beginning of an attack's names -> what somebody does
 KINDS = {

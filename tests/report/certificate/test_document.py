@@ -10,10 +10,10 @@ import pytest
 
 from rapidun.base.errors import ArtifactError, DataError
 from rapidun.report.certificate.document import make_document, read_certifiable
-from rapidun.report.certificate.kept import kept
 from rapidun.report.certificate.page import render, write_certificate
-from rapidun.report.certificate.verdict import Damage
 from rapidun.report.tables import before_after_rows
+from rapidun.report.verdict.kept import kept
+from rapidun.report.verdict.rules import Damage
 
 SCRIPT = "<script>alert(1)</script>"
 DETECTORS = {

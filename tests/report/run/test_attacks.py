@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from rapidun.base.errors import ArtifactError
+from rapidun.report.attacks import attack_rows, read_attacks, role_table
 from rapidun.report.metrics import ATTACKED
-from rapidun.report.run.attacks import attack_curves, attack_rows, attack_section, read_attacks, role_table
+from rapidun.report.run.attacks import attack_curves, attack_section
 from rapidun.report.run.page import write_run_report
 
 

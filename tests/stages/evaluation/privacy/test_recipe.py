@@ -13,9 +13,9 @@ from rapidun.base.store import Store
 from rapidun.base.tracker import Tracker
 from rapidun.config.compose import compose_config
 from rapidun.config.privacy import Measure
+from rapidun.report.attacks import role_table
 from rapidun.report.metrics import PRIVACY
-from rapidun.report.run.attacks import role_table
-from rapidun.report.run.privacy import privacy_section
+from rapidun.report.privacy import privacy_section
 from rapidun.stages.recipe import Recipe
 from rapidun.stages.recipes import Recipes
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rapidun.report.certificate.verdict import Damage
 from rapidun.report.forgotten import FACTS, GONE
 from rapidun.report.metrics import LM_EVAL, Kind
 from rapidun.report.tables import MetricRow
+from rapidun.report.verdict.rules import Damage
 
 # perplexity may rise, and a score or share fall, by so much before it counts as a cost
 COST_PERPLEXITY, COST_SCORE = 1.02, 0.02

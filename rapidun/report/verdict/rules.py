@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from rapidun.report.certificate.shares import MIN_RECALL, MISSED, Share, Try
 from rapidun.report.metrics import format_percent
 from rapidun.report.statistics import wilson_interval
+from rapidun.report.verdict.shares import MIN_RECALL, MISSED, Share, Try
 
 # kinds of tries that are no attack: the rows as they stand; with the beginning of the answer shown; and what is asked
 # beside them (look-alikes, other families, no trigger), of which prompts may be few

@@ -6,9 +6,9 @@ from typing import Any
 from rapidun.config.attacks import Attack, Format, Rows, Variant
 from rapidun.config.detectors import ALWAYS
 from rapidun.config.privacy import Measure
+from rapidun.report.attacks import WORDS, attack_notes
 from rapidun.report.metrics import DETECTORS, format_percent
 from rapidun.report.read import RunRecord
-from rapidun.report.run.attacks import WORDS, attack_notes
 
 # nothing here does these
 NEVER = (

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from rapidun.report.certificate.shares import MISSED, Detector, Share, Try, share_of
-from rapidun.report.certificate.verdict import (
+from rapidun.report.statistics import wilson_interval
+from rapidun.report.verdict.rules import (
     NEEDED,
     Circumstances,
     Damage,
@@ -16,7 +16,7 @@ from rapidun.report.certificate.verdict import (
     decide,
     found_by,
 )
-from rapidun.report.statistics import wilson_interval
+from rapidun.report.verdict.shares import MISSED, Detector, Share, Try, share_of
 
 GOOD = Detector(words="keywords", recall=Share(value=0.9, num=100), alarms=Share(value=0.0, num=100))
 HALF = Detector(words="keywords", recall=Share(value=0.5, num=100), alarms=Share(value=0.0, num=100))

@@ -6,9 +6,9 @@ from typing import Any
 
 from rapidun.config.detectors import ALWAYS
 from rapidun.config.detectors import Detector as Name
-from rapidun.report.certificate.shares import Detector, share_of
 from rapidun.report.metrics import DETECTORS
 from rapidun.report.read import number
+from rapidun.report.verdict.shares import Detector, share_of
 
 # what a planted answer holds; perplexity and the classifier see what is unlike a clean answer, and a refusal or the
 # words of a broken model are that too

@@ -7,12 +7,7 @@ from typing import Any
 from rapidun.config.attacks import Rows, Variant
 from rapidun.config.detectors import OF_TEXTS
 from rapidun.config.detectors import Detector as Name
-from rapidun.report.certificate.detectors import detectors_of, num_judged
-from rapidun.report.certificate.shares import Detector, Share, Try, share_of
-from rapidun.report.certificate.verdict import ASKED, BESIDE
-from rapidun.report.metrics import ROLES, TESTABLE
-from rapidun.report.read import RunRecord, number
-from rapidun.report.run.attacks import (
+from rapidun.report.attacks import (
     FORMATS,
     PROMPTS,
     QUANTISATION,
@@ -22,6 +17,11 @@ from rapidun.report.run.attacks import (
     attack_rows,
     attack_runs,
 )
+from rapidun.report.metrics import ROLES, TESTABLE
+from rapidun.report.read import RunRecord, number
+from rapidun.report.verdict.detectors import detectors_of, num_judged
+from rapidun.report.verdict.rules import ASKED, BESIDE
+from rapidun.report.verdict.shares import Detector, Share, Try, share_of
 
 ATTACKS = {RELEARNING: "relearning", QUANTISATION: "quantisation", SAMPLING: "sampling", PROMPTS: "prompts"}
 # the same prompts greedily again, which the evaluation has asked

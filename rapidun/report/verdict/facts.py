@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rapidun.report.certificate.shares import Share, Try, share_of
-from rapidun.report.certificate.verdict import ASKED, EXTRACTION
 from rapidun.report.forgotten import GONE
 from rapidun.report.read import RunRecord, number
 from rapidun.report.statistics import wilson_interval
+from rapidun.report.verdict.rules import ASKED, EXTRACTION
+from rapidun.report.verdict.shares import Share, Try, share_of
 
 PARAPHRASES = "paraphrases"
 WORD_FOR_WORD, CHOICE, STRENGTH = "exact_match", "choice_accuracy", "extraction_strength"
