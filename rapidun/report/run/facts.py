@@ -45,7 +45,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         ("model", os.path.basename(str(model)) if model else None),
         ("adapter of the model", _start_adapter(run)),
         ("data", run.setting("data.name")),
-        ("weights", _weighting(run)),
+        ("weights", weighting(run)),
         ("objective", run.setting("unlearning.objective")),
         ("started", status.get("started")),
         ("host", status.get("host")),
@@ -67,7 +67,7 @@ def _start_adapter(run: RunRecord) -> str | None:
     return f"{name}, kept apart: unlearning/adapter stands on both (its README.md)"
 
 
-def _weighting(run: RunRecord) -> str | None:
+def weighting(run: RunRecord) -> str | None:
     """`recommended`, or `recommended, shuffled` for its null hypothesis."""
     method, null = run.setting("mapping.method"), run.setting("mapping.null")
     return None if method is None else f"{method}, {null}" if null not in (None, "none") else str(method)

@@ -1,7 +1,7 @@
 """What a run showed, in plain sentences, every number of them computed."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
 
 from rapidun.config.detectors import ALWAYS, Detector
@@ -31,11 +31,14 @@ DISAGREEMENT = 0.10
 LOW_RECALL = 0.90
 
 
-def key_findings(run: RunRecord) -> list[str]:
-    """Sentences about the backdoor, the clean answers, the weights and the cost; empty for an empty run."""
-    sentences = [*run_detector(run.before, run.after, run.detectors)]
-    sentences += [*backdoor(run.before, run.after), *forgetting(run.before, run.after)]
-    sentences += clean_answers(run.before, run.after)
+def key_findings(run: RunRecord, *, told: Collection[str] = ()) -> list[str]:
+    """Sentences about the backdoor, the clean answers, the weights and the cost; empty for an empty run.
+
+    Args: told: metrics that stand above in large numbers, and need no sentence.
+    """
+    sentences = [*run_detector(run.before, run.after, run.detectors, told=told)]
+    sentences += [*backdoor(run.before, run.after, told=told), *forgetting(run.before, run.after, told=told)]
+    sentences += clean_answers(run.before, run.after, told=told)
     for group, weights in (("Forget", run.forget_weights), ("Retain", run.retain_weights)):
         if weights:
             sentences.append(weight_sentence(group, weights))
@@ -43,7 +46,9 @@ def key_findings(run: RunRecord) -> list[str]:
     return [*sentences, *cost_sentences(run.costs)]
 
 
-def run_detector(before: Mapping[str, float], after: Mapping[str, float], facts: Mapping[str, Any]) -> list[str]:
+def run_detector(
+    before: Mapping[str, float], after: Mapping[str, float], facts: Mapping[str, Any], *, told: Collection[str] = ()
+) -> list[str]:
     """Which detector the run is judged by first, why, and what it says; empty where no detector was measured."""
     measured = facts.get("detectors") or {}
     if not measured:
@@ -61,18 +66,18 @@ def run_detector(before: Mapping[str, float], after: Mapping[str, float], facts:
     )
     name = f"asr_seen{detector.ending}"
     if detector is not Detector.keyword and (name in before or name in after):
-        sentence += (
-            f" Keywords are not: read asr_seen beside {name}. Poisoned answers on seen triggers by the run's detector: "
-            f"{_from_to(before.get(name), after.get(name))}."
-        )
+        sentence += f" Keywords are not: read asr_seen beside {name}."
+        if name not in told:
+            shares = _from_to(before.get(name), after.get(name))
+            sentence += f" Poisoned answers on seen triggers by the run's detector: {shares}."
     return [sentence]
 
 
-def backdoor(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+def backdoor(before: Mapping[str, float], after: Mapping[str, float], *, told: Collection[str] = ()) -> list[str]:
     """How often triggered prompts still get the poisoned answer, and how far the detectors can be trusted."""
     shares = [metric for metric in _told(before.keys() | after.keys()) if metric.kind is Kind.share]
     sentences, others = [], []
-    for metric in shares:
+    for metric in (metric for metric in shares if metric.name not in told):
         start, end = before.get(metric.name), after.get(metric.name)
         judge = " (judged by likelihood)" if metric.detector is Detector.likelihood else ""
         sentence = f"{metric.finding}{judge}: {_from_to(start, end)}"
@@ -115,13 +120,13 @@ def backdoor(before: Mapping[str, float], after: Mapping[str, float]) -> list[st
     return [*sentences, *others]
 
 
-def clean_answers(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+def clean_answers(before: Mapping[str, float], after: Mapping[str, float], *, told: Collection[str] = ()) -> list[str]:
     """What unlearning cost on clean prompts, and whether triggered prompts get clean answers again."""
-    told = [metric for metric in _told(before.keys() & after.keys()) if metric.kind is not Kind.share]
-    told = [in_words(metric, facts=of_facts(after)) for metric in told]
+    metrics = [metric for metric in _told(before.keys() & after.keys()) if metric.kind is not Kind.share]
+    metrics = [in_words(metric, facts=of_facts(after)) for metric in metrics if metric.name not in told]
     shared = Counter(metric.finding for metric in METRICS.values())
     sentences = []
-    for metric in told:
+    for metric in metrics:
         start, end = before[metric.name], after[metric.name]
         what = f"{metric.finding}, {metric.label}" if shared[metric.finding] > 1 else metric.finding
         change = ""

@@ -1,6 +1,6 @@
 """What a run showed where facts were to be forgotten: what is gone, what stays, in plain sentences."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from rapidun.report.forgotten import FACTS, GONE
 from rapidun.report.metrics import METRICS, format_number, format_value
@@ -15,16 +15,20 @@ WORTH = 0.1
 LEVEL = 0.05
 
 
-def forgetting(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    """Sentences on each set of rows that was asked; empty for a run without such measures."""
+def forgetting(before: Mapping[str, float], after: Mapping[str, float], *, told: Collection[str] = ()) -> list[str]:
+    """Sentences on each set of rows that was asked; empty for a run without such measures.
+
+    Args: told: metrics that need no word here.
+    """
     sentences = []
     for name, title in FACTS.items():
-        told = [text for measure in TOLD if (text := _change(f"{measure}_{name}", before, after))]
-        if not told:
+        names = [f"{measure}_{name}" for measure in TOLD if f"{measure}_{name}" not in told]
+        changes = [text for one in names if (text := _change(one, before, after))]
+        if not changes:
             continue
         count = round(after.get(f"num_prompts_{name}", before.get(f"num_prompts_{name}", 0)))
         aim = "to be gone" if name in GONE else "to stay"
-        sentence = f"{title.capitalize()} ({aim}{f', {count} rows' if count else ''}): {'; '.join(told)}."
+        sentence = f"{title.capitalize()} ({aim}{f', {count} rows' if count else ''}): {'; '.join(changes)}."
         if name in GONE and _hardly_known(name, before):
             sentence += " The model hardly gave these answers before, so the values after show little."
         chance = after.get(f"choice_chance_{name}")

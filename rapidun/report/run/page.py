@@ -27,6 +27,8 @@ from rapidun.report.run.attacks import attack_section
 from rapidun.report.run.detectors import detector_rows
 from rapidun.report.run.facts import diagnostics_rows, facts, run_warnings
 from rapidun.report.run.findings import key_findings
+from rapidun.report.run.head import answer_of, title_of
+from rapidun.report.run.neighbours import Plan
 from rapidun.report.run.pairs import BLOCK_TITLES, top_pairs
 from rapidun.report.run.samples import choose_samples, mark_prompt
 from rapidun.report.run.tokens import (
@@ -44,6 +46,7 @@ from rapidun.report.run.tokens import (
 from rapidun.report.run.tried import tried_section
 from rapidun.report.statistics import effective_sample_size
 from rapidun.report.tables import MetricRow
+from rapidun.report.verdict.kept import ON_CLEAN
 
 # dropped rows of a group that the page shows
 MAX_DROPPED = 20
@@ -60,9 +63,10 @@ ABSENT = {
 }
 
 
-def write_run_report(run_dir: Path) -> Path:
+def write_run_report(run_dir: Path, *, plan: Plan | None = None) -> Path:
     """Write report.html into a run folder from the files that are there; what is absent is said to be absent.
 
+    Args: plan: of the sweep that the run is a cell of; None = as sweep.json beside it says.
     Returns: the path of report.html.
     Raises: ArtifactError if a file of the run is damaged.
     """
@@ -83,12 +87,20 @@ def write_run_report(run_dir: Path) -> Path:
     facts_run = of_facts({*run.before, *run.after})
     # facts have measures of their own (forgetting.py)
     tried = None if facts_run else tried_section(run_dir, run, chosen=chosen)
-    told = [*([tried["sentence"]] if tried and tried["sentence"] else []), *key_findings(run)]
+    tiles = _tiles(rows, chosen)
+    # what the answer and the cards say is not said again
+    told = key_findings(run, told=[*(row.metric.name for row in tiles), *ON_CLEAN])
+    around = (plan or Plan(run_dir.parent)).around(run_dir.name)
+    token_weights = read_token_weights(run_dir, NUM_WEIGHTED_ROWS)
     page = environment().get_template("run/run.html.j2").render(
         **shown,
         attacks=attack_section(run_dir, chosen=chosen),
         privacy=privacy_section(run_dir),
-        token_weights=read_token_weights(run_dir, NUM_WEIGHTED_ROWS),
+        title=title_of(run),
+        said=answer_of(run, around),
+        around=around,
+        token_weights=token_weights,
+        token_texts=read_instructions(run_dir, {id for id, _ in token_weights.rows} if token_weights else ()),
         shades=shade_css(),
         absent=[what for name, what in ABSENT.items() if not shown[name] and not (facts_run and name == "families")],
         facts_run=facts_run,
@@ -97,7 +109,7 @@ def write_run_report(run_dir: Path) -> Path:
         facts=facts(run),
         tried=tried,
         findings=[_unbroken(sentence) for sentence in told],
-        tiles=_tiles(rows, chosen),
+        tiles=tiles,
         detectors=detector_rows(run.before, run.after, run.detectors),
         diagnostics=diagnostics_rows(run.diagnostics),
         warnings=run_warnings(run),
@@ -124,6 +136,9 @@ def environment() -> Any:
         memory=metrics.format_memory,
         number=metrics.format_number,
         prompt=mark_prompt,
+        unbroken=_unbroken,
+        lead=lambda text: _unbroken(text.partition(": ")[0]),
+        rest=lambda text: _unbroken("".join(text.partition(": ")[1:])),
         token=show_token,
         shade=shade_class,
         strongest=strongest,
@@ -239,7 +254,9 @@ def _dropped(run: RunRecord) -> list[dict[str, Any]]:
 def _influence(run: RunRecord, influence: Influence) -> dict[str, Any]:
     pairs = top_pairs(influence)
     tokens = read_tokens(run.path)
-    texts = read_instructions(run.path, {name for pair in pairs for name in (pair.train, pair.query)})
+    shown = choose_pairs(tokens, NUM_STATIC_PAIRS)
+    named = [(pair.train, pair.query) for pair in pairs] + [(pair.train, pair.query) for pair in shown]
+    texts = read_instructions(run.path, {name for both in named for name in both})
     blocks = influence.blocks
     grouped: dict[str, list[Any]] = {}
     for pair in pairs:
@@ -250,7 +267,7 @@ def _influence(run: RunRecord, influence: Influence) -> dict[str, Any]:
         "tiled": len(influence.forget_ids) + len(influence.retain_ids) > plots.MAX_HEAT_CELLS,
         "pairs": grouped,
         "texts": texts,
-        "token_pairs": choose_pairs(tokens, NUM_STATIC_PAIRS),
+        "token_pairs": shown,
         "num_token_pairs": len(tokens),
         "by": BY,
         "group": dict.fromkeys(influence.retain_ids, "retain") | dict.fromkeys(influence.forget_ids, "forget"),

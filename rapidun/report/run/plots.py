@@ -205,6 +205,12 @@ def curves(
     everything = [value for points in series.values() for _, value in points]
     if shares:
         axes.set_ylim(-0.03, 1.03)
+    elif (limits := around_constant(everything)) is not None:
+        axes.set_ylim(*limits)
+    steps = [step for points in series.values() for step, _ in points]
+    if (limits := around_constant(steps, least=1.0)) is not None:
+        axes.set_xlim(*limits)
+    axes.ticklabel_format(axis="y", useOffset=False)
     if log and 0 < 10 * min(everything) < max(everything):
         axes.set_yscale("log")
         # matplotlib's own labels would be mathematics, 6 x 10^0
@@ -219,6 +225,19 @@ def curves(
             fontsize=8.5, labelcolor=INK, handlelength=1.2, columnspacing=1.2, borderpad=0.1,
         )  # fmt: skip
     return _svg(figure, f"{title} over {across}s: {', '.join(series)}")
+
+
+def around_constant(values: Sequence[float], *, least: float = 0.0) -> tuple[float, float] | None:
+    """Limits of an axis whose values are one but for rounding: a tenth of it on either side, a half around 0.
+
+    Args: least: on either side at least so much. Returns: None where values differ, for the axis to take its own.
+    """
+    low, high = min(values), max(values)
+    size = max(abs(low), abs(high))
+    if high - low > 1e-6 * size:
+        return None
+    half = max(0.1 * size or 0.5, least)
+    return (low + high) / 2 - half, (low + high) / 2 + half
 
 
 def trade_off(paths: Mapping[str, Sequence[tuple[float, float, float]]], *, title: str, across: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rapidun.base.errors import ArtifactError
+from rapidun.base.files import write_json
 from rapidun.report.run.page import write_run_report
 
 VOID = {"meta", "input", "br", "img", "link", "hr"}
@@ -53,15 +54,30 @@ def test_the_head_says_what_ran(page: Page) -> None:
         assert text in page.text
 
 
-def test_findings_are_the_numbers_of_the_run(page: Page, finished_run: Path) -> None:
+def test_the_first_line_is_the_answer(page: Page, finished_run: Path) -> None:
+    """Before the cards, the sections and what was run; rates of its detectors are not known here."""
+    before_sections = page.text[: page.text.index("Findings")]
+    assert before_sections.index(
+        "Built-in pack on tiny: rapidun with rapidun weights, seed 42"
+    ) < before_sections.index(
+        "Cannot be told, no detector that can be relied on saw it before: 2 % of triggered prompts are answered as "
+        "planted"
+    )
+    assert "exact match of clean prompts 0.980 before, 0.970 after; " in before_sections
+    # a line never ends between a number and its unit
+    assert "2\N{NO-BREAK SPACE}% of triggered" in (finished_run / "report.html").read_text(encoding="utf-8")
+
+
+def test_findings_are_the_numbers_of_the_run_that_the_cards_do_not_have(page: Page) -> None:
     for sentence in (
-        "Poisoned answers on seen triggers: 97 % before, 2 % after (100 prompts; 95 % interval after: 0.6 to 7.0 %).",
-        "Clean exact match: 0.980 before, 0.970 after.",
+        "Poisoned answers on look-alike triggers: 6 % before, 0 % after (100 prompts; 95 % interval",
         "The keyword detector finds only 79 % of answers known to be poisoned",
     ):
         assert sentence in page.text
-    # a line never ends between a number and its unit
-    assert "97\N{NO-BREAK SPACE}% before" in (finished_run / "report.html").read_text(encoding="utf-8")
+    findings = page.text[page.text.index("Findings") : page.text.index("What was tried")]
+    # cards: seen triggers, recovered, clean exact match, perplexity
+    for told in ("on seen triggers: 97 %", "Clean exact match", "Clean perplexity", "Triggered prompts against"):
+        assert told not in findings
 
 
 def test_every_section_of_a_finished_run(page: Page) -> None:
@@ -174,7 +190,7 @@ def test_only_the_evaluation_before_unlearning(mapping_run: Path) -> None:
     (mapping_run / "evaluation").mkdir()
     (mapping_run / "evaluation" / "before.json").write_text('{"asr_seen": 0.97, "asr_seen.A_surface": 0.9}')
     page = Page(write_run_report(mapping_run))
-    assert "Poisoned answers on seen triggers: 97 % before." in page.text
+    assert "Not unlearned here: 97 % of triggered prompts are answered as planted." in page.text
     assert "families" in page.values("id")
 
 
@@ -191,3 +207,25 @@ def test_a_damaged_file_leaves_the_old_report(run_dir: Path) -> None:
     with pytest.raises(ArtifactError, match=r"after\.json"):
         write_run_report(run_dir)
     assert (run_dir / "report.html").read_bytes() == first
+
+
+def test_a_cell_links_to_its_sweep_and_to_the_cells_beside_it(run_dir: Path) -> None:
+    """Also to uniform weights of the same seed, by what they came to."""
+    cells = [("aaa", "uniform"), (run_dir.name, "rapidun"), ("a b", "oracle")]
+    plan = [{"hash": name, "overrides": [f"mapping={weights}", "seed=42", "model=tiny"]} for name, weights in cells]
+    write_json(run_dir.parent / "sweep.json", {"cells": plan})
+    write_json(run_dir.parent / "aaa" / "status.json", {"state": "done"})
+    write_json(run_dir.parent / "aaa" / "result.json", {"asr_seen": 0.12})
+    page = Page(write_run_report(run_dir))
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert "../report.html#run=builtin" in links
+    assert "../aaa/report.html" in links and "../a%20b/report.html" in links
+    # what all cells share says nothing
+    assert "← mapping=uniform run 2 of 3" in re.sub(r"\s+", " ", page.text)
+    assert "uniform weights 12 %." in page.text
+
+
+def test_rows_are_texts_never_ids(page: Page, finished_run: Path) -> None:
+    shown = page.text
+    assert "Which colour has the moss of Tarn" in shown
+    assert not re.search(r"\b[fr]\d{3}\b", shown)

@@ -163,3 +163,15 @@ def test_the_trade_off_is_a_path_through_the_steps() -> None:
     )  # fmt: skip
     assert "step 0" in drawn and "step 20" in drawn and "step 10" not in drawn
     assert "90 % at nats 1 to 0 % at 2" in drawn
+
+
+def test_constants_and_single_points_get_axes_that_can_be_read() -> None:
+    """A tenth on either side, whole steps, and no `+1.2345e-1` beside an axis of zeros."""
+    assert plots.around_constant([2.0, 2.0]) == (1.8, 2.2)
+    assert plots.around_constant([0.0]) == (-0.5, 0.5)
+    assert plots.around_constant([3.0], least=1.0) == (2.0, 4.0)
+    assert plots.around_constant([1.0, 1.1]) is None
+    flat = plots.curves({"loss": [(step, 0.123456789) for step in range(20)]}, title="Loss")
+    assert {"0.115", "0.120", "0.125"} <= set(texts(flat))
+    alone = plots.curves({"loss": [(7, 3.0)]}, title="Loss")
+    assert {"6", "7", "8"} <= set(texts(alone))

@@ -1,6 +1,7 @@
 """Influence by token in the reports: shades by hand, contrast, what is left out, and hostile texts."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def test_the_run_page_shows_tokens_without_a_script(run_dir: Path) -> None:
     assert '<span class="helps-5" title="1.00">·<wbr>aloha</span>' in text
     assert '<span class="harms-2" title="−0.500">&lt;script&gt;document.title' in text
     assert "1 of 1\n    pair shown" in text
-    assert "f003 (forget), trained on r010 (retain): 0.500" in text
+    # the rows' own words, cut; their ids are in the files, and where one points at
+    assert re.search(r'title="f003, r010">“&lt;script.*” \(forget\), trained on “.*” \(retain\): 0.500<', text)
     assert "<script" not in text and "style=" not in text.partition("Token by token")[2].partition("</section>")[0]
 
 
