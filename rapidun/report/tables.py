@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from rapidun.report.metrics import (
     in_words,
     rate_names,
 )
+from rapidun.report.metrics import tiles as tile_names
 from rapidun.report.read import read_run
 from rapidun.report.statistics import wilson_interval
 
@@ -182,6 +183,14 @@ def family_rows(before: Mapping[str, float], after: Mapping[str, float]) -> list
                         )
                     )
     return rows
+
+
+def tiles(rows: Sequence[MetricRow], detector: str) -> list[MetricRow]:
+    """The large numbers, that by the run's detector first where it is not the keywords."""
+    found = {row.metric.name: row for row in rows}
+    wanted = [[f"asr_seen_{detector}"], *tile_names()]
+    chosen = [next((name for name in names if name in found), None) for names in wanted]
+    return [found[name] for name in dict.fromkeys(chosen) if name is not None]
 
 
 def closing_table(run_dir: Path) -> Table | None:

@@ -211,7 +211,8 @@ def test_single_runs_and_columns(tab: Watched) -> None:
 def test_failures_are_shown_as_text(tab: Watched) -> None:
     shown = tab.page.locator("#failures li").first.inner_text()
     assert "ValueError: loss is nan at step 12" in shown and EVIL in shown
-    assert tab.page.title() == "grid · rapidun comparison"  # no script in a name has run
+    title = "grid: mapping × unlearning × mapping.tau_f × seed, 61 cells · rapidun"
+    assert tab.page.title() == title  # no script in a name has run
     assert tab.page.locator("#board-body .error").count() == 2
 
 
@@ -268,8 +269,8 @@ def test_row_to_run_and_back_by_keyboard(tab: Watched) -> None:
     links = tab.page.locator("a.open")
     links.first.focus()
     tab.page.keyboard.press("ArrowDown")
-    run = tab.focused()
-    assert run == links.nth(1).inner_text()
+    run = tab.focused("dataset.run")
+    assert run == links.nth(1).get_attribute("data-run") and tab.focused() == "open"
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_selector("#run #settings")
     assert tab.state() == f"#run={run}"
@@ -277,17 +278,17 @@ def test_row_to_run_and_back_by_keyboard(tab: Watched) -> None:
     assert tab.focused("id") == "run-title"
     tab.page.keyboard.press("Escape")
     tab.page.wait_for_selector("#compare:not([hidden])")
-    assert tab.focused() == run  # the focus is back on the row
+    assert tab.focused("dataset.run") == run  # the focus is back on the row
     tab.page.keyboard.press("Enter")
     tab.page.wait_for_selector("#run #settings")
     tab.page.keyboard.press("Alt+ArrowLeft")
     tab.page.wait_for_selector("#compare:not([hidden])")
-    assert tab.focused() == run
+    assert tab.focused("dataset.run") == run
 
 
 def test_a_run_can_be_linked_and_back_keeps_the_filters(tab: Watched) -> None:
     tab.page.locator("#search").fill("uniform")
-    run = tab.page.locator("a.open").first.inner_text()
+    run = tab.page.locator("a.open").first.get_attribute("data-run")
     tab.page.locator("a.open").first.click()
     tab.page.wait_for_selector("#run #settings")
     tab.page.go_back()

@@ -59,5 +59,5 @@ def test_nothing_runs(finished_run: Path, browse: Browse, tmp_path: Path, number
     page.write_text(bare.replace("</body>", f"<script>{COUNTS}</script></body>"), encoding="utf-8")
     dom = browse("--dump-dom", "--virtual-time-budget=2000", page.as_uri())
     title = re.search(r"<title>([^<]*)</title>", dom)
-    assert title and "rapidun report" in title[1], dom[:300]
+    assert title and "· rapidun" in title[1], dom[:300]
     assert title[1].endswith(" handlers 0 images 0 scripts 1 links 0")

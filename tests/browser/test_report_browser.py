@@ -24,7 +24,9 @@ def probe(report: Path, folder: Path, script: str) -> Path:
 
 def test_the_page_loads_and_runs_nothing(finished_run: Path, browse: Browse) -> None:
     dom = browse("--dump-dom", (finished_run / "report.html").as_uri())
-    assert "<title>builtin · rapidun report</title>" in dom  # the script in the rows would have changed it
+    assert (
+        "<title>Built-in pack on tiny: rapidun with rapidun weights, seed 42 · rapidun</title>" in dom
+    )  # the script in the rows would have changed it
     assert "owned</title>" not in dom
     assert "&lt;script&gt;document.title = 'owned'; alert(1)&lt;/script&gt;" in dom
     assert "<script" not in dom
@@ -40,14 +42,19 @@ def test_markup_stays_text_even_where_scripts_may_run(finished_run: Path, browse
         "document.title += ' scripts ' + document.scripts.length + ' images ' + document.images.length",
     )
     dom = browse("--dump-dom", page.as_uri())
-    assert "<title>builtin · rapidun report scripts 1 images 0</title>" in dom
+    assert (
+        "<title>Built-in pack on tiny: rapidun with rapidun weights, seed 42 · rapidun scripts 1 images 0</title>"
+        in dom
+    )
 
 
 def test_the_policy_stops_a_script_that_got_in(finished_run: Path, browse: Browse, tmp_path: Path) -> None:
     page = tmp_path / "planted.html"
     text = (finished_run / "report.html").read_text(encoding="utf-8")
     page.write_text(text.replace("</body>", "<script>document.title = 'owned'</script></body>"), encoding="utf-8")
-    assert "<title>builtin · rapidun report</title>" in browse("--dump-dom", page.as_uri())
+    assert "<title>Built-in pack on tiny: rapidun with rapidun weights, seed 42 · rapidun</title>" in browse(
+        "--dump-dom", page.as_uri()
+    )
 
 
 def test_choosing_a_set_of_samples_needs_no_script(finished_run: Path, browse: Browse, tmp_path: Path) -> None:

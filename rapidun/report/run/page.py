@@ -87,7 +87,7 @@ def write_run_report(run_dir: Path, *, plan: Plan | None = None) -> Path:
     facts_run = of_facts({*run.before, *run.after})
     # facts have measures of their own (forgetting.py)
     tried = None if facts_run else tried_section(run_dir, run, chosen=chosen)
-    tiles = _tiles(rows, chosen)
+    tiles = tables.tiles(rows, chosen)
     # what the answer and the cards say is not said again
     told = key_findings(run, told=[*(row.metric.name for row in tiles), *ON_CLEAN])
     around = (plan or Plan(run_dir.parent)).around(run_dir.name)
@@ -149,14 +149,6 @@ def environment() -> Any:
 def _unbroken(sentence: str) -> str:
     """No line break between a number and its unit."""
     return re.sub(r"(?<=\d) (?=(%|s|min|h|GiB)\b|%)", "\N{NO-BREAK SPACE}", sentence)
-
-
-def _tiles(rows: Sequence[MetricRow], detector: str) -> list[MetricRow]:
-    """The large numbers, that by the run's detector first where it is not the keywords."""
-    found = {row.metric.name: row for row in rows}
-    wanted = [[f"asr_seen_{detector}"], *metrics.tiles()]
-    chosen = [next((name for name in names if name in found), None) for names in wanted]
-    return [found[name] for name in dict.fromkeys(chosen) if name is not None]
 
 
 def _grouped(rows: Sequence[MetricRow]) -> list[tuple[str, list[MetricRow]]]:

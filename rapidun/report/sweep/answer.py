@@ -32,12 +32,12 @@ from rapidun.report.verdict.rules import MIN_BEFORE, Damage
 MOST_NAMED = 3
 
 
-def title_of(summary: Summary) -> str:
-    """`tau: mapping × seed, 12 cells`."""
+def title_of(summary: Summary, *, name: str = "") -> str:
+    """`tau: mapping × seed, 12 cells`. Args: name: in place of the folder's."""
     keys = swept_keys(summary.cells, seed=True)
     swept = " × ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
     count = len(summary.cells)
-    return f"{summary.name}: {f'{swept}, ' if swept else ''}{count} {'cell' if count == 1 else 'cells'}"
+    return f"{name or summary.name}: {f'{swept}, ' if swept else ''}{count} {'cell' if count == 1 else 'cells'}"
 
 
 def answer_of(summary: Summary) -> Answer:

@@ -28,6 +28,7 @@ from rapidun.report.metrics import (
     panel_of,
 )
 from rapidun.report.read import RunRecord, read_run, series
+from rapidun.report.run.neighbours import Plan
 from rapidun.report.sweep.cells import Cell, natural_value, swept_keys
 from rapidun.report.sweep.details import Texts, flat_settings, influence_details, run_details
 from rapidun.report.sweep.groups import Group, label_of, shared_settings
@@ -65,6 +66,7 @@ def page_data(summary: Summary, *, base: Path, shrink: int = 1) -> PageData:
     per_set = max(2, min(30, ANSWERS_PER_SET // max(1, len(cells))) // shrink)
     num_pairs = max(2, min(16, TOKEN_PAIRS // max(1, len(cells)))) // shrink
     influences: dict[str, int | None] = {}
+    plans: dict[Path, Plan] = {}
     settings: list[dict[str, str]] = []
     details: list[dict[str, Any] | None] = []
     for number, cell in enumerate(cells):
@@ -75,7 +77,10 @@ def page_data(summary: Summary, *, base: Path, shrink: int = 1) -> PageData:
             continue
         lines.add(number, run)
         block = _influence_block(run, texts, influences, data, num_pairs=num_pairs)
-        details.append(run_details(run, texts, per_set=per_set, influence=block))
+        folder = cell.path.parent
+        if folder not in plans:
+            plans[folder] = Plan(folder)
+        details.append(run_details(run, texts, per_set=per_set, influence=block, plan=plans[folder]))
         settings.append(flat_settings(run))
     shared = _shared(settings)
     for number, (found, flat) in enumerate(zip(details, settings, strict=True)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,21 @@ from rapidun.report.metrics import DETECTORS, SETS, format_memory, format_number
 from rapidun.report.read import RunRecord, read_influence, read_instructions, read_weighted_rows
 from rapidun.report.run.facts import diagnostics_rows, facts, run_warnings
 from rapidun.report.run.findings import key_findings
+from rapidun.report.run.head import answer_of
+from rapidun.report.run.neighbours import Plan
 from rapidun.report.run.pairs import choose_queries, drivers, small_map
 from rapidun.report.run.samples import Verdict, choose_samples
-from rapidun.report.run.tokens import BY, Token, choose_pairs, read_tokens, strongest
+from rapidun.report.run.tokens import BY, Token, TokenPair, choose_pairs, read_tokens, strongest
 from rapidun.report.statistics import effective_sample_size, mcnemar_test
 from rapidun.report.sweep.cells import flatten, plain_value
-from rapidun.report.tables import MetricRow, before_after_rows, family_rows
+from rapidun.report.tables import MetricRow, before_after_rows, family_rows, tiles
+from rapidun.report.verdict.kept import ON_CLEAN
 
 NUM_BINS = 31
 EXTREMES = 5
 MAX_TEXT = 1500
+# characters by which a row is called
+MAX_NAME = 60
 # what an answer is compared with, where facts are to be forgotten (True) or not
 REFERENCE = {True: "answer on record", False: "clean answer"}
 FILES = ("report.html", "result.json", "status.json", "config.yaml", "command.txt", "metrics.jsonl",
@@ -45,15 +50,32 @@ class Texts:
         return place
 
 
-def run_details(run: RunRecord, texts: Texts, *, per_set: int, influence: int | None) -> dict[str, Any]:
-    """The run's tables, weights, answers, costs and settings.
+def run_details(
+    run: RunRecord, texts: Texts, *, per_set: int, influence: int | None, plan: Plan | None = None
+) -> dict[str, Any]:
+    """The run's answer, tables, weights, answers, costs and settings.
 
     Args:
-        per_set: answers shown of each set of prompts. influence: number of the influence block, None without one.
+        plan: of the sweep that it is a cell of. per_set: answers shown of each set of prompts. influence: number of the
+        influence block, None without one.
     """
+    chosen = str(run.detectors.get("detector") or "")
+    rows = before_after_rows(run.before, run.after, chosen=chosen)
+    said = answer_of(run, None if plan is None else plan.around(run.path.name))
+    large = tiles(rows, chosen)
     return {
+        "answer": [said.mark.value, said.headline, said.notes],
+        "tiles": [
+            [
+                f"{row.metric.group.split(' (')[0]}, {row.metric.label}",
+                row.before_text,
+                row.after_text,
+                row.interval_text,
+            ]
+            for row in large
+        ],
         "facts": facts(run),
-        "findings": key_findings(run),
+        "findings": key_findings(run, told=[*(row.metric.name for row in large), *ON_CLEAN]),
         "warnings": run_warnings(run),
         "table": [_row(row) for row in before_after_rows(run.before, run.after)],
         "families": [
@@ -113,7 +135,9 @@ def influence_details(path: Path, texts: Texts, *, num_pairs: int) -> dict[str, 
     queries = choose_queries(len(influence.forget_ids), len(influence.retain_ids))
     found = drivers(influence, queries)
     needed = {one.query for one in found} | {row for one in found for row, _ in one.helpful + one.harmful}
-    instructions = read_instructions(path, {ids[place] for place in needed})
+    shown = choose_pairs(tokens := read_tokens(path), num_pairs)
+    wanted = {ids[place] for place in needed} | {name for pair in shown for name in (pair.query, pair.train)}
+    instructions = read_instructions(path, wanted)
     values, border, limit = small_map(influence)
 
     def pairs(ends: list[tuple[int, float]]) -> list[list[Any]]:
@@ -128,16 +152,18 @@ def influence_details(path: Path, texts: Texts, *, num_pairs: int) -> dict[str, 
         "map": values,
         "border": border,
         "limit": float(f"{limit:.3g}"),
-        "tokens": _tokens(path, num_pairs, forget=set(influence.forget_ids)),
+        "tokens": _tokens(shown, len(tokens), instructions, forget=set(influence.forget_ids)),
     }
 
 
-def _tokens(path: Path, num_pairs: int, *, forget: set[str]) -> dict[str, Any] | None:
-    found = read_tokens(path)
-    shown = choose_pairs(found, num_pairs)
-
+def _tokens(
+    shown: Sequence[TokenPair], total: int, instructions: Mapping[str, str], *, forget: set[str]
+) -> dict[str, Any] | None:
     def name(row: str) -> str:
-        return f"{row} ({'forget' if row in forget else 'retain'})"
+        """The row's own words, cut."""
+        text = " ".join(instructions.get(row, row).split())
+        text = text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}…"
+        return f"“{text}” ({'forget' if row in forget else 'retain'})"
 
     def side(tokens: list[Token]) -> list[Any]:
         # left out tokens: their number in place of a text
@@ -147,7 +173,7 @@ def _tokens(path: Path, num_pairs: int, *, forget: set[str]) -> dict[str, Any] |
     if not shown:
         return None
     return {
-        "total": len(found),
+        "total": total,
         "pairs": [
             [name(pair.query), name(pair.train), format_number(pair.score), BY.get(pair.by, pair.by),
              side(pair.query_tokens), side(pair.train_tokens)]

@@ -17,6 +17,7 @@ from rapidun.base.files import write_text
 from rapidun.report.read import is_run
 from rapidun.report.run.page import environment
 from rapidun.report.run.tokens import shade_css
+from rapidun.report.sweep.answer import answer_of, title_of
 from rapidun.report.sweep.budget import chosen_budget, common_budget
 from rapidun.report.sweep.cells import Cell, read_cell, read_cells, with_differing_settings
 from rapidun.report.sweep.comparisons import SOURCE_KEY, difference_text, method_sentences, p_text
@@ -75,14 +76,16 @@ def write_comparison(summary: Summary, path: Path, *, title: str) -> list[str]:
 def page(summary: Summary, data: PageData, *, title: str) -> str:
     """The finished page. Only the two scripts whose hashes stand in its policy may run."""
     library = plotly_source()
-    data.index["title"] = f"{title} · rapidun comparison"
+    heading = title_of(summary, name=title)
+    data.index["title"] = f"{heading} · rapidun"
     script = page_script()
     packed = base64.b64encode(gzip.compress(library.encode(), compresslevel=9, mtime=0)).decode()
     return (
         environment()
         .get_template("sweep/web/compare.html.j2")
         .render(
-            title=title,
+            title=heading,
+            said=answer_of(summary),
             summary=summary,
             p_text=p_text,
             difference=difference_text,
@@ -146,8 +149,9 @@ def write_sweep_index(sweep_dir: Path, summary: Summary, *, comparison: bool = T
     attacked = any(name.startswith("asr") for name in columns) or "extraction_strength_forget" not in columns
     page = environment().get_template("sweep/sweep.html.j2").render(
         summary=summary,
+        title=title_of(summary),
+        said=answer_of(summary),
         judged_by="ASR" if attacked else "extraction strength of the forget rows",
-        name=summary.name,
         comparison=(sweep_dir / "report.html").is_file(),
         comparisons_note=COMPARISONS,
         trials_note=TRIALS,

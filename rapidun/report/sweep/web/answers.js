@@ -5,7 +5,7 @@ function answersSection(answers, texts, folder) {
   const families = [...new Set(answers.rows.map(row => row[1]).filter(Boolean))];
   const chosen = {set: '0', family: '', verdict: ''};
   let limit = AT_FIRST;
-  const more = el('button', {type: 'button', onclick: () => { limit = Infinity; draw(); }});
+  const more = el('button', {type: 'button', onclick: () => { limit = Infinity; draw(); list.children[AT_FIRST]?.focus(); }});
   const draw = () => {
     const rows = answers.rows.filter(row => (chosen.set === '' || row[0] === Number(chosen.set)) && (!chosen.family || row[1] === chosen.family)
       && (!chosen.verdict || (chosen.verdict === 'bad') === ((row[7][0] === null ? row[6] : row[7])[2] === 'bad')));
@@ -31,7 +31,7 @@ function answerArticle([set, family, trigger, prompt, context, reference, before
   const answer = (when, [text, verdict, state]) => el('div', {className: 'answer' + (state ? ' ' + state : '')},
     el('div', {className: 'head'}, el('span', {}, when), el('span', {className: 'verdict'}, verdict)),
     el('div', {className: 'text'}, text === null ? el('span', {className: 'note'}, 'not generated') : texts[text] ? visible(texts[text]) : el('span', {className: 'note'}, '(empty)')));
-  return el('article', {className: 'sample'},
+  return el('article', {className: 'sample', tabIndex: -1},
     el('div', {className: 'where'}, [answers.sets[set][1], family].filter(Boolean).join(' · ')),
     el('p', {className: 'prompt text'}, markTrigger(texts[prompt], trigger)),
     texts[context] ? el('details', {}, el('summary', {}, 'context'), el('p', {className: 'text note'}, visible(texts[context]))) : null,

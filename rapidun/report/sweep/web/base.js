@@ -18,6 +18,18 @@ function fill(element, ...children) {
   element.replaceChildren(...children.flat(Infinity).filter(child => child !== null && child !== undefined));
 }
 
+// the same for controls that a choice makes anew: what had the focus has it again, by its name
+function refill(element, ...children) {
+  const held = element.contains(document.activeElement) ? document.activeElement.name : '';
+  fill(element, ...children);
+  if (held) element.querySelector(`[name="${CSS.escape(held)}"]`)?.focus({preventScroll: true});
+}
+
+// one stop for the Tab key among many: the arrow keys move between them, Home and End to the ends
+function roving(elements, current) {
+  for (const element of elements) element.tabIndex = element === current ? 0 : -1;
+}
+
 // blocks of details: gzip in base64, unpacked once when first asked for
 const unpacked = new Map();
 function block(name) {

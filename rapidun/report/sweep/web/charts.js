@@ -1,4 +1,4 @@
-// What all plots share: the drawing library (unpacked when the first plot comes into view), colours, when to draw again.
+// What all plots share: the drawing library (unpacked once the page can be used), colours, when to draw again.
 let library = null;
 function plotly() {
   library ||= block('plotly').then(source => {
@@ -30,7 +30,10 @@ function layout(more) {
 async function plot(place, traces, more, description) {
   const Plotly = await plotly();
   place.setAttribute('aria-label', description);
-  await Plotly.react(place, traces, layout(more), {displayModeBar: false, responsive: true, doubleClick: 'reset'});
+  const onPaper = document.documentElement.classList.contains('printing');
+  await Plotly.react(place, traces, {...layout(more), ...(onPaper ? {width: place.clientWidth} : {})}, {displayModeBar: false, responsive: true, doubleClick: 'reset'});
+  if (place.dataset.paper && !onPaper) Plotly.Plots.resize(place);
+  if (onPaper) place.dataset.paper = 'true'; else delete place.dataset.paper;
   return place;
 }
 
@@ -38,7 +41,19 @@ const axisOf = metric => ({title: {text: metric.label}, ...(metric.kind === 'sha
 // a text in a hover label may not be read as markup, which the library allows for bold and breaks
 const plain = text => String(text).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;');
 
-// sections whose plot is drawn when it comes into view, and again when rows or colours change
+// Limits of an axis whose numbers are one: a tenth of it on either side, a half around 0; null where they differ.
+function aroundConstant(values, least = 0) {
+  const known = values.filter(value => Number.isFinite(value));
+  if (!known.length) return null;
+  const low = Math.min(...known), high = Math.max(...known), size = Math.max(Math.abs(low), Math.abs(high));
+  if (high - low > 1e-6 * size) return null;
+  const half = Math.max(0.1 * size || 0.5, least);
+  return [(low + high) / 2 - half, (low + high) / 2 + half];
+}
+const rangeOf = (values, least) => { const range = aroundConstant(values, least); return range ? {range} : {}; };
+
+// Sections with a plot. All are drawn, one after the other while nothing else is to do, those in view first: a plot that
+// waits until somebody looks at it is a blank in print and in a picture of the whole page. Again when rows or colours change.
 const charts = new Map();
 const watcher = new IntersectionObserver(entries => {
   for (const entry of entries) {
@@ -47,6 +62,50 @@ const watcher = new IntersectionObserver(entries => {
     if (chart.inView && chart.stale) drawChart(chart);
   }
 }, {rootMargin: '250px'});
+const idle = window.requestIdleCallback ? work => requestIdleCallback(work, {timeout: 500}) : work => setTimeout(work, 30);
+let drawing = false;
+function drawRest() {
+  if (drawing) return;
+  drawing = true;
+  const step = async () => {
+    const chart = $('compare').hidden ? null : [...charts.values()].find(one => one.stale);
+    if (chart) { await drawChart(chart); idle(step); return; }
+    drawing = false;
+    // a run's page says so itself
+    if (!$('compare').hidden) allDrawn();
+  };
+  idle(step);
+}
+
+// The page counts as loaded when its first plots are there: a document that stays open in a hidden frame holds it so long,
+// and whoever takes a picture of a loaded page has them in it.
+let hold = el('iframe', {hidden: true, title: 'plots are being drawn'});
+document.body.append(hold);
+hold.contentDocument.open();
+function allDrawn() {
+  document.documentElement.dataset.charts = 'drawn';
+  if (!hold) return;
+  hold.contentDocument.close();
+  hold.remove();
+  hold = null;
+}
+
+// Paper is white and narrow: plots are drawn for it, and for the screen again behind it.
+let themeOnScreen = '';
+const redrawAll = () => [...($('compare').hidden ? runCharts : [...charts.values()].map(chart => () => drawChart(chart)))].map(draw => draw());
+addEventListener('beforeprint', () => {
+  const root = document.documentElement;
+  themeOnScreen = root.dataset.theme;
+  root.dataset.theme = 'light';
+  root.classList.add('printing');
+  redrawAll();
+});
+addEventListener('afterprint', () => {
+  const root = document.documentElement;
+  root.classList.remove('printing');
+  if (themeOnScreen) root.dataset.theme = themeOnScreen; else delete root.dataset.theme;
+  redrawAll();
+});
 
 function addChart(id, draw) {
   charts.set(id, {draw, stale: true, inView: false, id});
@@ -66,12 +125,14 @@ async function drawChart(chart) {
 let waiting = 0;
 function chartsChanged() {
   clearTimeout(waiting);
+  delete document.documentElement.dataset.charts;
   waiting = setTimeout(() => {
     for (const chart of charts.values()) {
       chart.stale = true;
       delete $(chart.id).dataset.drawn;
       if (chart.inView && !$('compare').hidden) drawChart(chart);
     }
+    drawRest();
   }, 120);
 }
 

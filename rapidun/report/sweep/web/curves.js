@@ -11,7 +11,7 @@ function curveControls() {
   const now = curveChoice(), stages = [...new Set(index.curves.map(one => one.stage))];
   const quantity = stages.map(stage => ({label: stage, options: index.curves.filter(one => one.stage === stage).map(one => [one.name, one.words === one.panel.toLowerCase() ? one.panel : `${one.panel}: ${one.words}`])}));
   const change = changes => { choose(changes); chartsChanged(); };
-  fill($('curve-controls'),
+  refill($('curve-controls'),
     choice('number', 'cq', quantity, now.name, value => change({cq: value})),
     choice('a line for', 'cb', [...index.keys.map((key, place) => [place, `each ${key.name} (mean)`]), ['runs', 'each run']], now.by, value => change({cb: value === 'runs' ? 'runs' : index.keys[value].name})));
 }
@@ -57,6 +57,6 @@ async function drawCurves() {
     hovertemplate: `${plain(line.name)}${line.count > 1 ? `, mean of ${line.count} runs` : ''}<br>step %{x}: %{y:.4g}<extra></extra>`,
     line: {color: colours[number % colours.length], width: 1.8, dash: dashes[Math.floor(number / colours.length) % dashes.length]},
   })), {height: 380, showlegend: drawn.length <= 16, legend: {orientation: 'h', y: 1.02, yanchor: 'bottom', x: 0},
-    xaxis: {title: {text: 'optimiser step'}}, yaxis: {title: {text: described ? described.panel : ''}, ...(described && described.log ? {type: 'log'} : {}), ...(described && described.shares ? {tickformat: '.0%'} : {})}},
+    xaxis: {title: {text: 'optimiser step'}, ...rangeOf(drawn.flatMap(line => line.x), 1)}, yaxis: {title: {text: described ? described.panel : ''}, ...(described && described.log ? {type: 'log'} : rangeOf(drawn.flatMap(line => line.y))), ...(described && described.shares ? {tickformat: '.0%'} : {})}},
     `Training curves: ${described ? `${described.panel}, ${described.words}` : ''}; ${plural(drawn.length, 'line')}`);
 }

@@ -7,7 +7,7 @@ function heatChoice() {
 
 function heatControls() {
   const now = heatChoice(), change = changes => { choose(changes); heatControls(); chartsChanged(); };
-  fill($('heat-controls'),
+  refill($('heat-controls'),
     choice('across', 'hx', keyOptions(), now.x, value => change({hx: index.keys[value].name})),
     choice('down', 'hy', keyOptions(), now.y, value => change({hy: index.keys[value].name})),
     choice('metric', 'hm', metricOptions(), now.metric, value => change({hm: index.metrics[value].name})));
@@ -26,12 +26,13 @@ async function drawHeat() {
     return {count: weight, mean: weight ? found.reduce((sum, row) => sum + row.n * row.metrics[now.metric], 0) / weight : null};
   };
   const fields = down.map(b => across.map(a => field(a, b)));
+  const means = fields.flat().map(one => one.mean).filter(value => value !== null), flat = aroundConstant(means);
   const few = across.length * down.length <= 150;
   await plot($('heat-plot'), [{
     type: 'heatmap', x: across.map((_, place) => place), y: down.map((_, place) => place), z: fields.map(line => line.map(one => one.mean)),
     text: fields.map(line => line.map(one => one.mean === null ? '' : formatMetric(one.mean, metric))), texttemplate: few ? '%{text}' : '',
     customdata: fields.map((line, b) => line.map((one, a) => `${plain(index.keys[now.x].name)}=${plain(across[a])}<br>${plain(index.keys[now.y].name)}=${plain(down[b])}<br>${plain(metric.label)}: ${formatMetric(one.mean, metric)}, mean of ${plural(one.count, 'run')}`)),
-    hovertemplate: '%{customdata}<extra></extra>', hoverongaps: false, colorscale: scale(), xgap: 2, ygap: 2, colorbar: {thickness: 12, outlinewidth: 0, ...(metric.kind === 'share' ? {tickformat: '.0%'} : {})},
+    hovertemplate: '%{customdata}<extra></extra>', hoverongaps: false, colorscale: scale(), ...(flat ? {zmin: flat[0], zmax: flat[1]} : {}), xgap: 2, ygap: 2, colorbar: {thickness: 12, outlinewidth: 0, ...(metric.kind === 'share' ? {tickformat: '.0%'} : {})},
   }], {
     height: Math.max(240, Math.min(640, 90 + 52 * down.length)), margin: {l: 60, r: 10, t: 10, b: 52},
     xaxis: {title: {text: plain(index.keys[now.x].name)}, tickvals: across.map((_, place) => place), ticktext: across.map(plain), showgrid: false, zeroline: false},

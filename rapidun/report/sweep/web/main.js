@@ -17,9 +17,28 @@ function applyTheme() {
   $('theme').value = theme;
 }
 
+// How many entries of the history lie between this run and the table that it was opened from: Esc goes back over them and
+// leaves none behind. A run that was opened by its address has no table before it: null.
+let lastDepth = null;
+function depthOf() {
+  if (!state.run) return 0;
+  if (history.state && history.state.depth !== undefined) return history.state.depth;
+  const depth = lastDepth === null ? null : lastDepth + 1;
+  history.replaceState({depth}, '');
+  return depth;
+}
+
+function toTable() {
+  if (!state.run) return;
+  if (lastDepth) { history.go(-lastDepth); return; }
+  history.replaceState(null, '', lastComparison || '#');
+  show();
+}
+
 function show() {
   const before = openedFrom;
   readHash();
+  lastDepth = depthOf();
   applyTheme();
   openedFrom = state.run || '';
   $('compare').hidden = Boolean(state.run);
@@ -36,7 +55,7 @@ function show() {
   drawLeaderboard();
   drawColumnChoice();
   if (index.metrics.length) { paretoControls(); parallelControls(); }
-  if (index.keys.length && index.metrics.length) heatControls();
+  if (index.keys.length > 1 && index.metrics.length) heatControls();
   if (index.curves.length) curveControls();
   chartsChanged();
   if (before) {
@@ -49,9 +68,10 @@ function show() {
   if (state.at) jump(state.at);
 }
 
+// the colours of plots are drawn, not styled; nothing else changes, least of all what has the focus
 function redraw() {
   applyTheme();
-  if (state.run) openRun(state.run); else chartsChanged();
+  if (state.run) for (const chart of runCharts) chart(); else chartsChanged();
 }
 
 $('theme').addEventListener('change', event => { theme = event.target.value; choose({theme}); redraw(); });
@@ -62,13 +82,21 @@ document.addEventListener('keydown', event => {
   const back = event.altKey && event.key === 'ArrowLeft';
   if (event.key !== 'Escape' && !back) return;
   event.preventDefault();
-  if (back) history.back(); else $('back').click();
+  if (back) history.back(); else toTable();
 });
 // contents and other links within the page keep the reader's choices
 document.addEventListener('click', event => {
-  if (event.target.closest('a.skip')) {
+  const skip = event.target.closest('a.skip');
+  if (skip) {
     event.preventDefault();
-    (state.run ? $('run-title') : $('h-leaderboard')).focus();
+    const wanted = state.run ? $(skip.dataset.run) || $('run-title') : skip.dataset.skip === 'rows' ? currentLink() || $('h-leaderboard') : $(skip.dataset.skip);
+    wanted.focus();
+    wanted.scrollIntoView({block: 'nearest'});
+    return;
+  }
+  if (event.target.closest('#back')) {
+    event.preventDefault();
+    toTable();
     return;
   }
   const link = event.target.closest('a[data-at]');
@@ -81,7 +109,7 @@ document.addEventListener('click', event => {
 startLeaderboard();
 // a sweep without a finished run has no numbers, one without swept settings no axes
 if (index.metrics.length) { addChart('pareto', drawPareto); addChart('parallel', drawParallel); }
-if (index.keys.length && index.metrics.length) addChart('heat', drawHeat);
+if (index.keys.length > 1 && index.metrics.length) addChart('heat', drawHeat);
 if (index.curves.length) addChart('curves', drawCurves);
 show();
 document.documentElement.dataset.ready = 'true';

@@ -17,7 +17,7 @@ function parallelControls() {
     chartsChanged();
   }}), ' ' + column(id).title);
   const metric = metricPlace(state.pcol, index.criteria[0] ?? 0);
-  fill($('parallel-controls'),
+  refill($('parallel-controls'),
     choice('colour by', 'pcol', metricOptions(), metric, value => { choose({pcol: index.metrics[value].name}); chartsChanged(); }),
     el('details', {className: 'menu'}, el('summary', {}, 'Axes'), el('div', {className: 'boxes'}, allColumns().filter(id => /^[km]:/.test(id)).map(box))));
 }
@@ -69,7 +69,7 @@ async function drawParallel() {
   const annotations = axes.flatMap((axis, place) => axis.ticks.map(([spot, text]) => ({
     x: place, y: spot, text: plain(text), showarrow: false, xanchor: place === axes.length - 1 ? 'right' : 'left', xshift: place === axes.length - 1 ? -7 : 7, font: {size: 11, color: colour('ink')}, bgcolor: colour('card'), opacity: 0.9, borderpad: 1})));
   annotations.push(...axes.map((axis, place) => ({x: place, y: 1.06, text: plain(axis.title), showarrow: false, textangle: axes.length > 5 ? -18 : 0, xanchor: axes.length > 5 ? 'left' : place === 0 ? 'left' : place === axes.length - 1 ? 'right' : 'center', yanchor: 'bottom', font: {size: 12, color: colour('ink')}})));
-  const narrow = $('parallel-plot').clientWidth < 110 * axes.length;
+  const narrow = !document.documentElement.classList.contains('printing') && $('parallel-plot').clientWidth < 110 * axes.length;
   $('parallel-plot').style.minWidth = narrow ? `${110 * axes.length}px` : '';
   await plot($('parallel-plot'), traces, {
     height: 460, annotations, margin: {l: 24, r: axes.length > 5 ? 120 : 40, t: axes.length > 5 ? 84 : 44, b: 16},

@@ -23,7 +23,7 @@ function front(rows, {x, y, wayX, wayY}) {
 function paretoControls() {
   const now = paretoChoice(), change = changes => { choose(changes); paretoControls(); chartsChanged(); };
   const ways = [[-1, 'smaller is better'], [1, 'larger is better']];
-  fill($('pareto-controls'),
+  refill($('pareto-controls'),
     choice('across', 'px', metricOptions(), now.x, value => change({px: index.metrics[value].name, pdx: ''})),
     choice('direction across', 'pdx', ways, now.wayX, value => change({pdx: value})),
     choice('up', 'py', metricOptions(), now.y, value => change({py: index.metrics[value].name, pdy: ''})),
@@ -54,7 +54,7 @@ async function drawPareto() {
     });
   });
   const place = await plot($('pareto-plot'), traces,
-    {xaxis: axisOf(metrics[0]), yaxis: axisOf(metrics[1]), height: 420, showlegend: values.length > 1 && values.length <= 12,
+    {xaxis: {...axisOf(metrics[0]), ...rangeOf(rows.map(row => row.metrics[now.x]))}, yaxis: {...axisOf(metrics[1]), ...rangeOf(rows.map(row => row.metrics[now.y]))}, height: 420, showlegend: values.length > 1 && values.length <= 12,
      legend: {orientation: 'h', y: 1.02, yanchor: 'bottom', x: 0, title: {text: now.by < 0 ? '' : plain(index.keys[now.by].name) + '  '}}},
     `Scatter plot of ${plural(rows.length, 'row')}: ${metrics[1].label} over ${metrics[0].label}; ${best.length} on the Pareto front, listed below`);
   if (!place.dataset.bound) {

@@ -10,11 +10,12 @@ async function openRun(id, at) {
   if (!run) {
     fill(place, el('h1', {id: 'run-title', tabIndex: -1}, 'No such run'), el('p', {}, `This page holds no run ${id}.`), backLink());
     $('run-title').focus();
+    allDrawn();
     return;
   }
   const row = runRow(run), group = index.groups[run.group];
   const head = el('div', {className: 'run-head'}, backLink(),
-    el('p', {className: 'kicker'}, `run ${run.id}`), el('h1', {id: 'run-title', tabIndex: -1}, row.label));
+    el('p', {className: 'kicker'}, `run ${run.id}`), el('h1', {id: 'run-title', tabIndex: -1}, row.label), pathOf(run));
   fill(place, head, el('p', {role: 'status'}, 'Unpacking …'));
   $('run-title').focus({preventScroll: true});
   scrollTo(0, 0);
@@ -25,14 +26,37 @@ async function openRun(id, at) {
     ? el('strong', {'aria-current': 'page'}, `seed ${one.seed || '?'}`) : el('a', {href: runHash(one)}, `seed ${one.seed || '?'}`)])) : null;
   if (!details) {
     fill(place, head, siblings, banner(run), el('p', {}, run.state === 'not started' ? 'This cell is planned in sweep.json; nobody has started it.' : 'The files of this run could not be read.'));
+    allDrawn();
     return;
   }
+  head.append(answerBox(details.answer), tilesOf(details.tiles));
   head.append(el('dl', {className: 'facts'}, details.facts.map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, value)))));
   fill(place, head, siblings, banner(run), runSections(run, details, texts, shared));
   // putting the head in again has taken the focus from it
   if (at) jump(at); else $('run-title').focus({preventScroll: true});
-  for (const chart of runCharts) chart();
+  await Promise.all(runCharts.map(chart => chart()));
+  allDrawn();
 }
+
+// the runs before and after it as the leaderboard lists them, and the page that the run wrote itself
+function pathOf(run) {
+  const rows = sorted(visibleRows()), place = rows.findIndex(row => row.runs.includes(run));
+  const step = (row, words) => row ? el('a', {href: runHash(row.run)}, words(row.label)) : null;
+  const own = run.state === 'not started' ? null : el('a', {href: `${run.folder}/report.html`.split('/').map(encodeURIComponent).join('/')}, 'its own page');
+  return el('p', {className: 'path', role: 'navigation', 'aria-label': 'Runs beside it'},
+    step(place > 0 ? rows[place - 1] : null, label => `← ${label}`), own, step(place >= 0 ? rows[place + 1] : null, label => `${label} →`));
+}
+
+function answerBox([mark, headline, notes]) {
+  const at = headline.indexOf(': ');
+  return el('div', {className: `said ${mark}`, role: 'region', 'aria-label': 'The answer'},
+    el('p', {className: 'headline'}, el('strong', {}, at < 0 ? headline : headline.slice(0, at)), at < 0 ? '' : headline.slice(at)),
+    notes.length ? el('dl', {}, notes.map(([what, text]) => [el('dt', {}, what), el('dd', {}, text)])) : null);
+}
+
+const tilesOf = tiles => tiles.length ? el('div', {className: 'tiles'}, tiles.map(([what, before, after, interval]) => el('div', {className: 'tile'},
+  el('div', {className: 'what'}, what), el('div', {className: 'value'}, before, el('span', {'aria-label': 'then'}, ' → '), after),
+  interval ? el('div', {className: 'what'}, `95 % interval ${interval}`) : null))) : null;
 
 const backLink = () => el('p', {className: 'back'}, el('a', {href: lastComparison || '#', id: 'back'}, '← All runs'), el('span', {className: 'note'}, ' (Esc)'));
 
@@ -47,7 +71,7 @@ function runSections(run, details, texts, shared) {
   runCharts = [];
   const parts = [];
   const findings = [...details.findings];
-  parts.push(section('findings', 'Key findings',
+  parts.push(section('findings', 'Findings',
     findings.length ? el('ul', {className: 'findings'}, findings.map(text => el('li', {}, text))) : el('p', {className: 'note'}, 'Nothing was evaluated in this run.'),
     details.warnings.length ? [el('h3', {}, 'Warnings'), el('ul', {className: 'warnings'}, details.warnings.map(text => el('li', {}, text)))] : null));
   if (details.table.length) parts.push(section('table', 'Before and after unlearning', beforeAfter(details.table), changed(details.changed)));
@@ -103,6 +127,7 @@ function runCurves(run) {
   const part = section('training', 'Training', place);
   runCharts.push(async () => {
     const curves = await block('curves'), panels = new Map();
+    fill(place);
     for (const one of names) {
       const line = lineOf(curves, run, one.name);
       if (!line) continue;
@@ -114,7 +139,7 @@ function runCurves(run) {
       const chart = el('div', {className: 'chart', role: 'img'});
       place.append(el('figure', {}, el('figcaption', {}, title), chart));
       await plot(chart, lines.map((line, number) => ({x: line.x, y: line.y, name: plain(line.words), type: 'scatter', mode: line.x.length < 12 ? 'lines+markers' : 'lines', line: {color: palette()[number % 8], width: 1.8}})),
-        {height: 270, showlegend: lines.length > 1, legend: {orientation: 'h', y: 1.02, yanchor: 'bottom', x: 0, font: {size: 11}}, xaxis: {title: {text: 'optimiser step'}}, yaxis: {...(lines[0].log ? {type: 'log'} : {}), ...(lines[0].shares ? {tickformat: '.0%', range: [-0.03, 1.03]} : {})}},
+        {height: 270, showlegend: lines.length > 1, legend: {orientation: 'h', y: 1.02, yanchor: 'bottom', x: 0, font: {size: 11}}, xaxis: {title: {text: 'optimiser step'}, ...rangeOf(lines.flatMap(line => line.x), 1)}, yaxis: {...(lines[0].log ? {type: 'log'} : rangeOf(lines.flatMap(line => line.y))), ...(lines[0].shares ? {tickformat: '.0%', range: [-0.03, 1.03]} : {})}},
         `${title}, ${lines.map(line => line.words).join(', ')}`);
     }
   });
@@ -129,7 +154,7 @@ function weightsSection(details, texts) {
     return el('figure', {}, el('figcaption', {}, `${group.count} ${group.group} rows: ${group.low} to ${group.high}, effective sample size ${group.effective}`), chart);
   });
   const extremes = details.weights.map(group => [el('h3', {}, `The ${group.group} rows that count most and least`),
-    scroller(`Extreme ${group.group} weights`, tableOf(['row', 'instruction', '#weight'], [...group.largest, ...group.smallest].map(([id, weight, text]) => [id, el('span', {className: 'text clip'}, texts[text] ? visible(texts[text]) : ''), weight])))]);
+    scroller(`Extreme ${group.group} weights`, tableOf(['row', '#weight'], [...group.largest, ...group.smallest].map(([id, weight, text]) => [rowText(id, texts[text]), weight])))]);
   const diagnostics = details.diagnostics.length ? el('details', {}, el('summary', {}, 'Diagnostics'), scroller('Diagnostics of the weights', tableOf(['of the weights', '#forget', '#retain'], details.diagnostics))) : null;
   return section('weights', 'Loss weights', el('div', {className: 'plots'}, figures), extremes, diagnostics);
 }
@@ -139,29 +164,37 @@ function influenceSection(number, texts) {
   const part = section('influence', 'Influence: which training rows drive which answers', place);
   runCharts.push(async () => {
     const found = await block('influence-' + number);
-    const name = row => `${found.rows[row][0]} (${row < found.forget ? 'forget' : 'retain'})`;
-    const short = row => { const text = texts[found.rows[row][1]]; return text.length > 70 ? text.slice(0, 70) + '…' : text; };
+    if (chart) { await map(found, chart); return; }
+    const short = row => { const text = texts[found.rows[row][1]] || found.rows[row][0]; return text.length > 70 ? text.slice(0, 70) + '…' : text; };
     const list = el('div', {className: 'answers'});
     const show = value => {
       const [, helpful, harmful] = found.queries[value];
-      const lines = pairs => pairs.map(([row, score]) => [name(row), el('span', {className: 'text clip'}, visible(texts[found.rows[row][1]])), score]);
-      fill(list, el('div', {}, el('h3', {}, 'Training on these makes the answer likelier'), scroller('Helpful rows', tableOf(['training row', 'instruction', '#score'], lines(helpful)))),
-        el('div', {}, el('h3', {}, 'Training on these makes it less likely'), scroller('Harmful rows', tableOf(['training row', 'instruction', '#score'], lines(harmful)))));
+      const lines = pairs => pairs.map(([row, score]) => [rowText(found.rows[row][0], texts[found.rows[row][1]]), row < found.forget ? 'forget' : 'retain', score]);
+      fill(list, el('div', {}, el('h3', {}, 'Training on these makes the answer likelier'), scroller('Helpful rows', tableOf(['training row', 'group', '#score'], lines(helpful)))),
+        el('div', {}, el('h3', {}, 'Training on these makes it less likely'), scroller('Harmful rows', tableOf(['training row', 'group', '#score'], lines(harmful)))));
     };
-    const group = (label, from, to) => ({label, options: found.queries.map((query, value) => [value, query[0]]).filter(([, row]) => row >= from && row < to).map(([value, row]) => [value, `${found.rows[row][0]}: ${short(row)}`])});
-    const chart = el('div', {className: 'chart square', role: 'img'});
+    const group = (label, from, to) => ({label, options: found.queries.map((query, value) => [value, query[0]]).filter(([, row]) => row >= from && row < to).map(([value, row]) => [value, short(row)])});
+    chart = el('div', {className: 'chart square', role: 'img'});
     fill(place, el('p', {className: 'note'}, found.queries.length < found.total ? `${found.queries.length} of ${found.total} rows can be asked about here; all scores stand in influence/scores.safetensors. ` : '', 'A row’s influence on itself is left out.'),
       el('div', {className: 'controls'}, choice('the answer to', 'query', [group('forget rows', 0, found.forget), group('retain rows', found.forget, found.total)].filter(one => one.options.length), 0, show)), list, tokensPart(found),
       el('h3', {}, 'All rows'), el('p', {className: 'note'}, 'Rows train, columns are asked about; forget rows first. Orange: helpful; blue: harmful. Full colour is the 99th percentile of the scores’ size.'), chart);
     show(0);
+    await map(found, chart);
+  });
+  // drawn again, in other colours, the choices beside it stay
+  let chart = null;
+  const map = (found, chart) => {
     const size = found.map.length, line = {color: colour('ink'), width: 1}, edge = found.border - 0.5;
-    await plot(chart, [{type: 'heatmap', z: found.map, zmin: -found.limit, zmax: found.limit, colorscale: [[0, colour('retain')], [0.5, colour('card')], [1, colour('forget')]], colorbar: {thickness: 12, outlinewidth: 0}, hovertemplate: 'mean score %{z:.3g}<extra></extra>'}],
+    return plot(chart, [{type: 'heatmap', z: found.map, zmin: -found.limit, zmax: found.limit, colorscale: [[0, colour('retain')], [0.5, colour('card')], [1, colour('forget')]], colorbar: {thickness: 12, outlinewidth: 0}, hovertemplate: 'mean score %{z:.3g}<extra></extra>'}],
       {height: 440, margin: {l: 50, r: 10, t: 10, b: 44}, xaxis: {title: {text: 'asked about'}, showticklabels: false, showgrid: false, zeroline: false}, yaxis: {title: {text: 'trained on'}, showticklabels: false, autorange: 'reversed', showgrid: false, zeroline: false},
         shapes: [{type: 'line', x0: edge, x1: edge, y0: -0.5, y1: size - 0.5, line}, {type: 'line', x0: -0.5, x1: size - 0.5, y0: edge, y1: edge, line}]},
       `Heat map of influence scores between ${found.total} rows`);
-  });
+  };
   return part;
 }
+
+// a row by its own words; what it is called in the files where one points at it
+const rowText = (id, text) => el('span', {className: 'text clip', title: id}, text ? visible(text) : id);
 
 function settingsSection(run, details, shared) {
   const lines = settings => Object.entries(settings).map(([key, value]) => [key, value]);
