@@ -45,7 +45,9 @@ SUBCOMMANDS = {
     "sweep": SubCommand(
         "rapidun.cli.sweep", "status|logs|collect|cancel|resume|retry DIR", "look after a sweep, from any node"
     ),
-    "dashboard": SubCommand("rapidun.cli.dashboard", "DIR [--publish]", "a W&B workspace and report of a sweep"),
+    "dashboard": SubCommand(
+        "rapidun.cli.dashboard", "DIR [--publish]", "a W&B workspace and report of a sweep or a run"
+    ),
     "wandb": SubCommand("rapidun.cli.wandb", "sync DIR", "upload what was tracked offline"),
     "doctor": SubCommand(
         "rapidun.cli.doctor.command",

@@ -1,4 +1,4 @@
-"""`rapidun dashboard DIR`: a W&B workspace and report for a sweep, or their specification to publish later."""
+"""`rapidun dashboard DIR`: a W&B workspace and report of a sweep or a run, or their specification to publish later."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from rapidun.base.text import first_line
 from rapidun.cli.commands import SWEEP, Parser
 from rapidun.pipeline.tracking.packages import need_package
 from rapidun.pipeline.tracking.wandb.mode import choose_connection
-from rapidun.pipeline.tracking.wandb.workspace import publish
+from rapidun.pipeline.tracking.wandb.workspace import counted, publish
 from rapidun.pipeline.tracking.wandb.workspace_spec import dashboard_spec
 
 FILE = "dashboard.json"
@@ -20,29 +20,29 @@ FILE = "dashboard.json"
 
 def parser() -> argparse.ArgumentParser:
     made = Parser(prog="rapidun dashboard", description=__doc__)
-    made.add_argument("sweep_dir", type=SWEEP, metavar="DIR", help="a sweep's folder, outputs/sweeps/NAME")
+    made.add_argument("folder", type=SWEEP, metavar="DIR", help="a sweep's folder, outputs/sweeps/NAME, or a run's")
     made.add_argument("--publish", action="store_true", help="save workspace and report in W&B")
-    made.add_argument("--project", help="W&B project (default: that of the sweep's runs)")
-    made.add_argument("--entity", help="W&B user or team (default: that of the sweep's runs, else the key's own)")
+    made.add_argument("--project", help="W&B project (default: that of the runs)")
+    made.add_argument("--entity", help="W&B user or team (default: that of the runs, else the key's own)")
     return made
 
 
 def main(argv: Sequence[str]) -> int:
     """Write DIR/dashboard.json; with --publish save it in W&B. 1 where W&B cannot be reached or refuses."""
     args = parser().parse_args(argv)
-    spec = dashboard_spec(args.sweep_dir, project=args.project, entity=args.entity)
-    path = args.sweep_dir / FILE
+    spec = dashboard_spec(args.folder, project=args.project, entity=args.entity)
+    path = args.folder / FILE
     write_json(path, spec)
     panels = sum(len(section["panels"]) for section in spec["sections"])
-    print(f"{path}: {spec['cells']} cells, {panels} panels in {len(spec['sections'])} sections")
+    print(f"{path}: {counted(spec)}, {panels} panels in {len(spec['sections'])} sections")
     if not args.publish:
-        print(f"to save it in W&B: rapidun dashboard {args.sweep_dir} --publish")
-        print(f"after its runs are there: rapidun wandb sync {args.sweep_dir}")
+        print(f"to save it in W&B: rapidun dashboard {args.folder} --publish")
+        print(f"after its runs are there: rapidun wandb sync {args.folder}")
         return 0
-    return _publish(spec, args.sweep_dir)
+    return _publish(spec, args.folder)
 
 
-def _publish(spec: dict[str, object], sweep_dir: Path) -> int:
+def _publish(spec: dict[str, object], folder: Path) -> int:
     need_package("wandb")
     connection = choose_connection("online")
     if connection.mode != "online":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rapidun.base.files import read_json, sha256_json
+from rapidun.base.files import read_json
 from rapidun.base.nested import numbers
 from rapidun.base.redact import hide
 from rapidun.base.text import first_line
@@ -17,15 +17,13 @@ from rapidun.pipeline.tracking import media
 from rapidun.pipeline.tracking.lines import read_lines, without_repeats
 from rapidun.pipeline.tracking.sink import Ending, Execution
 from rapidun.pipeline.tracking.swept import group_choices, title_of
+from rapidun.pipeline.tracking.wandb.ids import id_of
 from rapidun.pipeline.tracking.wandb.lineage import make_artifact, note_use
 from rapidun.pipeline.tracking.wandb.mode import choose_connection
 from rapidun.pipeline.tracking.wandb.run import LoggedRun, each, forget_service, id_is_free_again, start_run
 
 if TYPE_CHECKING:
     from rapidun.config.run import RunConfig
-
-# what a run's numbers depend on
-SCIENCE = ("model", "data", "poison", "influence", "mapping", "unlearning", "evaluation", "seed", "max_length")
 
 
 class WandbSink:
@@ -199,12 +197,7 @@ class WandbSink:
 
 
 def cell_id(cfg: RunConfig, run_dir: Path) -> str:
-    """The same after a requeue, another one in another sweep, folder or with other settings."""
-    if cfg.sweep.name:
-        return f"cell-{run_dir.name}-{sha256_json(cfg.sweep.name)[:6]}"
-    settings = plain(cfg)
-    science = {name: settings[name] for name in SCIENCE}
-    return f"cell-{sha256_json([str(run_dir.resolve()), science])[:16]}"
+    return id_of(plain(cfg), run_dir)
 
 
 def stage_media(stage: str, folder: Path) -> dict[str, Any]:

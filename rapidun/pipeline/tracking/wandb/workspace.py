@@ -27,7 +27,7 @@ def publish(spec: dict[str, Any]) -> Addresses:
 
 
 def build_workspace(spec: dict[str, Any]) -> Any:
-    """The workspace: the sweep's cells as a table beside the panels, best first."""
+    """The workspace: the runs as a table beside the panels, best first."""
     ws, _ = _modules()
     columns = [_column(name) for name in spec["leaderboard"]["columns"] if name != "run:displayName"]
     order = [_ordering(ws, entry) for entry in spec["leaderboard"]["order"]]
@@ -41,7 +41,7 @@ def build_workspace(spec: dict[str, Any]) -> Any:
             if section["panels"]
         ],
         runset_settings=ws.RunsetSettings(
-            filters=ws.And(*(ws.Metric(name) == value for name, value in spec["filters"].items())),
+            filters=_filters(ws, spec["filters"]),
             pinned_columns=["run:displayName", *columns],
             **({"order": order} if order else {}),
         ),
@@ -62,7 +62,7 @@ def build_report(spec: dict[str, Any]) -> Any:
             entity=spec["entity"] or "",
             project=spec["project"],
             name=spec["title"],
-            filters=ws.And(*(ws.Metric(name) == value for name, value in spec["filters"].items())),
+            filters=_filters(ws, spec["filters"]),
             pinned_columns=columns,
             visible_columns=columns,
             column_order=columns,
@@ -71,7 +71,7 @@ def build_report(spec: dict[str, Any]) -> Any:
         )
 
     blocks: list[Any] = [
-        wr.P(f"{spec['cells']} cells. Every number stands in the sweep's folder as well; this page only shows it."),
+        wr.P(f"{counted(spec)}. Every number stands in the folder as well; this page only shows it."),
         wr.H2("Leaderboard"),
         wr.PanelGrid(runsets=[runset()], panels=[], hide_run_sets=False),
     ]
@@ -81,6 +81,20 @@ def build_report(spec: dict[str, Any]) -> Any:
             blocks += [wr.H2(section["name"]), wr.PanelGrid(runsets=[runset()], panels=panels)]
     return wr.Report(
         entity=spec["entity"] or "", project=spec["project"], title=spec["title"][:128], blocks=blocks, width="fluid"
+    )
+
+
+def counted(spec: dict[str, Any]) -> str:
+    """`12 cells`; of a run's dashboard `1 run`."""
+    if "ID" in spec["filters"]:
+        return "1 run"
+    return f"{spec['cells']} {'cell' if spec['cells'] == 1 else 'cells'}"
+
+
+def _filters(ws: Any, wanted: dict[str, Any]) -> Any:
+    """Equal to a value, or one of several."""
+    return ws.And(
+        *(ws.Metric(name).isin(one) if isinstance(one, list) else ws.Metric(name) == one for name, one in wanted.items())
     )
 
 
@@ -98,6 +112,8 @@ def _panel(spec: dict[str, Any]) -> Any:
     kind = spec["kind"]
     if kind == "scatter":
         return wr.ScatterPlot(title=spec["title"], x=_value(wr, spec["x"]), y=_value(wr, spec["y"]), running_ymin=True)
+    if kind == "scalar":
+        return wr.ScalarChart(title=spec["metric"].partition(":")[2], metric=_value(wr, spec["metric"]))
     if kind == "bar":
         return wr.BarPlot(
             title=spec["title"], metrics=[_value(wr, spec["metric"])], groupby=_value(wr, spec["group"]),
@@ -118,9 +134,11 @@ def _panel(spec: dict[str, Any]) -> Any:
             title=spec["title"],
             x=spec["x"].partition(":")[2],
             y=[name.partition(":")[2] for name in spec["y"]],
-            groupby=_value(wr, spec["group"]),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="minmax",
+            **(
+                {"groupby": _value(wr, spec["group"]), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+                if spec["group"]
+                else {}
+            ),
         )
     if kind == "comparer":
         return wr.RunComparer(diff_only="split")

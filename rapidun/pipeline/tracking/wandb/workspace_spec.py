@@ -1,4 +1,4 @@
-"""What the W&B dashboard of a sweep shows, as plain JSON: read from the sweep's folder, without W&B and network.
+"""What the W&B dashboard of a sweep or a run shows, as plain JSON: read from its folder, without W&B and network.
 
 A value that a panel shows is named as its source and its key: `summary:asr_seen`, `config:mapping.tau_f`,
 `history:unlearning/loss`, `run:name`.
@@ -11,24 +11,58 @@ from typing import Any
 from rapidun.base.errors import DataError
 from rapidun.config.keys import all_keys
 from rapidun.pipeline.tracking.lines import OWN, read_lines
+from rapidun.pipeline.tracking.wandb.ids import run_ids
 from rapidun.report import metrics
 from rapidun.report.metrics import better_of
-from rapidun.report.read import read_settings
-from rapidun.report.sweep.cells import Cell, read_cells, swept_keys
+from rapidun.report.read import is_run, read_settings
+from rapidun.report.sweep.cells import Cell, read_cell, read_cells, swept_keys
 
 OBJECTIVE = "config:unlearning.objective"
 MAX_CURVES = 6
 
 
-def dashboard_spec(sweep_dir: Path, *, project: str | None = None, entity: str | None = None) -> dict[str, Any]:
-    """Describe the dashboard of a sweep.
+def dashboard_spec(folder: Path, *, project: str | None = None, entity: str | None = None) -> dict[str, Any]:
+    """Describe the dashboard of a sweep, or of one run.
 
-    Args: project, entity: in W&B; default: those that the cells were logged to.
-    Raises: DataError if the folder holds no cells.
+    Args: project, entity: in W&B; default: those that the runs were logged to.
+    Raises: DataError if the folder is neither.
     """
+    if is_run(folder):
+        return _of_run(folder, project=project, entity=entity)
+    return _of_sweep(folder, project=project, entity=entity)
+
+
+def _of_run(run_dir: Path, *, project: str | None, entity: str | None) -> dict[str, Any]:
+    """One run, found by its id: of the names that runs are given many may have the same."""
+    cell, settings = read_cell(run_dir), read_settings(run_dir)
+    if not settings:
+        raise DataError(f"{run_dir}: need settings.json, which says where the run was logged to; found none")
+    tracking = settings.get("tracking", {})
+    measured = metrics.main_columns(set(cell.metrics), dashboard=True)
+    name = str(settings.get("name") or run_dir.resolve().name)
+    sections = [
+        {"name": "Results", "panels": [{"kind": "scalar", "metric": f"summary:{one}"} for one in measured]},
+        {"name": "Curves", "panels": _curves([run_dir], group=None)},
+        {"name": "Weights, influence, answers", "panels": [_media()]},
+    ]
+    return {
+        "title": f"rapidun run {name} {run_dir.resolve().name}",
+        "project": project or tracking.get("project") or "rapidun",
+        "entity": entity or tracking.get("entity"),
+        "cells": 1,
+        "filters": {"ID": run_ids(settings, run_dir), "JobType": "cell"},
+        "leaderboard": {
+            "columns": ["run:displayName", "run:state", *(f"summary:{one}" for one in measured)],
+            "order": [],
+        },
+        "sections": sections,
+    }
+
+
+def _of_sweep(sweep_dir: Path, *, project: str | None, entity: str | None) -> dict[str, Any]:
     cells = [cell for cell in read_cells(sweep_dir) if (cell.path / "overrides.json").is_file()]
     if not cells:
-        raise DataError(f"{sweep_dir}: need a sweep folder, with a run folder for each cell; found no cells in it")
+        raise DataError(f"{sweep_dir}: need a run folder, or a sweep folder with one for each cell; found no cells in it")
     folders = [cell.path for cell in cells]
     settings = read_settings(folders[0])
     tracking = settings.get("tracking", {})
@@ -113,14 +147,14 @@ def _settings_panels(measured: list[str], swept: list[str]) -> list[dict[str, An
     ]
 
 
-def _curves(cells: list[Path]) -> list[dict[str, Any]]:
+def _curves(cells: list[Path], *, group: str | None = OBJECTIVE) -> list[dict[str, Any]]:
     return [
         {
             "kind": "line",
             "title": f"{stage}: {name}",
             "x": f"history:{stage}/step",
             "y": [f"history:{stage}/{name}"],
-            "group": OBJECTIVE,
+            "group": group,
         }
         for stage, names in (("unlearning", curve_names(cells, "unlearning")), ("poison", curve_names(cells, "poison")))
         for name in names

@@ -7,6 +7,9 @@ import pytest
 
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.cli.dashboard import main
+from rapidun.config.plain import plain
+from rapidun.config.run import RunConfig
+from rapidun.pipeline.tracking.wandb.sink import cell_id
 from rapidun.pipeline.tracking.wandb.workspace_spec import curve_names, dashboard_spec, swept_values
 from rapidun.report.sweep.cells import read_cell
 
@@ -185,3 +188,48 @@ def test_every_kind_of_panel_is_known(sweep: Path) -> None:
             assert _panel(panel) is not None
     with pytest.raises(ValueError, match="no such kind of panel: pie"):
         _panel({"kind": "pie"})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run on its own, logged offline twice."""
+    folder = tmp_path / "runs" / "2026-01-31_builtin"
+    folder.mkdir(parents=True)
+    settings = {**plain(RunConfig()), "name": "builtin"}
+    settings["tracking"]["project"] = "mine"
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "status.json").write_text('{"state": "done"}')
+    (folder / "result.json").write_text(json.dumps({"name": "builtin", "seed": 0, "asr_seen": 0.02, "ppl_clean": 3.0}))
+    line = {"time": 0, "stage": "unlearning", "step": 1, "loss": 1.0}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    base = cell_id(RunConfig(), folder)
+    for attempt in (base, f"{base}-r1"):
+        (folder / "wandb" / f"offline-run-20260131_120000-{attempt}").mkdir(parents=True)
+    return folder
+
+
+def test_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is found by the id under which it was logged, and by those of its later attempts."""
+    spec = dashboard_spec(run)
+    base = cell_id(RunConfig(), run)
+    assert spec["filters"] == {"ID": [base, f"{base}-r1"], "JobType": "cell"}
+    assert spec["project"] == "mine" and spec["title"] == "rapidun run builtin 2026-01-31_builtin"
+    assert [panel["metric"] for panel in panels(spec, "scalar")] == ["summary:asr_seen", "summary:ppl_clean"]
+    assert [panel["y"] for panel in panels(spec, "line")] == [["history:unlearning/loss"]]
+    # nothing to compare with
+    assert not [kind for kind in ("scatter", "parallel", "importance", "comparer") if panels(spec, kind)]
+    assert main([str(run)]) == 0
+    assert "1 run, 4 panels in 3 sections" in capsys.readouterr().out
+    assert json.loads((run / "dashboard.json").read_text()) == spec
+
+
+def test_one_run_as_a_workspace_and_a_report(run: Path, no_network: None) -> None:
+    pytest.importorskip("wandb_workspaces", reason="needs the extra `dashboard`")
+    from rapidun.pipeline.tracking.wandb.workspace import build_report, build_workspace
+
+    spec = {**dashboard_spec(run), "entity": ""}
+    view = json.dumps(build_workspace(spec)._to_model().model_dump(by_alias=True, mode="json"))
+    assert '"viewType": "Scalar Chart"' in view and '"viewType": "Run History Line Plot"' in view
+    assert cell_id(RunConfig(), run) in view and f"{cell_id(RunConfig(), run)}-r1" in view
+    report = json.dumps(build_report(spec)._to_model().model_dump(by_alias=True, mode="json"))
+    assert "1 run. Every number" in report
