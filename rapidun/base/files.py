@@ -10,8 +10,11 @@ from typing import Any
 
 from rapidun.base.errors import ArtifactError
 from rapidun.base.parts import part_of
+from rapidun.base.slow import Slow
 
 CHECK = "check"
+# from this size on a file's hash takes long enough to say how far it is; read in pieces then
+LARGE_BYTES, PIECE_BYTES = 1 << 30, 1 << 24
 # no JSON, no text, a number of more digits than Python reads, brackets deeper than it follows
 UNREADABLE = (ValueError, RecursionError)
 
@@ -134,9 +137,18 @@ def read_jsonl(path: Path) -> list[Any]:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Hex SHA-256 of a file's bytes; of a large one it is said how far that is."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        total = os.fstat(file.fileno()).st_size
+        if total < LARGE_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, done = hashlib.sha256(), 0
+        slow = Slow(f"rapidun: reads {path} ({total / 1e9:.1f} GB) for its hash")
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+            done += len(piece)
+            slow(done, total)
+        return digest.hexdigest()
 
 
 def seal_of(folder: Path, *names: str) -> dict[str, str]:

@@ -5,12 +5,14 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from rapidun.base.errors import ArtifactError, DataError
 from rapidun.base.files import sha256_file, sha256_json
+from rapidun.base.slow import Slow
 from rapidun.cli.progress import Progress
 from rapidun.config.index import IndexSettings
 from rapidun.config.influence import InfluenceConfig, Precondition, Score
@@ -87,6 +89,7 @@ def _build(args: argparse.Namespace) -> int:
             # only now: what could not be loaded claims no folder
             claim_folder(args.out, recipe)
             report.start(manifest.num_shards - len(missing))
+            rows.on_rows = _rows_made(args.out, manifest, missing)
             build_shards(manifest, rows.vectors, on_shard=report, tell=lambda line: print(line, file=sys.stderr))
             cuts = rows.cuts
     report.end()
@@ -98,6 +101,19 @@ def _build(args: argparse.Namespace) -> int:
         f"{manifest.num_shards} shards ({manifest.num_shards - len(missing)} were there), {size / 1e6:.1f} MB"
     )
     return 0
+
+
+def _rows_made(out: Path, manifest: Manifest, missing: Sequence[int]) -> Callable[[int], None]:
+    """Lines between those of whole shards, of which one may take long."""
+    total, made = sum(manifest.layout(shard).num_rows for shard in missing), 0
+    slow = Slow(str(out), unit="rows")
+
+    def say(number: int) -> None:
+        nonlocal made
+        made += number
+        slow(made, total)
+
+    return say
 
 
 def _say_cuts(cuts: Cuts, settings: IndexSettings, *, mend: str) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from rapidun.report.metrics import format_seconds
 
-LOG_SECONDS = 60.0
+# in a log the first line comes after some seconds, the others each minute
+FIRST_SECONDS, LOG_SECONDS = 5.0, 60.0
 
 
 class Progress:
-    """One line that changes on a terminal; elsewhere (a job's log) a line a minute.
+    """One line that changes on a terminal; elsewhere (a job's log) a line after five seconds, then one a minute.
 
     The estimate takes what is left to go at the mean pace since `start`: what was done before it, by an earlier run or
     while a model was loaded, says nothing of the pace.
@@ -22,7 +23,7 @@ class Progress:
         self._clock = clock
         self._on_terminal = sys.stderr.isatty()
         self._shown = ""
-        self._logged = clock()
+        self._logged = clock() - LOG_SECONDS + FIRST_SECONDS
         self._began, self._done_before = clock(), 0
 
     def start(self, done: int = 0) -> None:

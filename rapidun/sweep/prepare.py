@@ -105,13 +105,15 @@ def prepare(
         planner.artifacts.update({cell.hash: known.get(cell.hash, {}) for cell in batch.earlier})
     cells, left_out = without_misfits(planner, cells)
     notes = [*notes, *left_out]
-    began = time.monotonic()
+    began = told = time.monotonic()
 
     def on_progress(done: int, total: int) -> None:
-        nonlocal began
-        if time.monotonic() - began > 1.0 or done == total >= MANY_CELLS:
-            began = time.monotonic()
-            console.say(f"planning: {done} of {total} cells")
+        nonlocal told
+        now = time.monotonic()
+        if now - told > 1.0 or done == total >= MANY_CELLS:
+            told = now
+            left = f", about {(total - done) * (now - began) / done:.0f} s left" if done < total else ""
+            console.say(f"planning: {done} of {total} cells{left}")
 
     faults = plan_cells(planner, cells, on_progress=on_progress)
     if first.sweep.detach and not used.detachable:

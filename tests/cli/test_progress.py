@@ -53,7 +53,7 @@ def test_nothing_is_estimated_before_anything_is_done_and_after_all_is(capsys, o
     assert "0 of 2" in said and "2 of 2" in said and "left" not in said
 
 
-def test_a_log_gets_a_line_a_minute_and_the_same_line_once(capsys, on_terminal) -> None:
+def test_a_log_gets_its_first_line_soon_then_one_a_minute_and_the_same_line_once(capsys, on_terminal) -> None:
     on_terminal(False)
     clock = Clock()
     line = Progress("index", "shards", clock=clock)
@@ -64,7 +64,7 @@ def test_a_log_gets_a_line_a_minute_and_the_same_line_once(capsys, on_terminal) 
         line(done, 12)
     line.end()
     said = capsys.readouterr().err.splitlines()
-    assert said == ["index: 3 of 12 shards, about 3 min 0 s left", "index: 6 of 12 shards, about 2 min 0 s left"]
+    assert said == ["index: 1 of 12 shards, about 3 min 40 s left", "index: 4 of 12 shards, about 2 min 40 s left"]
 
 
 def test_an_index_that_is_built_says_how_long_it_still_takes(

@@ -91,12 +91,14 @@ def check_influence(
     num_truncated: int,
     pack_rows: int,
     rounds: int,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Checked:
     """Compare the scores of `cfg.method` with exact cosines of the gradients of `parameters`, and time both by turns.
 
     Args:
         texts, row_names: [N] the sample. num_truncated: of them longer than the model was shown.
-        pack_rows: rows that a run would score. rounds: repetitions of each timing, F0 between them.
+        pack_rows: rows that a run would score. rounds: repetitions of each timing, F0 between them. on_step: told
+            (done, all) of the passes over the sample.
     Raises: ArithmeticError if a loss or a gradient is not finite, naming the row.
     """
     shared: dict[str, Any] = {"row_names": row_names, "reduction": cfg.loss.name}
@@ -106,8 +108,17 @@ def check_influence(
         for groups in (kinds, blocks):
             groups.add(parameter, gram.cpu().numpy())
 
+    # exact once, the method once, then rounds of it, and of exact again
+    total, done = 2 + (rounds + 1) + (0 if cfg.method is InfluenceMethod.exact else 2), 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        on_step(done, total)
+
     memory = cfg.memory_gb * 1e9
     exact = exact_gram(model, parameters, batches, memory_bytes=memory, on_parameter=note, **shared)
+    step()
     norms = gradient_norms(exact.gram)
     truth = influence_scores(exact.gram, score=Score.cosine).numpy()
 
@@ -140,9 +151,10 @@ def check_influence(
 
         estimate = estimated_gram(model, parameters, batches, sketch, **shared)
         scores = influence_scores(estimate.gram, score=Score.cosine).numpy()
+    step()
     with Measured() as measured:
-        cost = measure_cost(work, model, batches, rounds=rounds)
-    exact_cost = cost if work is run_exact else measure_cost(run_exact, model, batches, rounds=1)
+        cost = measure_cost(work, model, batches, rounds=rounds, on_round=step)
+    exact_cost = cost if work is run_exact else measure_cost(run_exact, model, batches, rounds=1, on_round=step)
     is_cosine = cfg.method not in WITHOUT_GRADIENTS
     i, j = np.triu_indices(len(truth), 1)
     middle = float(norms.median())
@@ -193,6 +205,7 @@ def measure_cost(
     batches: Sequence[RowBatch],
     *,
     rounds: int,
+    on_round: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Cost:
     """Run F0 and `work` by turns, after one round that does not count."""
@@ -204,6 +217,7 @@ def measure_cost(
         work()
         floors.append(middle - start)
         seconds.append(clock() - middle)
+        on_round()
     del seconds[0], floors[0]
     return Cost(median(seconds), median(floors), median(a / b for a, b in zip(seconds, floors, strict=True)))
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rapidun.base.errors import ConfigError, ModelError
+from rapidun.base.slow import Slow
 from rapidun.config.influence import InfluenceMethod, ParameterSet
 from rapidun.config.run import RunConfig
 from rapidun.models.adapters import add_lora
@@ -85,6 +86,7 @@ def check_sample(
             num_truncated=sum(row.context_cut or row.response_cut for row in encoded),
             pack_rows=pack_rows,
             rounds=rounds,
+            on_step=Slow("influence check", unit="passes", tell=tell),
         )
     except ArithmeticError as error:
         raise ModelError(f"{error}. Pass model.dtype=float32, or mend the rows or the model") from error

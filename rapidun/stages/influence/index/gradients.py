@@ -152,6 +152,8 @@ class GradientRows:
         self.parameters: list[TrackedParameter] = select_parameters(self.model, settings.params, regex=settings.regex)
         # of all rows that were put into batches
         self.cuts = Cuts()
+        # told the number of rows after each batch
+        self.on_rows: Callable[[int], None] | None = None
         # rows that padding changes go one by one
         padded = batching(self.model, pad_token_id=self.tokenizer.pad_token_id).right
         self._most_rows = None if padded else 1
@@ -179,6 +181,8 @@ class GradientRows:
             for batch in self.batches(records, max_rows=max_rows):
                 sink.start(torch.tensor(batch.rows, device=self.device))
                 losses[batch.rows] = capture.run(batch.tensors, reduction=self.settings.loss.name).double().cpu()
+                if self.on_rows is not None:
+                    self.on_rows(len(batch.rows))
         vectors = row_sink.sketches().float().cpu()
         bad = (~(torch.isfinite(losses) & torch.isfinite(vectors).all(dim=1))).nonzero().flatten().tolist()
         if bad:
