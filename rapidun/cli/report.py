@@ -11,6 +11,7 @@ from rapidun.base.limits import refusal
 from rapidun.base.screen import screen
 from rapidun.cli.commands import FOLDER, Parser
 from rapidun.report.read import is_run
+from rapidun.report.run.neighbours import Plan
 from rapidun.report.run.page import write_run_report
 from rapidun.report.sweep.console import show
 from rapidun.report.sweep.exports import as_csv, as_markdown, read_sweep, write_sweep_summary
@@ -140,10 +141,11 @@ def _one(path: Path, console: Any, html: Path | None, cells: bool, written: list
         return gather([path])
     summary = write_sweep_summary(path, budget=budget)
     if cells:
+        plan = Plan(path)
         for cell in summary.cells:
             if cell.path.is_dir():
                 try:
-                    write_run_report(cell.path)
+                    write_run_report(cell.path, plan=plan)
                 except ArtifactError as error:
                     _warn(console, str(error))
     if html is None:

@@ -198,6 +198,21 @@ def test_change_and_interval_can_be_read_on_a_phone(chromium: Any, sixty: Path, 
     narrow.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_pages_without_scripts(
+    chromium: Any, finished_run: Path, sixty: Path, scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_core_python.sync_playwright")
+    narrow = chromium.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme, bypass_csp=True)
+    for file in (finished_run / "report.html", sixty.with_name("sweep.html")):
+        made = narrow.new_page()
+        made.goto(file.as_uri(), timeout=60_000)
+        found = axe.Axe().run(made)["violations"]
+        bad = [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")]
+        assert bad == [], file.name
+    narrow.close()
+
+
 def test_from_the_sweep_to_a_run_to_its_neighbour_and_back(context: Any, sixty: Path, tmp_path: Path) -> None:
     """The pages that runs wrote themselves, by their links alone."""
     shutil.copytree(sixty.parents[2], tmp_path / "copy", symlinks=True)

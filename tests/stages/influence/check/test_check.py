@@ -18,7 +18,7 @@ GROUPS = [[1, 6, 3], [0, 4], [5, 2]]
 
 @pytest.fixture
 def check(make_model, rows, batches_of):
-    def run(model=None, *, params=ParameterSet.all_linear, num_truncated=0, pack_rows=1000, **settings):
+    def run(model=None, *, params=ParameterSet.all_linear, num_truncated=0, pack_rows=1000, on_step=None, **settings):
         model = make_model() if model is None else model
         cfg = InfluenceConfig(params=params, **settings)
         return check_influence(
@@ -31,6 +31,7 @@ def check(make_model, rows, batches_of):
             num_truncated=num_truncated,
             pack_rows=pack_rows,
             rounds=1,
+            **({} if on_step is None else {"on_step": on_step}),
         )
 
     return run
@@ -69,7 +70,10 @@ def test_every_method_is_checked(check):
         settings = {"k": 512, "buckets": 64, "pad_multiple": 1024}
         if method is InfluenceMethod.bm25:
             settings["score"] = Score.dot
-        checked = check(method=method, **settings)
+        steps = []
+        checked = check(method=method, on_step=lambda *step: steps.append(step), **settings)
+        # told of every pass, the last of which is the last
+        assert [done for done, _ in steps] == list(range(1, steps[0][1] + 1))
         assert checked.cost.ratio > 0 and checked.exact_cost.seconds > 0
         assert (checked.result is None) == (method is InfluenceMethod.exact)
         assert checked.advice
