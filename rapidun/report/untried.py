@@ -18,6 +18,7 @@ NEVER = (
     "rows, families and triggers that the pack does not name",
     "another model, another seed, another quantiser than those named here",
 )
+HOW_TO_RETRAIN = "poison.retrain=true"
 HOW_TO_RELEARN = {
     Rows.poisoned: "rows of train_poisoned outside the forget set, evaluation.attacks.relearning.rows=[...,poisoned]",
     Rows.clean: "rows of train_clean, evaluation.attacks.relearning.rows=[...,clean]",
@@ -54,7 +55,7 @@ def not_tried(
                 {"what": f"quantisation to {one.name}", "how": "evaluation.attacks.quantisation.formats=[...]"}
             )
     if "retrain" not in attacks and "retrain" not in privacy:
-        found.append({"what": "the same on a retrained model (no yardstick)", "how": "poison.retrain=true"})
+        found.append({"what": "the same on a retrained model (no yardstick)", "how": HOW_TO_RETRAIN})
     measured = privacy.get("unlearned") or {}
     for measure, words in MEASURES.items():
         if measure.name not in measured and not (of_facts and measure is Measure.extraction):

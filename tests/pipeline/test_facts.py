@@ -98,7 +98,7 @@ def test_generations_row_by_row(result: Result) -> None:
 def test_no_word_of_poison_or_triggers(result: Result) -> None:
     """Page, table and warnings speak of forget rows, paraphrases and what was to stay."""
     page = (result.run_dir / "report.html").read_text()
-    shown = page[page.index("Key findings") : page.index('id="samples"')]
+    shown = page[page.index("<h1>") : page.index('id="samples"')]
     assert "Paraphrases of forget rows" in shown and "Retain rows (to stay, 20 rows)" in shown
     said = re.sub(r"<style.*?</style>|stage poison|most of it poison", "", shown, flags=re.DOTALL)
     assert not re.search("poison|trigger|ASR|attack|backdoor|detector", said, re.IGNORECASE)

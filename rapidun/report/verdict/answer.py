@@ -84,7 +84,7 @@ def answer(
         codes = [reason.code for reason in said.reasons]
         code = next((code for code in LEADS if code in codes), "no_attack")
         lead = _lead(judged, code, asked)
-    price = _price(judged, budget, spent)
+    price = _price(judged, budget, spent, said=lead == LEADS["broken"])
     if judged.kept.damage is Damage.broken or (spent is not None and spent.place is Place.outside):
         mark = Mark.bad
     headline = f"{lead}{': ' if shown else ''}{shown}, {price}." if shown or price else f"{lead}."
@@ -140,12 +140,13 @@ def _with_most(judged: Judged, shown: str) -> str:
     return f"{shown}, and at most {most.sentence}" if shown else most.sentence
 
 
-def _price(judged: Judged, budget: str, spent: Spent | None) -> str:
+def _price(judged: Judged, budget: str, spent: Spent | None, *, said: bool) -> str:
+    """Args: said: the sentence has said that the model is broken."""
     text = judged.around.damage_text
     words = {
         Damage.kept: NO_PRICE,
         Damage.cost: f"at the price of {text}",
-        Damage.broken: f"and the model is broken: {text}",
+        Damage.broken: text if said else f"and the model is broken: {text}",
         Damage.unknown: "at a price that was not measured",
     }[judged.kept.damage]
     if spent is None or spent.place is Place.within:

@@ -9,7 +9,7 @@ from rapidun.report.forgotten import of_facts
 from rapidun.report.privacy import privacy_rows, read_privacy
 from rapidun.report.read import RunRecord, number, read_object
 from rapidun.report.tables import before_after_rows
-from rapidun.report.untried import not_tried
+from rapidun.report.untried import HOW_TO_RETRAIN, not_tried
 from rapidun.report.verdict import rules
 from rapidun.report.verdict.facts import extraction_try, fact_tries, facts_before
 from rapidun.report.verdict.kept import Kept, kept
@@ -44,6 +44,9 @@ def judge(run: RunRecord) -> Judged:
     retrain = read_object(run.path / "evaluation" / "retrain.json")
     tries = _tries(run, attacks, privacy, retrain, is_facts=facts)
     lacking = not_tried(run, attacks, privacy, of_facts=facts)
+    if retrain:
+        # it was asked for facts, where no attack and no measure of privacy was
+        lacking = [one for one in lacking if one["how"] != HOW_TO_RETRAIN]
     damage = kept(before_after_rows(run.before, run.after, chosen=str(run.detectors.get("detector") or "")))
     around = Circumstances(
         before=facts_before(run) if facts else before_of(run),

@@ -138,6 +138,7 @@ def test_the_price() -> None:
     assert cost.endswith("at the price of perplexity of held-out answers 2.00 before, 2.20 after, +10.0 %.")
     broken = answer(judged(asked(0), ppl=90.0))
     assert broken.headline.startswith("Cannot be told, the model is broken and a broken model gives nothing away: 0 %")
+    assert broken.headline.endswith("97 %), perplexity of held-out answers 2.00 before, 90.0 after, × 45.0.")
     assert broken.mark is Mark.bad
 
 

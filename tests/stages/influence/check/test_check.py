@@ -71,7 +71,7 @@ def test_every_method_is_checked(check):
         if method is InfluenceMethod.bm25:
             settings["score"] = Score.dot
         steps = []
-        checked = check(method=method, on_step=lambda *step: steps.append(step), **settings)
+        checked = check(method=method, on_step=lambda *step, steps=steps: steps.append(step), **settings)
         # told of every pass, the last of which is the last
         assert [done for done, _ in steps] == list(range(1, steps[0][1] + 1))
         assert checked.cost.ratio > 0 and checked.exact_cost.seconds > 0
