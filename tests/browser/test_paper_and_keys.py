@@ -232,3 +232,18 @@ def test_from_the_sweep_to_a_run_to_its_neighbour_and_back(context: Any, sixty: 
     page.locator("nav.beside a[rel=up]").click()
     page.wait_for_selector("#run #settings")
     assert page.url.endswith(f"#run={first}")
+
+
+def test_a_run_s_own_page_is_light_on_paper(chromium: Any, sixty: Path) -> None:
+    """Shades of tokens too, which are colours of their own."""
+    run = next(path.parent for path in sorted(sixty.parent.glob("*/influence")))
+    dark = chromium.new_context(color_scheme="dark")
+    page = dark.new_page()
+    page.goto(write_run_report(run).as_uri(), timeout=60_000)
+    ground = "getComputedStyle(document.querySelector('[class^=helps-5], [class^=harms-5]')).backgroundColor"
+    on_screen = page.evaluate(ground)
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(33, 31, 28)"
+    on_paper = page.evaluate(ground)
+    assert sum(map(int, on_paper[4:-1].split(", "))) > sum(map(int, on_screen[4:-1].split(", ")))
+    dark.close()

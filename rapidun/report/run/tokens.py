@@ -149,7 +149,7 @@ def shade_colours(scheme: tuple[str, str, str, float]) -> dict[str, str]:
 
 
 def shade_css() -> str:
-    """The classes' style for light and dark, as page.html.j2 tells them apart.
+    """The classes' style for light and dark, as page.html.j2 tells them apart; paper is light.
 
     Harmful tokens are underlined, so that the sign does not hang on the colour.
     """
@@ -158,7 +158,7 @@ def shade_css() -> str:
     return (
         f":root{{{light}}}\n"
         f"@media (prefers-color-scheme: dark){{:root:not([data-theme=light]){{{dark}}}}}\n"
-        f":root[data-theme=dark]{{{dark}}}\n{classes}"
+        f":root[data-theme=dark]{{{dark}}}\n@media print{{:root:root:root{{{light}}}}}\n{classes}"
         ".tokens{white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9;margin:4px 0 8px;max-width:none}\n"
         ".tokens>span{border-radius:3px;padding:2px 0;-webkit-box-decoration-break:clone;box-decoration-break:clone}\n"
         "[class^=helps-],[class^=harms-]{color:var(--ink)}\n"

@@ -47,16 +47,19 @@ function pathOf(run) {
     step(place > 0 ? rows[place - 1] : null, label => `← ${label}`), own, step(place >= 0 ? rows[place + 1] : null, label => `${label} →`));
 }
 
-function answerBox([mark, headline, notes]) {
-  const at = headline.indexOf(': ');
+// no line break between a number and its unit
+const unbroken = text => text.replace(/(\d) (?=%)/g, '$1\u00a0');
+
+function answerBox([mark, text, notes]) {
+  const headline = unbroken(text), at = headline.indexOf(': ');
   return el('div', {className: `said ${mark}`, role: 'region', 'aria-label': 'The answer'},
     el('p', {className: 'headline'}, el('strong', {}, at < 0 ? headline : headline.slice(0, at)), at < 0 ? '' : headline.slice(at)),
-    notes.length ? el('dl', {}, notes.map(([what, text]) => [el('dt', {}, what), el('dd', {}, text)])) : null);
+    notes.length ? el('dl', {}, notes.map(([what, text]) => [el('dt', {}, what), el('dd', {}, unbroken(text))])) : null);
 }
 
 const tilesOf = tiles => tiles.length ? el('div', {className: 'tiles'}, tiles.map(([what, before, after, interval]) => el('div', {className: 'tile'},
-  el('div', {className: 'what'}, what), el('div', {className: 'value'}, before, el('span', {'aria-label': 'then'}, ' → '), after),
-  interval ? el('div', {className: 'what'}, `95 % interval ${interval}`) : null))) : null;
+  el('div', {className: 'what'}, what), el('div', {className: 'value'}, unbroken(before), el('span', {'aria-label': 'then'}, ' → '), unbroken(after)),
+  interval ? el('div', {className: 'what'}, `95\u00a0% interval ${unbroken(interval)}`) : null))) : null;
 
 const backLink = () => el('p', {className: 'back'}, el('a', {href: lastComparison || '#', id: 'back'}, '← All runs'), el('span', {className: 'note'}, ' (Esc)'));
 
