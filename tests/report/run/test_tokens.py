@@ -139,12 +139,10 @@ def test_details_say_how_many_pairs_there_are(run_dir: Path) -> None:
     assert found
     assert found["tokens"]["total"] == 5 and len(found["tokens"]["pairs"]) == 2
     query, train, score, by, left, right = found["tokens"]["pairs"][0]
-    assert (query, train, score, by) == (
-        "f001 (forget)",
-        "r010 (retain)",
-        "0.500",
-        "what the model did at the token's place",
-    )
+    # the first 60 characters of the row's own words
+    assert query.startswith("“<script>") and query.endswith("…” (forget)") and len(query) == 60 + len("“…” (forget)")
+    assert train.endswith("…” (retain)") and "r010" not in train
+    assert (score, by) == ("0.500", "what the model did at the token's place")
     assert left == [[[" a", "1.00", 5], ["b", "−0.500", -2]], [0, 1]]
     assert right == [[["x", "0.500", 2]], [0]]
 
