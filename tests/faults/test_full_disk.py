@@ -71,7 +71,10 @@ def goes_on(machine: Machine, place: Path, whole: Whole) -> None:
         # the disk failed while something was to be removed
         prune = ["store", "prune", "--store", str(place / "store"), "--outputs", str(place)]
         assert machine.run(prune, below=place).status == 0
-        assert results(place) == whole[0]
+        # a run that found its poisoned model has not asked for the model before it, which nobody else uses either
+        asked = (place / "run" / "model").is_symlink()
+        kept = {name: found for name, found in whole[0].items() if asked or not name.startswith("store/model/")}
+        assert {name: found for name, found in results(place).items() if name in kept} == kept
     assert leftovers(place) == []
     assert json.loads((place / "run" / "status.json").read_text())["state"] == "done"
 
