@@ -51,6 +51,19 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, num_bytes: int 
                 part.unlink(missing_ok=True)
 
 
+def link_to(link: Path, target: Path) -> None:
+    """Let `link` be a relative link to `target`, whatever it was; one that is already stays as it is."""
+    goal = os.path.relpath(target.resolve(), link.parent.resolve())
+    if link.is_symlink():
+        if os.readlink(link) == goal:
+            return
+        link.unlink()
+    part = link.with_name(f".{link.name}.part")
+    part.unlink(missing_ok=True)
+    os.symlink(goal, part)
+    os.replace(part, link)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or a folder's list of names, to disk."""
     handle = os.open(path, os.O_RDONLY)

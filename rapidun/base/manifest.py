@@ -84,6 +84,11 @@ def read_artifact(folder: Path) -> Artifact:
     return Artifact(kind, fingerprint, folder, manifest)
 
 
+def linked_folder(link: Path) -> Path:
+    """The artifact that an entry of a run folder leads to: a link to it, or a folder with a link to its manifest."""
+    return link.resolve() if link.is_symlink() or not link.is_dir() else (link / MANIFEST).resolve().parent
+
+
 def _is_manifest(value: object) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("result"), dict):
         return False

@@ -396,7 +396,8 @@ def _since(folder: Path, name: str) -> str:
 def linked_artifacts(outputs: Path, runs: Sequence[Path] = ()) -> set[Path]:
     """The store folders that run folders below `outputs`, and `runs` elsewhere, link to."""
     folders = [*outputs.glob("runs/*"), *outputs.glob("sweeps/*/*"), *outputs.glob("sweeps/*/stages/*"), *runs]
-    links = (path for folder in folders for pattern in ("*", "evaluation/*") for path in folder.glob(pattern))
+    patterns = ("*", "evaluation/*", "unlearning/*")
+    links = (path for folder in folders for pattern in patterns for path in folder.glob(pattern))
     found = set()
     for link in filter(Path.is_symlink, links):
         target = link.resolve()

@@ -16,21 +16,21 @@ from typing import Any, NamedTuple
 from rapidun.base.errors import ArtifactError, ConfigError, DataError
 from rapidun.base.files import write_json, write_text
 from rapidun.base.limits import refusal
-from rapidun.base.manifest import Artifact, read_artifact
+from rapidun.base.manifest import Artifact, linked_folder, read_artifact
 from rapidun.base.parts import part_of
 from rapidun.base.store import Store
 from rapidun.base.tracker import Tracker
 from rapidun.config.plain import from_plain
+from rapidun.models.adapter_folder import SETTINGS
 from rapidun.models.adapters import confirm_saved, save_merged
 from rapidun.models.selfcheck import a_few, confirm, mean_loss
+from rapidun.pipeline.adapter import CARD, base_of
 from rapidun.pipeline.folder import known_stages
 from rapidun.report.read import read_object
 from rapidun.stages.recipe import DATA, UNLEARNED, Evaluated, Recipe
 from rapidun.stages.recipes import Recipes
 from rapidun.stages.rows.encode import encode_rows
 from rapidun.stages.rows.records import read_records
-
-CARD = "README.md"
 
 
 class Form(Enum):
@@ -126,16 +126,10 @@ def _write(recipes: Recipes, found: Evaluated, part: Path, *, merge: bool) -> Ex
 
 def _name_base(recipes: Recipes, found: Evaluated, part: Path) -> str:
     """Let adapter_config.json name what `from_pretrained` finds from any directory; what it names."""
-    path, model = recipes.cfg.model.path, found.model
-    # a model of the run's own making lies in its store, and so does one read from a .gguf
-    hub = path is not None and model.recipe is None and not Path(path).expanduser().exists()
-    told = str(path) if hub else str(model.folder.resolve())
-    file = part / "adapter_config.json"
-    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    write_json(
-        file, {**settings, "base_model_name_or_path": told, "revision": recipes.cfg.model.revision if hub else None}
-    )
-    return told
+    base = base_of(found.model, recipes.cfg.model)
+    file = part / SETTINGS
+    write_json(file, base.named_in(json.loads(file.read_text(encoding="utf-8"))))
+    return base.name
 
 
 def _rows(recipes: Recipes, tokenizer: Any) -> list[Any]:
@@ -158,7 +152,7 @@ def _recipes(run_dir: Path, say: Callable[[str], None]) -> Iterator[Recipes]:
     noted: dict[str, Artifact] = {}
     for entry in stages.values():
         for link in entry["artifacts"]:
-            noted[link] = read_artifact((run_dir / link).resolve())
+            noted[link] = read_artifact(linked_folder(run_dir / link))
     store = Store(next(iter(noted.values())).path.parents[1])
 
     def find_data(recipe: Recipe) -> Artifact:

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ArtifactError, ConfigError, RapidunError
-from rapidun.base.files import read_json, read_jsonl, write_json, write_jsonl, write_text
+from rapidun.base.files import link_to, read_json, read_jsonl, write_json, write_jsonl, write_text
 from rapidun.base.grown import mend
 from rapidun.base.heartbeat import Heartbeat
 from rapidun.base.limits import refusal
@@ -35,6 +35,7 @@ from rapidun.report.read import read_object
 
 # settings that may change between two runs into one folder
 NOT_COMPARED = (*BOOKKEEPING, "stages")
+NO_VIEWS: Mapping[str, Callable[[Path, Path], None]] = {}
 
 
 def new_run_dir(name: str) -> Path:
@@ -117,7 +118,8 @@ class RunFolder:
         try:
             self._refuse_other_settings(config, shown)
             # links lead to the store
-            sweep_parts(self.path, *(self.path / name for name in STAGES if not (self.path / name).is_symlink()))
+            own = [self.path / name for name in STAGES if not (self.path / name).is_symlink()]
+            sweep_parts(self.path, *own, *(folder / "adapter" for folder in own))
             before = self._own("status.json", tell)
             stages = known_stages(before)
             if not set(config["stages"]) < set(stages):
@@ -188,14 +190,24 @@ class RunFolder:
         self.heartbeat.progress(stage, 0, 0)
         self._write_status()
 
-    def finish_stage(self, stage: str, artifacts: dict[str, Artifact], *, cached: bool) -> dict[str, Any]:
+    def finish_stage(
+        self,
+        stage: str,
+        artifacts: dict[str, Artifact],
+        *,
+        cached: bool,
+        views: Mapping[str, Callable[[Path, Path], None]] = NO_VIEWS,
+    ) -> dict[str, Any]:
         """Link the stage's artifacts, take over their metrics, note seconds and memory.
 
         Args:
-            artifacts: link name -> artifact; a name with a slash links the artifact's files one by one.
+            artifacts: link name -> artifact. views: link name -> what puts another thing than a link there, given its
+                path and the artifact's.
         """
         for name, artifact in artifacts.items():
-            self._link(name, artifact.path)
+            link = self.path / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            views.get(name, link_to)(link, artifact.path)
         values = list(artifacts.values())
         self.status["stages"][stage] = {
             "seconds": round(sum(a.manifest["seconds"] for a in values), 3),
@@ -302,19 +314,6 @@ class RunFolder:
         if not self.is_ours():
             raise FolderTaken(f"{self.path}: another process has taken this run over and goes on with it")
         write_json(self.path / "status.json", self.status)
-
-    def _link(self, name: str, target: Path) -> None:
-        link = self.path / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        goal = os.path.relpath(target.resolve(), link.parent.resolve())
-        if link.is_symlink():
-            if os.readlink(link) == goal:
-                return
-            link.unlink()
-        part = link.with_name(f".{link.name}.part")
-        part.unlink(missing_ok=True)
-        os.symlink(goal, part)
-        os.replace(part, link)
 
 
 def restarts_of(status: dict[str, Any]) -> int:

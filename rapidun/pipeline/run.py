@@ -18,6 +18,7 @@ from rapidun.base.text import first_line
 from rapidun.config import plain as plain_values
 from rapidun.config.plain import plain
 from rapidun.config.run import RunConfig
+from rapidun.pipeline.adapter import views
 from rapidun.pipeline.artifacts import Artifacts
 from rapidun.pipeline.check import room_warning, run_faults
 from rapidun.pipeline.console import StageConsole
@@ -263,7 +264,7 @@ def _run_stages(artifacts: Artifacts, folder: RunFolder, console: StageConsole, 
         artifacts.run_stage(stage)
         made, links = artifacts.made.get(stage, []), artifacts.links.get(stage, {})
         cached = not any(made)  # a stage that nothing reads makes nothing
-        cost = folder.finish_stage(stage, links, cached=cached)
+        cost = folder.finish_stage(stage, links, cached=cached, views=views(artifacts.recipes, stage) if links else {})
         if links:
             artifacts.note_run(folder.path)
         how = "reused" if cached else "done"

@@ -10,7 +10,11 @@ import pytest
 
 import rapidun
 from rapidun.base.files import read_jsonl
+from rapidun.base.manifest import linked_folder, read_artifact
 from rapidun.cli.main import main
+from rapidun.config.model import ModelConfig
+from rapidun.pipeline.adapter import Base, base_of
+from rapidun.stages.recipe import Model
 
 SMALL = [
     "debug=fast", "tracking=none", "mapping=uniform", "resources.num_threads=1", "evaluation.detectors.run=[]",
@@ -23,6 +27,7 @@ BARE = """
 import json, sys, torch
 from {library} import {cls}
 from transformers import AutoTokenizer
+sys.modules["rapidun"] = None
 folder, asked, num_tokens = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 model, tokenizer = {cls}.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 told = []
@@ -54,6 +59,75 @@ def answers(folder: Path, run: Path, *, library: str, cls: str, cwd: Path) -> tu
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), [row["after"] for row in rows]
+
+
+def test_the_adapter_of_a_run_loads_by_itself_and_says_what_the_evaluation_wrote(run: Path, tmp_path: Path) -> None:
+    adapter = run / "unlearning" / "adapter"
+    told, wrote = answers(adapter, run, library="peft", cls="AutoPeftModelForCausalLM", cwd=tmp_path)
+    assert told == wrote and len(told) == NUM and all(told)
+    card = (adapter / "README.md").read_text()
+    base = str((run / "poison" / "model").resolve())
+    assert f'base_model: "{base}"' in card and "| `mapping.method` | uniform |" in card
+    assert "before the model was evaluated" in card and "mapping=uniform" in card
+    # what is hashed is the same everywhere
+    stored = linked_folder(run / "unlearning")
+    assert read_artifact(stored).id == json.loads((run / "status.json").read_text())["stages"]["unlearning"][
+        "artifacts"
+    ]["unlearning"]
+    assert base not in "".join(path.read_text() for path in stored.rglob("*.json"))
+
+
+def test_the_same_command_writes_the_same_adapter(run: Path) -> None:
+    adapter = run / "unlearning" / "adapter"
+    before = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    rapidun.run([*SMALL, f"store_dir={run.parent / 'store'}", f"run_dir={run}"])
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
+
+
+def test_where_the_store_was_moved_the_adapter_is_refused_until_the_command_runs_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The links lead on, the recorded path does not: one error that names it, and never another model."""
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    shutil.copytree(run.parent, first, symlinks=True)
+    settings = [*SMALL, f"store_dir={first / 'store'}", f"run_dir={first / 'run'}"]
+    (first / "run" / "settings.json").unlink()  # of the run at the place that it was copied from
+    rapidun.run(settings)
+    first.rename(moved)
+    adapter = moved / "run" / "unlearning" / "adapter"
+    done = subprocess.run(
+        [sys.executable, "-c", BARE.format(library="peft", cls="AutoPeftModelForCausalLM"), str(adapter), "[]", "1"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and str(first / "store" / "poison") in done.stderr.strip().split("\n")[-1]
+    assert main(["verify", str(moved / "run")]) == 0
+    assert "names a base that is not there" in capsys.readouterr().out
+    (moved / "run" / "settings.json").unlink()
+    rapidun.run([*SMALL, f"store_dir={moved / 'store'}", f"run_dir={moved / 'run'}"])
+    told, wrote = answers(adapter, moved / "run", library="peft", cls="AutoPeftModelForCausalLM", cwd=tmp_path)
+    assert told == wrote
+
+
+@pytest.mark.parametrize("name", ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "history.json"])
+def test_what_stands_in_the_run_folder_is_verified(
+    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("store", "run"):
+        shutil.copytree(run.parent / part, tmp_path / part, symlinks=True)
+    file = tmp_path / "run" / "unlearning" / name
+    content = file.read_text() if name.endswith(".json") else "other"
+    file.unlink()
+    file.write_text(content.replace('"r": ', '"r": 1'))
+    assert main(["verify", str(tmp_path / "run")]) == 1
+    assert name in capsys.readouterr().out
+
+
+def test_a_base_is_named_by_its_hub_id_where_it_is_one(tmp_path: Path) -> None:
+    snapshot = Model("0" * 16, tmp_path)
+    hub = ModelConfig(path="someone/model", revision="abc")
+    assert base_of(snapshot, hub) == Base("someone/model", "abc")
+    assert base_of(snapshot, ModelConfig(path=str(tmp_path))) == Base(str(tmp_path.resolve()))
+    assert base_of(snapshot, ModelConfig()) == Base(str(tmp_path.resolve()))
 
 
 def test_an_adapter_loads_elsewhere_and_says_what_the_evaluation_wrote(

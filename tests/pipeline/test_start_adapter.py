@@ -156,7 +156,7 @@ def test_apart_merged_and_merged_by_hand_are_one_model(place: Path) -> None:
     assert not (apart.run_dir / "start").exists()
     assert (merged.run_dir / "start/model/model.safetensors").is_file()
     assert "stands on" in (apart.run_dir / "unlearning/adapter/README.md").read_text()
-    assert not (merged.run_dir / "unlearning/adapter/README.md").exists()
+    assert "stands on" not in (merged.run_dir / "unlearning/adapter/README.md").read_text()
     said = (apart.run_dir / "report.html").read_text()
     assert "poisoned, kept apart" in said
 

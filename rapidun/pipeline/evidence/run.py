@@ -10,7 +10,7 @@ from typing import Any
 from rapidun.base.errors import ArtifactError, RapidunError
 from rapidun.base.files import sha256_file
 from rapidun.base.grown import read_grown
-from rapidun.base.manifest import Artifact
+from rapidun.base.manifest import Artifact, linked_folder
 from rapidun.base.nested import differences, leaves
 from rapidun.base.redact import HIDDEN
 from rapidun.base.store import Store
@@ -18,6 +18,7 @@ from rapidun.base.tracker import Tracker
 from rapidun.config.model import Dtype
 from rapidun.config.plain import from_plain
 from rapidun.config.run import RunConfig
+from rapidun.pipeline.adapter import view_faults, view_note
 from rapidun.pipeline.evidence.ledger import Ledger
 from rapidun.pipeline.folder import NOT_COMPARED, known_stages
 from rapidun.pipeline.result import final_metrics
@@ -77,7 +78,7 @@ def _links(path: Path, status: dict[str, Any], ledger: Ledger) -> dict[str, dict
         ledger.fault(f"{path / 'status.json'}: need what each stage of the run made, got JSON of another shape")
     for stage, entry in stages.items():
         for link, id in entry["artifacts"].items():
-            folder = (path / link).resolve()
+            folder = linked_folder(path / link)
             if "/".join(folder.parts[-2:]) != id:
                 ledger.fault(f"{path / link}: need a link to {id}, as status.json says, got one to {folder}")
             elif not folder.is_dir():
@@ -85,6 +86,9 @@ def _links(path: Path, status: dict[str, Any], ledger: Ledger) -> dict[str, dict
             else:
                 artifact = ledger.artifact(folder)
                 if artifact is not None:
+                    ledger.faults += view_faults(path / link, folder, list(artifact.files))
+                    if note := view_note(path / link):
+                        ledger.notes[note] = None
                     found.setdefault(stage, {})[link] = artifact
                 else:
                     ledger.fault(f"{path}: rests on {id}, which is damaged")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rapidun.base.files import sha256_json
-from rapidun.base.manifest import Artifact, DamagedArtifact, read_artifact
+from rapidun.base.manifest import Artifact, DamagedArtifact, linked_folder, read_artifact
 from rapidun.config.run import STAGES
 
 # kinds of artifacts whose inputs hold the run's own seed; every other seed (data.seed, poison.seed, ...) is a setting
@@ -45,7 +45,7 @@ class Lineage:
                 break
         found: dict[str, Made] = {}
         for link, id in links.items():
-            folder = (path / link).resolve()
+            folder = linked_folder(path / link)
             made = self._of(folder) if str(id).endswith(f"/{folder.name}") else None
             if made is None:
                 return None
