@@ -104,9 +104,9 @@ def layer(module: str) -> str:
 
 
 def test_the_package_root_is_the_table() -> None:
-    """Nine names: the eight layers and __init__.py."""
+    """The eight layers, what Python and type checkers look for, and nothing else."""
     found = {path.name for path in ROOT.iterdir() if path.name not in ("__pycache__", "conf")}
-    assert found == {*ORDER, "__init__.py"}
+    assert found == {*ORDER, "__init__.py", "__main__.py", "py.typed"}
 
 
 def test_imports_run_down_the_table() -> None:

@@ -125,6 +125,26 @@ def _sweep(overrides: list[str], extra: Path | None) -> int:
     return handover.status
 
 
+def sweep_here(overrides: list[str]) -> Path:
+    """Run a sweep from Python, as `-m` does; its folder.
+
+    Raises: RapidunError; KeyboardInterrupt where it was interrupted.
+    """
+    # a run and its faults need not wait for it
+    from rapidun.sweep.entry import handover
+
+    status = _sweep(overrides, None)
+    if status == 130:
+        raise KeyboardInterrupt
+    folder = handover.folder
+    if folder is None or not folder.is_dir():
+        raise ConfigError(
+            f"rapidun.sweep: need a sweep that leaves a folder, got {' '.join(overrides)}, which left none. Pass "
+            "sweep.dry_run=false"
+        )
+    return folder
+
+
 def _progress(word: str) -> Callable[[int, int], None]:
     """A line now and then, where cells take more than a moment."""
     said = time.monotonic()

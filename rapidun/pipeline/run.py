@@ -11,7 +11,6 @@ from typing import Any
 
 from rapidun.base import preemption, processes
 from rapidun.base.errors import ConfigError, RapidunError
-from rapidun.base.files import read_jsonl
 from rapidun.base.limits import refusal, refusing
 from rapidun.base.redact import keep_secret
 from rapidun.base.text import first_line
@@ -26,7 +25,9 @@ from rapidun.pipeline.folder import RunFolder, known_stages, new_run_dir
 from rapidun.pipeline.result import final_metrics
 from rapidun.pipeline.tracking.run import RunTracker, open_tracker
 from rapidun.report.attacks import role_table
+from rapidun.report.loaded import read_run_scores, read_run_weights
 from rapidun.report.metrics import ATTACKED, PRIVACY
+from rapidun.report.notebook import run_html
 from rapidun.report.run.detectors import detector_table
 from rapidun.report.run.page import write_run_report
 from rapidun.report.tables import closing_table
@@ -45,19 +46,19 @@ class Result:
 
     @property
     def weights(self) -> dict[str, list[float]]:
-        """{"forget": [...], "retain": [...]} in row order."""
-        folder = self.run_dir / "mapping"
-        return {
-            group: [row["weight"] for row in read_jsonl(folder / f"{group}_weights.jsonl")]
-            for group in ("forget", "retain")
-        }
+        """{"forget": [...], "retain": [...]} in row order. Raises: ArtifactError where the run made none."""
+        return read_run_weights(self.run_dir)
 
     @property
     def scores(self) -> dict[str, Any]:
-        """Influence blocks `ff` [nF, nF], `fr` [nF, nR], `rf`, `rr`, numpy: rows = training, columns = query."""
-        from safetensors.numpy import load_file
+        """Influence blocks `ff` [nF, nF], `fr` [nF, nR], `rf`, `rr`, numpy: rows = training, columns = query.
 
-        return load_file(self.run_dir / "influence" / "scores.safetensors")
+        Raises: DataError where the run computed none.
+        """
+        return read_run_scores(self.run_dir)
+
+    def _repr_html_(self) -> str:
+        return run_html(self.run_dir)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from rapidun.base.screen import screen
+from rapidun.base.screen import NotebookLine, in_notebook, screen
 from rapidun.sweep.folder import CellState
 
 # a log file gets a line at each change of a count, and at least this often
@@ -28,6 +28,7 @@ class SweepConsole:
         self._last = ""
         self._last_time = 0.0
         self._seen: dict[str, str] = {}
+        self._line: NotebookLine | None = None
 
     def start(self, states: Mapping[str, CellState]) -> None:
         self._began = time.monotonic()
@@ -36,6 +37,8 @@ class SweepConsole:
         if self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
+        elif in_notebook():
+            self._line = NotebookLine()
 
     def say(self, text: str, *, style: str | None = None) -> None:
         self.console.print(text, style=style, soft_wrap=True)
@@ -51,6 +54,9 @@ class SweepConsole:
         line = self.line(states, shared)
         if self._live is not None:
             self._live.update(Text(line))
+            return
+        if self._line is not None:
+            self._line.show(line)
             return
         counts = line.partition("  about")[0]
         now = time.monotonic()
@@ -84,6 +90,7 @@ class SweepConsole:
         if self._live is not None:
             self._live.stop()
             self._live = None
+        self._line = None
 
 
 def _ended(states: Mapping[str, CellState]) -> int:

@@ -14,6 +14,7 @@ from rapidun.base.limits import refusing
 from rapidun.config.asked import Asked
 from rapidun.config.cells import Composed, compose_rows, compose_sweep, sweep_name
 from rapidun.report.sweep.budget import check_budget
+from rapidun.sweep.folder import SWEEPS
 from rapidun.sweep.interrupts import one_interrupt
 from rapidun.sweep.run import run_sweep
 from rapidun.sweep.tuning.loop import run_tuning
@@ -29,6 +30,8 @@ class Handover:
     extra_dir: Path | None = None
     status: int | None = None
     error: RapidunError | KeyboardInterrupt | None = None
+    # of the sweep
+    folder: Path | None = None
 
 
 handover = Handover()
@@ -37,7 +40,7 @@ handover = Handover()
 def begin(overrides: Sequence[str], *, extra_dir: Path | None) -> None:
     """Start anew: nothing of an earlier sweep of this process is left."""
     handover.overrides, handover.extra_dir = list(overrides), extra_dir
-    handover.composed = handover.status = handover.error = None
+    handover.composed = handover.status = handover.error = handover.folder = None
 
 
 def sweep_grid(arguments: Sequence[str], *, launcher_name: str) -> int:
@@ -48,6 +51,7 @@ def sweep_grid(arguments: Sequence[str], *, launcher_name: str) -> int:
         check_budget(composed.cells[0].cfg.sweep.budget)
         typed = handover.overrides or list(arguments)
         name = composed.cells[0].cfg.sweep.name or sweep_name(typed)
+        handover.folder = SWEEPS / name
         return run_sweep(
             composed.cells, name=name, overrides=typed, launcher_name=launcher_name,
             notes=[*composed.notes, *(f"warning: {line}" for line in composed.warnings)],
@@ -59,8 +63,14 @@ def sweep_grid(arguments: Sequence[str], *, launcher_name: str) -> int:
 def tune(arguments: Sequence[str], *, launcher_name: str, settings: dict[str, Any]) -> int:
     """Let optuna pick the values of the swept keys."""
     typed = handover.overrides or list(arguments)
+
+    def found(folder: Path) -> None:
+        handover.folder = folder
+
     return _keep(
-        lambda: run_tuning(typed, launcher_name=launcher_name, settings=settings, extra_dir=handover.extra_dir)
+        lambda: run_tuning(
+            typed, launcher_name=launcher_name, settings=settings, extra_dir=handover.extra_dir, tell_folder=found
+        )
     )
 
 
@@ -74,6 +84,7 @@ def run_rows(rows: Sequence[Sequence[str]], *, launcher_name: str) -> int:
             raise ConfigError(asked.faults)
         check_budget(cells[0].cfg.sweep.budget)
         name = cells[0].cfg.sweep.name or sweep_name([text for row in rows for text in row])
+        handover.folder = SWEEPS / name
         notes = [f"warning: {line}" for line in asked.warnings]
         return run_sweep(cells, name=name, overrides=handover.overrides, launcher_name=launcher_name, notes=notes)
 

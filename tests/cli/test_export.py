@@ -71,9 +71,10 @@ def test_the_adapter_of_a_run_loads_by_itself_and_says_what_the_evaluation_wrote
     assert "before the model was evaluated" in card and "mapping=uniform" in card
     # what is hashed is the same everywhere
     stored = linked_folder(run / "unlearning")
-    assert read_artifact(stored).id == json.loads((run / "status.json").read_text())["stages"]["unlearning"][
-        "artifacts"
-    ]["unlearning"]
+    assert (
+        read_artifact(stored).id
+        == json.loads((run / "status.json").read_text())["stages"]["unlearning"]["artifacts"]["unlearning"]
+    )
     assert base not in "".join(path.read_text() for path in stored.rglob("*.json"))
 
 

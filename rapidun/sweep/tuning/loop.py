@@ -7,7 +7,7 @@ Ask for a batch, run its cells as any sweep does, tell what came of them. The jo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +37,17 @@ NOT_OF_A_TRIAL = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper.", "hydra.la
 
 
 def run_tuning(
-    overrides: Sequence[str], *, launcher_name: str, settings: dict[str, Any], extra_dir: Path | None = None
+    overrides: Sequence[str],
+    *,
+    launcher_name: str,
+    settings: dict[str, Any],
+    extra_dir: Path | None = None,
+    tell_folder: Callable[[Path], None] = lambda folder: None,
 ) -> int:
     """Run trials until there are `n_trials` in all; return 0, 1 if any failed, or 130 if interrupted.
 
     Args: overrides: as typed; the swept keys are the search space. settings: hydra.sweeper.* as Hydra composed them.
+        tell_folder: gets the sweep's folder.
     Raises: ConfigError for what the user can mend.
     """
     tuning = read_settings(settings)
@@ -53,6 +59,7 @@ def run_tuning(
     _refuse(first.cfg.sweep, found)
     budget = None if first.cfg.sweep.budget is None else make_budget(first.cfg.sweep.budget)
     folder = SweepFolder(SWEEPS / (first.cfg.sweep.name or sweep_name(overrides)))
+    tell_folder(folder.path)
     console = SweepConsole()
     for warning in asked.warnings:
         console.say(f"warning: {warning}")
