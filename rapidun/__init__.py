@@ -8,7 +8,8 @@
     rapidun.load("outputs/runs/2026-12-01_12-00-00_run").metrics
 
 What the caller can mend is a RapidunError: ConfigError, DataError, ModelError, MachineError, ArtifactError.
-`forget_terms` and `retain_terms` are the objectives as pure functions of logits and labels.
+`forget_terms` and `retain_terms` are the objectives as pure functions of logits and labels. `objective`, `weighting`,
+`metric`, `reader` and `launcher` are for files that extend rapidun (docs/extending.md), which `extend` loads.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from rapidun.config.extensions import launcher, metric, objective, reader, weighting
     from rapidun.config.run import RunConfig
     from rapidun.pipeline.run import Result
     from rapidun.report.loaded import Loaded, LoadedRun, Sweep
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArtifactError", "ConfigError", "DataError", "Loaded", "LoadedRun", "MachineError", "ModelError", "RapidunError",
-    "Result", "RunConfig", "Sweep", "__version__", "compose", "forget_terms", "load", "retain_terms", "run", "sweep",
+    "Result", "RunConfig", "Sweep", "__version__", "compose", "extend", "forget_terms", "launcher", "load", "metric",
+    "objective", "reader", "retain_terms", "run", "sweep", "weighting",
 ]  # fmt: skip
 # brought when they are first asked for, so that importing rapidun takes no time
 _LATE = {
@@ -43,6 +46,11 @@ _LATE = {
     "Result": "rapidun.pipeline.run",
     "RunConfig": "rapidun.config.run",
     "Sweep": "rapidun.report.loaded",
+    "launcher": "rapidun.config.extensions",
+    "metric": "rapidun.config.extensions",
+    "objective": "rapidun.config.extensions",
+    "reader": "rapidun.config.extensions",
+    "weighting": "rapidun.config.extensions",
 }
 
 
@@ -61,6 +69,21 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+def extend(file: str | Path) -> None:
+    """Load a file that adds objectives, weightings, metrics, readers or launchers: what `--extend FILE` does.
+
+    Args: file: of Python; it is run as a module of its own, once.
+    Raises: ConfigError for a file that is not there or cannot be run, or that adds a name which is taken.
+    """
+    # late, so that importing rapidun takes no time
+    from rapidun.config import extensions
+
+    extensions.load_installed()
+    extensions.load_file(file)
+    # refuses a name of a metric that is taken
+    importlib.import_module("rapidun.report.metrics")
+
+
 def compose(overrides: Sequence[str] = (), **settings: Any) -> RunConfig:
     """Compose and check a configuration; nothing is run.
 
@@ -73,8 +96,10 @@ def compose(overrides: Sequence[str] = (), **settings: Any) -> RunConfig:
     """
     # late, so that importing rapidun takes no time
     from rapidun.config.compose import compose_config
+    from rapidun.config.extensions import load_installed
     from rapidun.config.keywords import overrides_of
 
+    load_installed()
     return compose_config(overrides_of("compose", overrides, settings))
 
 
@@ -91,11 +116,13 @@ def run(overrides: Sequence[str] | RunConfig = (), **settings: Any) -> Result:
     """
     # late, so that importing rapidun takes no time
     from rapidun.config.compose import compose_config, compose_run
+    from rapidun.config.extensions import load_installed
     from rapidun.config.keywords import overrides_of, overrides_of_config
     from rapidun.config.plain import config_yaml
     from rapidun.config.run import RunConfig
     from rapidun.pipeline.run import run_pipeline
 
+    load_installed()
     if isinstance(overrides, RunConfig):
         if settings:
             raise ConfigError(
@@ -123,9 +150,11 @@ def sweep(overrides: Sequence[str] = (), **settings: Any) -> Sweep:
     """
     # late, so that importing rapidun takes no time
     from rapidun.cli.run import sweep_here
+    from rapidun.config.extensions import load_installed
     from rapidun.config.keywords import overrides_of
     from rapidun.report import loaded
 
+    load_installed()
     folder = sweep_here(overrides_of("sweep", overrides, settings, swept=True))
     found = loaded.load(folder)
     assert isinstance(found, loaded.Sweep)

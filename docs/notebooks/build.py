@@ -4,6 +4,7 @@ quickstart.py is the source: `# %%` begins a cell of code, `# %% [markdown]` one
 (`pip install 'rapidun[dev]'`).
 """
 
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -41,7 +42,9 @@ def run(made: Any, *, folder: Path, seconds: int = 1800) -> Any:
     from nbclient import NotebookClient
 
     resources = {"metadata": {"path": str(folder)}}
-    return NotebookClient(made, timeout=seconds, resources=resources).execute()
+    # what libraries warn of names files of this machine
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    return NotebookClient(made, timeout=seconds, resources=resources).execute(env=environment)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import MISSING, DictConfig
 
+from rapidun.config import extensions
 from rapidun.config.sweep import LAUNCHERS
 
 
@@ -44,8 +45,13 @@ class RapidunLauncherConf:
     name: str = MISSING
 
 
+def _offer(name: str) -> None:
+    node = RapidunLauncherConf(name=name)
+    ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="rapidun")
+
+
 for _name in LAUNCHERS:
     # Hydra has one of this name itself
     if _name != "basic":
-        _node = RapidunLauncherConf(name=_name)
-        ConfigStore.instance().store(group="hydra/launcher", name=_name, node=_node, provider="rapidun")
+        _offer(_name)
+extensions.subscribe(extensions.Kind.launcher, lambda one: _offer(one.name))

@@ -110,6 +110,8 @@ def run_parser() -> Parser:
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--package", "-p")
     parser.add_argument("--config-dir", "-cd", type=FOLDER)
+    # main.py has taken it by then: every sub-command knows it
+    parser.add_argument("--extend", type=Path, action="append")
     return parser
 
 

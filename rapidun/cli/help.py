@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
 from rapidun.cli.commands import SUBCOMMANDS
+from rapidun.config import extensions
 from rapidun.config.paths import config_groups
 
 GROUPS = {
@@ -75,8 +76,9 @@ Sub-commands:
 """
 
 FLAGS = """
-Flags: --cfg job (the composed configuration), --info defaults (where each part comes from), --config-dir DIR (more
-config groups of your own), --version, --hydra-help.
+Flags: --extend FILE.py (objectives, weightings, metrics, readers and launchers of your own, docs/extending.md; for
+sub-commands too), --cfg job (the composed configuration), --info defaults (where each part comes from),
+--config-dir DIR (more config groups of your own), --version, --hydra-help.
 Exit status: 0 all well, 1 a stage or some sweep cells failed, 2 the configuration or an input is wrong, 130 Ctrl-C,
 143 SIGTERM, 129 SIGHUP.
 HYDRA_FULL_ERROR=1 shows tracebacks. The run folder's report.html shows the result.
@@ -93,8 +95,18 @@ def help_text() -> str:
         text = f"{GROUPS[group]}: " if group in GROUPS else ""
         text += " | ".join(known[group])
         lines += textwrap.wrap(text, 119, initial_indent=f"  {group:<11} ", subsequent_indent=" " * 14)
+    added = [f"  {line}" for line in extension_lines()]
+    added = ["", "Added by extensions:", *added] if added else []
     commands = [f"  {f'{name} {command.usage}':<32}  {command.help}" for name, command in SUBCOMMANDS.items()]
-    return HEAD + "\n".join(lines) + "\n\n" + EXAMPLES + KEYS + "\n".join(commands) + "\n" + FLAGS
+    return HEAD + "\n".join([*lines, *added]) + "\n\n" + EXAMPLES + KEYS + "\n".join(commands) + "\n" + FLAGS
+
+
+def extension_lines() -> list[str]:
+    """`halved   objective, unlearning=halved   of /home/me/mine.py`: what was added, one a line."""
+    return [
+        f"{one.name:<16} {one.kind.name}, {one.kind.value.replace('NAME', one.name)}, of {one.origin.name}"
+        for one in extensions.everything()
+    ]
 
 
 def version() -> str:

@@ -16,6 +16,7 @@ from rapidun.base.machine import spin_less
 from rapidun.base.redact import hide
 from rapidun.cli.commands import SUBCOMMANDS, parse_run
 from rapidun.cli.help import help_text, version
+from rapidun.config import extensions
 
 # these belong to Hydra alone: they neither run anything nor take overrides of ours
 HYDRA_ONLY = ("--hydra-help", "--shell-completion", "-sc")
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     spin_less()
     try:
+        argv = _extend(argv)
         status = _start(argv)
         # a full disk behind it would otherwise show when nobody can say so any more
         sys.stdout.flush()
@@ -47,6 +49,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except OSError:
             _drop_output()
+
+
+def _extend(argv: list[str]) -> list[str]:
+    """Load what extends rapidun: installed packages, and the files that --extend names; the other arguments.
+
+    Raises: ConfigError.
+    """
+    rest, files = [], []
+    todo = iter(argv)
+    for text in todo:
+        if text == extensions.FLAG:
+            files.append(next(todo, ""))
+        elif text.startswith(f"{extensions.FLAG}="):
+            files.append(text.partition("=")[2])
+        else:
+            rest.append(text)
+    extensions.load_installed()
+    for file in files:
+        if not file or file.startswith("-") or "=" in file.partition("/")[0]:
+            raise ConfigError(
+                f"command line: {extensions.FLAG}: need a Python file, got {file!r}. Pass --extend FILE.py"
+            )
+        extensions.load_file(file)
+    if extensions.everything(extensions.Kind.metric):
+        # refuses a name that is taken, before anything runs
+        from rapidun.report import metrics as _  # noqa: F401
+    return rest
 
 
 def _start(argv: list[str]) -> int:

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rapidun.base.errors import ConfigError
-from rapidun.config import keys, paths
+from rapidun.config import extensions, keys, paths
 from rapidun.config.asked import Asked
 from rapidun.config.experiments import GROUP, is_path, placed, search_path
 from rapidun.config.hydra_settings import section_faults
@@ -35,7 +35,11 @@ VERSION_BASE = "1.3"
 
 def register_schema() -> None:
     """Make `- schema` in conf/config.yaml mean RunConfig."""
-    ConfigStore.instance().store(name="schema", node=RunConfig, provider="rapidun")
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunConfig, provider="rapidun")
+    for group, (_, key) in extensions.GROUPS.items():
+        for name in extensions.names_of(group):
+            store.store(group=group, name=name, node={key: name}, provider="rapidun")
     use_plain_files()
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -15,7 +15,7 @@ from rapidun.config.words import CHOICES, WORDS
 # groups that add to the configuration; the others each fill a section and cannot be empty
 OPTIONAL_GROUPS = ("experiment", "debug")
 # who starts the cells and who sweeps
-HYDRA_CHOICES = {"hydra/launcher": tuple(LAUNCHERS), "hydra/sweeper": SWEEPERS}
+HYDRA_CHOICES: dict[str, Collection[str]] = {"hydra/launcher": LAUNCHERS, "hydra/sweeper": SWEEPERS}
 
 
 @cache

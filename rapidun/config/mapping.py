@@ -3,8 +3,10 @@
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
-from rapidun.config.parts import Choice, Faults
+from rapidun.config import extensions
+from rapidun.config.parts import Choice, Faults, add_choice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +69,14 @@ class Weighting(Choice):
     )
     # 0 for the rows that the pack knows to be wrong, equal weights for the others: what a perfect score would give
     oracle = WeightingTraits(label="oracle", scores=False, settings=False, truth=True)
+
+
+def _add_weighting(one: extensions.Added) -> None:
+    traits = {name: one.traits[name] for name in ("label", "scores", "seed")}
+    add_choice(Weighting, one.name, WeightingTraits(**traits, settings=False, own=("extension",)))
+
+
+extensions.subscribe(extensions.Kind.weighting, _add_weighting, ours=Weighting.__members__)
 
 
 class Null(Enum):
@@ -232,6 +242,13 @@ class MappingConfig:
     gamma_harm: float = 1.0
     delta_harm: float = 1.0
     scores: ScoreFiles = field(default_factory=ScoreFiles)
+    # settings of a weighting that an extension brings (docs/extending.md)
+    extension: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def added(self) -> extensions.Added | None:
+        """The weighting, where an extension brings it."""
+        return extensions.find(extensions.Kind.weighting, self.method.name)
 
     @property
     def draws(self) -> bool:
@@ -247,12 +264,14 @@ class MappingConfig:
     def unread(self) -> dict[str, str]:
         """The settings that the weights do not depend on, each with the setting that makes it so."""
         traits, method = self.method.traits, f"mapping.method={self.method.name}"
-        found = {name: method for name in ("loreun", "guard") if name not in traits.own}
+        found = {name: method for name in ("loreun", "guard", "extension") if name not in traits.own}
         if not traits.settings:
             kept = ("method", "null", "scores", "forget", "retain", *traits.own)
             found |= {name: method for name in self.__slots__ if name not in kept}
             if "forget" in traits.own:
                 found["retain"] = method
+            if "extension" in traits.own:
+                found |= dict.fromkeys(("forget", "retain"), method)
             if traits.scores:
                 found |= dict.fromkeys(("scores.kind", "scores.also", "scores.combine"), method)
         elif self.map is Map.split:
@@ -309,6 +328,10 @@ class MappingConfig:
             "use_harmful=false with scores.kind=strength (the lowest strengths are no harm)",
             use_harmful=self.use_harmful,
         )
+        faults += extensions.setting_faults(
+            extensions.Kind.weighting, self.method.name, self.extension,
+            section="mapping", choice=f"method={self.method.name}",
+        )  # fmt: skip
         release = self.method is Weighting.rapidun_release
         faults.need(
             not (release and self.scores.also),

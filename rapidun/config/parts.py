@@ -24,6 +24,20 @@ class Choice(Enum):
         self.traits = traits
 
 
+def add_choice(choices: type[Choice], name: str, traits: Any) -> Any:
+    """Give an Enum of choices one more member, which an extension brings."""
+    member: Any = object.__new__(choices)
+    member.__init__(traits)
+    member._name_, member._value_, member.__objclass__ = name, len(choices.__members__), choices
+    made: Any = choices
+    made._member_names_.append(name)
+    made._member_map_[name] = member
+    made._value2member_map_[member._value_] = member
+    # the Enum itself refuses new attributes
+    type.__setattr__(choices, name, member)
+    return member
+
+
 class Faults(list[str]):
     """Collects what is wrong with one config section, so that all of it is reported at once."""
 

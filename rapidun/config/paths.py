@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from rapidun.config import extensions
+
 
 def config_dir() -> Path:
     """The folder with config.yaml and one folder for each group."""
@@ -18,4 +20,6 @@ def config_groups(extra_dir: Path | None = None) -> dict[str, list[str]]:
             group, *rest = file.relative_to(root).with_suffix("").parts
             if group != "hydra":
                 groups.setdefault(group, set()).add("/".join(rest))
+    for group in extensions.GROUPS:
+        groups.setdefault(group, set()).update(extensions.names_of(group))
     return {group: sorted(choices) for group, choices in sorted(groups.items())}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from rapidun.base.errors import ConfigError
+from rapidun.config import extensions
 from rapidun.config.budget import Budget
 from rapidun.config.parts import Faults
 
@@ -15,6 +16,13 @@ LAUNCHERS = {
     "rapidun_local": "rapidun.sweep.launchers.local.LocalLauncher",
 }
 SWEEPERS = ("rapidun", "rapidun_optuna")
+
+
+def _add_launcher(one: extensions.Added) -> None:
+    LAUNCHERS[one.name] = f"{one.made.__module__}.{one.made.__qualname__}"
+
+
+extensions.subscribe(extensions.Kind.launcher, _add_launcher, ours=LAUNCHERS)
 
 
 class OnInterrupt(Enum):

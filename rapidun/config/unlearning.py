@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
+from rapidun.config import extensions
 from rapidun.config.edits import Fisher, InfluenceStep, Repselect, TaskVector
 from rapidun.config.objectives import Ceu, Crow, Dpo, Flat, Npo, Pdu, Rmu, SatImp, SimNpo, Undial, Wga
-from rapidun.config.parts import Choice, Faults, LoraSettings, OptimiserSettings
+from rapidun.config.parts import Choice, Faults, LoraSettings, OptimiserSettings, add_choice
 from rapidun.config.training import Criterion, Keep, SamSettings, Stop, Target, check_stop
 
 
@@ -79,6 +80,16 @@ class Objective(Choice):
     task_vector = ObjectiveTraits(label="task vector", section=True, edits=True, reads=_TRAINING)
     influence_step = ObjectiveTraits(label="influence step", section=True, edits=True)
     repselect = ObjectiveTraits(label="RepSelect", section=True, edits=True)
+
+
+def _add_objective(one: extensions.Added) -> None:
+    reads_no_retain = () if one.traits["retain"] else _NO_RETAIN
+    add_choice(
+        Objective, one.name, ObjectiveTraits(label=one.traits["label"], unread=(*_NO_TEMPLATE, *reads_no_retain))
+    )
+
+
+extensions.subscribe(extensions.Kind.objective, _add_objective, ours=Objective.__members__)
 
 
 class RetainLoss(Enum):
@@ -153,6 +164,8 @@ class UnlearningConfig(OptimiserSettings):
     task_vector: TaskVector = field(default_factory=TaskVector)
     influence_step: InfluenceStep = field(default_factory=InfluenceStep)
     repselect: Repselect = field(default_factory=Repselect)
+    # settings of an objective that an extension brings (docs/extending.md)
+    extension: dict[str, Any] = field(default_factory=dict)
     # optimiser steps between evaluations on validation rows; 0 = none
     eval_steps: int = 20
     # clean validation rows of those evaluations; null = all
@@ -172,6 +185,11 @@ class UnlearningConfig(OptimiserSettings):
     # training ends with an error once a step's cross-entropy of the retain rows is this many times that of the first
     # step (which counts as 1 nat at least); 0 = never
     max_retain_growth: float = 10.0
+
+    @property
+    def added(self) -> extensions.Added | None:
+        """The objective, where an extension brings it."""
+        return extensions.find(extensions.Kind.objective, self.objective.name)
 
     @property
     def measures_asr(self) -> bool:
@@ -217,6 +235,7 @@ class UnlearningConfig(OptimiserSettings):
     def idle(self) -> set[str]:
         """As `idle_optimiser`, for the whole section."""
         idle = self.idle_optimiser | {"max_retain_growth"}
+        idle |= {"extension"} if self.added is None else set()
         idle |= {"target"} if self.target is Target.lora else {"lora", "merge"}
         idle |= {"sam"} if self.sam.rho == 0 else set()
         idle |= {"keep", "criterion"} if self.keep is Keep.last else set()
@@ -287,6 +306,10 @@ class UnlearningConfig(OptimiserSettings):
         faults.need(
             self.max_retain_growth >= 0, "max_retain_growth >= 0 (0 = never)", max_retain_growth=self.max_retain_growth
         )
+        faults += extensions.setting_faults(
+            extensions.Kind.objective, self.objective.name, self.extension,
+            section="unlearning", choice=f"objective={self.objective.name}",
+        )  # fmt: skip
         self._check_training(faults)
         faults.need(self.eval_asr is None or self.eval_asr >= 0, "eval_asr >= 0 or null", eval_asr=self.eval_asr)
         faults.need(

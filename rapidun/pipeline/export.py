@@ -20,6 +20,7 @@ from rapidun.base.manifest import Artifact, linked_folder, read_artifact
 from rapidun.base.parts import part_of
 from rapidun.base.store import Store
 from rapidun.base.tracker import Tracker
+from rapidun.config import extensions
 from rapidun.config.plain import from_plain
 from rapidun.models.adapter_folder import SETTINGS
 from rapidun.models.adapters import confirm_saved, save_merged
@@ -167,6 +168,7 @@ def _recipes(run_dir: Path, say: Callable[[str], None]) -> Iterator[Recipes]:
 
     place = status.get("directory")
     with contextlib.chdir(place if isinstance(place, str) and Path(place).is_dir() else "."):
+        extensions.need(status.get("extensions"), what="export")
         recipes = Recipes(from_plain(settings), store, find_data=find_data, tracker=Told(), fetch=True)
         recipes.get(DATA)
         yield recipes

@@ -27,6 +27,7 @@ from rapidun.base.preemption import Preempted, Pruned
 from rapidun.base.processes import PeerFailed
 from rapidun.base.redact import HIDDEN, hide, hide_entries
 from rapidun.base.text import first_line
+from rapidun.config import extensions
 from rapidun.config.plain import as_yaml, plain
 from rapidun.config.run import BOOKKEEPING, STAGES, RunConfig
 from rapidun.pipeline.hidden import note_hidden, other_hidden
@@ -127,6 +128,7 @@ class RunFolder:
                 write_json(self.path / "settings.json", shown)
                 note_hidden(self.path, config, shown, but=NOT_COMPARED)
                 entry = ["python", "sweep.py"] if Path(sys.argv[0]).name == "sweep.py" else ["rapidun"]
+                entry += [text for one in extensions.loaded_files() for text in (extensions.FLAG, str(one.path))]
                 write_text(self.path / "command.txt", shlex.join([*entry, *map(hide_entries, overrides)]) + "\n")
         except OSError as error:
             raise _not_writable(self.path, error) from None
@@ -151,6 +153,8 @@ class RunFolder:
             "restarts": restarts_of(before) + 1 if before.get("state") != "done" else 0,
             "stages": stages,
             "git_commit": git_commit(),
+            # code that is not rapidun's and was at hand
+            "extensions": extensions.noted([config["unlearning"]["objective"], config["mapping"]["method"]]),
             "error": None,
         }
         self._write_status()

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+from rapidun.base.errors import ConfigError
+from rapidun.config import extensions
 from rapidun.config.detectors import ALWAYS, OF_TEXTS, Detector
 from rapidun.report import forgotten
 
@@ -94,6 +96,7 @@ class Metric:
 
 
 OTHER = "Other"
+EXTENDED = "Triggered prompts, by measures of extensions"
 # by detectors beside those that always judge: in a table of their own
 BESIDE = "Other detectors"
 ATTACKED = "Attacks (largest ASR)"
@@ -268,6 +271,27 @@ METRICS: dict[str, Metric] = {
         *(_fact_metric(**entry) for entry in forgotten.entries()),
     )
 }  # fmt: skip
+
+
+def _add(one: extensions.Added) -> None:
+    """A measure of answers that an extension brings, on clean and on triggered prompts."""
+    kind = Kind.share if one.traits["share"] else Kind.plain
+    for end, group, prompts in (
+        ("clean", "Clean prompts", "answers to clean prompts"),
+        ("recovered", EXTENDED, "answers to triggered prompts, beside the clean answer"),
+    ):
+        name = f"{one.name}_{end}"
+        if name in METRICS:
+            raise ConfigError(
+                f"{one.origin.name}: need another name for the metric {one.name}, got one that rapidun itself has"
+            )
+        METRICS[name] = Metric(
+            name=name, group=group, label=one.traits["label"], kind=kind, better=one.traits["better"],
+            heading=f"{one.traits['label']} {end}", column=20, meaning=f"{one.traits['label']}: mean over {prompts}.",
+        )  # fmt: skip
+
+
+extensions.subscribe(extensions.Kind.metric, _add)
 
 
 def in_words(metric: Metric, *, facts: bool) -> Metric:

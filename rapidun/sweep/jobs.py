@@ -9,6 +9,7 @@ from typing import Any
 from rapidun.base.errors import ConfigError
 from rapidun.base.nested import changes, leaves, with_changes
 from rapidun.base.redact import HIDDEN, hide_entries
+from rapidun.config import extensions
 from rapidun.config.cells import Cell
 from rapidun.config.plain import from_plain, plain
 from rapidun.config.sweep import ClusterConfig
@@ -64,6 +65,8 @@ def write_jobs(
             "units": units,
             "requires": [_need(plan, id, sweep) for id in planned.requires],
             "max_failures": max_failures,
+            # files that the launching command named; their hashes must still be the same
+            "extend": [{"path": one.path, "sha256": one.sha256} for one in extensions.loaded_files()],
             # several jobs run in one process: what is loaded may stay
             "shared_process": shared_process,
             # torch and its friends are loaded before the clock of the first stage starts
@@ -117,6 +120,9 @@ def describe(
         "directory": os.getcwd(),
         "git_commit": commit,
         "store_dir": first.store_dir,
+        "extensions": extensions.noted(
+            {name for cell in cells for name in (cell.cfg.unlearning.objective.name, cell.cfg.mapping.method.name)}
+        ),
         # of the newest launch, for `rapidun sweep`: the settings of every cell, whether it runs now or not
         "configs": _configs(cells),
         "sweep": plain(first.sweep),
@@ -162,6 +168,7 @@ def of_a_launch(folder: SweepFolder) -> Iterator[None]:
 
 def cells_of(plan: Mapping[str, Any]) -> list[Cell]:
     """The cells of sweep.json, as they were composed."""
+    extensions.need(plan.get("extensions"), what="sweep")
     configs = plan["configs"]
     return [
         Cell(

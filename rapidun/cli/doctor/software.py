@@ -10,6 +10,7 @@ from packaging.specifiers import SpecifierSet
 
 from rapidun.cli.doctor.findings import KEPT_TOGETHER, Findings
 from rapidun.cli.doctor.request import Request
+from rapidun.config import extensions
 from rapidun.config.paths import config_dir
 from rapidun.config.tracking import TrackerKind
 
@@ -55,6 +56,9 @@ def look_at_software(request: Request) -> Findings:
     found.fact("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     found.fact("rapidun", _version("rapidun") or "a checkout, not installed")
     found.fact("configuration", str(config_dir()))
+    for one in extensions.everything():
+        how = one.kind.value.replace("NAME", one.name)
+        found.fact("extension", f"{one.kind.name} {one.name} ({how}) of {one.origin.name}, SHA-256 {one.origin.sha256}")
     if sys.version_info < OLDEST_PYTHON:
         found.problem("every run", f"Python {platform.python_version()}", "use Python 3.11 or later", needed=True)
     ranges = _ranges()

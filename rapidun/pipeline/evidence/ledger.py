@@ -77,6 +77,7 @@ class Ledger:
             self.num_bytes += entry["bytes"]
         self.file(f"{found.id}/{MANIFEST}", folder / MANIFEST)
         self._note_packages(found.manifest)
+        self._note_extensions(found)
         self._follow(found)
         return found
 
@@ -97,6 +98,13 @@ class Ledger:
                     f"{found.path}: need the {id} that it was made from (digest {str(digest)[:12]}...), got another "
                     f"one there ({source.digest[:12]}...)"
                 )
+
+    def _note_extensions(self, found: Artifact) -> None:
+        inputs = found.manifest.get("inputs")
+        for one in (inputs.get("extension") or ()) if isinstance(inputs, dict) else ():
+            if isinstance(one, dict):
+                whose = f"{one.get('name')}, code that is not rapidun's (SHA-256 {one.get('sha256')})"
+                self.notes[f"{found.id} was made by {whose}"] = None
 
     def _note_packages(self, manifest: dict[str, Any]) -> None:
         packages = manifest.get("packages")

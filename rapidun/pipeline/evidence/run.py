@@ -15,6 +15,7 @@ from rapidun.base.nested import differences, leaves
 from rapidun.base.redact import HIDDEN
 from rapidun.base.store import Store
 from rapidun.base.tracker import Tracker
+from rapidun.config import extensions
 from rapidun.config.model import Dtype
 from rapidun.config.plain import from_plain
 from rapidun.config.run import RunConfig
@@ -112,6 +113,7 @@ def _check_inputs(
         return artifact
 
     try:
+        extensions.need(status.get("extensions"), what="run")
         cfg = _pinned(from_plain(settings), noted)
         with _in_directory(status.get("directory"), ledger):
             recipes = Recipes(cfg, store, find_data=find_data, tracker=Tracker())

@@ -8,7 +8,7 @@ from rapidun.base.errors import DataError
 from rapidun.config.data import DataConfig, Source
 from rapidun.stages.data.named import pack_folders
 from rapidun.stages.rows.formats.columnar import splits_of
-from rapidun.stages.rows.formats.detect import ENDINGS, LINES, is_there, local
+from rapidun.stages.rows.formats.detect import LINES, all_endings, is_there, local
 from rapidun.stages.rows.formats.hub import is_hub
 from rapidun.stages.rows.formats.words import listed
 from rapidun.stages.rows.records import Record, read_file
@@ -139,7 +139,7 @@ def _files_of(folder: Path, split: str) -> list[Path]:
     """The files that could be the split's, the one to be taken first: by folder, then by stem, then by format."""
     for place in pack_folders(folder):
         for stem in STEMS[split]:
-            files = [path for ending in ENDINGS if (path := place / f"{stem}{ending}").is_file()]
+            files = [path for ending in all_endings() if (path := place / f"{stem}{ending}").is_file()]
             files += [place / stem] if is_there(place / stem) and (place / stem).is_dir() else []
             if files:
                 return files
@@ -156,7 +156,7 @@ def _other_names(chosen: Path, split: str) -> list[Path]:
     """
     stem = next((stem for stem in STEMS[split] if chosen.name.partition(".")[0] == stem), STEMS[split][-1])
     stems = [other for other in STEMS[split][STEMS[split].index(stem) + 1 :] if other != "forget_set_supervised"]
-    found = [chosen.parent / f"{other}{ending}" for other in stems for ending in ENDINGS]
+    found = [chosen.parent / f"{other}{ending}" for other in stems for ending in all_endings()]
     return [path for path in found if path.is_file()]
 
 

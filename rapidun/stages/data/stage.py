@@ -26,7 +26,7 @@ from rapidun.stages.data.together import never_alone
 from rapidun.stages.data.triggers import Trigger, all_triggers, deal, ood_triggers, poison, seen_triggers
 from rapidun.stages.data.twins import TWINS_VERSION, join_twins, may_have_twins
 from rapidun.stages.rows.backdoor import is_backdoor
-from rapidun.stages.rows.formats.detect import ending_of, fingerprint, plain_lines
+from rapidun.stages.rows.formats.detect import READERS, ending_of, fingerprint, plain_lines
 from rapidun.stages.rows.keywords import read_keywords, write_keywords
 from rapidun.stages.rows.records import Record, content_id, holds_facts, question_key, uses_aliases, write_records
 from rapidun.stages.rows.spelling import Spelling
@@ -110,6 +110,8 @@ def _reading(cfg: DataConfig, splits: Mapping[str, Path]) -> dict[str, Any]:
     }
     if formats:
         inputs["formats"] = formats
+    if added := {READERS[ending].name: READERS[ending].print for ending in formats.values() if ending in READERS}:
+        inputs["extension"] = [added[name] for name in sorted(added)]
     if splits and cfg.fields.named:
         inputs["fields"] = cfg.fields.named
     if splits and cfg.multi_turn is not MultiTurn.refuse:

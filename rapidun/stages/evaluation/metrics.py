@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rapidun.base.errors import ConfigError
+from rapidun.config import extensions
 from rapidun.stages.answers.score import ResponseScore
 from rapidun.stages.rows.text import by_script, nfc, other_tokens
 
@@ -59,6 +61,26 @@ ANSWER_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], Sequence[floa
     "rougeL": rouge_l,
     "exact_match": exact_match,
 }
+
+
+def _add(one: extensions.Added) -> None:
+    """A measure of answers that an extension brings, under its name."""
+
+    def measure(generations: Sequence[str], references: Sequence[str]) -> list[float]:
+        found = list(one.made(list(generations), list(references)))
+        odd = [value for value in found if isinstance(value, str) or not math.isfinite(value)]
+        if len(found) != len(generations) or odd:
+            got = f"{odd[0]!r} among them" if odd else str(len(found))
+            raise ConfigError(
+                f"evaluation: need a finite number for each of {len(generations)} answers from metric {one.name}, got "
+                f"{got}. Change {one.origin.name}"
+            )
+        return [float(value) for value in found]
+
+    ANSWER_METRICS[one.name] = measure
+
+
+extensions.subscribe(extensions.Kind.metric, _add)
 
 
 def perplexity(scores: Sequence[ResponseScore]) -> float:

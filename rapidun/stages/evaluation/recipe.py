@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rapidun.base.errors import ModelError
 from rapidun.base.files import read_json, read_jsonl, write_atomic, write_json, write_jsonl
 from rapidun.base.tracker import Listener
+from rapidun.config import extensions
 from rapidun.config.attacks import PromptSettings
 from rapidun.config.detectors import Detector
 from rapidun.config.plain import plain
@@ -113,6 +114,8 @@ def _evaluated(
         inputs["facts"] = FACTS_VERSION
     if (min_asr := cfg.evaluation.attacks.prompts.min_asr) != PromptSettings().min_asr and not _look(ctx).of_facts:
         inputs["min_asr"] = min_asr  # of asr_ood_testable
+    if added := extensions.everything(extensions.Kind.metric):
+        inputs["extension"] = [one.print for one in added]
     if yardstick:
         inputs["retrained"] = yardstick.fingerprint
     elif isinstance(retrained, Path):

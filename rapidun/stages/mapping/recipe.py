@@ -7,6 +7,7 @@ from typing import Any
 from rapidun.base.errors import ConfigError, DataError
 from rapidun.base.files import sha256_json
 from rapidun.base.tracker import Tracker
+from rapidun.config.extensions import filled_settings
 from rapidun.config.mapping import MappingConfig
 from rapidun.config.plain import plain
 from rapidun.stages.checks import missing_files
@@ -66,13 +67,15 @@ def _weights(ctx: Context, tracker: Tracker | None = None) -> Recipe:
     settings = settings_that_count(cfg)
     if also:
         settings["scores"]["combine"] = cfg.scores.combine.name
-    inputs = {
+    inputs: dict[str, Any] = {
         "scores": score_prints,
         "rows": row_prints,
         "files": weight_prints,
         "settings": settings,
         "seed": seed if cfg.draws else None,
     }
+    if cfg.added is not None:
+        inputs["extension"] = [cfg.added.print]
     return Recipe("mapping", STAGE.key("mapping", inputs), "mapping", build, needs=tuple(needs))
 
 
@@ -82,6 +85,8 @@ def settings_that_count(cfg: MappingConfig) -> dict[str, Any]:
     every = plain(cfg)
     if not traits.settings:
         settings = {name: every[name] for name in ("method", "null", *traits.own)}
+        if cfg.added is not None:
+            settings["extension"] = filled_settings(cfg.added.kind, cfg.added.name, cfg.extension)
     else:
         settings = without(every, "scores", *unread)
         settings["scores"] = {"kind": cfg.scores.kind.name}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rapidun.base.errors import ConfigError, DataError
+from rapidun.config import extensions
 from rapidun.config.mapping import Alignment, Combine, Map, MappingConfig, Null, Weighting
 from rapidun.stages.mapping import baselines
 from rapidun.stages.mapping.baselines import Floats
@@ -305,5 +306,63 @@ WEIGHTINGS: dict[Weighting, Callable[[MappingConfig, MappingFiles, int], Mapped]
 }
 
 
+class WeightingInputs(NamedTuple):
+    """What a weighting that an extension brings is given."""
+
+    # rows of each group, forget and retain
+    counts: dict[str, int]
+    # their ids, None where no file names them
+    ids: dict[str, list[str] | None]
+    # its settings object; None where it has none
+    settings: Any
+    seed: int
+    # influence, blocks ff [nF, nF], fr [nF, nR], rf, rr: rows = training, columns = query; empty where it reads none
+    scores: dict[str, Floats]
+
+    def generator(self, group: str) -> np.random.Generator:
+        """Random numbers of a group's own, from `seed`."""
+        return baselines.group_generator(self.seed, "extension", group)
+
+
+def _add(one: extensions.Added) -> None:
+    """A weighting that an extension brings, under its name."""
+
+    def weigh(cfg: MappingConfig, files: MappingFiles, seed: int) -> Mapped:
+        scores: dict[str, Floats] = {}
+        if one.traits["scores"]:
+            found, ids_path = scores_in_use(cfg, files)
+            counts = {"forget": found.num_forget, "retain": found.num_retain}
+            ids = row_ids(files, ids_path=ids_path, counts=counts)
+            scores = {name: np.asarray(block.values, dtype=np.float64) for name, block in found.blocks.items()}
+        else:
+            ids, counts = rows_in_use(cfg, files)
+        settings = extensions.settings_of(extensions.Kind.weighting, one.name, cfg.extension)
+        given = one.made(WeightingInputs(counts, ids, settings, seed, scores))
+        weights = {group: _checked(one, given, group, counts[group]) for group in GROUPS}
+        return _plain(weights, ids)
+
+    WEIGHTINGS[Weighting[one.name]] = weigh
+
+
+def _checked(one: extensions.Added, given: Any, group: str, count: int) -> Floats:
+    """Raises: ConfigError for anything but a finite weight >= 0 for each row, one of them at least above 0."""
+    try:
+        weights = np.asarray(given[group], dtype=np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        got = f"{type(error).__name__}: {error}"
+    else:
+        if weights.shape == (count,) and np.all(np.isfinite(weights)) and np.all(weights >= 0) and np.any(weights > 0):
+            return weights
+        same = weights.shape == (count,) and count > 0
+        got = f"numbers from {weights.min():g} to {weights.max():g}" if same else f"shape {list(weights.shape)}"
+    raise ConfigError(
+        f"mapping: need a finite weight >= 0 for each of {count} {group} rows, one above 0, from method={one.name}, "
+        f"got {got}. Change {one.origin.name}"
+    )
+
+
 def _plain(weights: dict[str, Floats], ids: dict[str, list[str] | None]) -> Mapped:
     return Mapped({group: Group(weights[group], describe(weights[group])) for group in GROUPS}, ids, {}, [])
+
+
+extensions.subscribe(extensions.Kind.weighting, _add)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidun.base.errors import ConfigError, RapidunError
+from rapidun.config.extensions import filled_settings
 from rapidun.config.plain import plain
 from rapidun.config.training import Target
 from rapidun.config.unlearning import Objective, TokenWeights, WeightsAct
@@ -173,6 +174,11 @@ def _trained(ctx: Context) -> Recipe:
         "seed": cfg.seed,
         **ctx.numerics,
     }
+    if unlearning.added is not None:
+        inputs["extension"] = [unlearning.added.print]
+        inputs["settings"]["extension"] = filled_settings(
+            unlearning.added.kind, unlearning.added.name, unlearning.extension
+        )
     if _epochs_overlap(ctx):
         # the rows of an epoch were once drawn step by step, so that one could come twice
         inputs["draws"] = "distinct in an epoch"

@@ -1,16 +1,17 @@
 """Which format a file has: by its name and its content, which must not contradict each other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rapidun.base.errors import DataError
 from rapidun.base.files import sha256_file, sha256_json
+from rapidun.config import extensions
 from rapidun.stages.rows.formats import columnar
 from rapidun.stages.rows.formats.hub import address, fetch, is_hub
 from rapidun.stages.rows.formats.json_array import is_one_object, json_array, object_fault
 from rapidun.stages.rows.formats.json_lines import json_lines
 from rapidun.stages.rows.formats.separated import separated
-from rapidun.stages.rows.formats.source import FORMATS, GZIP_MAGIC, RawRow, Source, beginning
+from rapidun.stages.rows.formats.source import FORMATS, GZIP_MAGIC, RawRow, Source, Values, beginning
 
 # text formats may be packed: rows.csv.gz
 LINES, JSON, CSV, TSV = (".jsonl", ".ndjson"), (".json",), (".csv",), (".tsv",)
@@ -20,10 +21,47 @@ PARQUET, ARROW = (".parquet",), (".arrow",)
 ENDINGS = (*LINES, *JSON, *CSV, *TSV, *PARQUET, *ARROW, *(f"{ending}.gz" for ending in TEXTS))
 
 
+# ending -> the reader of it that an extension brings
+READERS: dict[str, extensions.Added] = {}
+
+
+def _add(one: extensions.Added) -> None:
+    READERS.update(dict.fromkeys(one.traits["endings"], one))
+
+
+extensions.subscribe(extensions.Kind.reader, _add)
+
+
+def all_endings() -> tuple[str, ...]:
+    """The endings of files of rows, in the order in which a pack's folder is searched."""
+    return (*ENDINGS, *READERS)
+
+
+def _added_rows(path: Path, one: extensions.Added) -> Iterator[RawRow]:
+    """Raises: DataError for what its reader cannot read, and for rows that are no dicts."""
+    place = f"{path}:row 1"
+    try:
+        for number, row in enumerate(one.made(path), start=1):
+            place = f"{path}:row {number}"
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"{place}: need a dict for each row from the reader {one.name}, got {type(row).__name__}. Change "
+                    f"{one.origin.name}"
+                )
+            yield RawRow(place, {str(key): value for key, value in row.items()})
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{place}: need a file that the reader {one.name} reads ({one.origin.name}), got {type(error).__name__}: "
+            f"{error}"
+        ) from error
+
+
 def ending_of(name: str) -> str:
     """`.csv.gz` of `rows.CSV.gz`; empty where no format has such a name."""
     lower = name.lower()
-    found = [ending for ending in ENDINGS if lower.endswith(ending)]
+    found = [ending for ending in all_endings() if lower.endswith(ending)]
     return max(found, key=len, default="")
 
 
@@ -59,6 +97,8 @@ def open_rows(path: Path) -> Source:
             raise DataError(f"{path}: need a file of rows, got a folder that `datasets` did not write")
         return columnar.datasets_folder(path)
     ending = ending_of(path.name)
+    if ending in READERS:
+        return Source(_added_rows(path, READERS[ending]), values=Values.typed)
     start = _start(path, ending)
     if start.startswith(columnar.PARQUET_MAGIC) or ending in PARQUET:
         _agree(path, ending in PARQUET, start.startswith(columnar.PARQUET_MAGIC), "Parquet", ".parquet")
