@@ -76,12 +76,9 @@ def extend(file: str | Path) -> None:
     Raises: ConfigError for a file that is not there or cannot be run, or that adds a name which is taken.
     """
     # late, so that importing rapidun takes no time
-    from rapidun.config import extensions
+    from rapidun.cli import door
 
-    extensions.load_installed()
-    extensions.load_file(file)
-    # refuses a name of a metric that is taken
-    importlib.import_module("rapidun.report.metrics")
+    door.extend(file)
 
 
 def compose(overrides: Sequence[str] = (), **settings: Any) -> RunConfig:
@@ -95,12 +92,9 @@ def compose(overrides: Sequence[str] = (), **settings: Any) -> RunConfig:
     Raises: ConfigError with every fault: unknown keys, values of another type or out of range, text in place of a list.
     """
     # late, so that importing rapidun takes no time
-    from rapidun.config.compose import compose_config
-    from rapidun.config.extensions import load_installed
-    from rapidun.config.keywords import overrides_of
+    from rapidun.cli import door
 
-    load_installed()
-    return compose_config(overrides_of("compose", overrides, settings))
+    return door.compose(overrides, settings)
 
 
 def run(overrides: Sequence[str] | RunConfig = (), **settings: Any) -> Result:
@@ -115,25 +109,9 @@ def run(overrides: Sequence[str] | RunConfig = (), **settings: Any) -> Result:
         run folder, and the same call goes on from there.
     """
     # late, so that importing rapidun takes no time
-    from rapidun.config.compose import compose_config, compose_run
-    from rapidun.config.extensions import load_installed
-    from rapidun.config.keywords import overrides_of, overrides_of_config
-    from rapidun.config.plain import config_yaml
-    from rapidun.config.run import RunConfig
-    from rapidun.pipeline.run import run_pipeline
+    from rapidun.cli import door
 
-    load_installed()
-    if isinstance(overrides, RunConfig):
-        if settings:
-            raise ConfigError(
-                f"rapidun.run: need a configuration or settings, got both ({', '.join(settings)}). Set them in the "
-                "configuration, or pass them to rapidun.compose"
-            )
-        cfg, typed = overrides_of_config(overrides, defaults=compose_config())
-        return run_pipeline(cfg, overrides=typed, config_yaml=config_yaml(cfg))
-    typed = overrides_of("run", overrides, settings)
-    asked, warnings = compose_run(typed)
-    return run_pipeline(asked, overrides=typed, config_yaml=config_yaml(asked), warnings=warnings)
+    return door.run(overrides, settings)
 
 
 def sweep(overrides: Sequence[str] = (), **settings: Any) -> Sweep:
@@ -149,16 +127,9 @@ def sweep(overrides: Sequence[str] = (), **settings: Any) -> Sweep:
         KeyboardInterrupt where Ctrl-C (the notebook's stop) ended it. The same call goes on from there.
     """
     # late, so that importing rapidun takes no time
-    from rapidun.cli.run import sweep_here
-    from rapidun.config.extensions import load_installed
-    from rapidun.config.keywords import overrides_of
-    from rapidun.report import loaded
+    from rapidun.cli import door
 
-    load_installed()
-    folder = sweep_here(overrides_of("sweep", overrides, settings, swept=True))
-    found = loaded.load(folder)
-    assert isinstance(found, loaded.Sweep)
-    return found
+    return door.sweep(overrides, settings)
 
 
 def load(folder: str | Path) -> LoadedRun | Sweep:

@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 LIGHT = ["debug=fast", "tracking=none", "resources.num_threads=1", "stages=[data]"]
 # every exported name, as somebody types it who checks with mypy --strict
 SCRIPT = """
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,6 +65,34 @@ def terms(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 version: str = rapidun.__version__
+
+
+@rapidun.objective(label="half an ascent")
+def halved(outputs: Any, settings: object) -> torch.Tensor:
+    return -outputs.poisoned.cross_entropy / 2
+
+
+@rapidun.weighting(label="heads or tails", seed=True)
+def coin(inputs: Any) -> dict[str, list[float]]:
+    return {group: [1.0] * count for group, count in inputs.counts.items()}
+
+
+@rapidun.metric(label="words")
+def words(generations: list[str], references: list[str]) -> list[int]:
+    return [len(one.split()) for one in generations]
+
+
+@rapidun.reader(endings=[".blocks"])
+def blocks(path: Path) -> Iterator[dict[str, str]]:
+    yield {"instruction": path.read_text(), "response": ""}
+
+
+@rapidun.launcher
+class Here:
+    name = "here"
+
+
+rapidun.extend("mine.py")
 """
 MYPY = """
 [mypy]

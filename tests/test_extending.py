@@ -79,7 +79,10 @@ def test_the_example_works_and_is_held_to_our_rules(place: Path) -> None:
     assert "words of an answer" in first[1] and "words of an answer" in (place / "first/report.html").read_text()
     lines = (place / "first/mapping/retain_weights.jsonl").read_text().splitlines()
     assert {json.loads(line)["weight"] for line in lines} == {0.0, 2.0}
-    assert artifacts(place / "first") == artifacts(place / "again") and "poison      reused" in again[1]
+    made = artifacts(place / "first")
+    # who finds the poisoned model does not ask for the one before it
+    assert {link: id for link, id in made.items() if link != "model"} == artifacts(place / "again")
+    assert "unlearning  reused" in again[1] and "evaluation  reused" in again[1]
     manifest = json.loads((place / "first/unlearning/manifest.json").read_text())["inputs"]
     assert manifest["extension"][0]["name"] == "halved" and manifest["settings"]["extension"] == {"share": 0.25}
     assert "--extend" in (place / "first/command.txt").read_text()

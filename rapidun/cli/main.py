@@ -16,7 +16,7 @@ from rapidun.base.machine import spin_less
 from rapidun.base.redact import hide
 from rapidun.cli.commands import SUBCOMMANDS, parse_run
 from rapidun.cli.help import help_text, version
-from rapidun.config import extensions
+from rapidun.config import extend, extensions
 
 # these belong to Hydra alone: they neither run anything nor take overrides of ours
 HYDRA_ONLY = ("--hydra-help", "--shell-completion", "-sc")
@@ -65,13 +65,13 @@ def _extend(argv: list[str]) -> list[str]:
             files.append(text.partition("=")[2])
         else:
             rest.append(text)
-    extensions.load_installed()
+    extend.load_installed()
     for file in files:
         if not file or file.startswith("-") or "=" in file.partition("/")[0]:
             raise ConfigError(
                 f"command line: {extensions.FLAG}: need a Python file, got {file!r}. Pass --extend FILE.py"
             )
-        extensions.load_file(file)
+        extend.load_file(file)
     if extensions.everything(extensions.Kind.metric):
         # refuses a name that is taken, before anything runs
         from rapidun.report import metrics as _  # noqa: F401

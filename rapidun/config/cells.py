@@ -198,7 +198,12 @@ def cell_hash(cfg: RunConfig) -> str:
 
 def science(cfg: RunConfig) -> dict[str, Any]:
     """The settings that numbers depend on, as JSON values."""
-    return {key: value for key, value in plain(cfg).items() if key not in BOOKKEEPING}
+    found = {key: value for key, value in plain(cfg).items() if key not in BOOKKEEPING}
+    for section in ("mapping", "unlearning"):
+        # it came later: cells that have nothing in it keep their names
+        if not found[section]["extension"]:
+            del found[section]["extension"]
+    return found
 
 
 class _Sieve:

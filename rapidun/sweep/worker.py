@@ -20,7 +20,7 @@ from rapidun.base.files import read_json, write_json
 from rapidun.base.machine import quiet_libraries
 from rapidun.base.redact import hide, keep_secret
 from rapidun.base.text import first_line
-from rapidun.config import extensions
+from rapidun.config import extend
 from rapidun.config.plain import config_yaml, from_plain
 from rapidun.pipeline.folder import FolderTaken
 from rapidun.pipeline.run import InSweep, run_pipeline
@@ -56,9 +56,9 @@ def run_job(file: str) -> None:
     path = Path(file)
     job = read_json(path)
     sweep = SweepFolder(path.resolve().parent.parent)
-    extensions.load_installed()
+    extend.load_installed()
     for one in job.get("extend", []):
-        extensions.load_file(one["path"], sha256=one["sha256"])
+        extend.load_file(one["path"], sha256=one["sha256"])
     failed = 0
     missing = _missing(job, sweep) if processes.is_main() else None
     missing = processes.share(missing)

@@ -270,6 +270,9 @@ def types_of(value: Any) -> Any:
 def slow_hash(cfg: RunConfig) -> str:
     """The name of a cell as OmegaConf gives it."""
     plain: Any = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True, enum_to_str=True)
+    for section in ("mapping", "unlearning"):
+        # of an extension, where there is one
+        assert plain[section].pop("extension") == {}
     return sha256_json({key: value for key, value in plain.items() if key not in BOOKKEEPING})[:10]
 
 
