@@ -53,21 +53,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_example_works_and_is_held_to_our_rules(place: Path) -> None:
-    extend = ["--extend", "mine.py"]
-    chosen = [*FAST, "unlearning=halved", "mapping=coin", "unlearning.extension.share=0.25"]
-    helped, looked, first, again, key, kind, faulty, unread, verified, bare = session(
+CHOSEN = [*FAST, "unlearning=halved", "mapping=coin", "unlearning.extension.share=0.25"]
+
+
+@pytest.fixture(scope="module")
+def first(place: Path) -> tuple[int, str, str]:
+    """A run with the example's file, in place/first."""
+    [found] = session(place, ["--extend", "mine.py", *CHOSEN, "run_dir=first"])
+    return found
+
+
+def test_the_example_works_and_is_held_to_our_rules(place: Path, first: tuple[int, str, str]) -> None:
+    extend, chosen = ["--extend", "mine.py"], CHOSEN
+    helped, looked, again, key, kind, faulty, unread, verified, bare = session(
         place,
         [*extend, "--help"],
         ["--extend=mine.py", "doctor", "unlearning=halved"],
-        [*extend, *chosen, "run_dir=first"],
         [*extend, *chosen, "run_dir=again"],
-        [*chosen, "unlearning.extension.shore=1"],
-        [*chosen, "unlearning.extension.share=much"],
-        [*chosen, "unlearning.extension.share=2"],
-        [*FAST, "unlearning=npo", "unlearning.extension.share=0.5"],
-        ["verify", "first"],
-        [*FAST, "unlearning=halve"],
+        [*extend, *chosen, "unlearning.extension.shore=1"],
+        [*extend, *chosen, "unlearning.extension.share=much"],
+        [*extend, *chosen, "unlearning.extension.share=2"],
+        [*extend, *FAST, "unlearning=npo", "unlearning.extension.share=0.5"],
+        ["verify", "first", *extend],
+        [*extend, *FAST, "unlearning=halve"],
     )
     assert helped[0] == 0 and "halved           objective, unlearning=halved, of " in helped[1]
     assert "| halved |" in helped[1].replace("\n              ", " ") and "here             launcher" in helped[1]
@@ -100,7 +108,10 @@ def test_the_example_works_and_is_held_to_our_rules(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_the_file_it_is_said_and_another_version_makes_it_anew(place: Path) -> None:
+def test_without_the_file_it_is_said_and_another_version_makes_it_anew(
+    place: Path, first: tuple[int, str, str]
+) -> None:
+    assert first[0] == 0, first
     text = (place / "mine.py").read_text()
     (place / "other.py").write_text(text.replace("-settings.share *", "-2 * settings.share *"))
     chosen = [*CHEAP, "unlearning=halved", "mapping=coin", "unlearning.extension.share=0.25"]
