@@ -54,14 +54,18 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, num_bytes: int 
 def link_to(link: Path, target: Path) -> None:
     """Let `link` be a relative link to `target`, whatever it was; one that is already stays as it is."""
     goal = os.path.relpath(target.resolve(), link.parent.resolve())
-    if link.is_symlink():
-        if os.readlink(link) == goal:
-            return
-        link.unlink()
-    part = link.with_name(f".{link.name}.part")
-    part.unlink(missing_ok=True)
-    os.symlink(goal, part)
-    os.replace(part, link)
+    if link.is_symlink() and os.readlink(link) == goal:
+        return
+    # named as every unfinished file: what a process that was killed leaves is swept at the next start
+    part = part_of(link)
+    try:
+        os.symlink(goal, part)
+        os.replace(part, link)
+    except BaseException:
+        # where nothing can be removed either, it stays until then
+        with suppress(OSError):
+            part.unlink()
+        raise
 
 
 def sync(path: Path) -> None:

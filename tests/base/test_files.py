@@ -1,4 +1,8 @@
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +11,7 @@ from rapidun.base import heartbeat
 from rapidun.base.errors import ArtifactError
 from rapidun.base.files import (
     fits_its_seal,
+    link_to,
     read_json,
     read_jsonl,
     sealed,
@@ -15,6 +20,7 @@ from rapidun.base.files import (
     write_json,
     write_jsonl,
 )
+from rapidun.base.parts import part_of, sweep_parts
 
 
 def test_failed_write_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
@@ -76,3 +82,38 @@ def test_whatever_is_wrong_with_a_file_of_ours_is_one_error(tmp_path: Path, cont
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])
 def test_an_object_with_a_number_that_json_has_not_does_not_fit_its_seal(odd: float) -> None:
     assert not fits_its_seal({**sealed({"seconds": 1.0}), "seconds": odd})
+
+
+def test_a_link_is_another_one_at_once_and_an_unfinished_one_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At no time is there none; a disk that takes no more leaves a name that the next start removes."""
+    one, other, link = tmp_path / "one", tmp_path / "other", tmp_path / "run" / "model"
+    for folder in (one, other, link.parent):
+        folder.mkdir()
+    link_to(link, one)
+    assert os.readlink(link) == "../one"
+    seen: list[str] = []
+    replace = os.replace
+
+    def look(source: Path, target: Path) -> None:
+        seen.append(os.readlink(link))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look)
+    link_to(link, other)
+    assert seen == ["../one"] and os.readlink(link) == "../other"
+
+    def full(*names: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        link_to(link, one)
+    assert os.readlink(link) == "../other" and list(link.parent.iterdir()) == [link]
+    # of a process that is gone: nobody could remove it
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = link.with_name(part_of(link).name.replace(f"-{os.getpid()}-", f"-{dead.pid}-"))
+    left.symlink_to("../one")
+    assert sweep_parts(link.parent) == [left] and list(link.parent.iterdir()) == [link]
