@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import inspect
 import io
+import itertools
 import re
 import textwrap
 import tokenize
@@ -75,34 +76,33 @@ def settings_page(section: str) -> str:
     if section in GROUPS:
         lines += [f"{GROUPS[section][0].upper()}{GROUPS[section][1:]}.", ""]
     if section not in NO_SECTION:
-        lines += ["Default: what `python sweep.py` has without an override.", ""]
-        group = ""
-        for setting in settings(section):
-            above = setting.key.rpartition(".")[0]
-            if above != group or not lines[-1]:
-                if above and above != section:
-                    note = (keys.required(keys.find(above)).__doc__ or "").strip()
-                    # a dataclass without words of its own has its signature there
-                    lines += ["", f"## {above}", ""] + (
-                        [] if note.startswith(keys.required(keys.find(above)).__name__) else [_cell(note), ""]
-                    )
-                lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
-                group = above
-            takes, meaning = _cell(setting.takes), _cell(setting.meaning)
-            key = setting.key.replace(".", ".<wbr>")
-            lines.append(f"| <code>{key}</code> | {takes} | `{_cell(setting.default)}` | {meaning} |")
+        lines += ["Default: what `python sweep.py` has without an override.", "", *_tables(section)]
     names = config_groups().get(section, [])
     if names:
-        lines += [
-            "",
-            "## Presets",
-            "",
-            f"`{'+' if section in NO_SECTION[:1] else ''}{section}=NAME`, files of `conf/{section}/`.",
-            "",
-        ]
+        typed = f"+{section}" if section == "experiment" else section
+        lines += ["", "## Presets", "", f"`{typed}=NAME`, files of `conf/{section}/`.", ""]
         lines += ["| name | what its file says |", "|---|---|"]
         lines += [f"| `{name}` | {_cell(head(config_dir() / section / f'{name}.yaml'))} |" for name in names]
     return "\n".join(lines) + "\n"
+
+
+def _tables(section: str) -> list[str]:
+    """One table for the section's own keys, one under a heading for each section below it."""
+    lines: list[str] = []
+    for above, group in itertools.groupby(settings(section), lambda setting: setting.key.rpartition(".")[0]):
+        if above not in ("", section):
+            lines += ["", f"## {above}", "", _cell(own_words(keys.required(keys.find(above)))), ""]
+        lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
+        for setting in group:
+            key, default = setting.key.replace(".", ".<wbr>"), _cell(setting.default)
+            lines.append(f"| <code>{key}</code> | {_cell(setting.takes)} | `{default}` | {_cell(setting.meaning)} |")
+    return lines
+
+
+def own_words(kind: type) -> str:
+    """The docstring of a class; a dataclass without one has its signature there."""
+    text = (kind.__doc__ or "").strip()
+    return "" if text.startswith(f"{kind.__name__}(") else text
 
 
 @cache
@@ -234,9 +234,8 @@ def commands_page() -> str:
         "```",
     ]
     for name, command in SUBCOMMANDS.items():
-        lines += ["", f"## {name}", "", f"{_cell(command.help)}.", ""] + _parser(
-            f"rapidun {name}", command.load().parser()
-        )
+        parser = command.load().parser()
+        lines += ["", f"## {name}", "", f"{_cell(command.help)}.", "", *_parser(f"rapidun {name}", parser)]
     return "\n".join(lines) + "\n"
 
 
@@ -248,7 +247,8 @@ def _parser(called: str, parser: argparse.ArgumentParser) -> list[str]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb, below in action.choices.items():
-                lines += ["", f"### {called.removeprefix('rapidun ')} {verb}", ""] + _parser(f"{called} {verb}", below)
+                title = f"### {called.removeprefix('rapidun ')} {verb}"
+                lines += ["", title, "", *_parser(f"{called} {verb}", below)]
     return lines
 
 
@@ -290,9 +290,7 @@ def _signature(name: str, found: Any) -> list[str]:
 
 def _doc(found: Any) -> list[str]:
     """A docstring: its first paragraph as prose, what is laid out below as it stands."""
-    text = inspect.getdoc(found) or ""
-    if inspect.isclass(found) and text.startswith(f"{found.__name__}("):
-        text = ""
+    text = "" if inspect.isclass(found) and not own_words(found) else inspect.getdoc(found) or ""
     first, _, rest = text.partition("\n\n")
     lines = [_cell(first), ""] if first else []
     return lines + (["```text", rest.rstrip(), "```", ""] if rest else [])
