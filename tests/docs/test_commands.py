@@ -41,7 +41,6 @@ ELSEWHERE = {
     "rapidun import RapidUn": "a checkout of the release: tests/cli/test_importing.py has a small one",
     "+experiment=conf/experiment/": "what the import writes",
     "+experiment=paper_": "eight GPUs: tests/config/test_papers.py",
-    "lr=1e-4 base_model=DIR": "shows how it is refused",
     "wandb sync outputs/runs": "a W&B server",
     "--publish": "a W&B server",
     "sbatch": "a SLURM; the command inside is run",
@@ -49,9 +48,12 @@ ELSEWHERE = {
     "source .venv": "the shell's",
     "python benchmarks/": "minutes to days; that it knows its flags is looked at",
 }
-# part of a command -> it runs with -m slow; composed otherwise
-LONG = ("evaluation=attacks", "poison.retrain=true", "tracking=tensorboard", "tracking=trackio", "tracking=wandb",
-        "rapidun klom")  # fmt: skip
+# part of a command -> it runs with -m slow; composed otherwise, or its flags are looked at
+LONG = (
+    "evaluation=attacks", "poison.retrain=true", "tracking=tensorboard", "tracking=trackio", "tracking=wandb",
+    "rapidun klom", "rapidun doctor", "unlearning.npo.beta=0.5", "unlearning=wga_open_unlearning",
+    "mapping.null=shuffled", "model.adapter=ADAPTER", "data.fields.instruction=ask", "data.dir=data/mine",
+)  # fmt: skip
 
 
 class Command(NamedTuple):
@@ -60,12 +62,8 @@ class Command(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        found = shlex.split(self.text)
-        return (
-            ["python", *found[1:]]
-            if found[0] == ".venv/bin/python"
-            else [found[0].removeprefix(".venv/bin/"), *found[1:]]
-        )
+        program, *others = shlex.split(self.text)
+        return [program.removeprefix(".venv/bin/"), *others]
 
     @property
     def arguments(self) -> list[str] | None:
@@ -87,6 +85,12 @@ def commands(page: str) -> Iterator[Command]:
             # quotes are put back by shlex where they are needed; a pipe and && stay bare
             typed = " ".join(word if word in ("|", "&&") else shlex.quote(word) for word in words)
             yield from (Command(page, part.strip()) for part in typed.split("&&"))
+
+
+def refusals(page: str) -> Iterator[tuple[str, str]]:
+    """The ```console blocks that show how a command is refused: what is typed, and what comes."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    yield from re.findall(r"^```console\n\$ rapidun (.*)\n(rapidun: (?:.*\n)+?)```", text, re.MULTILINE)
 
 
 ALL = [command for page in PAGES for command in commands(page)]
@@ -162,10 +166,12 @@ def _parse(arguments: list[str]) -> None:
 
 def attempt(command: Command, bring: Bring, *, thorough: bool) -> None:
     arguments = command.arguments
+    if arguments in [shlex.split(typed) for typed, _ in refusals(command.page)]:
+        return
     if elsewhere(command):
         look(command)
-        composed = arguments is not None and arguments[0] not in SUBCOMMANDS and "lr=1e-4" not in arguments
-        if composed and arguments is not None and not any("conf/experiment/" in text for text in arguments):
+        asks = arguments is not None and arguments[0] not in SUBCOMMANDS
+        if asks and arguments is not None and not any("conf/experiment/" in text for text in arguments):
             compose(arguments)
         if "| sh" in command.text and arguments is not None:
             attempt(Command(command.page, command.text.partition(" | ")[0]), bring, thorough=thorough)
@@ -210,6 +216,14 @@ def test_commands_of_a_page_to_the_end(page: str, page_folder: Bring) -> None:
             attempt(command, page_folder, thorough=True)
         except AssertionError as error:
             raise AssertionError(f"{page}: {command.text}") from error
+
+
+def test_refusals_come_as_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = [refusal for page in PAGES for refusal in refusals(page)]
+    assert len(shown) >= 2
+    for typed, message in shown:
+        assert main(shlex.split(typed)) == 2
+        assert capsys.readouterr().err == message
 
 
 def test_what_is_run_elsewhere_is_still_there() -> None:
