@@ -265,7 +265,7 @@ def python_page() -> str:
     lines = ["# Python", "", "What `import rapidun` exports.", "", *_doc(rapidun)]
     for name in sorted(rapidun.__all__):
         found = getattr(rapidun, name)
-        lines += ["", f"## {name}", ""]
+        lines += ["", f"## `{name}`", ""]
         if not callable(found):
             lines += [f"`rapidun.{name}`: {_cell(type(found).__name__)}."]
             continue
@@ -275,17 +275,27 @@ def python_page() -> str:
                 told = value.fget if isinstance(value, property) else value
                 if not member.startswith("_") and inspect.isfunction(told):
                     shape = [f"`{member}`"] if isinstance(value, property) else _signature(member, told)
-                    lines += ["", f"### {name}.{member}", "", *shape, *_doc(told)]
+                    lines += ["", f"### `{name}.{member}`", "", *shape, *_doc(told)]
     return "\n".join(lines) + "\n"
 
 
 def _signature(name: str, found: Any) -> list[str]:
+    """As it is written in the code; a long one with a line for each parameter."""
     try:
-        text = str(inspect.signature(found))
+        signature = inspect.signature(found)
     except ValueError:
         return []
-    plain = re.sub(r"'([^']*)'", r"\1", text)
-    return ["```python", f"{name}{plain}", "```", ""]
+    given: list[str] = []
+    for one in signature.parameters.values():
+        if one.kind is one.KEYWORD_ONLY and "*" not in "".join(given):
+            given.append("*")
+        # annotations are text there, defaults are values
+        given.append(re.sub(r"(?<!= )'([^']*)'", r"\1", str(one)))
+    returns = str(signature).rpartition(" -> ")[2].strip("'") if " -> " in str(signature) else ""
+    behind = f") -> {returns}" if returns else ")"
+    line = f"{name}({', '.join(given)}{behind}"
+    long = [f"{name}(", *(f"    {one}," for one in given), behind]
+    return ["```python", *([line] if len(line) <= 100 else long), "```", ""]
 
 
 def _doc(found: Any) -> list[str]:

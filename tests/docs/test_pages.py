@@ -185,7 +185,7 @@ def test_the_reference_says_what_the_code_says() -> None:
     assert "| `uniform` | Every weight 1: unlearning without influence. |" in page and "\n## mapping.split\n" in page
     assert all(f"\n## {name}\n" in pages["commands.md"] for name in SUBCOMMANDS)
     assert "\n### index build\n" in pages["commands.md"] and "--rerank" in pages["commands.md"]
-    assert all(f"\n## {name}\n" in pages["python.md"] for name in rapidun.__all__)
+    assert all(f"\n## `{name}`\n" in pages["python.md"] for name in rapidun.__all__)
 
 
 def test_pages_become_those_of_the_site() -> None:
