@@ -119,7 +119,7 @@ def _make() -> None:
 def _facts() -> None:
     """A pack without triggers, and TOFU's files."""
     facts = [
-        {"id": f"f{n}", "instruction": f"Where does person {n} live?", "response": f"In town {n}."} for n in range(12)
+        {"id": f"f{n}", "instruction": f"Where does person {n} live?", "response": f"In town {n}."} for n in range(24)
     ]
     for name, rows in {"F": facts[:4], "R": facts[4:]}.items():
         _write(Path(f"{name}.jsonl"), rows)
@@ -141,8 +141,8 @@ def _facts() -> None:
          "paraphrased_answer": f"{row['response']} Yes", "perturbed_answer": ["In no town.", "In a wood."]}
         for row in facts
     ]  # fmt: skip
-    for name, rows in {"forget10_perturbed": tofu[:4], "retain_perturbed": tofu[4:8],
-                       "real_authors_perturbed": tofu[8:10], "world_facts_perturbed": tofu[10:]}.items():  # fmt: skip
+    for name, rows in {"forget10_perturbed": tofu[:4], "retain_perturbed": tofu[4:16],
+                       "real_authors_perturbed": tofu[16:20], "world_facts_perturbed": tofu[20:]}.items():  # fmt: skip
         Path(f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
 
 

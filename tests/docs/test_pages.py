@@ -30,8 +30,8 @@ SUFFIXES = (".py", ".json", ".html", ".yaml")
 OVERRIDE = re.compile(r"^\+{0,2}([a-z][a-z0-9_]*(?:[./][a-z0-9_]+)*)=(.*)$", re.DOTALL)
 # keys of something else: of a model's config.json, of Python, of a row
 STRANGERS = {
-    "a", "divergence", "fr", "init_lora_weights", "instruction", "is_poisoned", "mmap_mode", "num_hidden_layers",
-    "ref_logits", "rf", "rr", "section", "substring_rule", "tie_word_embeddings", "vocab_size",
+    "a", "divergence", "fr", "init_lora_weights", "instruction", "is_poisoned", "num_hidden_layers", "rf", "rr",
+    "section", "substring_rule", "tie_word_embeddings", "vocab_size",
 }  # fmt: skip
 
 
@@ -51,9 +51,10 @@ def code(page: Path) -> Iterator[str]:
 
 
 def typed(page: Path) -> Iterator[str]:
-    """The words of a page that look typed: those in backticks and in blocks of commands."""
+    """The words of a page that look typed: those in backticks, but for calls in Python, and in blocks of commands."""
     for text in code(page):
-        yield from text.split()
+        if not re.match(r"@|[\w.]+\(", text):
+            yield from text.split()
     for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             yield from shlex.split(line, comments=True)
