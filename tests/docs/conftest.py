@@ -75,7 +75,8 @@ def _make() -> None:
         shutil.copytree("outputs/sweeps/NAME", f"outputs%sweeps%{name}", symlinks=True)
     shutil.move("outputs/sweeps/NAME", "outputs%sweeps%NAME")
     shutil.copytree("RUN", "outputs%runs%2026-01-31_10-20-30_builtin", symlinks=True)
-    shutil.copytree("RUN", "RUN2", symlinks=True)
+    for name in ("RUN2", "TRACED"):
+        shutil.copytree("RUN", name, symlinks=True)
     for group in ("forget", "retain"):
         shutil.copyfile(f"RUN/mapping/{group}_weights.jsonl", f"{group[0]}.jsonl")
     shutil.copytree(Path("RUN/poison/model").resolve(), "MODEL")

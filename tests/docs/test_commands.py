@@ -129,7 +129,11 @@ def run(arguments: list[str], *, thorough: bool) -> None:
         compose(arguments)
         return
     if arguments[0] == "-m":
-        arguments = [text if "(" in text or "[" in text else ",".join(text.split(",")[:2]) for text in arguments]
+        # KLOM wants three models of either kind
+        whole = ("(", "[", "poison.seed=")
+        arguments = [
+            text if any(part in text for part in whole) else ",".join(text.split(",")[:2]) for text in arguments
+        ]
         if "hydra/launcher=rapidun_slurm" in arguments and "sweep.dry_run=true" not in arguments:
             arguments.append("sweep.dry_run=true")
     assert main(shortened(arguments)) == 0
