@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rapidun.pipeline.tracking.sink import Ending
 from rapidun.pipeline.tracking.lines import History
+from rapidun.pipeline.tracking.sink import Ending
 
 # seconds that a server may take before a run goes on offline, and to take the last data at the end
 INIT_TIMEOUT = 8.0

@@ -94,7 +94,10 @@ def counted(spec: dict[str, Any]) -> str:
 def _filters(ws: Any, wanted: dict[str, Any]) -> Any:
     """Equal to a value, or one of several."""
     return ws.And(
-        *(ws.Metric(name).isin(one) if isinstance(one, list) else ws.Metric(name) == one for name, one in wanted.items())
+        *(
+            ws.Metric(name).isin(one) if isinstance(one, list) else ws.Metric(name) == one
+            for name, one in wanted.items()
+        )
     )
 
 

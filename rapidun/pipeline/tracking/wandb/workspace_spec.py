@@ -62,7 +62,9 @@ def _of_run(run_dir: Path, *, project: str | None, entity: str | None) -> dict[s
 def _of_sweep(sweep_dir: Path, *, project: str | None, entity: str | None) -> dict[str, Any]:
     cells = [cell for cell in read_cells(sweep_dir) if (cell.path / "overrides.json").is_file()]
     if not cells:
-        raise DataError(f"{sweep_dir}: need a run folder, or a sweep folder with one for each cell; found no cells in it")
+        raise DataError(
+            f"{sweep_dir}: need a run folder, or a sweep folder with one for each cell; found no cells in it"
+        )
     folders = [cell.path for cell in cells]
     settings = read_settings(folders[0])
     tracking = settings.get("tracking", {})
@@ -164,4 +166,3 @@ def _curves(cells: list[Path], *, group: str | None = OBJECTIVE) -> list[dict[st
 def _media() -> dict[str, Any]:
     keys = ["mapping/weights_forget", "mapping/weights_retain", "influence/heat_map", "evaluation/generations"]
     return {"kind": "media", "keys": [f"history:{key}" for key in keys]}
-
