@@ -74,8 +74,8 @@ def _make() -> None:
     for name in ("tau", "npo", "taus", "first", "chosen"):
         shutil.copytree("outputs/sweeps/NAME", f"outputs%sweeps%{name}", symlinks=True)
     shutil.move("outputs/sweeps/NAME", "outputs%sweeps%NAME")
-    shutil.copytree("RUN", "outputs%runs%2026-01-31_10-20-30_builtin", symlinks=True)
-    for name in ("RUN2", "TRACED"):
+    runs = ("2026-01-31_10-20-30_builtin", "2026-01-31_12-00-00_run")
+    for name in ("RUN2", "TRACED", *(f"outputs%runs%{run}" for run in runs)):
         shutil.copytree("RUN", name, symlinks=True)
     for group in ("forget", "retain"):
         shutil.copyfile(f"RUN/mapping/{group}_weights.jsonl", f"{group[0]}.jsonl")
