@@ -9,13 +9,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 ARGS ?=
 
 # Tests never ask a hub or a tracker, and share the cores fairly.
 TEST_ENV := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
-.PHONY: help install run test check test-slow test-slurm test-browser test-real format clean
+.PHONY: help install run test check test-slow test-slurm test-browser test-real docs format clean
 
 help:
 	@grep -hE '^# make|^[a-z-]+:.*##' Makefile | sed -E 's/^# //; s/^([a-z-]+):.*## /make \1	/'
@@ -54,6 +55,13 @@ test-browser: $(STAMP) ## the report in a headless Chromium (.ci/browser-package
 
 test-real: $(STAMP) ## only the tests on the real model and the real pack (RAPIDUN_SHARED, RAPIDUN_SMOLLM2)
 	@$(PYTEST) -m real $(ARGS)
+
+$(DOCS_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet -c constraints.txt -e '.[docs]'
+	@touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP) ## the pages of docs/ and the reference as a site: build/site/index.html
+	@$(BIN)/python docs/site/build.py $(ARGS)
 
 format: $(STAMP) ## rewrite the files as ruff has them
 	@$(BIN)/ruff format .

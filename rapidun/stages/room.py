@@ -20,7 +20,7 @@ BASE_BYTES = 1 << 29
 FEW_ROWS = 1000
 # less is not worth a word
 WORTH_SAYING = 1_000_000_000
-INDEX = "An index takes K numbers a row, whatever their number: rapidun index build (docs/index.md)"
+INDEX = "An index takes K numbers a row, whatever their number: rapidun index build (docs/index_on_disk.md)"
 
 
 SKETCHED = (InfluenceMethod.sketch, InfluenceMethod.tensorsketch, InfluenceMethod.rapidgrad)

@@ -26,7 +26,7 @@ def test_a_hundred_thousand_rows_are_refused_with_what_fits_and_what_to_do() -> 
 
     told = no_room(100_000, needed, 64 * GB, stage="influence")
     assert "need 160.5 GB of memory for the scores of 100,000 rows for each other, got 64.0 GB" in told
-    assert "about 62,979 rows fit" in told and "rapidun index build (docs/index.md)" in told
+    assert "about 62,979 rows fit" in told and "rapidun index build (docs/index_on_disk.md)" in told
     assert needed(62_979) <= 64 * GB < needed(62_980)
     assert no_room(62_979, needed, 64 * GB, stage="influence") == ""
     assert no_room(100_000, needed, None, stage="influence") == ""
