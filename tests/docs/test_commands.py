@@ -41,6 +41,7 @@ ELSEWHERE = {
     "rapidun import RapidUn": "a checkout of the release: tests/cli/test_importing.py has a small one",
     "+experiment=conf/experiment/": "what the import writes",
     "+experiment=paper_": "eight GPUs: tests/config/test_papers.py",
+    "--extend mine.py": "adds to this process for good: tests/test_extending.py runs that page",
     "wandb sync outputs/runs": "a W&B server",
     "--publish": "a W&B server",
     "sbatch": "a SLURM; the command inside is run",
@@ -164,6 +165,10 @@ def look(command: Command) -> None:
 
 
 def _parse(arguments: list[str]) -> None:
+    if "--extend" in arguments:
+        # taken off before any parser, and what stands behind it with it
+        place = arguments.index("--extend")
+        arguments = arguments[:place] + arguments[place + 2 :]
     if arguments[0] in SUBCOMMANDS:
         SUBCOMMANDS[arguments[0]].load().parser().parse_args(arguments[1:])
 
@@ -175,7 +180,8 @@ def attempt(command: Command, bring: Bring, *, thorough: bool) -> None:
     if elsewhere(command):
         look(command)
         asks = arguments is not None and arguments[0] not in SUBCOMMANDS
-        if asks and arguments is not None and not any("conf/experiment/" in text for text in arguments):
+        made = ("conf/experiment/", "--extend")
+        if asks and arguments is not None and not any(part in text for part in made for text in arguments):
             compose(arguments)
         if "| sh" in command.text and arguments is not None:
             attempt(Command(command.page, command.text.partition(" | ")[0]), bring, thorough=thorough)
