@@ -1,7 +1,6 @@
 """Llama's attention in a bfloat16 forward pass on the CPU: queries, keys, values by one product, turned where they lie.
 
-The same bits as the model's own code, but for products that round otherwise when they are one; its rotation takes more
-time than the products, for it makes five tensors of each.
+The model's own rotation takes twice as long as the products before it, for it makes five tensors of each.
 """
 
 import inspect
@@ -18,8 +17,8 @@ CLASS = "LlamaAttention"
 MODULE = "transformers.models.llama.modeling_llama"
 TAKES = {"self", "hidden_states", "position_embeddings", "attention_mask", "cache", "kwargs"}
 PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
-# tokens that a layer is tried with
-TRIED = 5
+# tokens that a layer is tried with; that are turned at a time
+TRIED, TOGETHER = 5, 256
 
 
 def attention(module: Any, weights: Weights) -> Callable[..., tuple[Tensor, Any]] | None:
@@ -40,12 +39,18 @@ def attention(module: Any, weights: Weights) -> Callable[..., tuple[Tensor, Any]
     bias = None if whole is None or biases[0] is None else torch.cat([one.detach() for one in biases])
     last = weights.of(o) if o in weights else None
 
-    def heads(x: Tensor) -> list[Tensor]:
-        """Queries, keys, values, [B, T, heads, D] each, nobody else's."""
+    def heads(x: Tensor, cos: Tensor, sin: Tensor) -> list[Tensor]:
+        """Queries and keys, turned, and values, [B, T, heads, D] each."""
         if whole is not None:
-            return list(product(x, whole, bias).unflatten(-1, (-1, width)).split(sizes, dim=2))
+            made = product(x, whole, bias).unflatten(-1, (-1, width))
+            turn(made[:, :, : sizes[0] + sizes[1]], cos, sin)
+            return list(made.split(sizes, dim=2))
         # an adapter that is switched off gives what its base layer gave
-        return [part(x).clone() if part not in weights else part(x) for part in parts[:3]]
+        made = [part(x).unflatten(-1, (-1, width)) for part in parts[:3]]
+        turned = [one if part in weights else one.clone() for one, part in zip(made[:2], parts, strict=False)]
+        for one in turned:
+            turn(one, cos, sin)
+        return [*turned, made[2]]
 
     def forward(
         hidden_states: Tensor,
@@ -59,10 +64,7 @@ def attention(module: Any, weights: Weights) -> Callable[..., tuple[Tensor, Any]
                 module, hidden_states, position_embeddings, attention_mask=attention_mask, cache=cache, **kwargs
             )
             return found
-        query, key, value = (x.unflatten(-1, (-1, width)) if x.dim() == 3 else x for x in heads(hidden_states))
-        for x in (query, key):
-            turn(x, *position_embeddings)
-        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        query, key, value = (x.transpose(1, 2) for x in heads(hidden_states, *position_embeddings))
         if cache is not None:
             # a part of the product would keep all of it
             key, value = key.contiguous(), value.contiguous()
@@ -76,13 +78,18 @@ def attention(module: Any, weights: Weights) -> Callable[..., tuple[Tensor, Any]
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotary position embedding in place, its bits as of transformers: x [B, T, heads, D], cos and sin [B, T, D]."""
+    """Rotary position embedding in place: x [B, T, heads, D], cos and sin [B, T, D]; rounds once less than theirs.
+
+    Some tokens at a time, so that what lies between stays in the cache.
+    """
     half = x.shape[-1] // 2
-    one, other = x[..., :half], x[..., half:]
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    there, back = one * sin[..., half:], other * sin[..., :half]
-    one.mul_(cos[..., :half]).sub_(back)
-    other.mul_(cos[..., half:]).add_(there)
+    # (a, b) becomes (a cos - b sin, b cos + a sin)
+    signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+    for top in range(0, x.shape[1], TOGETHER):
+        part = x[:, top : top + TOGETHER]
+        near, far = (one[:, top : top + TOGETHER, None] for one in (cos, signed))
+        swapped = torch.cat((part[..., half:], part[..., :half]), dim=-1)
+        part.mul_(near).addcmul_(swapped, far)
 
 
 @torch.no_grad()
