@@ -29,7 +29,8 @@ def case(name: str, typed: str | list[str], words: list[str], spoiled: tuple[str
 
 for command, wanted in {
     "report": "need a run folder", "verify": "need a run folder", "certify": "need the folder of a run",
-    "klom": "need a run folder", "dashboard": "need a sweep folder", "sweep status": "need the folder of a sweep",
+    "klom": "need a run folder", "dashboard": "need a run folder, or a sweep folder",
+    "sweep status": "need the folder of a sweep",
     "sweep logs": "need the folder of a sweep", "sweep collect": "need the folder of a sweep",
     "sweep cancel": "need the folder of a sweep", "sweep retry": "need the folder of a sweep",
     "pack check": "need the folder of a pack", "index verify": "need an index", "wandb sync": "need a folder",

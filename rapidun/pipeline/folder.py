@@ -21,7 +21,7 @@ from rapidun.base.heartbeat import Heartbeat
 from rapidun.base.limits import refusal
 from rapidun.base.locks import Lease, take_folder
 from rapidun.base.manifest import Artifact
-from rapidun.base.nested import differences, filled, is_number
+from rapidun.base.nested import at, differences, filled, is_number
 from rapidun.base.parts import sweep_parts
 from rapidun.base.preemption import Preempted, Pruned
 from rapidun.base.processes import PeerFailed
@@ -154,7 +154,7 @@ class RunFolder:
             "stages": stages,
             "git_commit": git_commit(),
             # code that is not rapidun's and was at hand
-            "extensions": extensions.noted([config["unlearning"]["objective"], config["mapping"]["method"]]),
+            "extensions": extensions.noted([at(config, "unlearning.objective"), at(config, "mapping.method")]),
             "error": None,
         }
         self._write_status()

@@ -60,6 +60,7 @@ def started(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig
         write_json(folder / "result.json", {"name": cfg.name, "seed": cfg.seed, "asr_seen": 0.1})
 
     monkeypatch.setattr(rapidun.pipeline.run, "run_pipeline", fake)
+    monkeypatch.setattr("rapidun.cli.door.run_pipeline", fake)
     monkeypatch.setattr(rapidun.sweep.worker, "run_pipeline", fake)
     return calls
 

@@ -45,7 +45,7 @@ def test_what_they_can_do() -> None:
 
 
 def test_overrides_completion_and_hydra_read_the_list() -> None:
-    assert HYDRA_CHOICES["hydra/launcher"] == tuple(LAUNCHERS)
+    assert tuple(HYDRA_CHOICES["hydra/launcher"]) == tuple(LAUNCHERS)
     stored = ConfigStore.instance().repo["hydra"]["launcher"]
     ours = {name: stored[f"{name}.yaml"].node for name in LAUNCHERS if name != "basic"}
     assert all(
