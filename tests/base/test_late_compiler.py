@@ -16,6 +16,7 @@ def told(code: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_peft_brings_bitsandbytes_and_no_compiler() -> None:
     """Asking whether it is there does not use the finder up; torch.compile is itself afterwards; sources are found."""
     code = f"""
@@ -33,6 +34,7 @@ print("bitsandbytes" in sys.modules)
     assert told("import sys, peft; print('torch._inductor.compile_fx' in sys.modules)") == "True"
 
 
+@pytest.mark.slow
 def test_what_is_compiled_late_computes_the_same() -> None:
     """Quantising on the CPU by its default backend, with the compiler and without having loaded it before."""
     code = """

@@ -85,6 +85,7 @@ def test_the_same_command_writes_the_same_adapter(run: Path) -> None:
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_where_the_store_was_moved_the_adapter_is_refused_until_the_command_runs_again(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
