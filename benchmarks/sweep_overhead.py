@@ -97,8 +97,9 @@ def measure(folder: Path, wall: float, args: argparse.Namespace) -> dict[str, ob
 
 def seconds_of(run: Path) -> list[float]:
     """What each result took that a cell rests on."""
-    found = {path.resolve() for path in run.rglob("*") if path.is_symlink() and (path / "manifest.json").is_file()}
-    return [json.loads((place / "manifest.json").read_text())["seconds"] for place in found]
+    # a link to an artifact, or a folder with a link to its manifest
+    manifests = {(path / "manifest.json").resolve() for path in (*run.iterdir(), *run.glob("*/*"))}
+    return [json.loads(manifest.read_text())["seconds"] for manifest in manifests if manifest.is_file()]
 
 
 def plan(grid: Path) -> list[dict[str, object]]:
